@@ -1,0 +1,149 @@
+"""The settings of each step, as frozen classes that the command line and the YAML files read alike.
+
+Every field has a string under it: its meaning, unit and range. The classes check themselves when they are made,
+so a wrong value is refused before any work is done.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nspec_hf.errors import ConfigError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_share(name: str, value: float, above_zero: bool = False) -> None:
+    low_ok = value > 0 if above_zero else value >= 0
+    _require(
+        low_ok and value <= 1,
+        f"{name} is a share and must lie in {'(' if above_zero else '['}0, 1], got {value}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordConfig:
+    """What one pass over the text counts (Tan et al. 2024, §3.1; Xie et al. 2021, Eq. 5 to 8)."""
+
+    count: Literal["tokens", "sentences"] = "tokens"
+    """`tokens`: a neuron counts once for every non-padding position where it is active. `sentences`: at most once a
+    sentence, as the paper's text says (the union over its tokens)."""
+
+    kinds: tuple[str, ...] = ("ffn",)
+    """Which sites: `ffn` (feed-forward neurons), `attention` (outputs of q, k, v and out), `ffn_out`."""
+
+    active_on: Literal["product", "gate"] = "product"
+    """For gated blocks (mT5, Gemma …): whether `active` looks at the down projection's input, or at σ(gate) alone."""
+
+    av: bool = False
+    """Also record the mean absolute activation (importance by absolute value, AV)."""
+
+    te: bool = False
+    """Also record |∂L/∂h · h| (importance by Taylor expansion, TE). Needs a backward pass, about three times the work."""
+
+    max_sentences: int | None = None
+    """Stop counting a pair after this many sentences; None counts all."""
+
+    progress: bool = True
+    """Show a progress bar where standard error is a terminal."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _require(
+            self.count in ("tokens", "sentences"), f"count is 'tokens' or 'sentences', got {self.count!r}"
+        )
+        _require(
+            self.active_on in ("product", "gate"), f"active_on is 'product' or 'gate', got {self.active_on!r}"
+        )
+        _require(bool(self.kinds), "kinds names at least one of: ffn, attention, ffn_out")
+        unknown = sorted(set(self.kinds) - {"ffn", "attention", "ffn_out"})
+        _require(not unknown, f"unknown kinds {unknown}; kinds are: ffn, attention, ffn_out")
+        _require(
+            self.max_sentences is None or self.max_sentences > 0, "max_sentences is a positive number or None"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectConfig:
+    """Which rule turns statistics into masks, and its settings."""
+
+    method: Literal["coverage", "te", "av", "random"] = "coverage"
+    """`coverage`: the most active neurons that cover a share of the activations (Tan et al., Eq. 1). `te`, `av`:
+    allocation by importance (Xie et al., Eq. 9). `random`: the control."""
+
+    coverage: float = 0.95
+    """For `coverage`: k of Eq. 1, the share of a layer's activations to cover, in (0, 1]."""
+
+    sides: tuple[str, ...] = ("encoder", "decoder")
+    """Which sides get masks; sites of the other side stay dense."""
+
+    general: float = 0.9
+    """For `te` and `av`: ρ, the share of neurons that every pair keeps, in [0, 1]."""
+
+    threshold: float = 0.7
+    """For `te` and `av`: k of Eq. 9; a pair gets a specific neuron where its importance exceeds k·max, in [0, 1]."""
+
+    by: Literal["pair", "source", "target", "separate"] = "pair"
+    """For `te` and `av`: allocate per pair, per source language, per target language, or per source in the encoder
+    and per target in the decoder."""
+
+    density: float = 0.7
+    """For `random`: the share of neurons kept at every site, in (0, 1]."""
+
+    seed: int = 1
+    """For `random`: the seed."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        methods = ("coverage", "te", "av", "random")
+        _require(self.method in methods, f"method is one of {', '.join(methods)}, got {self.method!r}")
+        _require_share("coverage", self.coverage, above_zero=True)
+        _require_share("general", self.general)
+        _require_share("threshold", self.threshold)
+        _require_share("density", self.density, above_zero=True)
+        unknown = sorted(set(self.sides) - {"encoder", "decoder"})
+        _require(bool(self.sides) and not unknown, f"sides are 'encoder' and 'decoder', got {self.sides}")
+        _require(self.by in ("pair", "source", "target", "separate"), f"unknown variety by={self.by!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """How masks act on a model."""
+
+    mode: Literal["mask", "slice", "gradient"] = "mask"
+    """`mask`: compute all neurons, silence those that the pair does not keep; any mix of pairs in a batch.
+    `slice`: compute only the kept rows, faster. `gradient`: a dense forward pass, but each pair's loss trains only
+    its own rows."""
+
+    silence: Literal["neuron", "weights"] = "neuron"
+    """`neuron`: h = σ(m·z), the neuron is gone, bias included (Eq. 4 as the paper explains it). `weights`:
+    h = σ(m·xW + b), the released code, where a silenced neuron still emits σ(b)."""
+
+    zero_shot: Literal["error", "compose"] = "error"
+    """What to do with a pair without masks: refuse it, or compose its masks from those to and from the pivot."""
+
+    pivot: str = "en"
+    """The language that zero-shot composition goes through."""
+
+    multiple_of: int | None = None
+    """For `slice`: round the number of computed rows up to a multiple of this; None chooses by device."""
+
+    cache_bytes: int = 2 << 30
+    """For `slice`: memory bound in bytes of the slices that are kept between batches in eval mode."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _require(
+            self.mode in ("mask", "slice", "gradient"), f"mode is mask, slice or gradient, got {self.mode!r}"
+        )
+        _require(
+            self.silence in ("neuron", "weights"), f"silence is 'neuron' or 'weights', got {self.silence!r}"
+        )
+        _require(
+            self.zero_shot in ("error", "compose"),
+            f"zero_shot is 'error' or 'compose', got {self.zero_shot!r}",
+        )
+        _require(self.multiple_of is None or self.multiple_of > 0, "multiple_of is a positive number or None")
+        _require(self.cache_bytes >= 0, "cache_bytes is not negative")

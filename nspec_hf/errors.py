@@ -1,0 +1,53 @@
+"""The errors of the package: each says what was found, what was expected and what to do, and is also a builtin.
+
+Being a builtin as well (`UnknownPairError` is a `KeyError`) means that code which does not know this package
+can still catch the right thing.
+"""
+
+
+class NspecError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message as it was written; `KeyError` alone would print its repr."""
+        return "\n".join(str(part) for part in self.args)
+
+
+class ConfigError(NspecError, ValueError):
+    """A setting has a value that it cannot have, or two settings contradict each other."""
+
+
+class UnknownPairError(NspecError, KeyError):
+    """A pair was asked for that the statistics, masks or corpus do not hold."""
+
+
+class UnknownLanguageError(NspecError, ValueError):
+    """A tokenizer has no tag for a language code."""
+
+
+class UnsupportedModelError(NspecError, TypeError):
+    """A model's neurons cannot be found, or could only be gated wrongly."""
+
+
+class CorpusError(NspecError, ValueError):
+    """Parallel text is not parallel, not UTF-8 or not there; the message names file and line."""
+
+
+class EmptyPairError(NspecError, ValueError):
+    """A pair was to be recorded or trained, but no sentence of it came by."""
+
+
+class ArtefactError(NspecError, ValueError):
+    """A saved file is cut off, altered, of another kind or of a newer format."""
+
+
+class SiteMismatchError(NspecError, ValueError):
+    """Masks or statistics name other sites, or sites of other widths, than the model has."""
+
+
+class RoutingError(NspecError, RuntimeError):
+    """A row of a batch belongs to no pair, or to a pair without a mask, so the gate cannot choose its neurons."""
+
+
+class TrainingSetupError(NspecError, ValueError):
+    """Training arguments that are known to give a silently wrong model."""
