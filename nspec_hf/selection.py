@@ -1,0 +1,108 @@
+"""Choose the neurons that a pair keeps: three rules on tensors, which know nothing of models or files.
+
+Shape letters: P = pairs, F = neurons of a site.
+
+Coverage is Eq. 1 of Tan et al. (EMNLP 2024): sort the neurons of a layer by how often they fired and keep the
+shortest prefix whose counts reach `coverage` of the layer's total. Allocation is Eq. 8 and 9 of Xie et al.
+(ACL 2021): the neurons that matter most on average are general, each other one goes to the pairs that need it
+most. Random selection is the control that both are compared with.
+"""
+
+import torch
+from torch import Tensor
+
+
+def select_by_coverage(counts_F: Tensor, coverage: float) -> Tensor:
+    """Return which neurons to keep: the most active ones that together cover a share of the activations.
+
+    At coverage 1 the neurons that never fired are dropped (the paper calls k = 100 % dense).
+
+    Args:
+        counts_F: How often each neuron fired; zero or more. Shape [..., F], each row on its own.
+        coverage: Share of the row's total count to reach, in (0, 1].
+
+    Returns:
+        Boolean tensor of the same shape; True = keep. A row that never fired keeps nothing.
+
+    Raises:
+        ValueError: If `coverage` lies outside (0, 1] or a count is negative or not finite.
+    """
+    if not 0 < coverage <= 1:
+        raise ValueError(f"coverage must lie in (0, 1], got {coverage}")
+    _require_not_negative("counts", counts_F)
+    # Stable, so that neurons with equal counts are taken in index order on every machine.
+    sorted_F, order_F = torch.sort(counts_F.double(), dim=-1, descending=True, stable=True)
+    before_F = sorted_F.cumsum(dim=-1) - sorted_F
+    keep_sorted_F = before_F < coverage * sorted_F.sum(dim=-1, keepdim=True)
+    # Sums of fractions are rounded: without this, a neuron that never fired could be kept at coverage 1.
+    keep_sorted_F &= sorted_F > 0
+    return torch.zeros_like(keep_sorted_F).scatter(-1, order_F, keep_sorted_F)
+
+
+def allocate_by_importance(importance_PF: Tensor, general: float, threshold: float) -> tuple[Tensor, Tensor]:
+    """Share out a site's neurons: some to every pair, each other one to the pairs that need it most.
+
+    The `round(general · F)` neurons of highest mean importance are general (ties by index). Another neuron
+    goes to each pair with Θ > k · max Θ over the pairs; at k = 1 to the pairs of highest importance (§5.3 of
+    the paper); to no pair where max Θ = 0.
+
+    Args:
+        importance_PF: Importance Θ of each neuron for each pair; zero or more. Shape [P, F].
+        general: ρ, the share of general neurons, in [0, 1].
+        threshold: k of Eq. 9, in [0, 1].
+
+    Returns:
+        Boolean tensors `keep_PF` (general and specific neurons of each pair) and `general_F`; True = keep.
+
+    Raises:
+        ValueError: If a share lies outside [0, 1], the tensor is not [P, F] with P > 0, or an importance is
+            negative or not finite.
+    """
+    for name, share in (("general", general), ("threshold", threshold)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {share}")
+    if importance_PF.dim() != 2 or len(importance_PF) == 0:
+        raise ValueError(
+            f"importance must have shape [pairs, neurons], at least one pair, got {list(importance_PF.shape)}"
+        )
+    _require_not_negative("importance", importance_PF)
+    importance_PF = importance_PF.double()
+    width = importance_PF.shape[1]
+    order_F = torch.sort(importance_PF.mean(dim=0), descending=True, stable=True).indices
+    general_F = torch.zeros(width, dtype=torch.bool, device=importance_PF.device)
+    general_F[order_F[: round(general * width)]] = True
+    highest_F = importance_PF.amax(dim=0)
+    # Strictly above k · max would leave a neuron to nobody at k = 1.
+    specific_PF = (
+        importance_PF == highest_F if threshold == 1 else importance_PF > threshold * highest_F
+    ) & (highest_F > 0)
+    return general_F | specific_PF, general_F
+
+
+def select_random(width: int, density: float, generator: torch.Generator) -> Tensor:
+    """Return `round(density · width)` neurons drawn without replacement, each set equally likely.
+
+    Args:
+        width: Number of neurons, F.
+        density: Share to keep, in [0, 1].
+        generator: A CPU generator; the same state draws the same neurons, and of two densities drawn from it
+            the smaller keeps a subset of the larger.
+
+    Returns:
+        Boolean tensor of shape [F]; True = keep.
+
+    Raises:
+        ValueError: If `density` lies outside [0, 1] or `width` is negative.
+    """
+    if not 0 <= density <= 1:
+        raise ValueError(f"density must lie in [0, 1], got {density}")
+    if width < 0:
+        raise ValueError(f"width is a number of neurons, got {width}")
+    keep_F = torch.zeros(width, dtype=torch.bool)
+    keep_F[torch.randperm(width, generator=generator)[: round(density * width)]] = True
+    return keep_F
+
+
+def _require_not_negative(name: str, values: Tensor) -> None:
+    if not torch.isfinite(values).all() or (values < 0).any():
+        raise ValueError(f"{name} must be finite and not negative")
