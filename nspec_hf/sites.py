@@ -1,8 +1,9 @@
 """Find where a model's neurons live: by the shape of its layers, never by a table of model types.
 
-A site is a linear layer whose output units are neurons. Four shapes of feed-forward block cover the translation
-models of transformers and most decoder-only ones: `fc1 → σ → fc2`, `wi → σ → wo`, the gated `σ(wi_0) · wi_1 → wo`
-and `σ(gate_proj) · up_proj → down_proj`. What could only be gated wrongly is refused with the reason.
+A site is a linear layer whose output units are neurons. Four shapes of feed-forward block cover the
+translation models of transformers and most decoder-only ones: `fc1 → σ → fc2`, `wi → σ → wo`, and the gated
+ones `σ(wi_0) · wi_1 → wo` and `σ(gate_proj) · up_proj → down_proj`. What could only be gated wrongly is refused
+with the reason.
 """
 
 import hashlib
@@ -68,17 +69,18 @@ class Site:
 
 
 def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
-    """Return the sites of a model in forward order: encoder before decoder, then by layer.
+    """Return the sites of a model in forward order: encoder before decoder, layer by layer.
 
     Args:
-        model: A Hugging Face model; wrappers of DDP, `torch.compile` and PEFT are looked through, so that the names
-            are those of the plain model.
-        kinds: Which sites: `ffn` (the input of the down projection), `attention` (q, k, v and out, one site each),
+        model: A Hugging Face model. Wrappers of DDP, `torch.compile` and PEFT are looked through, so the names are
+            those of the plain model.
+        kinds: Which sites: `ffn` (feed-forward neurons), `attention` (q, k, v and out, one site each),
             `ffn_out` (the down projection's output).
 
     Raises:
-        UnsupportedModelError: If a layer has no block of a known shape, or one that could only be gated wrongly:
-            experts behind a router, time-first layers, shared or wrapped layers, an activation with σ(0) ≠ 0.
+        UnsupportedModelError: If a layer has no block of a known shape, or one that could only be gated
+            wrongly: experts behind a router, time-first layers, one layer used twice, layers wrapped one by one,
+            an activation with σ(0) ≠ 0.
         ConfigError: If a kind is unknown.
     """
     kinds = tuple(kinds)
@@ -91,9 +93,12 @@ def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
     for name, module in modules.items():
         if "attention" in kinds:
             sites += _attention_sites(name, module)
-        sites += [site for site in _block_sites(model, name, module) if site.kind in kinds]
-    _check_layers(model, sites, kinds)
-    return sorted(sites, key=lambda site: (site.side != "encoder", site.layer))
+        if set(kinds) - {"attention"}:
+            sites += [site for site in _block_sites(model, name, module) if site.kind in kinds]
+    for kind in kinds:
+        _refuse_gaps(model, [site.name for site in sites if site.kind == kind], kind)
+    _refuse_shared(model, sites)
+    return sorted(sites, key=lambda site: (site.side != "encoder", site.layer, site.kind != "attention"))
 
 
 def site_from_name(name: str, width: int) -> Site:
@@ -129,7 +134,7 @@ def plain_model(model: nn.Module) -> nn.Module:
             model = model._orig_mod
         elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
             model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "config"):
+        elif isinstance(getattr(model, "module", None), nn.Module):
             model = model.module
         else:
             return model
@@ -177,27 +182,27 @@ def _is_text(name: str) -> bool:
 
 
 def _is_linear(module: Any) -> bool:
-    # Not isinstance: LoRA and quantised layers are linears too, with the same two attributes.
-    return (
-        isinstance(module, nn.Module) and hasattr(module, "in_features") and hasattr(module, "out_features")
-    )
+    # Not isinstance of nn.Linear: LoRA and quantised layers are linears too, with the same two attributes.
+    attributes = ("in_features", "out_features")
+    return isinstance(module, nn.Module) and all(hasattr(module, name) for name in attributes)
 
 
 def _refuse_model(model: nn.Module) -> None:
+    class_name = type(model).__name__
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     if model_type in _REFUSED_TYPES:
-        raise UnsupportedModelError(f"{type(model).__name__} is not supported: {_REFUSED_TYPES[model_type]}")
+        raise UnsupportedModelError(f"{class_name} is not supported: {_REFUSED_TYPES[model_type]}")
     for name, _ in model.named_modules():
         parts = name.split(".")
         if _is_text(name) and any(_EXPERTS.match(part) for part in parts):
             raise UnsupportedModelError(
-                f"{type(model).__name__} has experts behind a router ({name!r}): an expert sees loose tokens, so "
-                "its neurons cannot be tied to the rows of a batch; use a dense model"
+                f"{class_name} has experts behind a router ({name!r}): an expert sees loose tokens, so its neurons "
+                "cannot be tied to the rows of a batch; use a dense model"
             )
         if any(part in _WRAPPERS for part in parts):
             raise UnsupportedModelError(
-                f"{name!r} is wrapped inside the model; find the sites before the layers are wrapped (for FSDP use "
-                "`fully_shard`, which keeps the names), or compile the whole model"
+                f"{name!r} is wrapped inside the model; compile the whole model instead of its layers, and for "
+                "FSDP use `fully_shard`, which keeps the names"
             )
 
 
@@ -216,7 +221,7 @@ def _block_sites(model: nn.Module, name: str, module: nn.Module) -> list[Site]:
         return [site, _placed(model, site.down, linears[1].out_features)]
     if _is_linear(getattr(module, "gate_up_proj", None)):
         raise UnsupportedModelError(
-            f"{_join(name, 'gate_up_proj')!r} computes gate and up projection in one linear, whose output units "
+            f"{_join(name, 'gate_up_proj')!r} computes gate and up projection in one linear, so its output units "
             "are not neurons; only separate projections are supported"
         )
     return []
@@ -249,33 +254,32 @@ def _refuse_activation(model: nn.Module, site: Site, linear: nn.Module) -> None:
         at_zero = activation(torch.zeros(1, device=device)).abs().max().item()
     if at_zero != 0:
         raise UnsupportedModelError(
-            f"the activation of {site.name!r}, {type(activation).__name__}, gives {at_zero:.4g} at 0: a neuron "
-            "with its input silenced would still speak. Only activations with σ(0) = 0 can be gated"
+            f"the activation of {site.name!r}, {type(activation).__name__}, gives {at_zero:.4g} at 0, so a "
+            "silenced neuron would still speak; only activations with σ(0) = 0 can be gated"
         )
 
 
-def _check_layers(model: nn.Module, sites: Sequence[Site], kinds: Sequence[str]) -> None:
-    kind_name = type(model).__name__
-    for kind in kinds:
-        names = [site.name for site in sites if site.kind == kind]
-        if not names:
+def _refuse_gaps(model: nn.Module, names: Sequence[str], kind: str) -> None:
+    """Refuse a model that has no site of a kind, or a stack of layers where only some have one."""
+    class_name = type(model).__name__
+    if not names:
+        shapes = (
+            "q, k, v, out" if kind == "attention" else "fc1/fc2, wi/wo, wi_0/wi_1/wo or gate/up/down_proj"
+        )
+        raise UnsupportedModelError(f"{class_name} has no {kind} site: no layer holds linears named {shapes}")
+    for stack in sorted({re.split(r"\.?\b\d+\.", name, maxsplit=1)[0] for name in names}):
+        layers = [_join(stack, child) for child, _ in model.get_submodule(stack).named_children()]
+        empty = [layer for layer in layers if not any(name.startswith(f"{layer}.") for name in names)]
+        if empty:
             raise UnsupportedModelError(
-                f"no {kind} site found in {kind_name}: none of its layers has "
-                "fc1/fc2, wi/wo, wi_0/wi_1/wo, gate_proj/up_proj/down_proj or q/k/v/out linears"
+                f"some layers of {class_name} have a known {kind} block and some have not: {', '.join(empty)}"
             )
-        for stack in {re.match(r"(.*?)\.?\d+\.", name).group(1) for name in names}:
-            layers = [_join(stack, child) for child, _ in model.get_submodule(stack).named_children()]
-            empty = [layer for layer in layers if not any(name.startswith(f"{layer}.") for name in names)]
-            if empty:
-                raise UnsupportedModelError(
-                    f"{kind_name} mixes layers with and without a known {kind} block; without: {', '.join(empty)}"
-                )
-    shared = [name for name, module in model.named_modules(remove_duplicate=False) if _is_linear(module)]
-    seen: dict[int, str] = {}
-    wanted = {site.name for site in sites}
-    by_name = {name: id(model.get_submodule(name)) for name in shared}
-    ids = {by_name[name] for name in wanted}
-    for name in shared:
-        first = seen.setdefault(by_name[name], name)
-        if first != name and by_name[name] in ids:
-            raise UnsupportedModelError(f"{first!r} and {name!r} are one layer used twice; untie them first")
+
+
+def _refuse_shared(model: nn.Module, sites: Sequence[Site]) -> None:
+    names = {id(model.get_submodule(site.name)): site.name for site in sites}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if names.get(id(module), name) != name:
+            raise UnsupportedModelError(
+                f"{names[id(module)]!r} and {name!r} are one layer used twice, so its neurons belong to neither"
+            )
