@@ -3,7 +3,7 @@
 Shape letters: P = pairs, F = neurons of a site.
 
 Coverage is Eq. 1 of Tan et al. (EMNLP 2024): sort the neurons of a layer by how often they fired and keep the
-shortest prefix whose counts reach `coverage` of the layer's total. Allocation is Eq. 8 and 9 of Xie et al.
+shortest prefix whose counts reach `coverage` of the layer's total. Allocation is Eq. 9 of Xie et al.
 (ACL 2021): the neurons that matter most on average are general, each other one goes to the pairs that need it
 most. Random selection is the control that both are compared with.
 """

@@ -1,0 +1,223 @@
+"""The folder that masks are saved in, here and on the Hub: which files, what is in them, how they get there.
+
+Shape letters: P = pairs, F = neurons of a site.
+
+    nspec_masks.safetensors   the truth: packed bits and the recipe; the other files can be lost
+    nspec_config.json         a readable copy of what is not bits
+    config.json               small; the Hub counts its downloads
+    README.md                 the model card
+    figures/                  the card's images, where there are any
+    nspec_stats.safetensors   what the masks were selected from, where it is given
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
+
+from nspec_hf import __version__
+from nspec_hf.artefact import FORMAT, read_artefact, write_artefact
+from nspec_hf.bits import unpack
+from nspec_hf.card import card_text
+from nspec_hf.choice import LIBRARY, Choice, Recipe, payload
+from nspec_hf.errors import ArtefactError
+from nspec_hf.stats import ActivationStats
+
+KIND = "nspec_masks"
+MASKS_FILE = "nspec_masks.safetensors"
+COPY_FILE = "nspec_config.json"
+STATS_FILE = "nspec_stats.safetensors"
+FIGURES = "figures"
+
+_Masks = TypeVar("_Masks", bound="SavedMasks")
+
+
+class SavedMasks:
+    """Saving, loading and publishing, for `NeuronMasks`, which says what there is to save."""
+
+    def choice(self) -> Choice:
+        """Return what is saved."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_choice(cls: type[_Masks], choice: Choice) -> _Masks:
+        """Make masks from what was loaded."""
+        raise NotImplementedError
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the masks' file alone, `nspec_masks.safetensors` by custom (into a checkpoint, say).
+
+        Raises:
+            OSError: If it cannot be written; a file that was there before is then still whole.
+        """
+        choice = self.choice()
+        write_artefact(path, payload(choice), _described(choice), KIND)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        *,
+        repo: str | None = None,
+        model: str | None = None,
+        stats: ActivationStats | None = None,
+        figures: Sequence[str | os.PathLike] = (),
+    ) -> None:
+        """Write the folder that `from_pretrained` reads.
+
+        A `config.json` or README.md of something else (a model that lies there) is kept, with a warning.
+
+        Args:
+            folder: Made where it does not exist.
+            repo: Id that the card's snippet loads the masks from; the folder's name if not given.
+            model: Id or path of the model that the snippet loads: the specialized one. The base if not given.
+            stats: What the masks were selected from, to be saved beside them.
+            figures: Image files to copy and to show in the card.
+
+        Raises:
+            OSError: If a file cannot be written; the masks' file is then the old one or the new one, whole.
+        """
+        folder, choice = Path(folder), self.choice()
+        shown = [f"{FIGURES}/{Path(figure).name}" for figure in figures]
+        card = card_text(choice, repo=repo or folder.resolve().name, model=model, figures=shown)
+        self.save(folder / MASKS_FILE)
+        _write_texts(folder, _described(choice), card)
+        for figure, name in zip(figures, shown, strict=True):
+            (folder / FIGURES).mkdir(exist_ok=True)
+            shutil.copyfile(figure, folder / name)
+        if stats is not None:
+            stats.save(folder / STATS_FILE)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Masks], folder_or_repo: str | os.PathLike, revision: str | None = None, **download: Any
+    ) -> _Masks:
+        """Read masks from a folder, their file, or a Hub repository.
+
+        Args:
+            folder_or_repo: A path, or the id of a repository.
+            revision: Of the repository: a branch, tag or commit.
+            download: For `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only` …
+
+        Raises:
+            ArtefactError: If the file is cut off, altered, of another kind or of a newer format.
+            FileNotFoundError: If there are no masks.
+        """
+        path = Path(folder_or_repo)
+        if not path.is_file():
+            path = _find(folder_or_repo, revision, download) / MASKS_FILE
+        return cls.from_choice(_read(path))
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload neuron masks",
+        **contents: Any,
+    ) -> CommitInfo:
+        """Upload what `save_pretrained` writes in one commit; the repository is made where there is none.
+
+        Args:
+            repo: Its id, `user/name`.
+            private: Whether a new repository is private; the account's default if not given.
+            token: Of the Hub; the one that is logged in if not given.
+            revision: An existing branch; main if not given.
+            message: Of the commit.
+            contents: `model`, `stats` and `figures` of `save_pretrained`.
+
+        Returns:
+            The Hub's answer; its `oid` is a `revision` for `from_pretrained`.
+        """
+        api = HfApi(library_name=LIBRARY, library_version=__version__, token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, repo=repo, **contents)
+            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+            return api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message=message, revision=revision
+            )
+
+
+def _described(choice: Choice) -> dict[str, Any]:
+    """Return all that is not bits, as JSON values."""
+    return {
+        "pairs": [str(pair) for pair in choice.pairs],
+        "sites": [{"name": name, "width": keep_PF.shape[1]} for name, keep_PF in choice.keep.items()],
+        "general": choice.general is not None,
+        "recipe": asdict(choice.recipe),
+    }
+
+
+def _read(path: Path) -> Choice:
+    tensors, stated = read_artefact(path, KIND)
+    try:
+        widths = {str(site["name"]): int(site["width"]) for site in stated["sites"]}
+        recipe = Recipe(**{**stated["recipe"], "derived": tuple(stated["recipe"]["derived"])})
+        keep = {name: unpack(tensors.pop(f"keep/{name}"), width) for name, width in widths.items()}
+        general = None
+        if stated["general"]:
+            general = {name: unpack(tensors.pop(f"general/{name}"), width) for name, width in widths.items()}
+        choice = Choice(pairs=stated["pairs"], keep=keep, general=general, recipe=recipe)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path} does not describe masks ({error!r}); save them again") from error
+    if tensors:
+        raise ArtefactError(f"{path} holds tensors that it does not describe: {', '.join(sorted(tensors))}")
+    return choice
+
+
+def _write_texts(folder: Path, described: Mapping[str, Any], card: str) -> None:
+    readable = json.dumps({"format": FORMAT, **described}, indent=2, ensure_ascii=False) + "\n"
+    small = {"library_name": LIBRARY, "library_version": __version__, "masks": MASKS_FILE}
+    _replace(folder / COPY_FILE, readable)
+    _replace_own(folder / "config.json", json.dumps(small, indent=2) + "\n", f'"library_name": "{LIBRARY}"')
+    _replace_own(folder / "README.md", card, f"\nlibrary_name: {LIBRARY}\n")
+
+
+def _find(folder_or_repo: str | os.PathLike, revision: str | None, download: Mapping[str, Any]) -> Path:
+    """Return the folder itself, or the one in the cache into which the Hub's repository was downloaded."""
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(folder_or_repo)):
+            raise FileNotFoundError(f"{folder_or_repo} is no folder, and cannot be a repository's id either")
+        folder = Path(
+            snapshot_download(
+                str(folder_or_repo),
+                revision=revision,
+                # config.json too: its requests are what the Hub counts as downloads.
+                allow_patterns=[MASKS_FILE, "config.json"],
+                library_name=LIBRARY,
+                library_version=__version__,
+                **download,
+            )
+        )
+    if not (folder / MASKS_FILE).is_file():
+        raise FileNotFoundError(f"{folder_or_repo} holds no {MASKS_FILE}; was it made by save_pretrained?")
+    return folder
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace_own(path: Path, text: str, mark: str) -> None:
+    if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
+        warnings.warn(
+            f"{path} is not of these masks and stays as it is; save into a folder of their own", stacklevel=4
+        )
+        return
+    _replace(path, text)
