@@ -1,10 +1,10 @@
 """One safetensors file that is the truth: written by one rename, refused if a byte of it is not as written.
 
 Masks and statistics are saved the same way. The file is an ordinary safetensors file, so other programs can
-read it. In its metadata stand a kind, a format number, a JSON text with everything else, and two SHA-256 sums:
-one over the tensors' bytes and one over the header itself (with that sum's own 64 digits as zeros), so that
-together they cover every byte. The header is written here and not by the safetensors library because that
-library puts metadata in random order: here equal contents give equal files.
+read it. In its metadata stand a kind, a format number, a JSON text with everything else, and two SHA-256
+sums: one of the tensors' bytes and one of the header itself (with that sum's own 64 digits as zeros), so together
+they cover every byte. The header is written here and not by the safetensors library because that library puts
+metadata in random order: here equal contents give equal files.
 """
 
 import hashlib
@@ -51,8 +51,8 @@ def write_artefact(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = _serialise(tensors, metadata, kind)
-    # Opened with plain permissions (a mkstemp file would be unreadable for colleagues), and in the same folder,
-    # since only a rename within one file system is atomic.
+    # Opened with plain permissions (a mkstemp file would be unreadable for colleagues), in the same folder
+    # (only a rename within one file system is atomic).
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -1,7 +1,7 @@
 """What the other processes of a run have, where there are any; alone, each function is the identity.
 
-Works with `torch.distributed` however it was started (accelerate, torchrun, the Trainer). Every process must call
-these functions in the same order.
+Works with `torch.distributed` however it was started (accelerate, torchrun, the Trainer). Every process
+must call these functions in the same order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +45,7 @@ def gather(tensor: Tensor) -> list[Tensor]:
 
 
 def in_step(batches: Iterable[Any]) -> Iterator[Any | None]:
-    """Yield batches, then `None` until the other processes are through theirs, so that all take as many steps."""
+    """Yield batches, then `None` until the other processes are through theirs: all take as many steps."""
     iterator = iter(batches)
     while True:
         batch = next(iterator, None)
@@ -57,17 +57,17 @@ def in_step(batches: Iterable[Any]) -> Iterator[Any | None]:
 def real_rows(loader: object, batch: Mapping[str, Tensor]) -> int | None:
     """Return how many of a batch's rows are no duplicates, or `None` for all of them.
 
-    A loader that accelerate prepared fills up its last batches with rows from the front (`even_batches`), so that
-    all processes get equally many. `loader.remainder` tells how many rows of the last step are real; these come
-    first in the order of the processes, as in `Accelerator.gather_for_metrics`.
+    A loader that accelerate prepared fills up its last batches with rows from the front (`even_batches`),
+    so that all processes get equally many. `loader.remainder` tells how many rows of the last step are
+    real; these come first in the order of the processes, as in `Accelerator.gather_for_metrics`.
 
     Raises:
         ConfigError: If the loader shards an iterable data set, since then nobody knows what is a duplicate.
     """
     if type(getattr(loader, "dataset", None)).__name__ == "IterableDatasetShard" and world_size() > 1:
         raise ConfigError(
-            "this loader shards an iterable data set by repeating examples, which would be counted twice; prepare it "
-            "with Accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=True)), or use PairBatchSampler"
+            "this loader shards an iterable data set by repeating examples, which would be counted twice; "
+            "prepare it with DataLoaderConfiguration(dispatch_batches=True), or use PairBatchSampler"
         )
     remainder = getattr(loader, "remainder", -1)
     fills_up = getattr(getattr(loader, "batch_sampler", None), "even_batches", True)

@@ -2,8 +2,8 @@
 
 A site is a linear layer whose output units are neurons. Four shapes of feed-forward block cover the
 translation models of transformers and most decoder-only ones: `fc1 → σ → fc2`, `wi → σ → wo`, and the gated
-ones `σ(wi_0) · wi_1 → wo` and `σ(gate_proj) · up_proj → down_proj`. What could only be gated wrongly is refused
-with the reason.
+ones `σ(wi_0) · wi_1 → wo` and `σ(gate_proj) · up_proj → down_proj`. What could only be gated wrongly is
+refused with the reason.
 """
 
 import hashlib
@@ -72,15 +72,15 @@ def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
     """Return the sites of a model in forward order: encoder before decoder, layer by layer.
 
     Args:
-        model: A Hugging Face model. Wrappers of DDP, `torch.compile` and PEFT are looked through, so the names are
-            those of the plain model.
+        model: A Hugging Face model. Wrappers of DDP, `torch.compile` and PEFT are looked through, so the
+            names are those of the plain model.
         kinds: Which sites: `ffn` (feed-forward neurons), `attention` (q, k, v and out, one site each),
             `ffn_out` (the down projection's output).
 
     Raises:
         UnsupportedModelError: If a layer has no block of a known shape, or one that could only be gated
-            wrongly: experts behind a router, time-first layers, one layer used twice, layers wrapped one by one,
-            an activation with σ(0) ≠ 0.
+            wrongly: experts behind a router, time-first layers, one layer used twice, layers wrapped one
+            by one, an activation with σ(0) ≠ 0.
         ConfigError: If a kind is unknown.
     """
     kinds = tuple(kinds)
@@ -196,13 +196,13 @@ def _refuse_model(model: nn.Module) -> None:
         parts = name.split(".")
         if _is_text(name) and any(_EXPERTS.match(part) for part in parts):
             raise UnsupportedModelError(
-                f"{class_name} has experts behind a router ({name!r}): an expert sees loose tokens, so its neurons "
-                "cannot be tied to the rows of a batch; use a dense model"
+                f"{class_name} has experts behind a router ({name!r}): an expert sees loose tokens, so its "
+                "neurons cannot be tied to the rows of a batch; use a dense model"
             )
         if any(part in _WRAPPERS for part in parts):
             raise UnsupportedModelError(
-                f"{name!r} is wrapped inside the model; compile the whole model instead of its layers, and for "
-                "FSDP use `fully_shard`, which keeps the names"
+                f"{name!r} is wrapped inside the model; compile the whole model instead of its layers, and "
+                "for FSDP use `fully_shard`, which keeps the names"
             )
 
 
@@ -221,8 +221,8 @@ def _block_sites(model: nn.Module, name: str, module: nn.Module) -> list[Site]:
         return [site, _placed(model, site.down, linears[1].out_features)]
     if _is_linear(getattr(module, "gate_up_proj", None)):
         raise UnsupportedModelError(
-            f"{_join(name, 'gate_up_proj')!r} computes gate and up projection in one linear, so its output units "
-            "are not neurons; only separate projections are supported"
+            f"{_join(name, 'gate_up_proj')!r} computes gate and up projection in one linear, so its output "
+            "units are not neurons; only separate projections are supported"
         )
     return []
 
@@ -281,5 +281,5 @@ def _refuse_shared(model: nn.Module, sites: Sequence[Site]) -> None:
     for name, module in model.named_modules(remove_duplicate=False):
         if names.get(id(module), name) != name:
             raise UnsupportedModelError(
-                f"{names[id(module)]!r} and {name!r} are one layer used twice, so its neurons belong to neither"
+                f"{names[id(module)]!r} and {name!r} are one layer used twice, so it is no single site"
             )

@@ -2,9 +2,9 @@
 
 Shape letters: P = pairs, F = neurons of a site.
 
-Everything is kept by site name, since encoder and decoder may differ in width and depth. Counts are int64 and sums
-of importance float64, so adding up passes, files or processes gives what one pass over all the text would give:
-counts to the last unit.
+Everything is kept by site name, since encoder and decoder may differ in width and depth. Counts are int64 and
+sums of importance float64, so adding up passes, files or processes gives what one pass over all text would
+give: counts to the last unit.
 """
 
 import os
@@ -40,8 +40,8 @@ class ActivationStats:
         base: What was recorded: `id`, `revision` and `fingerprint` of the model.
         corpus: What text it was recorded on, anything that JSON can hold.
 
-    `counts[site]` is int64 [P, F]; `sums["av"]` and `sums["te"]`, where recorded, hold float64 [P, F] by site;
-    `token_counts[side]` and `sentence_counts` are int64 [P].
+    `counts[site]` is int64 [P, F]; `sums["av"]` and `sums["te"]`, where recorded, hold float64 [P, F] by
+    site; `token_counts[side]` and `sentence_counts` are int64 [P].
 
     Raises:
         ConfigError: If there is no pair or no site, or one is named twice.
@@ -94,7 +94,8 @@ class ActivationStats:
     def __repr__(self) -> str:
         """Print what there is in a line."""
         total = int(self.sentence_counts.sum())
-        return f"ActivationStats({len(self.pairs)} pairs, {len(self.sites)} sites, {total} sentences, {self.count})"
+        shape = f"{len(self.pairs)} pairs, {len(self.sites)} sites"
+        return f"ActivationStats({shape}, {total} sentences, count={self.count!r})"
 
     def tokens(self, pair: str, side: str | None = None) -> int:
         """Return how many tokens of a pair were counted, padding left out; without a side, those of both.
@@ -116,8 +117,8 @@ class ActivationStats:
         """Return Θ of Xie et al. 2021 by site name: the mean over tokens, float64 [P, F].
 
         Args:
-            score: `av`, the mean of |h| (Eq. 5), or `te`, the mean of |∂L/∂h · h| (Eq. 7, in absolute value as in
-                the released code), where L is the sum of the target tokens' cross entropies.
+            score: `av`, the mean of |h| (Eq. 5), or `te`, the mean of |∂L/∂h · h| (Eq. 7, absolute as
+                in the released code), where L is the sum of the target tokens' cross entropies.
 
         Raises:
             ConfigError: If that score was not recorded.
@@ -125,8 +126,8 @@ class ActivationStats:
         """
         if score not in self.sums:
             raise ConfigError(
-                f"importance {score!r} was not recorded (recorded: {', '.join(self.sums) or 'none'}); record with "
-                "RecordConfig(av=True) or RecordConfig(te=True)"
+                f"importance {score!r} was not recorded (recorded: {', '.join(self.sums) or 'none'}); record "
+                "with RecordConfig(av=True) or RecordConfig(te=True)"
             )
         self.refuse_empty()
         return {
@@ -145,7 +146,7 @@ class ActivationStats:
         ]
         if empty:
             raise EmptyPairError(
-                f"no sentence of {', '.join(empty)} was recorded; leave the pair out or add text of it to the batches"
+                f"no sentence of {', '.join(empty)} was recorded; leave it out or add text of it to the batches"
             )
 
     def merge(self, other: "ActivationStats") -> "ActivationStats":
@@ -157,7 +158,7 @@ class ActivationStats:
         """
         if self.pairs != other.pairs:
             raise ConfigError(
-                f"statistics of other pairs cannot be added: {', '.join(self.pairs)} and {', '.join(other.pairs)}"
+                f"statistics of other pairs cannot be added: {', '.join(self.pairs)} | {', '.join(other.pairs)}"
             )
         if self.sites != other.sites:
             names = sorted({str(site) for site in set(self.sites) ^ set(other.sites)})
@@ -186,7 +187,7 @@ class ActivationStats:
         return self
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every number there is by the name under which it is saved; changes to them are changes here."""
+        """Return all numbers by the names under which they are saved; a change to them is a change here."""
         named = {f"counts/{name}": tensor for name, tensor in self.counts.items()}
         for score, sums in self.sums.items():
             named |= {f"{score}/{name}": tensor for name, tensor in sums.items()}
