@@ -20,9 +20,10 @@ from nspec_hf.errors import ConfigError
 
 VOWELS = "aeiou"
 CONSONANTS = "bdfghklmnprstvz"
+ROOT_SHAPES = ("CVC", "CVCVC", "CVCCVC")
 
-_MAX_DRAWS = 2000
-_PROBES = 200
+_MAX_DRAWS = 500
+_PROBES = 100
 _MIN_CHANGED = 0.4
 
 Item = TypeVar("Item")
@@ -32,9 +33,9 @@ Item = TypeVar("Item")
 class SoundChange:
     """A regular sound change: each letter of `before` becomes the letter at its place in `after`.
 
-    `left` and `right` are the neighbours that it needs, one sign a letter: `V` a vowel, `C` a consonant, `#` the
-    edge of the word, any other sign that letter; "" asks for nothing. An empty `after` drops the letter. All
-    places of a word change at once: each sees its neighbours as they were before.
+    `left` and `right` are the neighbours that it needs, one sign a letter: `V` a vowel, `C` a consonant, `#`
+    the edge of the word, any other sign that letter; "" asks for nothing. An empty `after` drops the letter.
+    All places of a word change at once: each sees its neighbours as they were before.
     """
 
     before: str
@@ -115,7 +116,7 @@ def draw_changes(
     Raises:
         ConfigError: If no such set is found.
     """
-    probes = [draw_sounds(rng, "CVCVC") for _ in range(_PROBES)]
+    probes = [draw_sounds(rng, pick(rng, ROOT_SHAPES)) for _ in range(_PROBES)]
     theirs = [[evolve(word, sister) for word in probes] for sister in sisters]
     for _ in range(_MAX_DRAWS):
         changes: list[SoundChange] = []

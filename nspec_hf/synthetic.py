@@ -1,13 +1,13 @@
 """Made-up language families with known kinship: the text of the demo, and of tests that need parallel text.
 
 Each family has a proto-language: a root for every concept, endings for gender, number, case and tense, and a
-word order. A daughter is its proto-language after a few regular sound changes, so the words of sisters look alike
-and those of strangers do not. A sentence is drawn as a meaning, and every language says that meaning in its own
-way: the text is aligned across all languages, and translation between any two is a function, because no two words
-of a language sound the same and every language marks number and tense.
+word order. A daughter is its proto-language after a few regular sound changes, so the words of sisters look
+alike and those of strangers do not. A sentence is drawn as a meaning, and every language says that meaning in
+its own way: the text is aligned across all languages, and translation between any two is a function, because
+no two words of a language sound the same and every language marks number and tense.
 
 Language codes come from ISO 639's range for local use, `qaa` to `qtz`: `qpv` is the pivot, a language without
-relatives in the role that English has elsewhere; `qaa qab qac` are the first family, `qba qbb qbc` the second, …
+relatives in the role that English has elsewhere; `qaa qab qac` are one family, `qba qbb qbc` the next.
 Equal settings give the same text on every machine.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 
 from nspec_hf.errors import ConfigError, UnknownLanguageError
-from nspec_hf.soundlaws import SoundChange, chance, draw_changes, draw_sounds, evolve, pick
+from nspec_hf.soundlaws import ROOT_SHAPES, SoundChange, chance, draw_changes, draw_sounds, evolve, pick
 
 PIVOT = "qpv"
 ADVERBS = 8
@@ -28,6 +28,8 @@ ADPOSITIONS = 6
 # Of 100 meanings, which lie in each split.
 _SHARES = {"train": range(10, 100), "valid": range(5), "test": range(5, 10)}
 _MAX_DRAWS = 2000
+# The smallest world has some three million meanings in its smallest split.
+_MAX_MEANINGS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +46,7 @@ class SyntheticConfig:
     """Number of languages in each family, 1 to 12."""
 
     changes: int = 5
-    """Number of sound changes from a proto-language to each daughter, 2 to 8; more make sisters less alike."""
+    """Number of sound changes that make a daughter, 2 to 8; with more, sisters are less alike."""
 
     nouns: int = 40
     """Number of nouns, 10 to 400."""
@@ -136,7 +138,7 @@ class ProtoLanguage:
     """Ending for each tense (1 = past) and number of the subject."""
 
     def endings(self, kind: str, number: int, agreement: bool) -> list[str]:
-        """Return every ending that a concept takes; with `agreement`, adjectives and articles have their noun's."""
+        """Return every ending of a concept; with `agreement`, adjectives and articles have their noun's."""
         if kind == "noun":
             own = self.genders[number]
             return [ending for (gender, _, _), ending in self.noun_endings.items() if gender == own]
@@ -162,18 +164,18 @@ class Language:
 
     def say(self, meaning: Meaning) -> str:
         """Return the sentence for a meaning."""
-        last_case = self.grammar.cases - 1
+        grammar, last_case = self.grammar, self.grammar.cases - 1
         object_ = self._phrase(meaning.object, min(1, last_case))
         if meaning.place is not None:
             number, place = meaning.place
             adposition = self.words["adposition", number, ""]
-            object_ += _beside(self._phrase(place, min(2, last_case)), adposition, self.grammar.prepositions)
+            object_ += _beside(self._phrase(place, last_case), adposition, grammar.prepositions)
         ending = self.proto.verb_endings[int(meaning.past), int(meaning.subject.plural)]
         verb = [self.words["verb", meaning.verb, ending]]
         if meaning.adverb is not None:
-            verb = _beside(verb, self.words["adverb", meaning.adverb, ""], self.grammar.modifier_first)
+            verb = _beside(verb, self.words["adverb", meaning.adverb, ""], grammar.modifier_first)
         parts = {"S": self._phrase(meaning.subject, 0), "V": verb, "O": object_}
-        return " ".join(word for part in self.grammar.order for word in parts[part])
+        return " ".join(word for part in grammar.order for word in parts[part])
 
     def _phrase(self, phrase: NounPhrase, case: int) -> list[str]:
         ending = self.proto.noun_endings[self.proto.genders[phrase.noun], int(phrase.plural), case]
@@ -205,7 +207,7 @@ class LanguageFamilies:
         """Make the languages up."""
         self.config = config or SyntheticConfig()
         self.pivot = PIVOT
-        made = [*_make_family(self.config, "qp", _PIVOT_GRAMMAR, [PIVOT])]
+        made = _make_family(self.config, "qp", _PIVOT_GRAMMAR, [PIVOT])
         for number in range(self.config.families):
             family = "q" + chr(ord("a") + number)
             codes = [family + chr(ord("a") + member) for member in range(self.config.languages)]
@@ -233,25 +235,25 @@ class LanguageFamilies:
         """Return `count` different meanings of `train`, `valid` or `test`; fewer are a prefix of more.
 
         Raises:
-            ConfigError: If the split is unknown, or has not that many meanings.
+            ConfigError: If the split is unknown, or the count above a million.
         """
         if split not in _SHARES:
             raise ConfigError(f"the splits are {', '.join(_SHARES)}; got {split!r}")
+        if not 0 <= count <= _MAX_MEANINGS:
+            raise ConfigError(f"count must lie between 0 and {_MAX_MEANINGS}, got {count}")
         rng = chance(self.config.seed, split)
         found: dict[Meaning, None] = {}
-        for _ in range(100 * count + _MAX_DRAWS):
-            if len(found) >= count:
-                return list(found)
+        while len(found) < count:
             meaning = _draw_meaning(rng, self.config)
             if meaning.split == split:
                 found[meaning] = None
-        raise ConfigError(f"found only {len(found)} of {count} meanings for {split}; ask for more nouns")
+        return list(found)
 
     def sentences(self, split: str, count: int) -> dict[str, list[str]]:
         """Return `count` sentences of a split in every language, aligned: line i says the same in each.
 
         Raises:
-            ConfigError: If the split is unknown, or has not that many meanings.
+            ConfigError: If the split is unknown, or the count above a million.
         """
         meanings = self.meanings(split, count)
         return {code: [self.language(code).say(meaning) for meaning in meanings] for code in self.languages}
@@ -260,7 +262,7 @@ class LanguageFamilies:
         """Write aligned text, one sentence a line, to `{split}.{code}` for every language; return the files.
 
         Raises:
-            ConfigError: If the split is unknown, or has not that many meanings.
+            ConfigError: If the split is unknown, or the count above a million.
         """
         folder = Path(folder)
         texts = self.sentences(split, count)
@@ -300,7 +302,7 @@ def _draw_root(rng: Random, kind: str, number: int, daughters: Sequence[Language
     """Draw a root that gives every daughter new words only, and add them."""
     proto, grammar = daughters[0].proto, daughters[0].grammar
     endings = proto.endings(kind, number, agreement=grammar.genders > 1)
-    shapes = ("CVC", "CVCVC", "CVCCVC") if kind in ("noun", "verb", "adjective") else ("CVC",)
+    shapes = ROOT_SHAPES if kind in ("noun", "verb", "adjective") else ROOT_SHAPES[:1]
     known = [set(daughter.words.values()) for daughter in daughters]
     for _ in range(_MAX_DRAWS):
         root = draw_sounds(rng, pick(rng, shapes))
