@@ -8,7 +8,6 @@ no two words of a language sound the same and every language marks number and te
 
 Language codes come from ISO 639's range for local use, `qaa` to `qtz`: `qpv` is the pivot, a language without
 relatives in the role that English has elsewhere; `qaa qab qac` are one family, `qba qbb qbc` the next.
-Equal settings give the same text on every machine.
 """
 
 import hashlib
@@ -34,7 +33,7 @@ _MAX_MEANINGS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticConfig:
-    """Which languages to make up; equal settings give equal languages."""
+    """Which languages to make up; equal settings give the same text on every machine."""
 
     seed: int = 1
     """Decides every root, ending, sound change and sentence."""
@@ -59,8 +58,8 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        bounds = {"families": (1, 15), "languages": (1, 12), "changes": (2, 8)}
-        bounds |= {"nouns": (10, 400), "verbs": (10, 400), "adjectives": (1, 400)}
+        bounds = {"families": (1, 15), "languages": (1, 12), "changes": (2, 8), "adjectives": (1, 400)}
+        bounds |= {"nouns": (10, 400), "verbs": (10, 400)}
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
@@ -222,9 +221,8 @@ class LanguageFamilies:
             UnknownLanguageError: If there is none with that code.
         """
         if code not in self._languages:
-            raise UnknownLanguageError(
-                f"no synthetic language {code!r}; there are: {', '.join(self.languages)}"
-            )
+            known = ", ".join(self.languages)
+            raise UnknownLanguageError(f"no synthetic language {code!r}; there are: {known}")
         return self._languages[code]
 
     def family_of(self, code: str) -> str:
