@@ -73,16 +73,13 @@ class Analysis:
         return self.masks.pairs
 
     def results(self) -> dict[str, Result]:
-        """Return name → result, for those that are there."""
+        """Return name → result, for those that are there; importance curves are only drawn."""
         names = ("overlap", "density", "progression", "agreement", "ownership", "layer_score", "module_score")
         names += ("efficiency", "coverage_sweep", "allocation_sweep", "gains")
         found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.gains is not None:
             found["gains_by_group"] = self.gains.by_group()
-        found |= {f"tree_{_file_part(name)}": tree for name, tree in self.trees.items()}
-        for curve in self.curves:
-            found[f"importance_{curve.measure}_{_file_part(curve.site.name)}"] = curve
-        return found
+        return found | {f"tree_{name.replace('.', '_')}": tree for name, tree in self.trees.items()}
 
     def overview(self) -> dict[str, Any]:
         """Return the numbers that matter and the recipe of the masks, as JSON can hold them."""
@@ -242,7 +239,3 @@ def _gains(
         notes["gains"] = "scores of a baseline and another system were not given"
         return None
     return gains(scores, baseline or next(iter(scores)), tiers=tiers, pivot=pivot or "en")
-
-
-def _file_part(name: str) -> str:
-    return name.replace(".", "_")

@@ -78,10 +78,10 @@ def gains(
     """Compare each system's scores with the baseline's.
 
     Args:
-        scores: System → pair → score, the baseline among them. baseline: Its name; its pairs are the ones
-            that are compared. tiers: Language → resource tier (`high`, `med`, `low`). A pair's tier is that
-            of its language other than the
-            pivot; of a zero-shot pair both are named.
+        scores: System → pair → score, the baseline among them.
+        baseline: Its name; its pairs are the ones that are compared.
+        tiers: Language → resource tier (`high`, `med`, `low`). A pair's tier is that of its language other
+            than the pivot; of a zero-shot pair both are named.
         pivot: The language that trained pairs share.
 
     Raises:

@@ -162,7 +162,7 @@ def _agreement_at(
     found = iou_LL[upper]
     p_value, count, exact = permutation_test(iou_LL, labels_L, limit=limit, seed=seed)
     tree = language_tree([named.languages[i] for i in kept], iou_LL)
-    tree_correlation = _correlation(cophenet(tree.linkage), ~same)
+    tree_correlation = _correlation(cophenet(tree.linkage), (~same).astype(float))
     return (found[same].mean(), found[~same].mean(), p_value, count, exact, tree_correlation, tree.cophenetic)
 
 
@@ -233,7 +233,7 @@ def _defined(iou_LL: np.ndarray) -> list[int]:
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
-    return float(np.corrcoef(first, second.astype(float))[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _draw(node: ClusterNode, languages: Sequence[str]) -> list[str]:

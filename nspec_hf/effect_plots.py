@@ -1,0 +1,259 @@
+"""Figures of scores and settings: sweeps, stability, erasure, gains, zero-shot; and all that an analysis holds.
+
+Drawn with the means of `plots.py`, which see for colours and files.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nspec_hf.analysis import Analysis
+from nspec_hf.effects import Gains
+from nspec_hf.erasure import Erasure
+from nspec_hf.pairs import ZERO_SHOT
+from nspec_hf.plots import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PALETTE,
+    RED,
+    SIDES,
+    Figure,
+    Patch,
+    draw_importance,
+    draw_overlap,
+    draw_overlap_layers,
+    draw_ownership,
+    draw_progression,
+    draw_sparsity,
+    draw_specific,
+    draw_tree,
+    heat_map,
+    save_figure,
+    shade,
+)
+from nspec_hf.results import site_label
+from nspec_hf.significance import Comparison
+from nspec_hf.sites import Site
+from nspec_hf.sweeps import AllocationSweep, CoverageSweep, Stability
+
+VERDICTS = {"better": GREEN, "worse": RED, "not significant": PALETTE[7]}
+
+
+def draw_coverage_sweep(sweep: CoverageSweep, mean_gains: Mapping[float, float] | None = None) -> Figure:
+    """Draw sparsity at each coverage k, and the mean gain where models were trained (Tan et al., Fig. 5).
+
+    Args:
+        sweep: Densities from recorded statistics.
+        mean_gains: Coverage → mean gain over the baseline, for the coverages that were trained.
+    """
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for colour, side in zip((BLUE, ORANGE), SIDES, strict=True):
+        numbers = [n for n, site in enumerate(sweep.sites) if site.side == side]
+        if numbers:
+            axes.plot(
+                sweep.coverages,
+                1 - sweep.density[:, numbers].mean(axis=1),
+                "o-",
+                color=colour,
+                label=f"sparsity, {side}",
+            )
+            axes.plot(
+                sweep.coverages,
+                sweep.overlap[:, numbers].mean(axis=1),
+                ":",
+                color=colour,
+                label=f"mean IoU, {side}",
+            )
+    axes.set(xlabel="coverage k", ylabel="share", ylim=(0, 1))
+    if mean_gains:
+        gained = axes.twinx()
+        gained.plot(list(mean_gains), list(mean_gains.values()), "D-", color=GREEN, label="mean gain")
+        gained.axhline(0, color=GREEN, lw=0.6)
+        gained.set_ylabel("mean gain over the baseline", color=GREEN)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_allocation_sweep(sweep: AllocationSweep) -> Figure:
+    """Draw the share of specific neurons against k, a line for each ρ (Xie et al., Fig. 4, Table 3)."""
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    depths = np.linspace(0.0, 0.85, len(sweep.generals))
+    for depth, general, row in zip(depths, sweep.generals, sweep.specific.mean(axis=2), strict=True):
+        axes.plot(sweep.thresholds, row, "o-", color=shade(depth), label=f"ρ = {general:.0%}")
+    axes.set(xlabel="threshold k", ylabel="share of neurons specific to a pair", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_stability(result: Stability) -> Figure:
+    """Draw how alike the masks from every two recordings are."""
+    figure = Figure(figsize=(5.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    mean = np.nanmean(result.iou, axis=(2, 3))
+    image = heat_map(axes, mean)
+    places = range(len(result.recordings))
+    axes.set_xticks(places, result.recordings, rotation=45, ha="right")
+    axes.set_yticks(places, result.recordings)
+    for (i, j), value in np.ndenumerate(mean):
+        axes.text(
+            j,
+            i,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if value < 0.6 else "black",
+        )
+    figure.colorbar(image, ax=axes, label="mean IoU of a pair's masks")
+    return figure
+
+
+def draw_erasure(result: Erasure) -> Figure:
+    """Draw the change of score after each erasure, pair by pair (Xie et al., Fig. 5)."""
+    kinds = result.kinds[1:]
+    figure = Figure(
+        figsize=(max(5.0, 0.35 * len(result.pairs) * len(kinds) ** 0.5 + 2), 3.6), layout="constrained"
+    )
+    axes = figure.subplots()
+    width = 0.8 / len(kinds)
+    for place, kind in enumerate(kinds):
+        offset = (place - (len(kinds) - 1) / 2) * width
+        label = {
+            "general": f"{result.general_share:.0%} of general",
+            "own": f"{result.specific_share:.0%} of own",
+        }.get(kind, kind)
+        axes.bar(
+            np.arange(len(result.pairs)) + offset,
+            result.change[place + 1],
+            width,
+            label=label,
+            color=PALETTE[place % len(PALETTE)],
+        )
+    axes.set_xticks(range(len(result.pairs)), result.pairs, rotation=90 if len(result.pairs) > 8 else 0)
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_ylabel("change of score")
+    axes.legend(frameon=False, fontsize=8, title="erased neurons", title_fontsize=8)
+    return figure
+
+
+def draw_gains(
+    result: Gains, system: str, comparison: Comparison | None = None, metric: str | None = None
+) -> Figure:
+    """Draw one system's gain on every pair, coloured by significance where it was tested."""
+    row = result.systems.index(system)
+    verdicts = {
+        r.pair: r.verdict
+        for r in (comparison.rows if comparison else ())
+        if r.system_name == system and metric in (None, r.metric)
+    }
+    order = np.argsort(result.change[row])
+    figure = Figure(figsize=(6.5, 1.2 + 0.17 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    shown = [verdicts.get(result.pairs[i], "") for i in order]
+    axes.barh(
+        range(len(order)), result.change[row][order], color=[VERDICTS.get(name, BLUE) for name in shown]
+    )
+    axes.set_yticks(range(len(order)), [result.pairs[i] for i in order], fontsize=7)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_xlabel(f"{system} − {result.baseline}")
+    axes.margins(y=0.01)
+    named = [Patch(color=colour, label=name) for name, colour in VERDICTS.items() if name in shown]
+    if named:
+        axes.legend(handles=named, frameon=False, fontsize=8)
+    return figure
+
+
+def draw_groups(result: Gains) -> Figure:
+    """Draw mean gain by group of pairs: interference below zero, synergy above (Tan et al., Table 4)."""
+    grouped = result.by_group()
+    figure = Figure(figsize=(max(5.0, 1.0 * len(grouped.groups) + 1.5), 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(grouped.systems)
+    for place, name in enumerate(grouped.systems):
+        offset = (place - (len(grouped.systems) - 1) / 2) * width
+        axes.bar(
+            np.arange(len(grouped.groups)) + offset,
+            grouped.mean[place],
+            width,
+            label=name,
+            color=PALETTE[place % len(PALETTE)],
+        )
+    axes.set_xticks(
+        range(len(grouped.groups)), [name.replace(" ", "\n") for name in grouped.groups], fontsize=8
+    )
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_ylabel(f"mean gain over {result.baseline}")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_zero_shot(result: Gains, system: str, pivot: str = "en") -> Figure:
+    """Draw zero-shot pairs' scores against the baseline's; above the line is better (Tan et al., Fig. 4)."""
+    row = result.systems.index(system)
+    shown = np.array([pair.group(pivot) == ZERO_SHOT for pair in result.pairs])
+    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    x, y = result.reference[shown], result.score[row][shown]
+    better = y > x
+    axes.plot(x[better], y[better], "^", color=BLUE, ms=5, alpha=0.8, label=f"better ({better.sum()})")
+    axes.plot(
+        x[~better], y[~better], "v", color=ORANGE, ms=5, alpha=0.8, label=f"not better ({(~better).sum()})"
+    )
+    top = float(np.nanmax([*x, *y, 1.0])) * 1.05
+    axes.plot([0, top], [0, top], color="#444444", lw=0.8)
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel=result.baseline, ylabel=system, aspect="equal")
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_all(analysis: Analysis, folder: str | Path) -> list[Path]:
+    """Draw every figure that an analysis holds into a folder; return the paths."""
+    figures = {
+        "overlap_layers": draw_overlap_layers(analysis.progression, analysis.families),
+        "progression": draw_progression(analysis.progression, analysis.agreement),
+        "sparsity": draw_sparsity(analysis.density, analysis.pivot),
+        "ownership": draw_ownership(analysis.ownership),
+        "specific": draw_specific(analysis.layer_score, analysis.module_score),
+    }
+    # The papers show the decoder's first and last layer, where families are clearest, and the encoder's
+    # first.
+    for number in _ends(analysis.progression.sites):
+        site = analysis.progression.sites[number]
+        name = site_label(site).replace(" ", "_")
+        figures[f"overlap_{name}"] = draw_overlap(analysis.progression, number, analysis.families)
+        if site.name in analysis.trees:
+            figures[f"tree_{name}"] = draw_tree(
+                analysis.trees[site.name], analysis.families, site_label(site)
+            )
+    if analysis.coverage_sweep is not None:
+        figures["coverage_sweep"] = draw_coverage_sweep(analysis.coverage_sweep)
+    if analysis.allocation_sweep is not None:
+        figures["allocation_sweep"] = draw_allocation_sweep(analysis.allocation_sweep)
+    for curve in analysis.curves:
+        figures[f"importance_{site_label(curve.site).replace(' ', '_')}"] = draw_importance(curve)
+    figures |= _gain_figures(analysis)
+    return [path for name, figure in figures.items() for path in save_figure(figure, folder, name)]
+
+
+def _gain_figures(analysis: Analysis) -> dict[str, Figure]:
+    if analysis.gains is None:
+        return {}
+    pivot = analysis.pivot or "en"
+    figures = {"gains_by_group": draw_groups(analysis.gains)}
+    for system in analysis.gains.systems:
+        figures[f"gains_{system}"] = draw_gains(analysis.gains, system, analysis.comparison)
+        if any(pair.group(pivot) == ZERO_SHOT for pair in analysis.gains.pairs):
+            figures[f"zero_shot_{system}"] = draw_zero_shot(analysis.gains, system, pivot)
+    return figures
+
+
+def _ends(sites: Sequence[Site]) -> list[int]:
+    ends = []
+    for side in SIDES:
+        numbers = [n for n, site in enumerate(sites) if site.side == side]
+        ends += sorted({numbers[0], numbers[-1]}) if numbers else []
+    return ends
