@@ -13,7 +13,6 @@ Shape letters: P = pairs, F = neurons of a site.
 import json
 import os
 import re
-import shutil
 import tempfile
 import uuid
 import warnings
@@ -29,7 +28,7 @@ from nspec_hf.artefact import FORMAT, read_artefact, write_artefact
 from nspec_hf.bits import unpack
 from nspec_hf.card import card_text
 from nspec_hf.choice import LIBRARY, Choice, Recipe, payload
-from nspec_hf.errors import ArtefactError
+from nspec_hf.errors import ArtefactError, ConfigError
 from nspec_hf.stats import ActivationStats
 
 KIND = "nspec_masks"
@@ -83,16 +82,19 @@ class SavedMasks:
             figures: Image files to copy and to show in the card.
 
         Raises:
-            OSError: If a file cannot be written; the masks' file is then the old one or the new one, whole.
+            ConfigError: If two figures have one file name.
+            OSError: If a file cannot be read or written; the masks' file is then the old one or the new one, whole.
         """
         folder, choice = Path(folder), self.choice()
-        shown = [f"{FIGURES}/{Path(figure).name}" for figure in figures]
-        card = card_text(choice, repo=repo or folder.resolve().name, model=model, figures=shown)
+        # Read and rendered before anything is written, so that what is missing is missed now.
+        images = {f"{FIGURES}/{Path(figure).name}": Path(figure).read_bytes() for figure in figures}
+        if len(images) < len(figures):
+            raise ConfigError(f"two figures have one file name: {', '.join(map(str, figures))}")
+        card = card_text(choice, repo=repo or folder.resolve().name, model=model, figures=list(images))
         self.save(folder / MASKS_FILE)
         _write_texts(folder, _described(choice), card)
-        for figure, name in zip(figures, shown, strict=True):
-            (folder / FIGURES).mkdir(exist_ok=True)
-            shutil.copyfile(figure, folder / name)
+        for name, image in images.items():
+            _replace(folder / name, image)
         if stats is not None:
             stats.save(folder / STATS_FILE)
 
@@ -178,7 +180,7 @@ def _read(path: Path) -> Choice:
 def _write_texts(folder: Path, described: Mapping[str, Any], card: str) -> None:
     readable = json.dumps({"format": FORMAT, **described}, indent=2, ensure_ascii=False) + "\n"
     small = {"library_name": LIBRARY, "library_version": __version__, "masks": MASKS_FILE}
-    _replace(folder / COPY_FILE, readable)
+    _replace(folder / COPY_FILE, readable.encode())
     _replace_own(folder / "config.json", json.dumps(small, indent=2) + "\n", f'"library_name": "{LIBRARY}"')
     _replace_own(folder / "README.md", card, f"\nlibrary_name: {LIBRARY}\n")
 
@@ -205,10 +207,11 @@ def _find(folder_or_repo: str | os.PathLike, revision: str | None, download: Map
     return folder
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -220,4 +223,4 @@ def _replace_own(path: Path, text: str, mark: str) -> None:
             f"{path} is not of these masks and stays as it is; save into a folder of their own", stacklevel=4
         )
         return
-    _replace(path, text)
+    _replace(path, text.encode())

@@ -246,12 +246,6 @@ class NeuronMasks(SavedMasks):
                 f"{'; '.join(wrong)}"
             )
 
-    def with_keep(
-        self, keep: Mapping[str, Tensor], general: Mapping[str, Tensor] | None = None, note: str = "changed"
-    ) -> "NeuronMasks":
-        """Return masks of the same pairs with other neurons; the recipe remembers `note`."""
-        return NeuronMasks(self.pairs, keep, general=general, recipe=self._recipe_then(note))
-
     def subset(self, pairs: Iterable[str]) -> "NeuronMasks":
         """Return the masks of some pairs, in the order asked for.
 
