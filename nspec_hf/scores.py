@@ -109,11 +109,12 @@ def sacrebleu_metric(name: str, pair: str | None = None) -> SacrebleuMetric | No
             signature says so), or the target language is written without spaces and `bleu` cannot see its
             words.
     """
-    family, _, tokenizer = name.lower().partition(":")
+    family, _, tokenizer = name.partition(":")
+    family = family.lower()
     language = re.split("[-_]", Pair(pair).target.lower())[0] if pair else ""
     if family == "bleu":
         return SacrebleuMetric(name=name, family="bleu", tokenizer=tokenizer or _choose_tokenizer(language))
-    if name.lower() not in _SACREBLEU:
+    if tokenizer or family not in _SACREBLEU:
         return None
     if family == "spbleu":
         return SacrebleuMetric(name=name, family="bleu", tokenizer="flores200")

@@ -88,7 +88,7 @@ class Table:
         return self.render("text")
 
     def _text(self) -> str:
-        table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+        table = RichTable(title=Text(self.title), title_justify="left", box=box.SIMPLE_HEAD)
         for number, column in enumerate(self.columns):
             table.add_column(
                 Text(column), justify="right" if self._is_numeric(number) else "left", no_wrap=True

@@ -115,7 +115,7 @@ def _sums(stats_NS: np.ndarray, test: PairedTest, n_samples: int, seed: int | No
 
 
 def _weights(test: PairedTest, n_samples: int, sentences: int, seed: int | None) -> Iterator[np.ndarray]:
-    """Yield blocks of trials, [≤ _BLOCK, N]: for `ar` what to swap (0 or 1), for `bs` how often it was drawn."""
+    """Yield blocks of trials, [≤ _BLOCK, N]: for `ar` what to swap (0 or 1), for `bs` how often drawn."""
     rng = np.random.default_rng(seed)
     for start in range(0, n_samples, _BLOCK):
         shape = (min(_BLOCK, n_samples - start), sentences)
@@ -131,7 +131,7 @@ def _weights(test: PairedTest, n_samples: int, sentences: int, seed: int | None)
 def _swapped_differences(
     metric: Metric, base_NS: np.ndarray, own_NS: np.ndarray, base_TS: np.ndarray, own_TS: np.ndarray
 ) -> np.ndarray:
-    """Return |score of A - score of B| of each trial; where it swaps, A has the baseline's sentence, else B."""
+    """Return |score of A - score of B| of each trial: A has the baseline's sentence if swapped, else B."""
     one_TS = base_TS + (own_NS.sum(0) - own_TS)
     other_TS = own_TS + (base_NS.sum(0) - base_TS)
     return np.abs(_scores(metric, one_TS.tolist()) - _scores(metric, other_TS.tolist()))
