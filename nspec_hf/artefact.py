@@ -1,9 +1,9 @@
 """One safetensors file that is the truth: written by one rename, refused if a byte of it is not as written.
 
 Masks and statistics are saved the same way. The file is an ordinary safetensors file, so other programs can
-read it. In its metadata stand a kind, a format number, a JSON text with everything else, and two SHA-256
-sums: one of the tensors' bytes and one of the header itself (with that sum's own 64 digits as zeros), so together
-they cover every byte. The header is written here and not by the safetensors library because that library puts
+read it. In its metadata stand a kind, a format number, a JSON text with all else, and two SHA-256 sums: one
+of the tensors' bytes and one of the header itself (with that sum's own 64 digits as zeros), which together
+cover every byte. The header is written here and not by the safetensors library because that library puts
 metadata in random order: here equal contents give equal files.
 """
 

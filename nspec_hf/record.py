@@ -131,6 +131,7 @@ class _Recorder:
         unread = [site.name for site in self.sites if site.name not in self.read]
         if unread:
             raise UnsupportedModelError(f"no token passed through {', '.join(unread)} in the forward pass")
+        self.tally.end()
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         inputs: dict[str, Any] = {name: value for name, value in batch.items() if name in self.arguments}

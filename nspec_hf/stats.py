@@ -146,7 +146,7 @@ class ActivationStats:
         ]
         if empty:
             raise EmptyPairError(
-                f"no sentence of {', '.join(empty)} was recorded; leave it out or add text of it to the batches"
+                f"no sentence of {', '.join(empty)} was recorded; leave it out or add text of it"
             )
 
     def merge(self, other: "ActivationStats") -> "ActivationStats":
@@ -158,7 +158,7 @@ class ActivationStats:
         """
         if self.pairs != other.pairs:
             raise ConfigError(
-                f"statistics of other pairs cannot be added: {', '.join(self.pairs)} | {', '.join(other.pairs)}"
+                f"pairs differ, so these cannot be added: {', '.join(self.pairs)} | {', '.join(other.pairs)}"
             )
         if self.sites != other.sites:
             names = sorted({str(site) for site in set(self.sites) ^ set(other.sites)})

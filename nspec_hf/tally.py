@@ -61,9 +61,12 @@ class Tally:
             is_real_B = torch.arange(len(rows_B), device=rows_B.device) < real_rows
             rows_B = torch.where(is_real_B, rows_B, self.pairs)
         self._rows_B = rows_B if self.limit is None else torch.where(self._admit(rows_B), rows_B, self.pairs)
+
+    def end(self) -> None:
+        """Count the batch's sentences and tokens, once the model has shown how many positions it has."""
         for side, mask_BL in self._masks.items():
             self._add(f"tokens/{side}", mask_BL.sum(1))
-        self._add("sentences", torch.ones_like(rows_B))
+        self._add("sentences", torch.ones_like(self._rows_B))
 
     def stand_by(self) -> None:
         """Take part in a step in which only other processes have a batch."""
@@ -137,7 +140,7 @@ class Tally:
         return torch.where(outside_B, self.pairs, ids_B)
 
     def _admit(self, rows_B: Tensor) -> Tensor:
-        """Return which rows are within the limit: those that one process with all ranks' batches would take."""
+        """Return which rows are within the limit: those that one process with all batches would take."""
         mine_BP = rows_B.unsqueeze(1) == torch.arange(self.pairs, device=rows_B.device)
         here_P = mine_BP.sum(0)
         everywhere = gather(here_P)
@@ -158,7 +161,7 @@ class Tally:
         length = values.shape[1] if values.dim() == 3 else mask_BL.shape[1]
         if site.positions == "encoder" and mask_BL.shape[1] % length == 0:
             # Speech encoders shorten their input by a fixed stride (Whisper: 2).
-            mask_BL = mask_BL[:, :: mask_BL.shape[1] // length]
+            mask_BL = self._masks["encoder"] = mask_BL[:, :: mask_BL.shape[1] // length]
         rows, length = mask_BL.shape
         # Some models run their feed-forward blocks on [B·L, D].
         if tuple(values.shape[:-1]) not in ((rows, length), (rows * length,)):
