@@ -83,7 +83,8 @@ class SavedMasks:
 
         Raises:
             ConfigError: If two figures have one file name.
-            OSError: If a file cannot be read or written; the masks' file is then the old one or the new one, whole.
+            OSError: If a file cannot be read or written; the masks' file is then the old one or the new
+                one, whole.
         """
         folder, choice = Path(folder), self.choice()
         # Read and rendered before anything is written, so that what is missing is missed now.
