@@ -48,6 +48,7 @@ def usage_snippet(recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str |
     which = json.dumps(name)
     if recipe.revision and not model:
         which += f", revision={json.dumps(recipe.revision)}"
+    sentence = json.dumps(f"A sentence in {pairs[0].source}.")
     return "\n".join(
         [
             "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
@@ -58,7 +59,7 @@ def usage_snippet(recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str |
             f"tokenizer = AutoTokenizer.from_pretrained({which})",
             f"model = AutoModelForSeq2SeqLM.from_pretrained({which})",
             "translator = Translator(model, tokenizer, masks)",
-            f'print(translator.translate(["A sentence in {pairs[0].source}."], {json.dumps(str(pairs[0]))}))',
+            f"print(translator.translate([{sentence}], {json.dumps(pairs[0])}))",
         ]
     )
 
