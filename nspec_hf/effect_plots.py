@@ -1,4 +1,4 @@
-"""Figures of scores and settings: sweeps, stability, erasure, gains, zero-shot; and all that an analysis holds.
+"""Figures of scores and settings: sweeps, stability, erasure, gains, zero-shot; and all figures at once.
 
 Drawn with the means of `plots.py`, which see for colours and files.
 """

@@ -84,12 +84,14 @@ def draw_overlap_layers(course: Progression, families: Mapping[str, str]) -> Fig
     grid = figure.subplots(len(rows), columns, squeeze=False)
     order = order_by_family(course.languages, families)
     colours = family_colours(families)
+    couples = np.concatenate([course.couples(number) for number in range(len(course.sites))])
+    limits = (couples.min(), couples.max()) if len(couples) else (0.0, 1.0)
     for axes in grid.flat:
         axes.set_axis_off()
     for row, numbers in enumerate(rows):
         for axes, number in zip(grid[row], numbers, strict=False):
             axes.set_axis_on()
-            image = heat_map(axes, course.iou[number][np.ix_(order, order)])
+            image = heat_map(axes, course.iou[number][np.ix_(order, order)], limits)
             _frame_families(
                 axes, [families.get(course.languages[i], "") for i in order], colours, legend=False
             )
@@ -174,8 +176,14 @@ def draw_tree(tree: LanguageTree, families: Mapping[str, str], title: str = "") 
 
 
 def draw_importance(curves: ImportanceCurves, pairs: Sequence[str] = ()) -> Figure:
-    """Draw each neuron's importance for some pairs, most important on average first (Xie et al., Fig. 2)."""
-    shown = [i for i, pair in enumerate(curves.pairs) if not pairs or pair in pairs][: len(PALETTE) - 1]
+    """Draw each neuron's importance for some pairs, most important on average first (Xie et al., Fig. 2).
+
+    Args:
+        curves: Of one site.
+        pairs: Which pairs to show; none: three of them, first, middle and last.
+    """
+    spread = np.linspace(0, len(curves.pairs) - 1, 3).round().astype(int).tolist()
+    shown = [curves.pairs.index(pair) for pair in pairs] or list(dict.fromkeys(spread))
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     for colour, row in zip(PALETTE, shown, strict=False):
@@ -238,11 +246,18 @@ def _labels(result: Overlap | Progression, site: Site) -> tuple[list[str], list[
     return list(result.pairs), [p.source if site.side == "encoder" else p.target for p in result.pairs]
 
 
-def heat_map(axes: Axes, share: np.ndarray) -> AxesImage:
-    """Draw a square matrix of shares; undefined cells are grey, and so is the diagonal."""
+def heat_map(axes: Axes, share: np.ndarray, limits: tuple[float, float] | None = None) -> AxesImage:
+    """Draw a square matrix of shares; undefined cells and the diagonal are grey.
+
+    Args:
+        axes: Where to draw.
+        share: Square matrix.
+        limits: The shares at both ends of the colours; None takes the lowest and highest.
+    """
     # The diagonal is 1 by definition; left out, the colours are spent on what differs.
     shown = np.where(np.eye(len(share), dtype=bool), np.nan, share)
-    image = axes.imshow(shown, cmap="cividis", interpolation="nearest")
+    low, high = limits or (None, None)
+    image = axes.imshow(shown, cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
     axes.set_facecolor("#dddddd")
     return image
 
