@@ -64,7 +64,7 @@ class Recipe:
     """What was done with the masks since, in order: composition, union, subset …"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
     """Which neurons each pair keeps, and the recipe: all that masks are made of; checked, tensors copied.
 
@@ -266,7 +266,7 @@ def _recipe(stats: ActivationStats, config: SelectConfig, *names: str) -> Recipe
 
 def _drawn(site: str, width: int, pair: str, count: int, seed: int) -> Tensor:
     # A generator for each site and pair, so that a mask does not depend on which others are drawn.
-    digest = hashlib.sha256(json.dumps([seed, site, str(pair)]).encode()).digest()
+    digest = hashlib.sha256(json.dumps([int(seed), site, str(pair)]).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return select_random(width, count / width, generator)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from nspec_hf import __version__
 from nspec_hf.artefact import FORMAT, read_artefact, write_artefact
@@ -112,7 +113,8 @@ class SavedMasks:
 
         Raises:
             ArtefactError: If the file is cut off, altered, of another kind or of a newer format.
-            FileNotFoundError: If there are no masks.
+            FileNotFoundError: If there are no masks, or it is neither a folder nor a repository.
+            huggingface_hub.errors.RevisionNotFoundError: If the repository has no such revision.
         """
         path = Path(folder_or_repo)
         if not path.is_file():
@@ -190,22 +192,24 @@ def _find(folder_or_repo: str | os.PathLike, revision: str | None, download: Map
     """Return the folder itself, or the one in the cache into which the Hub's repository was downloaded."""
     folder = Path(folder_or_repo)
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(folder_or_repo)):
-            raise FileNotFoundError(f"{folder_or_repo} is no folder, and cannot be a repository's id either")
-        folder = Path(
-            snapshot_download(
-                str(folder_or_repo),
-                revision=revision,
-                # config.json too: its requests are what the Hub counts as downloads.
-                allow_patterns=[MASKS_FILE, "config.json"],
-                library_name=LIBRARY,
-                library_version=__version__,
-                **download,
-            )
-        )
+        folder = _download(str(folder_or_repo), revision, download)
     if not (folder / MASKS_FILE).is_file():
         raise FileNotFoundError(f"{folder_or_repo} holds no {MASKS_FILE}; was it made by save_pretrained?")
     return folder
+
+
+def _download(repo: str, revision: str | None, download: Mapping[str, Any]) -> Path:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
+        raise FileNotFoundError(f"{repo} is no folder, and cannot be a repository's id either")
+    # config.json too: its requests are what the Hub counts as downloads.
+    files = [MASKS_FILE, "config.json"]
+    own = {"library_name": LIBRARY, "library_version": __version__}
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=files, **own, **download))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{repo} is no folder here, and as a repository it was not found: {error}"
+        ) from error
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -261,6 +261,11 @@ def test_what_is_neither_folder_nor_repository_is_refused(name):
         NeuronMasks.from_pretrained(name)
 
 
+def test_a_folder_that_is_not_there_is_not_mistaken_for_a_fault_of_the_hub():
+    with pytest.raises(FileNotFoundError, match="demo_out/masks is no folder here"):
+        NeuronMasks.from_pretrained("demo_out/masks")
+
+
 def test_a_folder_without_masks_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no nspec_masks"):
         NeuronMasks.from_pretrained(tmp_path)

@@ -158,7 +158,9 @@ def test_what_cannot_be_pushed_or_pulled_is_refused_with_its_reason(hub, tmp_pat
     found = run(hub, tmp_path / "home", TRY, tmp_path / "masks", token="hf_wrong")
     assert "401" in found["push"]
     assert "somebody/masks" not in hub.commits
-    assert found["no repository"].startswith("RepositoryNotFoundError")
+    assert found["no repository"].startswith(
+        "FileNotFoundError: somebody/nothing is no folder here, and as a"
+    )
     assert found["no revision"].startswith("RevisionNotFoundError")
     assert found["no masks"] == (
         "FileNotFoundError: somebody/empty holds no nspec_masks.safetensors; was it made by save_pretrained?"
