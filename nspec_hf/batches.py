@@ -2,9 +2,10 @@
 
 Shape letters: B = samples, S = source tokens, T = target tokens.
 
-The plan is a list of batches, the same on every rank; a rank takes every `world_size`-th of them. So nothing is lost
-and nothing comes twice, whatever the number of processes, and one process that accumulates N micro-batches sees
-what N processes see. (accelerate's own sharding of a batch sampler lost examples; see the tests.)
+The plan is a list of batches, the same on every rank; a rank takes every `world_size`-th of them. So
+nothing is lost and nothing comes twice, whatever the number of processes, and one process that accumulates
+N micro-batches sees what N processes see. (accelerate's own sharding of a batch sampler lost examples; see
+the tests.)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,22 +28,24 @@ IGNORED = -100
 """The label of a padding position."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """How sentences are put into batches."""
 
     max_tokens: int = 4096
-    """Token budget of a batch on one process: its rows times the longest sentence of either side, in tokens."""
+    """Token budget of a batch on one process: its rows times the longest sentence of either side, in
+    tokens."""
 
     mixed: bool = True
     """Whether a batch may hold several pairs; False gives batches of one pair each, as slicing wants them."""
 
     temperature: float = 1.0
-    """T of temperature sampling: pairs are drawn in proportion to (their size)^(1/T). 1 keeps their sizes and sees
-    every sentence once an epoch; larger values draw small pairs more often (5 is common)."""
+    """T of temperature sampling: pairs are drawn in proportion to (their size)^(1/T). 1 keeps their sizes
+    and sees every sentence once an epoch; larger values draw small pairs more often (5 is common)."""
 
     max_length: int = 256
-    """Longest sentence in tokens, tags included; longer pairs of sentences are left out and counted in a warning."""
+    """Longest sentence in tokens, tags included; longer pairs of sentences are left out and counted in a
+    warning."""
 
     seed: int = 1
     """Seed of the order."""
@@ -90,6 +93,14 @@ class EncodedCorpus(Dataset):
     def lengths(self) -> np.ndarray:
         """Source and target lengths in tokens, shape [N, 2]."""
         return self._pack()[1]
+
+    def subset(self, pair: str) -> "EncodedCorpus":
+        """Return the sentences of one pair, with all pairs' numbers, so that `pair_id` means the same."""
+        numbers = np.flatnonzero(self.pair_ids == pair_index(self.pairs, pair, "corpus's pairs"))
+        part = EncodedCorpus(self.pairs)
+        rows = [self[number] for number in numbers.tolist()]
+        part.add(pair, [row["input_ids"] for row in rows], [row["labels"] for row in rows])
+        return part
 
     def __len__(self) -> int:
         """Return the number of sentence pairs."""
@@ -152,8 +163,8 @@ def encode_corpus(
 class PairBatchSampler:
     """Plan batches by token budget: sentences of like length together, batches in random order.
 
-    An epoch has the same number of batches on every rank and in every epoch. The plan depends on nothing but the
-    lengths, the settings and the epoch.
+    An epoch has the same number of batches on every rank and in every epoch. The plan depends on nothing
+    but the lengths, the settings and the epoch.
 
     Args:
         lengths: Source and target lengths in tokens, shape [N, 2] (or [N]).
@@ -233,7 +244,8 @@ class PairBatchSampler:
         return self.shuffle and self.config.temperature != 1
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Choose the sentences of an epoch: all of them, or as many as temperature sampling gives each pair."""
+        """Choose the sentences of an epoch: all of them, or as many as temperature sampling gives each
+        pair."""
         everything = np.arange(len(self.longest))
         if not self._resamples:
             return rng.permutation(everything) if self.shuffle else everything
@@ -252,7 +264,8 @@ class PairBatchSampler:
         return np.concatenate([rng.permutation(members) for _ in range(max(rounds, 1))])[:count]
 
     def _cut(self, drawn: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """Sort by length, ties in the random order drawn, and cut where the padded size would exceed the budget."""
+        """Sort by length, ties in the random order drawn, and cut where the padded size would exceed the
+        budget."""
         order = drawn[np.argsort(self.longest[drawn], kind="stable")]
         if self.config.mixed:
             return self._cut_sorted(order)
@@ -272,7 +285,8 @@ class PairBatchSampler:
         return batches
 
     def _fit(self, batches: list[np.ndarray], count: int) -> list[np.ndarray]:
-        """Halve the batches with most rows until there are `count`, so that every rank and epoch has as many."""
+        """Halve the batches with most rows until there are `count`, so that every rank and epoch has as
+        many."""
         batches = sorted(batches, key=len, reverse=True)
         while len(batches) < count:
             largest = batches.pop(0)
@@ -286,14 +300,16 @@ class PairBatchSampler:
 class PairCollator:
     """Pad rows of any pairs into one batch, with decoder inputs and `pair_ids`.
 
-    A row is a dict with either `input_ids` and `labels` (from an `EncodedCorpus`) and `pair_id`, or plain text:
+    A row is a dict with either `input_ids` and `labels` (from an `EncodedCorpus`) and `pair_id`, or plain
+    text:
     `source`, `target` and `pair`, or `translation` (`{"en": …, "de": …}`) and `pair`.
 
     Args:
         tokenizer: The model's tokenizer.
         pairs: What `pair_ids` indexes; the same as the masks' pairs, in their order.
-        decoder_start_token_id: The model's (`model.config.decoder_start_token_id`); by default the end of sentence
-            for families that start there (M2M-100, NLLB, mBART), else the padding token (Marian, T5).
+        decoder_start_token_id: The model's (`model.config.decoder_start_token_id`); by default the end of
+            sentence for families that start there (M2M-100, NLLB, mBART), else the padding token (Marian,
+            T5).
         codes: Your language codes → the tokenizer's, where they differ.
         pad_to_multiple_of: Pad lengths up to a multiple of this.
     """

@@ -1,7 +1,7 @@
 """The settings of each step, as frozen classes that the command line and the YAML files read alike.
 
-Every field has a string under it: its meaning, unit and range. The classes check themselves when they are made,
-so a wrong value is refused before any work is done.
+Every field has a string under it: its meaning, unit and range. The classes check themselves when they are
+made, so a wrong value is refused before any work is done.
 """
 
 from dataclasses import dataclass
@@ -23,25 +23,27 @@ def _require_share(name: str, value: float, above_zero: bool = False) -> None:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RecordConfig:
     """What one pass over the text counts (Tan et al. 2024, §3.1; Xie et al. 2021, Eq. 5 to 8)."""
 
     count: Literal["tokens", "sentences"] = "tokens"
-    """`tokens`: a neuron counts once for every non-padding position where it is active. `sentences`: at most once a
-    sentence, as the paper's text says (the union over its tokens)."""
+    """`tokens`: a neuron counts once for every non-padding position where it is active. `sentences`: at
+    most once a sentence, as the paper's text says (the union over its tokens)."""
 
     kinds: tuple[str, ...] = ("ffn",)
     """Which sites: `ffn` (feed-forward neurons), `attention` (outputs of q, k, v and out), `ffn_out`."""
 
     active_on: Literal["product", "gate"] = "product"
-    """For gated blocks (mT5, Gemma …): whether `active` looks at the down projection's input, or at σ(gate) alone."""
+    """For gated blocks (mT5, Gemma …): whether `active` looks at the down projection's input, or at
+    σ(gate) alone."""
 
     av: bool = False
     """Also record the mean absolute activation (importance by absolute value, AV)."""
 
     te: bool = False
-    """Also record |∂L/∂h · h| (importance by Taylor expansion, TE). Needs a backward pass, about three times the work."""
+    """Also record |∂L/∂h · h| (importance by Taylor expansion, TE). Needs a backward pass, about three
+    times the work."""
 
     max_sentences: int | None = None
     """Stop counting a pair after this many sentences; None counts all."""
@@ -65,12 +67,13 @@ class RecordConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SelectConfig:
     """Which rule turns statistics into masks, and its settings."""
 
     method: Literal["coverage", "te", "av", "random"] = "coverage"
-    """`coverage`: the most active neurons that cover a share of the activations (Tan et al., Eq. 1). `te`, `av`:
+    """`coverage`: the most active neurons that cover a share of the activations (Tan et al., Eq. 1). `te`,
+    `av`:
     allocation by importance (Xie et al., Eq. 9). `random`: the control."""
 
     coverage: float = 0.95
@@ -83,11 +86,12 @@ class SelectConfig:
     """For `te` and `av`: ρ, the share of neurons that every pair keeps, in [0, 1]."""
 
     threshold: float = 0.7
-    """For `te` and `av`: k of Eq. 9; a pair gets a specific neuron where its importance exceeds k·max, in [0, 1]."""
+    """For `te` and `av`: k of Eq. 9; a pair gets a specific neuron where its importance exceeds k·max, in
+    [0, 1]."""
 
     by: Literal["pair", "source", "target", "separate"] = "pair"
-    """For `te` and `av`: allocate per pair, per source language, per target language, or per source in the encoder
-    and per target in the decoder."""
+    """For `te` and `av`: allocate per pair, per source language, per target language, or per source in the
+    encoder and per target in the decoder."""
 
     density: float = 0.7
     """For `random`: the share of neurons kept at every site, in (0, 1]."""
@@ -108,21 +112,22 @@ class SelectConfig:
         _require(self.by in ("pair", "source", "target", "separate"), f"unknown variety by={self.by!r}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """How masks act on a model."""
 
     mode: Literal["mask", "slice", "gradient"] = "mask"
     """`mask`: compute all neurons, silence those that the pair does not keep; any mix of pairs in a batch.
-    `slice`: compute only the kept rows, faster. `gradient`: a dense forward pass, but each pair's loss trains only
-    its own rows."""
+    `slice`: compute only the kept rows, faster. `gradient`: a dense forward pass, but each pair's loss
+    trains only its own rows."""
 
     silence: Literal["neuron", "weights"] = "neuron"
     """`neuron`: h = σ(m·z), the neuron is gone, bias included (Eq. 4 as the paper explains it). `weights`:
     h = σ(m·xW + b), the released code, where a silenced neuron still emits σ(b)."""
 
     zero_shot: Literal["error", "compose"] = "error"
-    """What to do with a pair without masks: refuse it, or compose its masks from those to and from the pivot."""
+    """What to do with a pair without masks: refuse it, or compose its masks from those to and from the
+    pivot."""
 
     pivot: str = "en"
     """The language that zero-shot composition goes through."""

@@ -25,7 +25,7 @@ _OPENERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 _TABLES = (".tsv", ".jsonl", ".parquet")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """Where parallel text lies and what to do with bad lines."""
 
@@ -48,8 +48,8 @@ class CorpusConfig:
     """Take at most this many lines of each pair; None takes all."""
 
     lines_by_language: Mapping[str, int] = field(default_factory=dict)
-    """Lines that pairs of a language take, which makes it a low-resource one: `{"da": 1250}`. A pair takes the
-    smaller number of its two languages."""
+    """Lines that pairs of a language take, which makes it a low-resource one: `{"da": 1250}`. A pair takes
+    the smaller number of its two languages."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -89,7 +89,8 @@ def read_corpus(config: CorpusConfig, pairs: Iterable[str], split: str) -> list[
     Args:
         config: Where the text lies.
         pairs: The directions to read; `de-en` reads what `en-de` reads, turned round.
-        split: `train`, `val`, `test_2016_flickr` …: the first part of the files' names, or the dataset's split.
+        split: `train`, `val`, `test_2016_flickr` …: the first part of the files' names, or the dataset's
+            split.
 
     Returns:
         One `PairText` a pair, in the order given.
@@ -103,7 +104,8 @@ def read_corpus(config: CorpusConfig, pairs: Iterable[str], split: str) -> list[
 
 @dataclass(frozen=True)
 class _Column:
-    """The lines of one language and how to name one of them in an error; None stands for a line of bad UTF-8."""
+    """The lines of one language and how to name one of them in an error; None stands for a line of bad
+    UTF-8."""
 
     lines: Sequence[str | None]
     place: str
@@ -187,7 +189,8 @@ def _load_dataset(config: CorpusConfig, split: str) -> Iterable[Mapping[str, obj
 
 
 def _read_lines(path: Path) -> list[str | None]:
-    """Return a file's lines; split at newlines only, since `str.splitlines` also splits at U+2028 and others."""
+    """Return a file's lines; split at newlines only, since `str.splitlines` also splits at U+2028 and
+    others."""
     with _OPENERS.get(path.suffix, open)(path, "rb") as file:
         raw = file.read()
     if raw.startswith(b"\xef\xbb\xbf"):

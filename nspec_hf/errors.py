@@ -1,4 +1,5 @@
-"""The errors of the package: each says what was found, what was expected and what to do, and is also a builtin.
+"""The errors of the package: each says what was found, what was expected and what to do, and is also a
+builtin.
 
 Being a builtin as well (`UnknownPairError` is a `KeyError`) means that code which does not know this package
 can still catch the right thing.
@@ -46,7 +47,8 @@ class SiteMismatchError(NspecError, ValueError):
 
 
 class RoutingError(NspecError, RuntimeError):
-    """A row of a batch belongs to no pair, or to a pair without a mask, so the gate cannot choose its neurons."""
+    """A row of a batch belongs to no pair, or to a pair without a mask, so the gate cannot choose its
+    neurons."""
 
 
 class TrainingSetupError(NspecError, ValueError):

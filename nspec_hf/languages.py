@@ -1,8 +1,9 @@
 """How each tokenizer family spells its languages, and token ids with the right tags for a pair.
 
-The trap: these tokenizers keep the language in a state (`src_lang`), accept some unknown codes without an error
-(`NllbTokenizer(src_lang="zzz_Zzzz")` writes `<unk>`), and no two families agree. Here a pair's tags are looked up
-once, checked, and put around plain token ids, so that nothing depends on what a tokenizer was last set to.
+The trap: these tokenizers keep the language in a state (`src_lang`), accept some unknown codes without an
+error (`NllbTokenizer(src_lang="zzz_Zzzz")` writes `<unk>`), and no two families agree. Here a pair's tags
+are looked up once, checked, and put around plain token ids, so that nothing depends on what a tokenizer
+was last set to.
 
 | family | source | target | generation starts from |
 |---|---|---|---|
@@ -75,7 +76,8 @@ class LanguageTags:
 
     @property
     def family(self) -> str:
-        """Name of the family: m2m100, nllb, mbart50, mbart, marian, madlad, t5, target_on_source or "one pair"."""
+        """Name of the family: m2m100, nllb, mbart50, mbart, marian, madlad, t5, target_on_source or "one
+        pair"."""
         return self._family.name
 
     @property
@@ -149,7 +151,8 @@ class LanguageTags:
         return ids(parts[:middle]), ids(parts[middle + 1 :])
 
     def _spell(self, code: str) -> str:
-        """Return the token that stands for a code: as mapped, as given, or the only longer code that it begins."""
+        """Return the token that stands for a code: as mapped, as given, or the only longer code that it
+        begins."""
         code = self.codes.get(code, code)
         token = self._family.tag.format(code)
         if token in self._vocabulary:
@@ -187,7 +190,8 @@ def language_tags(tokenizer: PreTrainedTokenizerBase, codes: Mapping[str, str] |
 
 
 def _family_name(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int]) -> str:
-    """Tell the family from the tags in the vocabulary; only mBART's two share theirs and need the class name."""
+    """Tell the family from the tags in the vocabulary; only mBART's two share theirs and need the class
+    name."""
     if tokenizer.init_kwargs.get("language_style") == TARGET_ON_SOURCE:
         return TARGET_ON_SOURCE
     if any(token.startswith("__") and token.endswith("__") and len(token) > 4 for token in vocabulary):

@@ -1,7 +1,7 @@
 """The language pair: a translation direction such as `en-de`, and how pairs group.
 
-A `Pair` is a string, its printed name, so it can stand wherever `"en-de"` can: as a key, in JSON, in YAML, in a
-file name. All functions of this package take either.
+A `Pair` is a string, its printed name, so it can stand wherever `"en-de"` can: as a key, in JSON, in YAML,
+in a file name. All functions of this package take either.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,8 +16,8 @@ ZERO_SHOT = "zero-shot"
 class Pair(str):
     """A translation direction.
 
-    `Pair("en", "de")` and `Pair("en-de")` are the same pair, equal to the string `"en-de"`. A code that holds a
-    hyphen itself needs two arguments or an arrow: `Pair("zh-CN->en")`.
+    `Pair("en", "de")` and `Pair("en-de")` are the same pair, equal to the string `"en-de"`. A code that
+    holds a hyphen itself needs two arguments or an arrow: `Pair("zh-CN->en")`.
 
     Raises:
         ConfigError: If a language code is empty or the text does not name exactly two.

@@ -1,0 +1,62 @@
+"""The recipe of a number: which versions, which hardware, which settings and how long it took.
+
+A result without these cannot be compared with another, so everything that a recipe writes carries them.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nspec_hf import __version__
+
+_PACKAGES = ("torch", "transformers", "accelerate", "sacrebleu", "sentencepiece", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of those that a result depends on."""
+    return {
+        "nspec_hf": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Return the processor, its cores and threads in use, and the accelerators."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def plain(value: Any) -> Any:
+    """Return settings as JSON values: dataclasses become dicts, other objects their text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def write_result(path: str | os.PathLike, result: Mapping[str, Any], config: Any) -> None:
+    """Write a result as JSON with its recipe, whole or not at all."""
+    path = Path(path)
+    content = {**result, "recipe": {"config": plain(config), "versions": versions(), "hardware": hardware()}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
