@@ -112,6 +112,7 @@ print(json.dumps({"code": code, "printed": printed.getvalue(), "masks": names["m
 """
 
 
+@pytest.mark.slow
 def test_the_snippet_of_a_pushed_card_runs_as_it_stands(hub, base, tmp_path):
     drawn = NeuronMasks.random(find_sites(tiny_m2m100()), PAIRS)
     masks = NeuronMasks(PAIRS, drawn.keep, recipe=Recipe(method="random", base_model=str(base)))
