@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from nspec_hf.errors import ConfigError, CorpusError, UnknownPairError
-from nspec_hf.outputs import read_sentences, require_parallel, write_sentences
+from nspec_hf.outputs import require_parallel, write_sentences
 from nspec_hf.pairs import Pair
 from nspec_hf.scores import Score
+from nspec_hf.textfiles import read_lines
 
 COMET_MODEL = "Unbabel/wmt22-comet-da"
 """The model that papers of these years report."""
@@ -96,7 +97,7 @@ def read_comet(folder: str | os.PathLike) -> dict[Pair, Score]:
     scores = {}
     for pair in map(Pair, pairs):
         segments = _read_segments(folder / f"{pair}.scores.json", pair)
-        _check_segments(segments, read_sentences(folder / f"{pair}.hyp"), pair)
+        _check_segments(segments, read_lines(folder / f"{pair}.hyp"), pair)
         values = [float(segment["COMET"]) for segment in segments]
         scores[pair] = Score(
             metric="comet",

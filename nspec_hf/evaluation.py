@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nspec_hf.corpus import PairText
-from nspec_hf.outputs import read_sentences, write_sentences
+from nspec_hf.outputs import write_sentences
 from nspec_hf.pairs import Pair
 from nspec_hf.provenance import plain
 from nspec_hf.scoreboard import SystemScores, score_system
+from nspec_hf.textfiles import read_lines
 from nspec_hf.translate import Translator
 
 _AT_ONCE = 2048  # sentences between two savings of outputs
@@ -34,7 +35,7 @@ def translate_test_set(
     todo: list[PairText] = []
     for text in texts:
         path = folder / f"{text.pair}.txt"
-        done = read_sentences(path) if path.is_file() else []
+        done = read_lines(path) if path.is_file() else []
         if len(done) == len(text):
             outputs[text.pair] = done
         else:
@@ -91,7 +92,8 @@ def evaluate_system(
 
 def _in_parts(texts: Sequence[PairText]) -> list[list[PairText]]:
     """Cut a list of pairs into parts of about `_AT_ONCE` sentences: mixed batches, yet seldom much to
-    lose."""
+    lose.
+    """
     parts: list[list[PairText]] = []
     for text in texts:
         if parts and sum(map(len, parts[-1])) < _AT_ONCE:

@@ -6,8 +6,6 @@ as a pair says which pair it is. The ending is free; `.gz` and `.xz` are unpacke
 COMET read from here.
 """
 
-import gzip
-import lzma
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,10 +13,9 @@ from pathlib import Path
 
 from nspec_hf.errors import ConfigError, CorpusError
 from nspec_hf.pairs import Pair
+from nspec_hf.textfiles import PACKED, read_lines
 
 Outputs = dict[Pair, list[str]]
-
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
@@ -61,7 +58,7 @@ def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
         )
     if nameless:
         warnings.warn(f"{folder}: not read, since they name no pair: {', '.join(nameless)}", stacklevel=2)
-    return {pair: read_sentences(path) for pair, path in sorted(found.items())}
+    return {pair: read_lines(path) for pair, path in sorted(found.items())}
 
 
 def write_outputs(
@@ -77,29 +74,6 @@ def write_outputs(
     return [
         write_sentences(folder / f"{pair}.{ending}", sentences, pair) for pair, sentences in outputs.items()
     ]
-
-
-def read_sentences(path: Path) -> list[str]:
-    """Return a file's lines.
-
-    Lines end at newlines only: `str.splitlines` would also split at U+2028 and others, which translations do
-    contain.
-
-    Raises:
-        CorpusError: If the file is not UTF-8 or cannot be unpacked.
-    """
-    try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise CorpusError(f"{path}, line {line}: not UTF-8") from None
-    except (EOFError, OSError, lzma.LZMAError) as error:
-        raise CorpusError(f"{path} cannot be read: {error}") from None
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
 
 
 def write_sentences(path: Path, sentences: Sequence[str], pair: str) -> Path:
@@ -149,7 +123,7 @@ def require_parallel(
 
 
 def _bare_name(path: Path) -> str:
-    return path.stem if path.suffix in _OPENERS else path.name
+    return path.stem if path.suffix in PACKED else path.name
 
 
 def _has_ending(path: Path, ending: str) -> bool:

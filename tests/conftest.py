@@ -6,7 +6,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import pytest
+
+# No timed assertions: a busy machine is not a bug.
+hypothesis.settings.register_profile("nspec", deadline=None)
+hypothesis.settings.load_profile("nspec")
 
 ROOT = Path(__file__).resolve().parents[1]
 
