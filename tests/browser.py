@@ -21,7 +21,9 @@ def find_chromium() -> str | None:
 class Browser:
     """One page; keeps its console messages, exceptions and requests."""
 
-    def __init__(self, program: str, profile: Path, width: int = 1400, height: int = 1000, dark: bool = False):
+    def __init__(
+        self, program: str, profile: Path, width: int = 1400, height: int = 1000, dark: bool = False
+    ):
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
         # The protocol speaks on file descriptors 3 and 4.
@@ -43,7 +45,13 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[theme])
 

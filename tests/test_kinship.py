@@ -1,0 +1,154 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import leaves_list, linkage
+
+from nspec_hf.errors import ConfigError
+from nspec_hf.kinship import FAMILIES, family_agreement, language_tree, permutation_test
+from nspec_hf.overlap import Progression
+from nspec_hf.sites import site_from_name
+
+LANGUAGES = ("de", "fr", "nl", "es", "sv")
+FAMILY = {"de": "Germanic", "nl": "Germanic", "sv": "Germanic", "fr": "Romance", "es": "Romance"}
+IOU = np.array(
+    [
+        [1.0, 0.2, 0.9, 0.3, 0.7],
+        [0.2, 1.0, 0.25, 0.8, 0.1],
+        [0.9, 0.25, 1.0, 0.15, 0.6],
+        [0.3, 0.8, 0.15, 1.0, 0.05],
+        [0.7, 0.1, 0.6, 0.05, 1.0],
+    ]
+)
+SITES = tuple(site_from_name(f"model.decoder.layers.{n}.fc1", 8) for n in range(2))
+
+
+def course(*matrices, languages=LANGUAGES):
+    return Progression(sites=SITES[: len(matrices)], languages=languages, iou=np.stack(matrices))
+
+
+def difference(matrix, labels):
+    within, across = [], []
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        (within if labels[i] == labels[j] else across).append(matrix[i, j])
+    return np.mean(within) - np.mean(across)
+
+
+def test_the_tree_is_scipys_on_a_matrix_made_by_hand():
+    tree = language_tree(LANGUAGES, IOU)
+    condensed = [1 - IOU[i, j] for i, j in itertools.combinations(range(5), 2)]
+    wanted = linkage(condensed, "complete", optimal_ordering=True)
+    np.testing.assert_allclose(tree.linkage, wanted)
+    assert tree.leaves == [LANGUAGES[i] for i in leaves_list(wanted)]
+    # By hand: de+nl at 0.1, fr+es at 0.2, then sv joins at its farthest, 1 − 0.6, and all at 1 − 0.05.
+    np.testing.assert_allclose(tree.linkage[:, 2], [0.1, 0.2, 0.4, 0.95])
+
+
+def test_the_printed_tree_has_a_line_for_each_language_in_leaf_order():
+    tree = language_tree(LANGUAGES, IOU)
+    lines = tree.to_text().splitlines()
+    assert [line.split()[-1] for line in lines] == tree.leaves
+    assert lines[0].startswith("┬─")
+    assert len([line for line in lines if "└" in line]) == 4
+
+
+def test_the_cophenetic_correlation_is_that_of_joining_heights_and_distances():
+    heights = {(0, 2): 0.1, (1, 3): 0.2, (0, 4): 0.4, (2, 4): 0.4}
+    couples = list(itertools.combinations(range(5), 2))
+    tree_distances = [heights.get(couple, 0.95) for couple in couples]
+    distances = [1 - IOU[couple] for couple in couples]
+    wanted = np.corrcoef(tree_distances, distances)[0, 1]
+    assert language_tree(LANGUAGES, IOU).cophenetic == pytest.approx(wanted)
+    different = [FAMILY[LANGUAGES[i]] != FAMILY[LANGUAGES[j]] for i, j in couples]
+    found = family_agreement(course(IOU), FAMILY).tree_correlation[0]
+    assert found == pytest.approx(np.corrcoef(tree_distances, different)[0, 1])
+
+
+def test_languages_without_a_defined_overlap_are_left_out_by_name():
+    matrix = IOU.copy()
+    matrix[1, 4] = matrix[4, 1] = matrix[1, 3] = matrix[3, 1] = math.nan
+    tree = language_tree(LANGUAGES, matrix)
+    assert tree.left_out == ("fr",)
+    assert tree.languages == ("de", "nl", "es", "sv")
+
+
+def test_a_tree_of_one_language_is_refused():
+    with pytest.raises(ConfigError, match="two languages"):
+        language_tree(["de", "nl"], np.full((2, 2), math.nan))
+
+
+def test_a_few_languages_are_relabeled_in_every_way():
+    labels = [FAMILY[code] for code in LANGUAGES]
+    relabelings = sorted(set(itertools.permutations(labels)))
+    observed = difference(IOU, labels)
+    hits = sum(difference(IOU, each) >= observed - 1e-12 for each in relabelings)
+    p_value, count, exact = permutation_test(IOU, labels)
+    assert (count, exact) == (math.comb(5, 2), True)
+    assert p_value == pytest.approx(hits / len(relabelings))
+
+
+def test_many_languages_are_relabeled_at_random_and_p_is_never_zero():
+    generator = np.random.default_rng(0)
+    labels = [family for family in "abcdef" for _ in range(5)]
+    same = np.array([[a == b for b in labels] for a in labels])
+    noise = generator.uniform(0, 0.1, same.shape)
+    matrix = np.where(same, 0.8, 0.3) + noise + noise.T
+    p_value, count, exact = permutation_test(matrix, labels, limit=999)
+    assert (count, exact) == (999, False)
+    assert p_value == pytest.approx(1 / 1000)
+    unrelated = np.where(same, 0.0, 0.0) + noise + noise.T
+    assert permutation_test(unrelated, labels, limit=999)[0] > 0.01
+
+
+def test_drawn_relabelings_agree_with_all_of_them():
+    generator = np.random.default_rng(4)
+    noise = generator.uniform(size=(8, 8))
+    matrix, labels = noise + noise.T, list("aaabbbcc")
+    exact, count, complete = permutation_test(matrix, labels)
+    drawn, _, all_of_them = permutation_test(matrix, labels, limit=500)
+    assert complete
+    assert count == 560
+    assert not all_of_them
+    assert drawn == pytest.approx(exact, abs=0.08)
+
+
+def test_agreement_holds_means_within_and_across_at_every_site():
+    other = IOU[::-1, ::-1].copy()
+    result = family_agreement(course(IOU, other), FAMILY)
+    for number, matrix in enumerate((IOU, other)):
+        couples = list(itertools.combinations(range(5), 2))
+        same = [FAMILY[LANGUAGES[i]] == FAMILY[LANGUAGES[j]] for i, j in couples]
+        found = [matrix[couple] for couple in couples]
+        assert result.within[number] == pytest.approx(
+            np.mean([v for v, s in zip(found, same, strict=True) if s])
+        )
+        assert result.across[number] == pytest.approx(
+            np.mean([v for v, s in zip(found, same, strict=True) if not s])
+        )
+    assert result.within[0] > result.across[0]
+    assert result.p_value[0] == pytest.approx(0.1)
+
+
+def test_languages_without_a_family_take_no_part():
+    known = {code: family for code, family in FAMILY.items() if code != "sv"}
+    result = family_agreement(course(IOU), known)
+    assert result.within[0] == pytest.approx((0.9 + 0.8) / 2)
+    assert set(result.families) == {"de", "nl", "fr", "es"}
+
+
+@pytest.mark.parametrize("family", ["all alone", "one family", "nobody"])
+def test_where_families_cannot_be_compared_nothing_is_claimed(family):
+    families = {
+        "all alone": {code: code for code in LANGUAGES},
+        "one family": dict.fromkeys(LANGUAGES, "x"),
+        "nobody": {},
+    }[family]
+    result = family_agreement(course(IOU), families)
+    assert np.isnan([result.p_value[0], result.within[0], result.across[0]]).all()
+
+
+def test_the_families_of_the_papers_languages_are_known():
+    assert {FAMILIES[code] for code in "de nl sv da af lb".split()} == {"Germanic"}
+    assert {FAMILIES[code] for code in "ar he ha mt ti am".split()} == {"Afro-Asiatic"}
+    assert FAMILIES["kn"] != FAMILIES["hi"]
