@@ -282,16 +282,16 @@ def test_importance_is_recorded_under_no_grad_and_with_frozen_weights():
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def recomputed(module):
+    forward = module.forward
+    module.forward = lambda *args, **kwargs: torch.utils.checkpoint.checkpoint(
+        forward, *args, use_reentrant=False, **kwargs
+    )
+
+
 def test_layers_that_run_again_in_the_backward_pass_are_counted_once():
     batches = batches_of()
     plain, again = tiny_m2m100().double(), tiny_m2m100().double()
-
-    def recomputed(layer):
-        forward = layer.forward
-        layer.forward = lambda *args, **kwargs: torch.utils.checkpoint.checkpoint(
-            forward, *args, use_reentrant=False, **kwargs
-        )
-
     for layer in (*again.model.encoder.layers, *again.model.decoder.layers):
         recomputed(layer)
     config = RecordConfig(kinds=KINDS, av=True, te=True)
@@ -301,6 +301,16 @@ def test_layers_that_run_again_in_the_backward_pass_are_counted_once():
     assert close(found.sums["te"], expected.sums["te"])
     again.gradient_checkpointing_enable()
     assert same(record(again.train(), batches, PAIRS, config).counts, expected.counts)
+
+
+def test_gates_that_run_again_in_the_backward_pass_are_counted_once():
+    config = RecordConfig(active_on="gate", te=True)
+    plain, again = tiny_t5(gated=True).double(), tiny_t5(gated=True).double()
+    for block in again.encoder.block:
+        recomputed(block.layer[-1])
+    assert same(
+        record(again, batches_of(), PAIRS, config).counts, record(plain, batches_of(), PAIRS, config).counts
+    )
 
 
 def test_bf16_and_autocast_are_recorded():
@@ -324,8 +334,9 @@ def test_a_compiled_model_is_recorded():
     expected = record(model, batches, PAIRS).counts
     assert same(record(torch.compile(model, backend="eager"), batches, PAIRS).counts, expected)
     model.compile(backend="eager")
-    with torch.no_grad():  # compiled before the hooks come, so that these could be ignored
-        model(**{name: batches[0][name] for name in ("input_ids", "attention_mask", "decoder_input_ids")})
+    inputs = {name: batches[0][name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
+    with torch.no_grad():  # compiled before the hooks come, for just the call that recording makes
+        model(**inputs, use_cache=False)
     assert same(record(model, batches, PAIRS).counts, expected)
 
 
