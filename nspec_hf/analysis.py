@@ -236,6 +236,6 @@ def _gains(
     notes: dict[str, str],
 ) -> Gains | None:
     if not scores or (baseline is None and len(scores) < 2):
-        notes["gains"] = "scores of a baseline and another system were not given"
+        notes["groups of gains"] = "scores of a baseline and another system were not given"
         return None
     return gains(scores, baseline or next(iter(scores)), tiers=tiers, pivot=pivot or "en")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -45,8 +45,9 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     figure.savefig(paths[0], dpi=150)
     # The layout is settled; working it out again takes as long as drawing.
     figure.set_layout_engine("none")
-    # Without the date, equal figures are equal files.
-    figure.savefig(paths[1], dpi=150, metadata={"Date": None})
+    # Without a date and with fixed names inside, equal figures are equal files.
+    with rc_context({"svg.hashsalt": "nspec_hf"}):
+        figure.savefig(paths[1], dpi=150, metadata={"Date": None})
     return paths
 
 

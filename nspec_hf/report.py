@@ -1,8 +1,8 @@
 """One HTML page that shows what a model's neurons do: no server, no network, one file to mail.
 
-The masks themselves travel in the page as packed bits (about half a megabyte for 60 pairs × 12 sites × 4096), and
-the page works overlaps and owners out in the browser; trees, tests and scores come from an `Analysis`. A content
-security policy in the page forbids it to load anything. The template is in `templates/`.
+The masks themselves travel in the page as packed bits (about half a megabyte for 60 pairs × 12 sites × 4096),
+and the page works overlaps and owners out in the browser; trees, tests and scores come from an `Analysis`. A
+content security policy in the page forbids it to load anything. The template is in `templates/`.
 """
 
 import base64
@@ -23,6 +23,7 @@ from nspec_hf import __version__
 from nspec_hf.allocation import general_neurons
 from nspec_hf.analysis import Analysis, general_share, recipe_of
 from nspec_hf.bits import pack
+from nspec_hf.effects import Gains
 from nspec_hf.pairs import Pair
 from nspec_hf.plots import family_colours
 from nspec_hf.results import site_label, to_plain
@@ -38,6 +39,20 @@ _SECTIONS = {
     "efficiency": "Efficiency",
     "recipe": "Recipe",
 }
+_DEFINITIONS = (
+    ("overlap", "intersection over union of the neurons kept at a site; undefined where both keep none"),
+    (
+        "languages",
+        "a language stands for the pairs from it (encoder) or into it (decoder): the mean over all couples "
+        "of two different pairs",
+    ),
+    ("tree", "scipy, complete linkage of 1 − IoU, optimal leaf order"),
+    (
+        "permutation p",
+        "one-sided, of mean IoU within minus across families; all relabelings where at most 10,000, else as "
+        "many drawn, and p = (1 + hits) / (1 + drawn)",
+    ),
+)
 
 
 def report_html(analysis: Analysis, title: str | None = None) -> str:
@@ -190,11 +205,18 @@ def _kinship(analysis: Analysis) -> dict[str, str] | None:
 
 
 def _gain_tiles(analysis: Analysis) -> list[dict[str, str]]:
-    if analysis.comparison is not None:
-        counts = analysis.comparison.counts()
-        value = f"{counts['better']} / {counts['worse']} / {counts['not significant']}"
-        note = f"against {analysis.comparison.baseline_name}, p < {analysis.comparison.alpha}"
-        return [{"value": value, "name": "better / worse / not significant", "note": note}]
+    comparison = analysis.comparison
+    if comparison is not None:
+        names = dict.fromkeys((row.system_name, row.metric) for row in comparison.rows)
+        tested = {(system, metric): comparison.counts(metric, system) for system, metric in names}
+        return [
+            {
+                "value": f"{counts['better']} / {counts['worse']} / {counts['not significant']}",
+                "name": f"better / worse / not significant, {metric}",
+                "note": f"{system} against {comparison.baseline_name}, p < {comparison.alpha}",
+            }
+            for (system, metric), counts in tested.items()
+        ]
     if analysis.gains is not None:
         means = analysis.gains.by_group().mean[:, -1]
         best = int(np.nanargmax(means))
@@ -204,10 +226,9 @@ def _gain_tiles(analysis: Analysis) -> list[dict[str, str]]:
 
 
 def _gains(analysis: Analysis) -> dict[str, Any] | None:
-    """Return rows of the table of gains: from the significance tests where there are some, else from scores."""
-    pivot = analysis.pivot or "en"
-    if analysis.comparison is not None:
-        comparison = analysis.comparison
+    """Return the table of gains: from the significance tests where there are some, else from scores."""
+    pivot, comparison = analysis.pivot or "en", analysis.comparison
+    if comparison is not None:
         rows = [
             {
                 **_gain_row(r.pair, pivot, r.baseline, r.system, f"{r.system_name}, {r.metric}"),
@@ -216,38 +237,39 @@ def _gains(analysis: Analysis) -> dict[str, Any] | None:
             | {"p_value": r.p_value, "p_holm": r.p_holm, "css": r.verdict.split()[0]}
             for r in comparison.rows
         ]
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in comparison.counts().items())
         test = {"ar": "paired approximate randomization", "bs": "paired bootstrap"}[comparison.test]
         summary = (
-            f"Against {comparison.baseline_name}: {counts} at p < {comparison.alpha} ({test}, "
-            f"{comparison.n_samples:,} samples, seed {comparison.seed}; the second p is Holm's correction)."
+            f"Against {comparison.baseline_name}. Verdicts at p < {comparison.alpha} for a direction alone "
+            f"({test}, {comparison.n_samples:,} samples, seed {comparison.seed}); the second p is Holm's, of "
+            "all together."
         )
     elif analysis.gains is not None:
-        found = analysis.gains
-        rows = [
-            _gain_row(pair, pivot, found.reference[i], found.score[row, i], system)
-            for row, system in enumerate(found.systems)
-            for i, pair in enumerate(found.pairs)
-            if not math.isnan(found.score[row, i])
-        ]
-        summary = f"Against {found.baseline}. No significance test was given, so small gains may be chance."
+        rows = _untested_rows(analysis.gains, pivot)
+        name = analysis.gains.baseline
+        summary = f"Against {name}. No significance test was given, so small gains may be chance."
     else:
         return None
-    tested = analysis.comparison is not None
-    columns = [
-        "Direction",
-        "Group",
-        "Baseline",
-        "System",
-        "Gain",
-        *(["p", "p (Holm)", "Verdict"] if tested else []),
-    ]
     most = max([abs(row["delta"]) for row in rows], default=0) or 1.0
     for row in rows:
         length = 50 * abs(row["delta"]) / most
         row["bar"] = (0 if row["delta"] > 0 else round(-length, 2), round(length, 2))
-    choices = list(dict.fromkeys(row["choice"] for row in rows))
-    return {"rows": rows, "summary": summary, "tested": tested, "columns": columns, "choices": choices}
+    columns = ["Direction", "Group", "Baseline", "System", "Gain"]
+    return {
+        "rows": rows,
+        "summary": summary,
+        "tested": comparison is not None,
+        "columns": columns + ([] if comparison is None else ["p", "p (Holm)", "Verdict"]),
+        "choices": list(dict.fromkeys(row["choice"] for row in rows)),
+    }
+
+
+def _untested_rows(found: Gains, pivot: str) -> list[dict[str, Any]]:
+    return [
+        _gain_row(pair, pivot, found.reference[i], found.score[row, i], system)
+        for row, system in enumerate(found.systems)
+        for i, pair in enumerate(found.pairs)
+        if not math.isnan(found.score[row, i])
+    ]
 
 
 def _gain_row(pair: Pair, pivot: str, baseline: float, system: float, choice: str) -> dict[str, Any]:
@@ -276,33 +298,20 @@ def _efficiency(analysis: Analysis) -> list[dict[str, str]]:
 
 
 def _recipe(analysis: Analysis) -> list[tuple[str, str]]:
-    recipe = recipe_of(analysis.masks)
-    agreement, comparison = analysis.agreement, analysis.comparison
+    masks, comparison = analysis.masks, analysis.comparison
+    recipe = recipe_of(masks)
     tokens = recipe.pop("tokens", None) or {}
-    rows = [("masks", f"fingerprint {analysis.masks.fingerprint()}")]
+    rows = [("masks", f"fingerprint {masks.fingerprint()}")]
     rows += [(name.replace("_", " "), _words(value)) for name, value in recipe.items() if value]
     if tokens:
         rows.append(("tokens counted", f"{sum(tokens.values()):,} of {len(tokens)} pairs"))
-    rows += [
-        (
-            "overlap",
-            "intersection over union of two pairs' kept neurons at a site; undefined where both keep none",
-        ),
-        (
-            "languages",
-            "a language stands for the pairs from it (encoder) or into it (decoder); mean over couples of two different pairs",
-        ),
-        ("general", "allocated to all pairs" if analysis.masks.general is not None else "kept by every pair"),
-        (
-            "tree",
-            "scipy, complete linkage of 1 − IoU, optimal leaf order"
-            + (f"; without {analysis.pivot}" if analysis.pivot else ""),
-        ),
-        (
-            "permutation p",
-            f"one-sided, within − across families; all relabelings where at most 10,000, else as many drawn with seed {agreement.seed}, (1 + hits) / (1 + drawn)",
-        ),
-    ]
+    rows.append(("general", "allocated to all pairs" if masks.general is not None else "kept by every pair"))
+    rows += _DEFINITIONS
+    rows.append(("seed of the test", str(analysis.agreement.seed)))
+    if analysis.pivot:
+        rows.append(
+            ("pivot", f"{analysis.pivot}; left out of languages, tree and test, since every pair has it")
+        )
     if comparison is not None:
         rows += [("scores", text) for text in sorted({f"{r.metric}: {r.signature}" for r in comparison.rows})]
     rows += [(f"no {name}", why) for name, why in analysis.notes.items()]

@@ -32,7 +32,7 @@ def recorded(seed, sites=SITES, pairs=PAIRS):
     st.lists(st.lists(st.integers(0, 9), min_size=7, max_size=7), min_size=1, max_size=4),
     st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_sorting_once_selects_what_the_rule_selects_at_every_coverage(counts, coverages):
     counts_PF = torch.tensor(counts)
     for keep_PF, coverage in zip(_covered(counts_PF, coverages), coverages, strict=True):

@@ -2,7 +2,7 @@
 // Line charts over the layers and the tree, as SVG whose colours follow the theme by class.
 function layerChart(holder, label, limits, draw) {
   const sides = ["encoder", "decoder"].filter((side) => sitesOf(side).length);
-  const width = 520, height = 260, top = 24, bottom = 34, left = 42, gap = 16;
+  const narrow = window.innerWidth < 600, width = narrow ? 380 : 520, height = 260, top = 24, bottom = 34, left = 42, gap = 16;
   const panel = (width - left - gap * (sides.length - 1) - 8) / sides.length;
   const y = (value) => height - bottom - ((value - limits[0]) / (limits[1] - limits[0])) * (height - top - bottom);
   const chart = drawing("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });

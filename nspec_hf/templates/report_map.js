@@ -55,8 +55,9 @@ function drawMap() {
   heatMap.row = Math.min(heatMap.row, count - 1);
   heatMap.column = Math.min(heatMap.column, count - 1);
   const room = Math.min(canvas.parentElement.clientWidth, window.innerWidth > 820 ? canvas.parentElement.clientWidth - 320 : 9999, 820);
-  const letters = Math.max(...rows.names.map((name) => name.length));
-  let left = Math.min(110, 14 + 6.6 * letters);
+  const ruler = canvas.getContext("2d");
+  ruler.font = "12px system-ui, sans-serif";
+  let left = Math.min(110, 14 + Math.ceil(Math.max(...rows.names.map((name) => ruler.measureText(name).width))));
   if ((room - left) / count < 9) left = 12;
   const cell = Math.max(2, Math.min(34, Math.floor((room - left) / count)));
   Object.assign(heatMap, { left, cell });
@@ -107,7 +108,7 @@ function describeMap(site, rows, low, high) {
   const facts = [["within families", fixed(mean(within))], ["across families", fixed(mean(across))]];
   const tested = report.agreement[site.name];
   if (byId("map-rows").value === "languages" && tested && tested.p_value !== null)
-    facts.push(["permutation p", `${tested.p_value < 0.0001 ? "< 0.0001" : tested.p_value.toFixed(4)} (${tested.exact ? "exact, " : ""}${tested.relabelings} relabelings)`]);
+    facts.push(["permutation p", tested.p_value.toFixed(4)], ["relabelings", `${tested.relabelings} ${tested.exact ? "(all)" : "drawn"}`]);
   facts.push(["mean density", percent(site.sizes.reduce((a, b) => a + b, 0) / site.sizes.length / site.width)], ["neurons", String(site.width)]);
   byId("map-facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
   if (byId("map-table").open) fillMapTable();

@@ -85,13 +85,13 @@ function drawOwners() {
   const site = neuronSite(), owners = ownersOf(site), count = report.pairs.length, bins = Math.min(count + 1, 31);
   const heights = new Array(bins).fill(0);
   for (const number of owners) heights[Math.min(bins - 1, Math.floor((number / (count + 1)) * bins))]++;
-  const width = 760, height = 170, base = height - 30, top = Math.max(...heights), slot = (width - 60) / bins;
+  const width = window.innerWidth < 600 ? 380 : 760, height = 170, base = height - 30, top = Math.max(...heights), slot = (width - 60) / bins;
   const chart = drawing("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Neurons of ${site.label} by the number of pairs that keep them` });
   heights.forEach((value, i) => {
     const tall = (value / top) * (base - 22), first = Math.ceil((i * (count + 1)) / bins), last = Math.ceil(((i + 1) * (count + 1)) / bins) - 1;
     const label = first >= last ? String(first) : `${first}–${last}`;
     chart.append(drawing("rect", { class: "bars", x: 40 + i * slot + 1, y: base - tall, width: slot - 2, height: tall }, drawing("title", {}, `${label} pairs: ${value} neurons`)));
-    if (i === 0 || i === bins - 1 || (i % Math.ceil(bins / 8) === 0 && i < bins - 2)) chart.append(drawing("text", { class: "soft", x: 40 + (i + 0.5) * slot, y: base + 18, "text-anchor": "middle" }, label));
+    if (i === 0 || i === bins - 1 || (i % Math.ceil(bins / (width < 600 ? 4 : 8)) === 0 && i < bins - 2)) chart.append(drawing("text", { class: "soft", x: 40 + (i + 0.5) * slot, y: base + 18, "text-anchor": "middle" }, label));
   });
   chart.append(drawing("text", { class: "soft", x: 34, y: 26, "text-anchor": "end" }, String(top)), drawing("text", { class: "soft", x: 34, y: base, "text-anchor": "end" }, "0"));
   byId("owners").replaceChildren(chart);

@@ -10,6 +10,9 @@ function setTheme(name) {
 function redraw() {
   drawMap();
   drawField();
+  drawOwners();
+  drawProgression();
+  drawDensity();
   drawTree();
 }
 

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from nspec_hf import effect_plots
+from nspec_hf.analysis import analyze
+from nspec_hf.effects import gains
+from nspec_hf.erasure import erasure_effect
+from nspec_hf.sweeps import stability
+from tests.kin import FAMILIES, PAIRS, kin_comparison, kin_masks, kin_scores, kin_stats
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    stats = kin_stats()
+    return analyze(kin_masks(stats), stats, kin_scores(), FAMILIES, comparison=kin_comparison())
+
+
+def test_sparsity_and_gain_stand_against_coverage(analysis):
+    figure = effect_plots.draw_coverage_sweep(analysis.coverage_sweep, {0.9: 1.0, 0.95: 1.4})
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    wanted = 1 - analysis.coverage_sweep.density[:, :2].mean(axis=1)
+    np.testing.assert_allclose(lines["sparsity, encoder"].get_ydata(), wanted)
+    assert list(lines["mean gain"].get_ydata()) == [1.0, 1.4]
+
+
+def test_each_general_share_has_its_line(analysis):
+    axes = effect_plots.draw_allocation_sweep(analysis.allocation_sweep).axes[0]
+    assert len(axes.lines) == len(analysis.allocation_sweep.generals)
+
+
+def test_bars_of_gains_wear_the_colour_of_their_verdict(analysis):
+    figure = effect_plots.draw_gains(analysis.gains, "specialized", analysis.comparison)
+    axes = figure.axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    verdicts = {row.pair: row.verdict for row in analysis.comparison.rows}
+    for name, bar in zip(names, axes.patches, strict=True):
+        assert bar.get_facecolor()[:3] == pytest.approx(_rgb(effect_plots.VERDICTS[verdicts[name]]))
+        assert bar.get_width() == pytest.approx(analysis.gains.change[0, analysis.gains.pairs.index(name)])
+
+
+def test_groups_and_zero_shot_and_erasure_and_stability_are_drawn():
+    scores = kin_scores()
+    scores = {name: {**own, "de-fr": 5.0, "fr-de": 6.0} for name, own in scores.items()}
+    scores["specialized"]["de-fr"] = 7.0
+    found = gains(scores, "baseline")
+    bars = effect_plots.draw_groups(found).axes[0].patches
+    np.testing.assert_allclose([bar.get_height() for bar in bars], found.by_group().mean[0])
+    labels = effect_plots.draw_zero_shot(found, "specialized").axes[0].get_legend_handles_labels()[1]
+    assert labels == ["better (1)", "not better (1)"]
+    masks = kin_masks()
+    erased = erasure_effect(masks, lambda given: {p: given.density(p) for p in PAIRS}, of=["en-de"])
+    heights = [bar.get_height() for bar in effect_plots.draw_erasure(erased).axes[0].patches]
+    np.testing.assert_allclose(heights, erased.change[1:].ravel())
+    stable = stability({"a": kin_stats(seed=0), "b": kin_stats(seed=1)})
+    assert effect_plots.draw_stability(stable).axes[0].images
+
+
+def test_everything_that_an_analysis_holds_is_drawn(analysis, tmp_path):
+    paths = effect_plots.draw_all(analysis, tmp_path)
+    stems = {path.stem for path in paths}
+    wanted = {
+        "overlap_layers",
+        "progression",
+        "sparsity",
+        "ownership",
+        "specific",
+        "coverage_sweep",
+        "allocation_sweep",
+    }
+    wanted |= {
+        "overlap_decoder_0",
+        "tree_decoder_0",
+        "importance_decoder_1",
+        "gains_specialized",
+        "gains_by_group",
+    }
+    assert wanted <= stems
+    assert {path.suffix for path in paths} == {".png", ".svg"}
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def _rgb(colour):
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
