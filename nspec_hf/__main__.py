@@ -1,0 +1,8 @@
+"""`python -m nspec_hf` is `nspec`."""
+
+import sys
+
+from nspec_hf.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
