@@ -8,25 +8,25 @@ stay those of the plain model.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.config import GateConfig
 from nspec_hf.doors import Door, RoutedGenerate, called_from_outside
-from nspec_hf.errors import ConfigError, SiteMismatchError, UnknownPairError
+from nspec_hf.errors import ConfigError, UnknownPairError
 from nspec_hf.gradient import GradientSite
 from nspec_hf.languages import LanguageTags, language_tags
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.pairs import Pair, pair_index
+from nspec_hf.pairs import Pair
 from nspec_hf.routing import Route, Routing, TokenReader
 from nspec_hf.silence import GatedSite, MaskedSite
-from nspec_hf.sites import Site, find_sites, plain_model, weight_fingerprint
+from nspec_hf.sites import find_sites, plain_model, weight_fingerprint
 
 MODES: dict[str, type[GatedSite]] = {"mask": MaskedSite, "gradient": GradientSite}
 """What each mode does at a site."""
@@ -100,7 +100,8 @@ class NeuronGate:
         if self.config.mode not in MODES:
             raise ConfigError(f"mode {self.config.mode!r} is not there; modes are: {', '.join(MODES)}")
         found = find_sites(self.model, {site.kind for site in masks.sites})
-        sites = _matching_sites(found, masks.sites)
+        masks.check_model(found)
+        sites = [site for site in found if site.name in masks.keep]
         self._dense_sites = len(found) - len(sites)
         self._routing = Routing(masks.pairs)
         action = MODES[self.config.mode]
@@ -176,7 +177,7 @@ class NeuronGate:
         if pair is None:
             self._routing.choose(None)
             return
-        index = self._index(Pair(pair))
+        index = self.pair_id(pair)
         device = self._sites[0].keep_PF.device
         self._routing.choose(Route(torch.tensor([index], device=device), index, f"gate.use({str(pair)!r})"))
 
@@ -194,7 +195,17 @@ class NeuronGate:
             UnknownLanguageError: If it has no tag for a language of the masks.
         """
         tags = tokenizer if isinstance(tokenizer, LanguageTags) else language_tags(tokenizer, codes)
-        self._routing.reader = TokenReader(tags, self.masks.pairs, self._index)
+        self._routing.reader = TokenReader(tags, self.masks.pairs, self.pair_id)
+
+    @property
+    def last_rows(self) -> Tensor | None:
+        """Pair index of each row of the last forward pass, [B], or [1] where all share one; None before."""
+        return None if self._routing.last is None else self._routing.last.rows
+
+    @property
+    def routes_itself(self) -> bool:
+        """Whether the gate knows pairs without `pair_ids`: from `use` or from language tokens."""
+        return self._routing.chosen is not None or self._routing.reader is not None
 
     def status(self) -> GateStatus:
         """Return what the gate is doing; reads all gated weights, so not for every step."""
@@ -223,15 +234,15 @@ class NeuronGate:
             setattr(twin, name, copy.deepcopy(value, memo))
         return twin
 
-    def _index(self, pair: Pair) -> int:
+    def pair_id(self, pair: str) -> int:
         """Return the index of a pair, composing its masks where that is wanted."""
-        if pair not in self.masks.pairs and self.config.zero_shot == "compose":
+        if pair not in self.masks and self.config.zero_shot == "compose":
             self.masks = self.masks.compose(pair, pivot=self.config.pivot)
             self._routing.pairs = self.masks.pairs
             for site in self._sites:
                 site.keep_PF = self.masks.keep[site.site.name].to(site.keep_PF.device)
         try:
-            return pair_index(self.masks.pairs, pair, "masks")
+            return self.masks.index(pair)
         except UnknownPairError as error:
             hint = f"; GateConfig(zero_shot='compose') composes its masks through {self.config.pivot!r}"
             raise UnknownPairError(f"{error}{hint}") from None
@@ -240,8 +251,7 @@ class NeuronGate:
         counted = self.masks.recipe.weight_fingerprint
         if not counted:
             return "the masks do not say which weights they were counted on"
-        kinds = self.masks.recipe.settings.get("kinds", ("ffn",))
-        now = weight_fingerprint(self.model, find_sites(self.model, kinds))
+        now = weight_fingerprint(self.model, find_sites(self.model))
         if now == counted:
             return f"as counted ({counted})"
         return f"changed since the masks were counted ({counted}, now {now}), as training does"
@@ -254,23 +264,3 @@ def attached_gate(model: nn.Module) -> NeuronGate | None:
         if isinstance(door, Door):
             return door.holder
     return None
-
-
-def _matching_sites(found: Sequence[Site], wanted: Sequence[Site]) -> list[Site]:
-    """Return the model's sites that the masks hold, in forward order; names and widths must agree."""
-    widths = {site.name: site.width for site in found}
-    missing = [site.name for site in wanted if site.name not in widths]
-    if missing:
-        raise SiteMismatchError(
-            f"the masks hold {len(missing)} of {len(wanted)} sites that the model has not, first "
-            f"{missing[0]!r}; the model's first is {found[0].name!r}. Use the masks with the architecture that "
-            "they were made for"
-        )
-    for site in wanted:
-        if site.width != widths[site.name]:
-            raise SiteMismatchError(
-                f"{site.name!r} has {widths[site.name]} neurons in the model and {site.width} in the masks; "
-                "use the masks with the model size that they were made for"
-            )
-    names = {site.name for site in wanted}
-    return [site for site in found if site.name in names]

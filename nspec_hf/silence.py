@@ -30,8 +30,7 @@ class Takeover:
         """The forward that was there: the class's, or what another library had put on the instance."""
         self._was_on_instance = "forward" in vars(module)
         self._replacement: Callable[..., Tensor] | None = replacement
-        self._run = self.run
-        module.forward = self._run
+        module.forward = self.run
 
     def run(self, x: Tensor) -> Tensor:
         """Stand in for the module's forward."""
@@ -40,7 +39,7 @@ class Takeover:
     @property
     def in_place(self) -> bool:
         """Whether this is what the module runs."""
-        return vars(self.module).get("forward") is self._run
+        return getattr(vars(self.module).get("forward"), "__self__", None) is self
 
     def give_back(self) -> None:
         """Put the original back; where somebody has wrapped this since, it runs the original from now on."""
