@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nspec_hf.config import GateConfig
 from nspec_hf.errors import ConfigError, RoutingError, UnknownLanguageError, UnknownPairError
@@ -18,18 +20,18 @@ CODES = ("en", "de", "fr", "cs")
 EN, DE, FR, CS = 40, 41, 42, 43
 
 
-class WordTokenizer:
-    """As much of a tokenizer as tells its family and its tags."""
-
-    eos_token_id = 2
-
-    def __init__(self, spelling: str) -> None:
-        self.init_kwargs: dict[str, str] = {}
-        self._vocabulary = {spelling.format(code): EN + index for index, code in enumerate(CODES)}
-        self._vocabulary |= {f"w{index}": index for index in range(EN)}
-
-    def get_vocab(self) -> dict[str, int]:
-        return self._vocabulary
+def word_tokenizer(spelling: str) -> PreTrainedTokenizerFast:
+    """A tokenizer in memory whose language tags are spelled like a family's."""
+    words = ["<s>", "<pad>", "</s>", *(f"w{index}" for index in range(3, EN))]
+    tags = [spelling.format(code) for code in CODES]
+    vocabulary = {token: index for index, token in enumerate([*words, *tags])}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="w3")),
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="w3",
+        extra_special_tokens=tags,
+    )
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_pair_ids_come_before_the_chosen_pair_and_that_before_language_tokens(mo
         expected = [model(**batch, pair_ids=torch.tensor([index, index])).logits for index in range(3)]
         assert not torch.allclose(expected[0], expected[1], atol=1e-2)
         assert not torch.allclose(expected[1], expected[2], atol=1e-2)
-        gate.read_languages(WordTokenizer("__{}__"))
+        gate.read_languages(word_tokenizer("__{}__"))
         assert torch.equal(model(**batch).logits, expected[2])
         gate.use("de-en")
         assert torch.equal(model(**batch).logits, expected[1])
@@ -146,7 +148,7 @@ def test_languages_are_read_row_by_row(model, masks):
     batch = tagged_batch([EN, DE, EN], [FR, EN, DE])
     with NeuronGate(model, masks) as gate, torch.no_grad():
         expected = model(**batch, pair_ids=torch.tensor([2, 1, 0])).logits
-        gate.read_languages(WordTokenizer("__{}__"))
+        gate.read_languages(word_tokenizer("__{}__"))
         assert torch.equal(model(**batch).logits, expected)
         assert gate.status().route.endswith("by language tokens")
         with pytest.raises(RoutingError, match="decoder_input_ids"):
@@ -154,7 +156,7 @@ def test_languages_are_read_row_by_row(model, masks):
 
 
 def test_languages_are_read_from_labels_and_from_tags_at_the_end(model, masks):
-    tags = LanguageTags(WordTokenizer("__{}__"))
+    tags = LanguageTags(word_tokenizer("__{}__"))
     batch = tagged_batch([EN, DE], [DE, EN])
     gate = NeuronGate(model, masks)
     gate.read_languages(tags)
@@ -179,7 +181,7 @@ def test_languages_are_read_from_labels_and_from_tags_at_the_end(model, masks):
 )
 def test_tokens_that_name_no_masked_pair_are_refused(model, masks, sources, targets, error, message):
     with NeuronGate(model, masks) as gate:
-        gate.read_languages(WordTokenizer("__{}__"))
+        gate.read_languages(word_tokenizer("__{}__"))
         with pytest.raises(error, match=message):
             model(**tagged_batch(sources, targets))
 
@@ -188,7 +190,7 @@ def test_a_row_with_two_languages_is_refused(model, masks):
     batch = tagged_batch([EN, EN], [DE, DE])
     batch["input_ids"][1, 1] = FR
     with NeuronGate(model, masks) as gate:
-        gate.read_languages(WordTokenizer("__{}__"))
+        gate.read_languages(word_tokenizer("__{}__"))
         with pytest.raises(RoutingError, match="row 1 of input_ids shows 2 languages"):
             model(**batch)
 
@@ -196,10 +198,10 @@ def test_a_row_with_two_languages_is_refused(model, masks):
 def test_tokenizers_that_do_not_show_both_languages_are_refused(model, masks):
     gate = NeuronGate(model, masks)
     with pytest.raises(ConfigError, match=r"marian.*pair_ids"):
-        gate.read_languages(WordTokenizer(">>{}<<"))
+        gate.read_languages(word_tokenizer(">>{}<<"))
     with pytest.raises(UnknownLanguageError):
         NeuronGate(model, masks.compose("de-fr").subset(["de-fr"])).read_languages(
-            LanguageTags(WordTokenizer("__{}__"), codes={"fr": "xx"})
+            LanguageTags(word_tokenizer("__{}__"), codes={"fr": "xx"})
         )
 
 
@@ -212,7 +214,7 @@ def test_generation_reads_the_target_from_the_forced_token_or_the_prompt(model, 
         prompted = model.generate(
             source, pair_ids=torch.tensor([0, 2]), decoder_input_ids=prompt, max_new_tokens=6
         )
-        gate.read_languages(WordTokenizer("__{}__"))
+        gate.read_languages(word_tokenizer("__{}__"))
         assert torch.equal(model.generate(source, **settings), forced)
         assert torch.equal(model.generate(source, decoder_input_ids=prompt, max_new_tokens=6), prompted)
         model.generation_config.forced_bos_token_id = FR
