@@ -20,8 +20,8 @@ import importlib
 __version__ = "0.1.0"
 
 READING_ORDER = """
-    errors pairs outputs languages config vocabulary artefact processes sites synthetic soundlaws corpus batches
-    stats tally record bits selection choice card folder masks
+    errors pairs textfiles outputs languages config vocabulary artefact processes sites synthetic soundlaws corpus
+    encoded batches collator stats tally record bits selection choice card folder masks
     silence gradient routing doors slicing gate translate
     tables scores offtarget comet scoreboard grouping trials significance
     provenance loss training runs evaluation experiment
@@ -36,7 +36,9 @@ _PUBLIC = {
     "config": ("RecordConfig", "SelectConfig", "GateConfig"),
     "sites": ("Site", "find_sites"),
     "corpus": ("CorpusConfig", "read_corpus"),
-    "batches": ("BatchConfig", "EncodedCorpus", "PairBatchSampler", "PairCollator", "encode_corpus"),
+    "encoded": ("EncodedCorpus", "encode_corpus"),
+    "batches": ("BatchConfig", "PairBatchSampler"),
+    "collator": ("PairCollator",),
     "stats": ("ActivationStats",),
     "record": ("record",),
     "selection": ("select_by_coverage", "allocate_by_importance", "select_random"),

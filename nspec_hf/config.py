@@ -1,7 +1,8 @@
 """The settings of each step, as frozen classes that the command line and the YAML files read alike.
 
 Every field has a string under it: its meaning, unit and range. The classes check themselves when they are
-made, so a wrong value is refused before any work is done.
+made, so a wrong value is refused before any work is done. They have no `slots`, here and in the other files,
+since jsonargparse reads the defaults of nested settings with `vars`.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,8 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _require_share(name: str, value: float, above_zero: bool = False) -> None:
-    low_ok = value > 0 if above_zero else value >= 0
-    _require(
-        low_ok and value <= 1,
-        f"{name} is a share and must lie in {'(' if above_zero else '['}0, 1], got {value}",
-    )
+    within = value <= 1 and (value > 0 if above_zero else value >= 0)
+    _require(within, f"{name} is a share and must lie in {'(' if above_zero else '['}0, 1], got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +70,8 @@ class SelectConfig:
     """Which rule turns statistics into masks, and its settings."""
 
     method: Literal["coverage", "te", "av", "random"] = "coverage"
-    """`coverage`: the most active neurons that cover a share of the activations (Tan et al., Eq. 1). `te`,
-    `av`:
-    allocation by importance (Xie et al., Eq. 9). `random`: the control."""
+    """`coverage`: the most active neurons that cover a share of the activations (Tan et al., Eq. 1). `te` and
+    `av`: allocation by importance (Xie et al., Eq. 9). `random`: the control."""
 
     coverage: float = 0.95
     """For `coverage`: k of Eq. 1, the share of a layer's activations to cover, in (0, 1]."""

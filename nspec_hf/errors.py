@@ -1,8 +1,7 @@
-"""The errors of the package: each says what was found, what was expected and what to do, and is also a
-builtin.
+"""The errors of the package: each says what was found, what was expected and what to do.
 
-Being a builtin as well (`UnknownPairError` is a `KeyError`) means that code which does not know this package
-can still catch the right thing.
+Each is also a builtin (`UnknownPairError` is a `KeyError`), so that code which does not know this package
+still catches the right thing.
 """
 
 
@@ -47,9 +46,8 @@ class SiteMismatchError(NspecError, ValueError):
 
 
 class RoutingError(NspecError, RuntimeError):
-    """A row of a batch belongs to no pair, or to a pair without a mask, so the gate cannot choose its
-    neurons."""
+    """A row of a batch belongs to no pair or to a pair without a mask, so no neurons can be chosen."""
 
 
 class TrainingSetupError(NspecError, ValueError):
-    """Training arguments that are known to give a silently wrong model."""
+    """Training is set up in a way that is known to give a silently wrong model."""

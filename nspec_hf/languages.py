@@ -7,14 +7,18 @@ was last set to.
 
 | family | source | target | generation starts from |
 |---|---|---|---|
-| M2M-100, NLLB, mBART-50 | `[source] x </s>` | `[target] y </s>` | start, `[target]` |
-| mBART-25 | `x </s> [source]` | `y </s> [target]` | `[target]` |
-| Marian (one to many) | `>>target<< x </s>` | `y </s>` | start |
-| MADLAD | `<2target> x </s>` | `y </s>` | start |
+| M2M-100, NLLB, mBART-50, SeamlessM4T | `[source] x </s>` | `[target] y </s>` | start, `[target]` |
+| mBART-25, PLBart | `x </s> [source]` | `y </s> [target]` | `[target]` |
+| Marian with several targets | `>>target<< x </s>` | `y </s>` | start |
 | target tag on the source (Xie et al.) | `[target] x </s>` | `y </s>` | start |
-| T5 | `translate English to German: x </s>` | `y </s>` | start |
+| MADLAD | text: `<2target> x` | text: `y` | start |
+| T5 | text: `translate English to German: x` | text: `y` | start |
+| untagged (Marian for one target, BART …) | text: `x` | text: `y` | start |
+
+Where the table says "text", the tokenizer puts its own special tokens around it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,33 +32,43 @@ TARGET_ON_SOURCE = "target_on_source"
 """Value of a tokenizer's `language_style` that puts the target's tag on the source and none on the target."""
 
 _T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
-_PROBES = ("en", "de", "fr", "zh", "es", "ru", "ar", "hi")
+_COMMON = {"en", "de", "fr", "zh", "es", "ru", "ar", "hi", "eng_Latn", "en_XX"}
+
+_DUNDER = r"__(\w[\w-]*?)__"
+_LONG_CODE = r"([a-z]{3}_[A-Z][a-z]{3})"
+_REGION_CODE = r"([a-z]{2}_[A-Z]{2})"
+
+_SOURCE, _TARGET = ("source", "x", "eos"), ("target", "x", "eos")
+_START, _START_AND_TARGET = ("start",), ("start", "target")
 
 
 @dataclass(frozen=True)
 class _Family:
-    """What surrounds a sentence. Each item is "source", "target" (a tag) or "eos"; `tag` spells a code."""
+    """What surrounds a sentence, as parts: "source" and "target" (tags), "x" (the sentence), "eos"."""
 
     name: str
-    tag: str
-    source: tuple[str, ...]
-    target: tuple[str, ...]
-    start: tuple[str, ...]
+    pattern: str = ""
+    """Regular expression of a tag; its group is the code. Empty where the vocabulary holds no tags."""
+    source: tuple[str, ...] = ("x",)
+    """What the encoder reads; "x" alone leaves special tokens to the tokenizer."""
+    target: tuple[str, ...] = ("x",)
+    start: tuple[str, ...] = _START
     """What the decoder begins with; "start" is the model's decoder start token."""
 
 
 _FAMILIES = {
     family.name: family
     for family in (
-        _Family("m2m100", "__{}__", ("source", "x", "eos"), ("target", "x", "eos"), ("start", "target")),
-        _Family("nllb", "{}", ("source", "x", "eos"), ("target", "x", "eos"), ("start", "target")),
-        _Family("mbart50", "{}", ("source", "x", "eos"), ("target", "x", "eos"), ("start", "target")),
-        _Family("mbart", "{}", ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
-        _Family("marian", ">>{}<<", ("target", "x", "eos"), ("x", "eos"), ("start",)),
-        _Family("madlad", "<2{}>", ("target", "x", "eos"), ("x", "eos"), ("start",)),
-        _Family(TARGET_ON_SOURCE, "__{}__", ("target", "x", "eos"), ("x", "eos"), ("start",)),
-        _Family("t5", "", ("x", "eos"), ("x", "eos"), ("start",)),
-        _Family("one pair", "", ("x", "eos"), ("x", "eos"), ("start",)),
+        _Family("m2m100", _DUNDER, _SOURCE, _TARGET, _START_AND_TARGET),
+        _Family("nllb", _LONG_CODE, _SOURCE, _TARGET, _START_AND_TARGET),
+        _Family("mbart50", _REGION_CODE, _SOURCE, _TARGET, _START_AND_TARGET),
+        _Family("mbart", _REGION_CODE, ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
+        _Family("plbart", _DUNDER, ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
+        _Family("marian", r">>([^<>]+)<<", _TARGET, ("x", "eos")),
+        _Family(TARGET_ON_SOURCE, _DUNDER, _TARGET, ("x", "eos")),
+        _Family("madlad", r"<2([A-Za-z_]+)>"),
+        _Family("t5"),
+        _Family("untagged"),
     )
 }
 
@@ -64,20 +78,23 @@ class LanguageTags:
 
     Args:
         tokenizer: Any Hugging Face tokenizer of a translation model.
-        codes: Your codes → the tokenizer's, where they differ: `{"en": "eng_Latn", "de": "deu_Latn"}`.
+        codes: Your codes → the tokenizer's, where they differ: `{"en": "eng_Latn", "de": "deu_Latn"}`. For
+            T5, whose languages are words, codes → names: `{"es": "Spanish"}`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, codes: Mapping[str, str] | None = None) -> None:
         self.tokenizer = tokenizer
         self.codes = dict(codes or {})
-        self._vocabulary = tokenizer.get_vocab()
-        self._family = _FAMILIES[_family_name(tokenizer, self._vocabulary)]
-        self._tags: dict[str, int] = {}
+        vocabulary = _vocabulary(tokenizer)
+        self._family = _FAMILIES[_family_name(tokenizer, vocabulary)]
+        self._tags = _tags(self._family.pattern, vocabulary)
 
     @property
     def family(self) -> str:
-        """Name of the family: m2m100, nllb, mbart50, mbart, marian, madlad, t5, target_on_source or "one
-        pair"."""
+        """Name of the family.
+
+        One of m2m100, nllb, mbart50, mbart, plbart, marian, target_on_source, madlad, t5, untagged.
+        """
         return self._family.name
 
     @property
@@ -91,28 +108,24 @@ class LanguageTags:
         Raises:
             UnknownLanguageError: If the tokenizer has none; the message suggests codes that it has.
         """
-        if code not in self._tags:
-            self._tags[code] = self._vocabulary[self._spell(code)]
-        return self._tags[code]
+        return self._tags[self._spell(code)]
 
     def check(self, pair: str) -> None:
         """Raise `UnknownLanguageError` unless the tokenizer can write this pair."""
         pair = Pair(pair)
-        self._source_parts(pair)
-        self._target_parts(pair)
+        self._text_prefix(pair)
+        self._around(self._family.source, pair)
+        self._around(self._family.target, pair)
 
     def encode_source(self, texts: Sequence[str], pair: str) -> list[list[int]]:
         """Return the encoder's token ids of each text, tags and end of sentence included."""
         pair = Pair(pair)
-        prefix, suffix = self._source_parts(pair)
-        if self.family == "t5":
-            texts = [self._t5_prefix(pair) + text for text in texts]
-        return [[*prefix, *ids, *suffix] for ids in self._plain(texts)]
+        prefix = self._text_prefix(pair)
+        return self._encode([prefix + text for text in texts], self._family.source, pair)
 
     def encode_target(self, texts: Sequence[str], pair: str) -> list[list[int]]:
         """Return the labels of each text, tags and end of sentence included."""
-        prefix, suffix = self._target_parts(Pair(pair))
-        return [[*prefix, *ids, *suffix] for ids in self._plain(texts, target=True)]
+        return self._encode(list(texts), self._family.target, Pair(pair), target=True)
 
     def decoder_prefix(self, pair: str, decoder_start_token_id: int) -> list[int]:
         """Return the ids that generation begins with, so that the model writes the pair's target language."""
@@ -126,23 +139,24 @@ class LanguageTags:
         """Return the decoder's inputs for teacher forcing: the labels moved one to the right."""
         return [self.decoder_prefix(pair, decoder_start_token_id)[0], *labels[:-1]]
 
-    def _plain(self, texts: Sequence[str], target: bool = False) -> list[list[int]]:
+    def _encode(
+        self, texts: list[str], parts: tuple[str, ...], pair: Pair, target: bool = False
+    ) -> list[list[int]]:
+        before, after = self._around(parts, pair)
         if not texts:
             return []
-        batch = {"text_target" if target else "text": list(texts)}
-        return self.tokenizer(**batch, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-
-    def _source_parts(self, pair: Pair) -> tuple[list[int], list[int]]:
-        if self.family == "t5":
-            self._t5_prefix(pair)
-        return self._around(self._family.source, pair)
-
-    def _target_parts(self, pair: Pair) -> tuple[list[int], list[int]]:
-        return self._around(self._family.target, pair)
+        # Families whose tokenizer keeps a target language would ask for it (M2M-100 with a KeyError); only
+        # the others may split a target differently from a source.
+        side = "text_target" if target and "target" not in parts else "text"
+        rows = self.tokenizer(
+            **{side: texts}, add_special_tokens=parts == ("x",), truncation=False, verbose=False
+        )["input_ids"]
+        return [[*before, *ids, *after] for ids in rows]
 
     def _around(self, parts: tuple[str, ...], pair: Pair) -> tuple[list[int], list[int]]:
+        codes = {"source": pair.source, "target": pair.target}
+
         def ids(names: tuple[str, ...]) -> list[int]:
-            codes = {"source": pair.source, "target": pair.target}
             return [
                 self.tokenizer.eos_token_id if name == "eos" else self.tag_id(codes[name]) for name in names
             ]
@@ -151,35 +165,33 @@ class LanguageTags:
         return ids(parts[:middle]), ids(parts[middle + 1 :])
 
     def _spell(self, code: str) -> str:
-        """Return the token that stands for a code: as mapped, as given, or the only longer code that it
-        begins."""
+        """Return the tokenizer's code: as mapped, as given, or the only one that goes on `code_`."""
         code = self.codes.get(code, code)
-        token = self._family.tag.format(code)
-        if token in self._vocabulary:
-            return token
-        if self.family in ("nllb", "mbart", "mbart50"):
-            longer = [tag for tag in self._vocabulary if tag.startswith(f"{code}_") and _is_long_code(tag)]
-            if len(longer) == 1:
-                return longer[0]
-        known = sorted(tag for tag in self._vocabulary if self._is_tag(tag))
-        near = get_close_matches(token, known, n=3, cutoff=0.3) or known[:5]
+        if code in self._tags:
+            return code
+        longer = [known for known in self._tags if known.startswith(f"{code}_")]
+        if len(longer) == 1:
+            return longer[0]
+        # The same first letters, then the same letters anywhere: "en" → eng_Latn, "eng_Lat" → eng_Latn.
+        near = longer or [known for known in sorted(self._tags) if known.startswith(code[:2])]
+        near += get_close_matches(code, [known for known in sorted(self._tags) if known not in near])
         raise UnknownLanguageError(
-            f"the {self.family} tokenizer has no tag for language {code!r}; near ones: {', '.join(near) or 'none'}. "
-            'Give the code that it uses, or map yours to it: codes={"en": "eng_Latn"}'
+            f"the {self.family} tokenizer has no tag for language {code!r}; near ones: "
+            f"{', '.join((near or sorted(self._tags))[:5]) or 'none, it has no tags'}. Use the tokenizer's "
+            f"own code in the pair, or map yours to it: codes={{{code!r}: {(near or ['eng_Latn'])[0]!r}}}"
         )
 
-    def _is_tag(self, token: str) -> bool:
-        if self._family.tag == "{}":
-            return _is_long_code(token)
-        head, tail = self._family.tag.split("{}")
-        return token.startswith(head) and token.endswith(tail)
-
-    def _t5_prefix(self, pair: Pair) -> str:
+    def _text_prefix(self, pair: Pair) -> str:
+        if self.family == "madlad":
+            return f"<2{self._spell(pair.target)}> "
+        if self.family != "t5":
+            return ""
         names = {**_T5_NAMES, **self.codes}
         for code in (pair.source, pair.target):
             if code not in names:
                 raise UnknownLanguageError(
-                    f"T5 names languages in words and has none for {code!r}; map it: codes={{{code!r}: 'Language'}}"
+                    f"T5 names languages in words and has none for {code!r} (it has: "
+                    f"{', '.join(sorted(names))}); map it: codes={{{code!r}: 'Language'}}"
                 )
         return f"translate {names[pair.source]} to {names[pair.target]}: "
 
@@ -189,31 +201,36 @@ def language_tags(tokenizer: PreTrainedTokenizerBase, codes: Mapping[str, str] |
     return LanguageTags(tokenizer, codes)
 
 
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    # M2M100Tokenizer knows its tags, but leaves them out of get_vocab().
+    return {**tokenizer.get_vocab(), **getattr(tokenizer, "lang_token_to_id", {})}
+
+
+def _tags(pattern: str, vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """Return the ids of a vocabulary's language tags by code."""
+    matches = (
+        ((re.fullmatch(pattern, token), number) for token, number in vocabulary.items()) if pattern else ()
+    )
+    return {match[1]: number for match, number in matches if match}
+
+
 def _family_name(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int]) -> str:
-    """Tell the family from the tags in the vocabulary; only mBART's two share theirs and need the class
-    name."""
+    """Tell the family from the tags in the vocabulary, and from class names where families share tags."""
+    classes = " ".join(base.__name__ for base in type(tokenizer).__mro__)
+    special = {**tokenizer.get_added_vocab(), **getattr(tokenizer, "lang_token_to_id", {})}
+
+    def has_tags(name: str) -> bool:
+        # Among 256,000 subwords some look like tags (__init__, en_US), so one must be special or well known.
+        pattern = _FAMILIES[name].pattern
+        return bool(_tags(pattern, special) or _COMMON & _tags(pattern, vocabulary).keys())
+
     if tokenizer.init_kwargs.get("language_style") == TARGET_ON_SOURCE:
         return TARGET_ON_SOURCE
-    if any(token.startswith("__") and token.endswith("__") and len(token) > 4 for token in vocabulary):
-        return "m2m100"
-    if any(token.startswith(">>") and token.endswith("<<") for token in vocabulary):
+    if has_tags("m2m100"):
+        return "plbart" if "PLBart" in classes else "m2m100"
+    if _tags(_FAMILIES["marian"].pattern, vocabulary):
         return "marian"
-    if any(f"<2{code}>" in vocabulary for code in _PROBES):
-        return "madlad"
-    if "eng_Latn" in vocabulary:
-        return "nllb"
-    if "en_XX" in vocabulary:
-        return "mbart50" if "MBart50" in type(tokenizer).__name__ or "sl_SI" in vocabulary else "mbart"
-    return "t5" if "T5" in type(tokenizer).__name__ or "<extra_id_0>" in vocabulary else "one pair"
-
-
-def _is_long_code(token: str) -> bool:
-    """Whether a token looks like `deu_Latn` or `de_DE`."""
-    code, _, region = token.partition("_")
-    return (
-        code.isalpha()
-        and code.islower()
-        and len(code) in (2, 3)
-        and region.isalpha()
-        and region[:1].isupper()
-    )
+    if has_tags("mbart"):
+        return "mbart50" if "MBart50" in classes or "sl_SI" in vocabulary else "mbart"
+    untagged = "t5" if "T5Tokenizer" in classes or "<extra_id_0>" in vocabulary else "untagged"
+    return next((name for name in ("madlad", "nllb") if has_tags(name)), untagged)

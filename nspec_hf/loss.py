@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nspec_hf.batches import IGNORED
+from nspec_hf.collator import IGNORED
 from nspec_hf.pairs import Pair
 from nspec_hf.processes import add_up
 

@@ -74,8 +74,11 @@ def as_pairs(pairs: Iterable[str]) -> list[Pair]:
     """Return a list of pairs in the order given.
 
     Raises:
-        ConfigError: If a pair is named twice, since its position is its index in `pair_ids`.
+        ConfigError: If a pair is named twice, since its position is its index in `pair_ids`; or if `pairs` is
+            one string.
     """
+    if isinstance(pairs, str):
+        raise ConfigError(f"expected a list of pairs, got one string; write [{str(pairs)!r}]")
     found = [Pair(pair) for pair in pairs]
     if len(set(found)) != len(found):
         twice = sorted({pair for pair in found if found.count(pair) > 1})

@@ -18,13 +18,14 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
+from nspec_hf.collator import IGNORED
 from nspec_hf.config import RecordConfig
 from nspec_hf.errors import ConfigError, UnsupportedModelError
 from nspec_hf.pairs import Pair, as_pairs, pair_index
 from nspec_hf.processes import in_step, rank, real_rows, world_size
 from nspec_hf.sites import Site, find_sites, plain_model, site_activation, weight_fingerprint
 from nspec_hf.stats import ActivationStats
-from nspec_hf.tally import IGNORED, Tally
+from nspec_hf.tally import Tally
 
 
 def record(

@@ -6,6 +6,7 @@ and every control differ in nothing but what they are meant to differ in.
 
 import inspect
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,10 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from nspec_hf.batches import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
+from nspec_hf.batches import BatchConfig, PairBatchSampler
+from nspec_hf.collator import PairCollator
 from nspec_hf.config import RecordConfig
+from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import ConfigError
 from nspec_hf.gate import NeuronGate
 from nspec_hf.processes import rank, world_size
@@ -136,9 +139,11 @@ def training_arguments(
     unknown = sorted(set(config.arguments) - set(known))
     if unknown:
         raise ConfigError(f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
-    chosen = {**_OUR_DEFAULTS, **config.arguments, "output_dir": str(output)}
-    if not torch.cuda.is_available():
-        chosen.setdefault("dataloader_pin_memory", False)
+    bars = {"disable_tqdm": not sys.stderr.isatty()}
+    chosen = {**_OUR_DEFAULTS, **bars, **config.arguments, "output_dir": str(output)}
+    if not torch.accelerator.is_available():
+        # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
+        chosen = {"use_cpu": True, "dataloader_pin_memory": False, **chosen}
     if evaluates:
         chosen.setdefault("eval_strategy", "steps")
     if config.patience:

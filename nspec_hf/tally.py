@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nspec_hf.collator import IGNORED
 from nspec_hf.errors import ConfigError, RoutingError, SiteMismatchError
 from nspec_hf.processes import gather, rank
 from nspec_hf.sites import Site
 from nspec_hf.stats import ActivationStats
-
-IGNORED = -100
-"""The label of a padding position."""
 
 # Additions of 0 or 1 that a byte takes before it overflows; see `count_fired`.
 _BYTE = 255

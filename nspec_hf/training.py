@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nspec_hf.batches import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
+from nspec_hf.batches import BatchConfig, PairBatchSampler
+from nspec_hf.collator import PairCollator
+from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import ArtefactError, TrainingSetupError
 from nspec_hf.gate import NeuronGate
 from nspec_hf.loss import PairTally, TokenLoss, token_losses

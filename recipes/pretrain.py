@@ -21,8 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from nspec_hf.batches import encode_corpus
 from nspec_hf.corpus import PairText
+from nspec_hf.encoded import encode_corpus
 from nspec_hf.evaluation import evaluate_system
 from nspec_hf.experiment import ExperimentConfig, read_settings
 from nspec_hf.languages import language_tags

@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.batches import encode_corpus
+from nspec_hf.encoded import encode_corpus
 from nspec_hf.evaluation import evaluate_system
 from nspec_hf.experiment import ExperimentConfig, read_settings
 from nspec_hf.gate import NeuronGate
