@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 READING_ORDER = """
     errors pairs textfiles outputs languages config vocabulary artefact processes sites synthetic soundlaws corpus
     encoded batches collator stats tally record bits selection choice card folder masks
-    silence gradient routing doors slicing gate translate
+    routing doors silence gradient slicing gate translate
     tables scores offtarget comet scoreboard grouping trials significance
     provenance loss training runs evaluation experiment
     results overlap kinship allocation effects erasure sweeps stability analysis plots report
