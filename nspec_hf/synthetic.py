@@ -47,13 +47,13 @@ class SyntheticConfig:
     changes: int = 5
     """Number of sound changes that make a daughter, 2 to 8; with more, sisters are less alike."""
 
-    nouns: int = 40
+    nouns: int = 24
     """Number of nouns, 10 to 400."""
 
-    verbs: int = 20
+    verbs: int = 12
     """Number of verbs, 10 to 400."""
 
-    adjectives: int = 12
+    adjectives: int = 8
     """Number of adjectives, 1 to 400."""
 
     def __post_init__(self) -> None:
