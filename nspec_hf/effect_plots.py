@@ -219,9 +219,8 @@ def draw_all(analysis: Analysis, folder: str | Path) -> list[Path]:
         "ownership": draw_ownership(analysis.ownership),
         "specific": draw_specific(analysis.layer_score, analysis.module_score),
     }
-    # The papers show the decoder's first and last layer, where families are clearest, and the encoder's
-    # first.
-    for number in _ends(analysis.progression.sites):
+    # The first layer of each side at full size; `overlap_layers` shows them all.
+    for number in _first_layers(analysis.progression.sites):
         site = analysis.progression.sites[number]
         name = site_label(site).replace(" ", "_")
         figures[f"overlap_{name}"] = draw_overlap(analysis.progression, number, analysis.families)
@@ -251,9 +250,6 @@ def _gain_figures(analysis: Analysis) -> dict[str, Figure]:
     return figures
 
 
-def _ends(sites: Sequence[Site]) -> list[int]:
-    ends = []
-    for side in SIDES:
-        numbers = [n for n, site in enumerate(sites) if site.side == side]
-        ends += sorted({numbers[0], numbers[-1]}) if numbers else []
-    return ends
+def _first_layers(sites: Sequence[Site]) -> list[int]:
+    sides = [site.side for site in sites]
+    return [sides.index(side) for side in SIDES if side in sides]

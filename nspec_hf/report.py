@@ -27,6 +27,7 @@ from nspec_hf.effects import Gains
 from nspec_hf.pairs import Pair
 from nspec_hf.plots import family_colours
 from nspec_hf.results import site_label, to_plain
+from nspec_hf.significance import ComparisonRow
 
 SCRIPTS = ("report_data.js", "report_map.js", "report_charts.js", "report_neurons.js", "report_page.js")
 _SECTIONS = {
@@ -39,6 +40,7 @@ _SECTIONS = {
     "efficiency": "Efficiency",
     "recipe": "Recipe",
 }
+_TESTED_COLUMNS = [("p", "number"), ("p (Holm)", "number"), ("Verdict", "")]
 _DEFINITIONS = (
     ("overlap", "intersection over union of the neurons kept at a site; undefined where both keep none"),
     (
@@ -230,11 +232,9 @@ def _gains(analysis: Analysis) -> dict[str, Any] | None:
     pivot, comparison = analysis.pivot or "en", analysis.comparison
     if comparison is not None:
         rows = [
-            {
-                **_gain_row(r.pair, pivot, r.baseline, r.system, f"{r.system_name}, {r.metric}"),
-                "verdict": r.verdict,
-            }
-            | {"p_value": r.p_value, "p_holm": r.p_holm, "css": r.verdict.split()[0]}
+            _gain_row(r.pair, pivot, r.baseline, r.system, f"{r.system_name}, {r.metric}")
+            | {"p_value": r.p_value, "p_holm": r.p_holm}
+            | {"verdict": _verdict(r), "css": r.verdict.split()[0]}
             for r in comparison.rows
         ]
         test = {"ar": "paired approximate randomization", "bs": "paired bootstrap"}[comparison.test]
@@ -253,14 +253,18 @@ def _gains(analysis: Analysis) -> dict[str, Any] | None:
     for row in rows:
         length = 50 * abs(row["delta"]) / most
         row["bar"] = (0 if row["delta"] > 0 else round(-length, 2), round(length, 2))
-    columns = ["Direction", "Group", "Baseline", "System", "Gain"]
+    columns = [("Direction", ""), ("Group", ""), ("Baseline", "number"), ("System", "number"), ("Gain", "")]
     return {
         "rows": rows,
         "summary": summary,
         "tested": comparison is not None,
-        "columns": columns + ([] if comparison is None else ["p", "p (Holm)", "Verdict"]),
+        "columns": columns + ([] if comparison is None else _TESTED_COLUMNS),
         "choices": list(dict.fromkeys(row["choice"] for row in rows)),
     }
+
+
+def _verdict(row: ComparisonRow) -> str:
+    return row.verdict if row.verdict == row.verdict_holm else f"{row.verdict} (not after Holm)"
 
 
 def _untested_rows(found: Gains, pivot: str) -> list[dict[str, Any]]:
