@@ -25,7 +25,7 @@ READING_ORDER = """
     routing doors silence gradient slicing gate translate
     tables scores offtarget comet scoreboard grouping trials significance
     provenance loss training runs evaluation experiment
-    results overlap kinship allocation effects erasure sweeps stability analysis plots report
+    results overlap kinship allocation erasure sweeps effects analysis plots effect_plots report
     export interop publish systems cli __main__
 """.split()
 """The files of the package as a newcomer reads them; `tests/test_layers.py` holds it."""
