@@ -1,27 +1,30 @@
 """Parallel text: read from files or from `datasets`, checked line by line.
 
-Files may be plain, `.gz` or `.xz`. One folder may hold, for a split such as `train`:
+Files may be plain, `.gz` or `.xz`. For a split such as `train` and a pair `en-de`, a folder may hold, and the
+first of these that is there is read:
+- two files of the pair: `train.en-de.en` and `train.en-de.de` (or `train.de-en.…`);
 - one file a language, aligned across all of them: `train.en`, `train.de`, `train.fr` (multi-way text);
-- two files a pair, where pairs differ in their text: `train.en-de.en`, `train.en-de.de`;
-- one table whose columns are language codes: `train.tsv` (with a header), `train.jsonl` or `train.parquet`.
+- one table of the pair or of all: `train.en-de.tsv`, `train.tsv` (with a header; no quotes), `.jsonl` or
+  `.parquet`, with a column a language, or a column `translation` that holds one entry a language.
 
-What is wrong with a line (empty on one side, not UTF-8) is an error that names file and line, or, with
-`bad_lines="skip"`, left out and counted in a warning. Files of different length are always an error.
+A bad line (empty or not UTF-8 on a side) is an error that names file and line, or, with `bad_lines="skip"`,
+left out and counted in a warning. Files of different length are always an error.
 """
 
-import gzip
+import importlib
 import json
-import lzma
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 from nspec_hf.errors import ConfigError, CorpusError
 from nspec_hf.pairs import Pair, as_pairs
+from nspec_hf.textfiles import PACKED, decode_line, read_raw_lines
 
-_OPENERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 _TABLES = (".tsv", ".jsonl", ".parquet")
 
 
@@ -33,19 +36,21 @@ class CorpusConfig:
     """Folder of text files, or empty where `dataset` is given."""
 
     dataset: str = ""
-    """A dataset on the Hub (or a local one) with a `translation` column, or with one column a language."""
+    """A dataset on the Hub, or a folder that `datasets` can load, with a `translation` column or with one
+    column a language."""
 
     dataset_name: str | None = None
-    """Configuration of that dataset, such as `de-en`."""
+    """Configuration of that dataset. `{source}` and `{target}` stand for the codes of a pair, `{a}` and `{b}`
+    for the same in alphabetical order: OPUS-100 names its configurations `{a}-{b}`."""
 
     streaming: bool = False
     """Read the dataset without downloading all of it first; needs `max_lines`."""
 
     bad_lines: Literal["error", "skip"] = "error"
-    """What to do with a line that is empty on one side or not UTF-8."""
+    """What to do with a line that is empty or not UTF-8 on a side."""
 
     max_lines: int | None = None
-    """Take at most this many lines of each pair; None takes all."""
+    """Take at most the first so many lines of each pair; None takes all."""
 
     lines_by_language: Mapping[str, int] = field(default_factory=dict)
     """Lines that pairs of a language take, which makes it a low-resource one: `{"da": 1250}`. A pair takes
@@ -59,15 +64,15 @@ class CorpusConfig:
             raise ConfigError(f"bad_lines is 'error' or 'skip', got {self.bad_lines!r}")
         if self.streaming and not (self.dataset and self.max_lines):
             raise ConfigError("streaming is for a dataset, and needs max_lines to know when to stop")
+        limits = {"max_lines": self.max_lines, **self.lines_by_language}
+        for name, limit in limits.items():
+            if limit is not None and limit < 1:
+                raise ConfigError(f"a number of lines is positive, got {limit} for {name}")
 
     def limit(self, pair: Pair) -> int | None:
         """Return the most lines that a pair takes."""
-        limits = [
-            self.lines_by_language.get(pair.source),
-            self.lines_by_language.get(pair.target),
-            self.max_lines,
-        ]
-        return min((limit for limit in limits if limit is not None), default=None)
+        by_language = (self.lines_by_language.get(code) for code in (pair.source, pair.target))
+        return min((limit for limit in (*by_language, self.max_lines) if limit is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -93,22 +98,28 @@ def read_corpus(config: CorpusConfig, pairs: Iterable[str], split: str) -> list[
             split.
 
     Returns:
-        One `PairText` a pair, in the order given.
+        One `PairText` a pair, in the order given; sentences without space at their ends.
 
     Raises:
-        CorpusError: If a file is missing, two files differ in length, or a line is bad and not to be skipped.
+        CorpusError: If a file is missing or cannot be read, two files differ in length, a line is bad and
+            not to be skipped, or no line is left.
     """
-    read = _DatasetReader(config, split) if config.dataset else _FileReader(config, split)
-    return [_clean(read(pair), config) for pair in as_pairs(pairs)]
+    pairs = as_pairs(pairs)
+    read = _DatasetReader(config, pairs, split) if config.dataset else _FileReader(config, split)
+    return [_clean(pair, read(pair), config) for pair in pairs]
 
 
 @dataclass(frozen=True)
 class _Column:
-    """The lines of one language and how to name one of them in an error; None stands for a line of bad
-    UTF-8."""
+    """The lines of one language; None stands for a line that is not UTF-8."""
 
     lines: Sequence[str | None]
     place: str
+    first: int = 1
+    """Number of the first line in the file, for errors."""
+
+
+_Sides = tuple[_Column, _Column]
 
 
 class _FileReader:
@@ -118,133 +129,159 @@ class _FileReader:
         self.folder, self.split = Path(config.path), split
         if not self.folder.is_dir():
             raise CorpusError(f"there is no folder {config.path}")
-        self.columns: dict[str, _Column] = {}
-        self.table = self._find(f"{split}", _TABLES)
+        self.texts: dict[Path, _Column] = {}
+        self.tables: dict[Path, dict[str, _Column]] = {}
 
-    def __call__(self, pair: Pair) -> tuple[Pair, _Column, _Column]:
-        if self.table:
-            return pair, self._from_table(pair.source), self._from_table(pair.target)
-        for stem in (f"{self.split}.{pair}", f"{self.split}.{pair.reverse}", self.split):
-            if self._find(f"{stem}.{pair.source}") and self._find(f"{stem}.{pair.target}"):
-                return (
-                    pair,
-                    self._from_text(f"{stem}.{pair.source}"),
-                    self._from_text(f"{stem}.{pair.target}"),
-                )
-        have = ", ".join(sorted(path.name for path in self.folder.glob(f"{self.split}.*"))[:12]) or "nothing"
+    def __call__(self, pair: Pair) -> _Sides:
+        stems = (f"{self.split}.{pair}", f"{self.split}.{pair.reverse}", self.split)
+        for stem in stems:
+            paths = [self._find(f"{stem}.{code}") for code in (pair.source, pair.target)]
+            if all(paths):
+                source, target = (self._text(path) for path in paths)
+                return source, target
+        for table in (self._find(f"{stem}{suffix}") for stem in stems for suffix in _TABLES):
+            if table:
+                if table not in self.tables:
+                    self.tables[table] = _columns(_table_rows(table), str(table))
+                return _choose(self.tables[table], pair, str(table))
+        have = ", ".join(sorted(path.name for path in self.folder.glob(f"{self.split}.*"))[:12])
         raise CorpusError(
             f"no {self.split} text of {pair} in {self.folder}: expected {self.split}.{pair.source} and "
-            f"{self.split}.{pair.target} (or .gz, .xz); of this split there is: {have}"
+            f"{self.split}.{pair.target} (or .gz, .xz); of this split there is: {have or 'nothing'}"
         )
 
-    def _find(self, stem: str, suffixes: Sequence[str] = ("",)) -> Path | None:
-        candidates = (self.folder / f"{stem}{suffix}{packed}" for suffix in suffixes for packed in _OPENERS)
+    def _find(self, name: str) -> Path | None:
+        candidates = (self.folder / f"{name}{packed}" for packed in ("", *PACKED))
         return next((path for path in candidates if path.is_file()), None)
 
-    def _from_text(self, stem: str) -> _Column:
-        if stem not in self.columns:
-            path = self._find(stem)
-            self.columns[stem] = _Column(_read_lines(path), str(path))
-        return self.columns[stem]
-
-    def _from_table(self, language: str) -> _Column:
-        if not self.columns:
-            self.columns = _read_table(self.table)
-        if language not in self.columns:
-            raise CorpusError(
-                f"{self.table} has no column {language!r}; it has: {', '.join(sorted(self.columns))}"
-            )
-        return self.columns[language]
+    def _text(self, path: Path) -> _Column:
+        if path not in self.texts:
+            lines = [decode_line(line) for line in read_raw_lines(path)]
+            self.texts[path] = _Column([line and line.strip() for line in lines], str(path))
+        return self.texts[path]
 
 
 class _DatasetReader:
-    """Reads pairs from the `datasets` library."""
+    """Reads pairs from the `datasets` library, each configuration once for all of its pairs."""
 
-    def __init__(self, config: CorpusConfig, split: str) -> None:
-        self.config = config
-        self.rows = _load_dataset(config, split)
+    def __init__(self, config: CorpusConfig, pairs: Sequence[Pair], split: str) -> None:
+        self.config, self.split = config, split
+        self.columns: dict[str | None, dict[str, _Column]] = {}
+        for name in dict.fromkeys(map(self._name, pairs)):
+            self.columns[name] = self._read(name, [pair for pair in pairs if self._name(pair) == name])
 
-    def __call__(self, pair: Pair) -> tuple[Pair, _Column, _Column]:
-        sides: tuple[list[str | None], list[str | None]] = ([], [])
-        limit = self.config.limit(pair)
-        for number, row in enumerate(self.rows):
-            if limit is not None and number >= limit:
-                break
-            row = row.get("translation", row)
-            for side, language in zip(sides, (pair.source, pair.target), strict=True):
-                if language not in row:
-                    raise CorpusError(
-                        f"dataset {self.config.dataset} has no language {language!r}; it has: {', '.join(row)}"
-                    )
-                side.append(row[language])
-        return pair, *(_Column(side, self.config.dataset) for side in sides)
+    def __call__(self, pair: Pair) -> _Sides:
+        return _choose(self.columns[self._name(pair)], pair, f"dataset {self.config.dataset}")
 
+    def _name(self, pair: Pair) -> str | None:
+        name = self.config.dataset_name
+        first, second = sorted([pair.source, pair.target])
+        codes = {"{source}": pair.source, "{target}": pair.target, "{a}": first, "{b}": second}
+        for placeholder, code in codes.items():
+            name = name and name.replace(placeholder, code)
+        return name
 
-def _load_dataset(config: CorpusConfig, split: str) -> Iterable[Mapping[str, object]]:
-    try:
-        import datasets  # an extra, and slow to import: only whoever names a dataset pays for it
-    except ImportError:
-        raise CorpusError("reading a dataset needs `pip install nspec-hf[data]`") from None
-    return datasets.load_dataset(config.dataset, config.dataset_name, split=split, streaming=config.streaming)
-
-
-def _read_lines(path: Path) -> list[str | None]:
-    """Return a file's lines; split at newlines only, since `str.splitlines` also splits at U+2028 and
-    others."""
-    with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-        raw = file.read()
-    if raw.startswith(b"\xef\xbb\xbf"):
-        raw = raw[3:]
-    lines = raw.split(b"\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    return [_decode(line) for line in lines]
-
-
-def _decode(line: bytes) -> str | None:
-    try:
-        return line.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        return None
-
-
-def _read_table(path: Path) -> dict[str, _Column]:
-    rows = list(_table_rows(path))
-    names = list(rows[0]) if rows else []
-    return {name: _Column([row.get(name) for row in rows], str(path)) for name in names}
-
-
-def _table_rows(path: Path) -> Iterator[Mapping[str, str | None]]:
-    name = path.name.removesuffix(".gz").removesuffix(".xz")
-    if name.endswith(".parquet"):
-        yield from _load_parquet(path)
-        return
-    lines = _read_lines(path)
-    if name.endswith(".tsv"):
-        header = (lines[0] or "").split("\t") if lines else []
-        for number, line in enumerate(lines[1:], start=2):
-            cells = (line or "").split("\t")
-            if line is not None and len(cells) != len(header):
-                raise CorpusError(f"{path}, line {number}: {len(cells)} cells under {len(header)} headings")
-            yield dict(zip(header, [None] * len(header) if line is None else cells, strict=True))
-        return
-    for number, line in enumerate(lines, start=1):
+    def _read(self, name: str | None, pairs: Sequence[Pair]) -> dict[str, _Column]:
+        limits = [self.config.limit(pair) for pair in pairs]
+        codes = {code for pair in pairs for code in (pair.source, pair.target)}
+        place = f"dataset {self.config.dataset}"
         try:
-            row = json.loads(line or "")
+            rows = _extra("datasets").load_dataset(
+                self.config.dataset, name, split=self.split, streaming=self.config.streaming
+            )
+            wanted = (
+                {code: text for code, text in _entries(row, place).items() if code in codes}
+                for row in islice(rows, None if None in limits else max(limits))
+            )
+            return _columns(wanted, place)
+        except CorpusError:
+            raise
+        except (ValueError, OSError) as error:
+            raise CorpusError(
+                f"{place} ({name or 'no name'}, {self.split}) cannot be read: {error}"
+            ) from error
+
+
+def _choose(columns: Mapping[str, _Column], pair: Pair, place: str) -> _Sides:
+    for code in (pair.source, pair.target):
+        if code not in columns:
+            have = ", ".join(sorted(columns)) or "nothing"
+            raise CorpusError(f"{place} has no language {code!r}; it has: {have}")
+    return columns[pair.source], columns[pair.target]
+
+
+def _columns(rows: Iterable[Mapping[str, Any] | None], place: str) -> dict[str, _Column]:
+    """Turn rows into columns; None stands for a row that is not UTF-8."""
+    lines: dict[str, list[str | None]] = {}
+    first = 2 if Path(place.removesuffix(".gz").removesuffix(".xz")).suffix == ".tsv" else 1
+    count = 0
+    for row in rows:
+        for name in row or ():
+            lines.setdefault(name, [""] * count)
+        for name, column in lines.items():
+            column.append(None if row is None else _sentence(row.get(name), f"{place}, line {count + first}"))
+        count += 1
+    return {name: _Column(column, place, first) for name, column in lines.items()}
+
+
+def _sentence(value: Any, place: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise CorpusError(f"{place}: expected text, got {value!r}")
+    return (value or "").strip()
+
+
+def _entries(row: Any, place: str) -> Mapping[str, Any]:
+    row = row.get("translation", row) if isinstance(row, dict) else row
+    if not isinstance(row, dict):
+        raise CorpusError(f"{place}: expected an object with one entry a language, got {row!r}")
+    return row
+
+
+def _table_rows(path: Path) -> Iterator[Mapping[str, Any] | None]:
+    kind = next(suffix for suffix in _TABLES if suffix in path.suffixes[-2:])
+    if kind == ".parquet":
+        yield from (_entries(row, str(path)) for row in _parquet_rows(path))
+        return
+    lines = [decode_line(line) for line in read_raw_lines(path)]
+    yield from _tsv_rows(lines, path) if kind == ".tsv" else _json_rows(lines, path)
+
+
+def _tsv_rows(lines: Sequence[str | None], path: Path) -> Iterator[Mapping[str, str] | None]:
+    names = [name.strip() for name in (lines[0] or "").split("\t")] if lines else []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split("\t") if line else [""] * len(names)
+        if len(cells) != len(names):
+            raise CorpusError(f"{path}, line {number}: {len(cells)} cells under {len(names)} headings")
+        yield None if line is None else dict(zip(names, cells, strict=True))
+
+
+def _json_rows(lines: Sequence[str | None], path: Path) -> Iterator[Mapping[str, Any] | None]:
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}, line {number}"
+        try:
+            yield None if line is None else _entries(json.loads(line.strip() or "{}"), place)
         except json.JSONDecodeError as error:
-            raise CorpusError(f"{path}, line {number}: not a JSON object ({error})") from None
-        yield row.get("translation", row)
+            raise CorpusError(f"{place}: not JSON ({error})") from None
 
 
-def _load_parquet(path: Path) -> Iterable[Mapping[str, str | None]]:
-    import pyarrow.parquet  # comes with datasets, the same extra
+def _parquet_rows(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        return _extra("pyarrow.parquet").read_table(path).to_pylist()
+    except (ValueError, OSError) as error:
+        raise CorpusError(f"{path} cannot be read: {error}") from None
 
-    rows = pyarrow.parquet.read_table(path).to_pylist()
-    return [row.get("translation", row) for row in rows]
+
+def _extra(module: str) -> ModuleType:
+    """Import what only whoever reads such a corpus needs to have installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise CorpusError(f"this corpus needs {module}: pip install 'nspec-hf[data]'") from None
 
 
-def _clean(read: tuple[Pair, _Column, _Column], config: CorpusConfig) -> PairText:
-    pair, source, target = read
+def _clean(pair: Pair, sides: _Sides, config: CorpusConfig) -> PairText:
+    """Check a pair's lines, and leave the bad ones out where that is wanted."""
+    source, target = sides
     if len(source.lines) != len(target.lines):
         raise CorpusError(
             f"{pair} is not parallel: {source.place} has {len(source.lines)} lines, "
@@ -252,21 +289,19 @@ def _clean(read: tuple[Pair, _Column, _Column], config: CorpusConfig) -> PairTex
         )
     limit = config.limit(pair)
     rows = list(zip(source.lines[:limit], target.lines[:limit], strict=True))
-    bad = [number for number, row in enumerate(rows) if not all(row)]
-    if bad and config.bad_lines == "error":
-        raise CorpusError(_bad_line(rows[bad[0]], bad[0], source, target))
+    bad = [index for index, row in enumerate(rows) if not all(row)]
     if bad:
+        column, text = next((side, text) for side, text in zip(sides, rows[bad[0]], strict=True) if not text)
+        first = f"{column.place}, line {column.first + bad[0]}: {'not UTF-8' if text is None else 'empty'}"
+        if config.bad_lines == "error":
+            raise CorpusError(f"{first}; mend the text, or leave such lines out with bad_lines='skip'")
+        undecoded = sum(None in rows[index] for index in bad)
         warnings.warn(
-            f"{pair}: left out {len(bad)} of {len(rows)} lines of {source.place} that are empty on one side or not "
-            f"UTF-8 (the first is line {bad[0] + 1})",
-            stacklevel=3,
+            f"{pair}: left out {len(bad)} of {len(rows)} lines, {undecoded} not UTF-8 and "
+            f"{len(bad) - undecoded} empty on a side; the first is {first}",
+            stacklevel=4,
         )
-        unwanted = set(bad)
-        rows = [row for number, row in enumerate(rows) if number not in unwanted]
+        rows = [row for row in rows if all(row)]
+    if not rows:
+        raise CorpusError(f"{pair}: no line is left of {source.place}")
     return PairText(pair, [row[0] for row in rows], [row[1] for row in rows])
-
-
-def _bad_line(row: tuple[str | None, str | None], number: int, source: _Column, target: _Column) -> str:
-    column, text = (source, row[0]) if not row[0] else (target, row[1])
-    what = "not UTF-8" if text is None else "empty"
-    return f"{column.place}, line {number + 1}: {what}; mend the file, or leave such lines out with bad_lines='skip'"
