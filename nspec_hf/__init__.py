@@ -2,14 +2,14 @@
 
 The pipeline, which is also the order of the files:
 
-    texts   = read_corpus(CorpusConfig(path="data"), ["en-de", "de-en"], "train")    # parallel text
-    corpus  = encode_corpus(texts, language_tags(tokenizer))                        # pair-tagged token ids
-    stats   = record(model, batches, pairs)                                         # which neurons fire for whom
-    masks   = NeuronMasks.from_coverage(stats, coverage=0.95)                       # which neurons a pair keeps
-    gate    = NeuronGate(model, masks)                                              # each row runs with its own
-    trainer = SpecializationTrainer(model=model, gate=gate, …); trainer.train()     # continued training
-    Translator(model, tokenizer, masks).translate(["A dog."], "en-de")              # any mix of pairs
-    masks.push_to_hub("me/my-masks")                                                # a few hundred kilobytes
+    texts   = read_corpus(CorpusConfig(path="data"), ["en-de", "de-en"], "train")   # parallel text
+    corpus  = encode_corpus(texts, language_tags(tokenizer))                       # pair-tagged token ids
+    stats   = record(model, batches, pairs)                                        # who fires for whom
+    masks   = NeuronMasks.from_coverage(stats, coverage=0.95)                      # what a pair keeps
+    gate    = NeuronGate(model, masks)                                             # each row runs with its own
+    trainer = SpecializationTrainer(model=model, gate=gate, …); trainer.train()    # continued training
+    Translator(model, tokenizer, masks).translate(["A dog."], "en-de")             # any mix of pairs
+    masks.push_to_hub("me/my-masks")                                               # a few hundred kilobytes
 
 Names below are loaded when they are first used, so that importing the package loads neither matplotlib nor
 datasets. A file imports only from files above it in `READING_ORDER`.
@@ -20,13 +20,14 @@ import importlib
 __version__ = "0.1.0"
 
 READING_ORDER = """
-    errors pairs textfiles outputs languages config vocabulary artefact processes sites synthetic soundlaws corpus
-    encoded batches collator stats tally record bits selection choice card folder masks
-    routing doors silence gradient slicing gate translate
+    errors pairs textfiles outputs languages config vocabulary artefact processes sites soundlaws synthetic
+    corpus encoded batches collator stats tally recording
+    bits selection choice card folder masks
+    routing doors silence gradient gate translate
     tables scores offtarget comet scoreboard grouping trials significance
-    provenance loss training runs evaluation experiment
+    provenance loss callback training runs evaluation experiment
     results overlap kinship allocation erasure sweeps effects analysis plots effect_plots report
-    export interop publish systems cli __main__
+    commands evaluation_commands analysis_commands cli __main__
 """.split()
 """The files of the package as a newcomer reads them; `tests/test_layers.py` holds it."""
 
@@ -40,7 +41,8 @@ _PUBLIC = {
     "batches": ("BatchConfig", "PairBatchSampler"),
     "collator": ("PairCollator",),
     "stats": ("ActivationStats",),
-    "record": ("record",),
+    # Not record.py: once imported, a file of that name would hide the function.
+    "recording": ("record",),
     "selection": ("select_by_coverage", "allocate_by_importance", "select_random"),
     "masks": ("NeuronMasks",),
     "gate": ("NeuronGate",),
@@ -48,7 +50,8 @@ _PUBLIC = {
     "scores": ("score",),
     "significance": ("compare",),
     "loss": ("TokenLoss",),
-    "training": ("SpecializationCallback", "SpecializationTrainer"),
+    "callback": ("SpecializationCallback",),
+    "training": ("SpecializationTrainer",),
 }
 _FILE_OF = {name: file for file, names in _PUBLIC.items() for name in names}
 
@@ -60,7 +63,7 @@ def __getattr__(name: str) -> object:
     if name not in _FILE_OF:
         raise AttributeError(f"nspec_hf has no {name!r}; it has: {', '.join(__all__)}")
     value = getattr(importlib.import_module(f"nspec_hf.{_FILE_OF[name]}"), name)
-    # Kept, so that `nspec_hf.record` is the function also after the file of that name was imported.
+    # Kept, so that `nspec_hf.recording` is the function also after the file of that name was imported.
     globals()[name] = value
     return value
 

@@ -7,19 +7,23 @@ gradient accumulation × processes, and its label smoothing crashes on M2M-100. 
 division is exact for uneven batches too, and gives the loss of each pair on the way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nspec_hf.collator import IGNORED
+from nspec_hf.errors import TrainingSetupError
 from nspec_hf.pairs import Pair
 from nspec_hf.processes import add_up
 
 
 def token_losses(logits_BTV: Tensor, labels_BT: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return the cross entropy of every target token in nats, float32 [B, T]; padding has 0."""
+    """Return the cross entropy of every target token in nats, float32 [B, T]; padding has 0.
+
+    With smoothing ε it is (1 − ε)·(−log p(y)) + ε·(the mean of −log p over the vocabulary).
+    """
     return nn.functional.cross_entropy(
         logits_BTV.flatten(0, 1).float(),
         labels_BT.flatten(),
@@ -62,6 +66,9 @@ class PairTally:
 class TokenLoss:
     """The Trainer's `compute_loss_func`.
 
+    While gradients are on it smooths labels and counts the loss of each pair; in an evaluation it does
+    neither, so that a validation loss means the same whatever the smoothing.
+
     Args:
         label_smoothing: Share ε of the probability that is spread evenly over the vocabulary, in [0, 1).
         tally: Where the loss of each pair is counted; None does not count.
@@ -76,10 +83,10 @@ class TokenLoss:
     ) -> None:
         self.label_smoothing, self.tally, self.pair_ids = label_smoothing, tally, pair_ids
         self.calls = 0
-        """How often it was asked, from which the callback knows that the Trainer uses it."""
+        """How often training has asked it, from which the callback knows that the Trainer uses it."""
 
     def __call__(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+        self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Return the loss of one micro-batch, a scalar: its share of the global batch's mean.
 
@@ -87,13 +94,23 @@ class TokenLoss:
             outputs: The model's; `logits` [B, T, V] are used.
             labels: [B, T], -100 for padding.
             num_items_in_batch: Target tokens of all micro-batches and processes; None takes this batch's.
+
+        Raises:
+            TrainingSetupError: If the batch has no labels.
         """
-        labels_BT = labels.to(outputs["logits"].device)
-        losses_BT = token_losses(outputs["logits"], labels_BT, self.label_smoothing)
+        if labels is None:
+            raise TrainingSetupError("the batch has no labels; PairCollator makes them of rows with targets")
+        logits_BTV = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        labels_BT = labels.to(logits_BTV.device)
+        training = torch.is_grad_enabled()
+        losses_BT = token_losses(logits_BTV, labels_BT, self.label_smoothing if training else 0.0)
+        if training:
+            self._count(losses_BT, labels_BT)
+        tokens = (labels_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return losses_BT.sum() / tokens
+
+    def _count(self, losses_BT: Tensor, labels_BT: Tensor) -> None:
         self.calls += 1
-        pair_ids_B = self.pair_ids() if self.tally else None
+        pair_ids_B = None if self.tally is None else self.pair_ids()
         if pair_ids_B is not None:
             self.tally.add(losses_BT, labels_BT, pair_ids_B)
-        return losses_BT.sum() / (
-            (labels_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        )

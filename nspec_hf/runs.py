@@ -7,36 +7,34 @@ and every control differ in nothing but what they are meant to differ in.
 import inspect
 import json
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
+from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from nspec_hf.batches import BatchConfig, PairBatchSampler
+from nspec_hf.checkpoints import RunClock, last_checkpoint, write_json
 from nspec_hf.collator import PairCollator
 from nspec_hf.config import RecordConfig
 from nspec_hf.encoded import EncodedCorpus
-from nspec_hf.errors import ConfigError
+from nspec_hf.errors import ConfigError, EmptyPairError
 from nspec_hf.gate import NeuronGate
 from nspec_hf.processes import rank, world_size
 from nspec_hf.record import record
 from nspec_hf.stats import ActivationStats
 from nspec_hf.training import SpecializationTrainer
+
+_FINISHED_FILE = "finished.json"
 
 _OUR_DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,
@@ -50,6 +48,13 @@ _OUR_DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "inverse_sqrt",
     "warmup_steps": 4000,
     "save_total_limit": 2,
+    # Else the patience of early stopping would begin anew with every sitting.
+    "restore_callback_states_from_checkpoint": True,
+}
+_KEEP_THE_BEST = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": False,
 }
 
 
@@ -66,8 +71,13 @@ class TrainConfig:
     """How sentences are put into batches."""
 
     patience: int | None = None
-    """Stop after this many evaluations without a better validation loss, and keep the best; None trains to
-    the end."""
+    """Stop after this many evaluations in a row without a better validation loss, and keep the best; None
+    trains to the end."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"patience is a positive number of evaluations or None, got {self.patience}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +100,12 @@ def train(
     output: str | Path,
     validation: EncodedCorpus | None = None,
     gate: NeuronGate | None = None,
+    codes: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train to the end, or go on where a stopped run stood; `output/model` then holds model and tokenizer.
+
+    A run that has ended is not trained again: its weights are loaded. One whose `max_steps` (or epochs, or
+    patience) was raised since goes on.
 
     Args:
         model: What is trained, in place.
@@ -101,29 +115,44 @@ def train(
         output: Folder of checkpoints, log and the trained model.
         validation: Text whose loss is looked at by the Trainer's `eval_strategy`.
         gate: Masks for the pairs; None trains all neurons for all pairs.
+        codes: Your language codes → the tokenizer's, where they differ.
+
+    Raises:
+        ConfigError: If an argument is unknown to the Trainer, or patience has no validation text.
+        TrainingSetupError: If the set-up would silently train another model; see `SpecializationCallback`.
     """
     output = Path(output)
     arguments = training_arguments(config, output, evaluates=validation is not None)
+    until = {
+        "max_steps": arguments.max_steps,
+        "num_train_epochs": arguments.num_train_epochs,
+        "patience": config.patience,
+    }
+    finished = _read_json(output / _FINISHED_FILE)
+    if finished.get("until") == until:
+        _load_weights(model, output / "model")
+        log = _read_json(output / "trainer_state.json").get("log_history", [])
+        return TrainResult(updates=finished["updates"], seconds=finished["seconds"], log=log)
     set_seed(arguments.seed)
     trainer = SpecializationTrainer(
         model=model,
         args=arguments,
         train_dataset=corpus,
         eval_dataset=validation,
-        data_collator=PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id),
+        data_collator=PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id, codes),
         processing_class=tokenizer,
         gate=gate,
         batch_config=config.batches,
         callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
     )
-    checkpoint = last_checkpoint(output)
-    clock = _Clock(checkpoint)
-    trainer.add_callback(clock)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = clock.seconds
+    trainer.add_callback(RunClock())
+    seconds = _fit(trainer, last_checkpoint(output))
     trainer.save_model(str(output / "model"))
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(output / "trainer_state.json"))
+        # Last, so that it says that all the rest is there.
+        done = {"until": until, "updates": trainer.state.global_step, "seconds": seconds}
+        write_json(output / _FINISHED_FILE, done)
     return TrainResult(updates=trainer.state.global_step, seconds=seconds, log=trainer.state.log_history)
 
 
@@ -133,32 +162,25 @@ def training_arguments(
     """Return the Trainer's arguments: ours where the run is silent.
 
     Raises:
-        ConfigError: If an argument is unknown to the Trainer.
+        ConfigError: If an argument is unknown to the Trainer, or patience has nothing to look at.
     """
     known = inspect.signature(Seq2SeqTrainingArguments).parameters
     unknown = sorted(set(config.arguments) - set(known))
     if unknown:
         raise ConfigError(f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
-    bars = {"disable_tqdm": not sys.stderr.isatty()}
-    chosen = {**_OUR_DEFAULTS, **bars, **config.arguments, "output_dir": str(output)}
-    if not torch.accelerator.is_available():
+    if config.patience and not evaluates:
+        raise ConfigError("patience looks at the validation loss; give validation text")
+    if "output_dir" in config.arguments:
+        raise ConfigError("output_dir is chosen by the run; leave it out of arguments")
+    chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()}
+    if PartialState().device.type == "cpu":
         # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
-        chosen = {"use_cpu": True, "dataloader_pin_memory": False, **chosen}
+        chosen |= {"use_cpu": True, "dataloader_pin_memory": False}
     if evaluates:
-        chosen.setdefault("eval_strategy", "steps")
+        chosen["eval_strategy"] = "steps"
     if config.patience:
-        best = {
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-        }
-        chosen = {**best, **chosen}
-    return Seq2SeqTrainingArguments(**chosen)
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint of a run, or None."""
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        chosen |= _KEEP_THE_BEST
+    return Seq2SeqTrainingArguments(**{**chosen, **config.arguments, "output_dir": str(output)})
 
 
 def record_corpus(
@@ -168,61 +190,62 @@ def record_corpus(
     config: RecordConfig | None = None,
     max_tokens: int = 4096,
     description: Mapping[str, Any] | None = None,
+    codes: Mapping[str, str] | None = None,
 ) -> ActivationStats:
     """Record all sentences of a corpus once, in batches by length; several processes share them out.
 
     Args:
-        model: The model.
+        model: The model, on the device that it is to run on.
         tokenizer: Its tokenizer.
         corpus: Encoded text.
         config: What to count.
         max_tokens: Token budget of a batch.
         description: What text it is, kept with the statistics.
+        codes: Your language codes → the tokenizer's, where they differ.
+
+    Raises:
+        EmptyPairError: If there is no sentence, or none of a pair.
     """
+    if not len(corpus):
+        raise EmptyPairError(f"the corpus holds no sentence of {', '.join(corpus.pairs)}")
     longest = int(corpus.lengths.max())
     settings = BatchConfig(max_tokens=max(max_tokens, longest), max_length=longest)
     sampler = PairBatchSampler(corpus.lengths, corpus.pair_ids, settings, rank(), world_size(), shuffle=False)
-    collate = PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id)
-    batches = _Sized(
-        lambda: (_on(collate([corpus[i] for i in batch]), model.device) for batch in sampler), len(sampler)
-    )
+    collate = PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id, codes)
+    batches = _Sized(lambda: (collate([corpus[i] for i in batch]) for batch in sampler), len(sampler))
     return record(model, batches, corpus.pairs, config, description)
 
 
 class _Sized(Iterable):
     """Batches made one at a time, with a length for the progress bar."""
 
-    def __init__(self, make: Callable[[], Iterable[Any]], length: int) -> None:
+    def __init__(self, make: Callable[[], Iterator[dict[str, Tensor]]], length: int) -> None:
         self._make, self._length = make, length
 
-    def __iter__(self) -> Any:
-        return iter(self._make())
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self._make()
 
     def __len__(self) -> int:
         return self._length
 
 
-def _on(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
+    """Train, from a checkpoint where there is one; return the seconds over all sittings."""
+    state = _read_json(Path(checkpoint) / "trainer_state.json") if checkpoint else {}
+    if 0 < trainer.args.max_steps <= state.get("global_step", 0):
+        # Killed after its last checkpoint: the Trainer would make one more update.
+        best = trainer.args.load_best_model_at_end and state["best_model_checkpoint"]
+        _load_weights(trainer.model, Path(best or checkpoint))
+        trainer.state = trainer.state.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        return state["stateful_callbacks"].get("RunClock", {}).get("args", {}).get("before", 0.0)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    # Resuming puts another clock in the place of the one that was added.
+    return next(each for each in trainer.callback_handler.callbacks if isinstance(each, RunClock)).seconds
 
 
-class _Clock(TrainerCallback):
-    """Keeps the seconds of training in each checkpoint, so that they add up over a run's sittings."""
+def _load_weights(model: PreTrainedModel, folder: Path) -> None:
+    model.load_state_dict(type(model).from_pretrained(folder).state_dict())
 
-    def __init__(self, checkpoint: str | None) -> None:
-        path = Path(checkpoint or "") / "seconds.json"
-        self._before = json.loads(path.read_text())["seconds"] if checkpoint and path.is_file() else 0.0
-        self._started = time.monotonic()
 
-    @property
-    def seconds(self) -> float:
-        """Seconds so far, in all sittings."""
-        return self._before + time.monotonic() - self._started
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Write them beside the checkpoint's other state."""
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / "seconds.json").write_text(json.dumps({"seconds": self.seconds}))
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

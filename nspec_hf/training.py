@@ -1,164 +1,55 @@
-"""Training with the Hugging Face Trainer: a callback for the script you have, and a trainer that does the
-rest.
+"""SpecializationTrainer: a `Seq2SeqTrainer` for many pairs, with or without masks.
 
-Four lines make a plain `Seq2SeqTrainer` train each pair with its own neurons:
+Shape letters: B = samples, T = target tokens, L = generated tokens.
 
-    masks = NeuronMasks.from_coverage(record(model, batches, pairs))
-    specialization = SpecializationCallback(NeuronGate(model, masks))
-    Seq2SeqTrainer(…, data_collator=PairCollator(tokenizer, pairs), callbacks=[specialization],
-                   compute_loss_func=specialization.loss)            # and remove_unused_columns=False
-
-The traps, each checked before the first update: the pair column that the Trainer strips; the loss that it
-inflates; a collator that numbers the pairs differently from the masks; layers that drop out under several
-processes; other masks than the checkpoint was trained with.
+It does what the callback alone cannot: batches by token budget, every row's own target language in
+`predict_with_generate`, and evaluation by pairs. `callback.py` is for a plain `Seq2SeqTrainer`.
 """
 
+import time
 import warnings
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EvalPrediction, Seq2SeqTrainer
+from transformers.trainer_utils import speed_metrics
 
 from nspec_hf.batches import BatchConfig, PairBatchSampler
-from nspec_hf.collator import PairCollator
+from nspec_hf.callback import SpecializationCallback, check_same_pairs
+from nspec_hf.collator import IGNORED, PairCollator
 from nspec_hf.encoded import EncodedCorpus
-from nspec_hf.errors import ArtefactError, TrainingSetupError
-from nspec_hf.gate import NeuronGate
+from nspec_hf.errors import TrainingSetupError
+from nspec_hf.gate import NeuronGate, attached_gate
 from nspec_hf.loss import PairTally, TokenLoss, token_losses
-from nspec_hf.masks import NeuronMasks
 
-MASKS_FOLDER = "nspec_masks"
-"""Where a checkpoint keeps its masks."""
+__all__ = ["SpecializationCallback", "SpecializationTrainer"]
 
-
-class SpecializationCallback(TrainerCallback):
-    """Puts the gate on the model when training begins, checks the set-up, logs, and saves the masks.
-
-    It logs `density` and, with `compute_loss_func=callback.loss`, the training loss of every pair
-    (`loss_en-de`). The gate stays on the model after training, so that evaluation uses it; `gate.detach()`
-    takes it off.
-
-    Args:
-        gate: The gate of the model that is trained.
-
-    Raises:
-        TrainingSetupError: When training begins (or before the first update), if the arguments would
-            silently train another model than asked for.
-    """
-
-    def __init__(self, gate: NeuronGate) -> None:
-        self.gate = gate
-        self.loss = TokenLoss(tally=PairTally(gate.masks.pairs), pair_ids=lambda: gate.last_rows)
-        self._checked_loss = False
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check the arguments and attach the gate."""
-        self.loss.label_smoothing = args.label_smoothing_factor
-        self._check_columns(args)
-        self._check_collator(kwargs.get("train_dataloader"))
-        self._check_layerdrop(args)
-        self._check_resumed_masks(args, state)
-        self._checked_loss = False
-        self.loss.calls = 0
-        self.gate.attach()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check, before the first update, that the loss is the exact one."""
-        if self._checked_loss:
-            return
-        self._checked_loss = True
-        factor = args.gradient_accumulation_steps * args.world_size
-        if self.loss.calls == 0 and factor > 1:
-            raise TrainingSetupError(
-                f"the Trainer's own loss is not exact under gradient accumulation and several processes (for M2M-100, "
-                f"mBART, Marian and T5 it is {factor} times too large here); pass compute_loss_func=callback.loss"
-            )
-        if self.loss.calls == 0:
-            warnings.warn(
-                "no loss of single pairs is logged; pass compute_loss_func=callback.loss", stacklevel=2
-            )
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Add density and the pairs' losses to a training log."""
-        if logs is None or "loss" not in logs:
-            return
-        _, losses = self.loss.tally.take()
-        extra = {"density": round(float(self.gate.masks.density()), 4)}
-        extra |= {f"loss_{pair}": round(loss, 4) for pair, loss in losses.items()}
-        logs.update(extra)
-        state.log_history[-1].update(extra)
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Put the masks into the checkpoint."""
-        if state.is_world_process_zero:
-            self.gate.masks.save_pretrained(_checkpoint(args, state) / MASKS_FOLDER)
-
-    def _check_columns(self, args: TrainingArguments) -> None:
-        if args.remove_unused_columns and not self.gate.routes_itself:
-            raise TrainingSetupError(
-                "remove_unused_columns=True strips the pair of each row before the collator sees it; train with "
-                "remove_unused_columns=False, or tell the gate: gate.use('en-de') or gate.read_languages(tokenizer)"
-            )
-
-    def _check_collator(self, loader: DataLoader | None) -> None:
-        collator = getattr(loader, "collate_fn", None)
-        pairs = getattr(getattr(collator, "data_collator", collator), "pairs", None)
-        expected = self.gate.masks.pairs
-        if pairs is not None and list(pairs) != list(expected):
-            raise TrainingSetupError(
-                f"the collator numbers its pairs {', '.join(pairs)}, but the masks number theirs {', '.join(expected)}; "
-                "pair_ids would choose the wrong masks. Build it with PairCollator(tokenizer, masks.pairs)"
-            )
-
-    def _check_layerdrop(self, args: TrainingArguments) -> None:
-        config = self.gate.model.config
-        dropped = [name for name in ("encoder_layerdrop", "decoder_layerdrop") if getattr(config, name, 0)]
-        if not dropped:
-            return
-        message = f"model.config.{' and '.join(dropped)} drop whole layers in training; set them to 0"
-        if args.world_size > 1:
-            raise TrainingSetupError(f"{message}, since processes would drop different ones")
-        warnings.warn(message, stacklevel=2)
-
-    def _check_resumed_masks(self, args: TrainingArguments, state: TrainerState) -> None:
-        folder = _checkpoint(args, state) / MASKS_FOLDER
-        if not state.global_step or not folder.is_dir():
-            return
-        try:
-            saved = NeuronMasks.from_pretrained(folder)
-        except ArtefactError as error:
-            raise TrainingSetupError(f"the checkpoint's masks cannot be read: {error}") from error
-        if saved.fingerprint() != self.gate.masks.fingerprint():
-            raise TrainingSetupError(
-                f"the checkpoint was trained with other masks ({saved.fingerprint()}) than the gate has "
-                f"({self.gate.masks.fingerprint()}); load those with NeuronMasks.from_pretrained({str(folder)!r})"
-            )
+_PAIR_COLUMNS = ("pair", "pair_id", "pair_ids", "source", "target", "translation")
+_Generated = tuple[int, int, list[int], list[int]]  # sentence number, pair id, output ids, label ids
 
 
 class SpecializationTrainer(Seq2SeqTrainer):
     """A `Seq2SeqTrainer` for many pairs: exact loss, batches by pairs, and every row's own target language.
 
-    It takes everything that `Seq2SeqTrainer` takes, and trains with all neurons where `gate` is None.
+    It takes everything that `Seq2SeqTrainer` takes. An `EncodedCorpus` is cut into batches by token budget
+    and evaluated pair by pair; other data sets are batched and evaluated as the plain Trainer does it.
+    Columns that a `PairCollator` reads are kept, whatever `remove_unused_columns` says.
 
     Args:
-        gate: The gate of the model; its callback is added.
+        gate: The gate of the model, whose callback is added. None: the gate of a `SpecializationCallback`
+            among the callbacks, or the one that is on the model; where there is none either, all neurons
+            train.
         batch_config: Token budget, mixing and temperature of the batches of an `EncodedCorpus`.
+
+    Raises:
+        TrainingSetupError: If `gate` and the callbacks bring two different gates; and, when training begins,
+            what `SpecializationCallback` raises.
     """
 
     def __init__(
@@ -168,26 +59,26 @@ class SpecializationTrainer(Seq2SeqTrainer):
         batch_config: BatchConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        self.gate, self.batch_config = gate, batch_config or BatchConfig()
+        self.batch_config = batch_config or BatchConfig()
         self._pair_ids: Tensor | None = None
-        self._tally: PairTally | None = None
         super().__init__(*args, **kwargs)
-        if gate is not None:
-            callback = SpecializationCallback(gate)
-            self.add_callback(callback)
-            self.compute_loss_func = self.compute_loss_func or callback.loss
-        elif self.compute_loss_func is None:
-            pairs = getattr(self.train_dataset, "pairs", None)
-            self._tally = PairTally(pairs) if pairs else None
-            self.compute_loss_func = TokenLoss(
-                self.args.label_smoothing_factor, self._tally, lambda: self._pair_ids
-            )
+        self.specialization = self._specialize(gate)
+        self.gate = self.specialization.gate if self.specialization else None
+        self._own_loss: TokenLoss | None = None
+        if self.compute_loss_func is None:
+            self._own_loss = self.compute_loss_func = self._token_loss()
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return this process's share of the plan; for another kind of dataset, what the plain Trainer
-        returns."""
+        """Return this process's share of the plan; for another data set, what the plain Trainer returns."""
         if not isinstance(self.train_dataset, EncodedCorpus):
             return super().get_train_dataloader()
+        size = type(self.args).__dataclass_fields__["per_device_train_batch_size"].default
+        if self.args.per_device_train_batch_size != size:
+            warnings.warn(
+                "per_device_train_batch_size is not used: an EncodedCorpus is batched by tokens, "
+                f"BatchConfig(max_tokens={self.batch_config.max_tokens})",
+                stacklevel=2,
+            )
         return self._pair_loader(self.train_dataset, shuffle=True)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -195,33 +86,46 @@ class SpecializationTrainer(Seq2SeqTrainer):
         return super().compute_loss(model, self._for_model(inputs), *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the loss of every pair."""
-        if self._tally is not None and "loss" in logs:
-            logs |= {f"loss_{pair}": round(loss, 4) for pair, loss in self._tally.take()[1].items()}
+        """Log, with the loss of every pair, and with the density where there is a gate."""
+        if "loss" in logs and self.specialization is not None:
+            logs.update(self.specialization.measures())
+        elif "loss" in logs and self._own_loss is not None and self._own_loss.tally is not None:
+            _, losses = self._own_loss.tally.take()
+            logs.update({f"loss_{pair}": round(loss, 4) for pair, loss in losses.items()})
         super().log(logs, *args, **kwargs)
 
     def evaluate(
         self,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
         **gen_kwargs: Any,
     ) -> dict[str, float]:
         """Return the mean loss a target token (no smoothing), overall and of each pair: `eval_loss_en-de`.
 
-        With `predict_with_generate` and `compute_metrics`, the metrics of each pair too
-        (`eval_bleu_en-de`), and their mean over pairs (`eval_bleu`). For another kind of dataset, what the
-        plain Trainer returns.
+        With `predict_with_generate` and `compute_metrics`, the metrics of each pair too (`eval_bleu_en-de`),
+        and their mean over pairs (`eval_bleu`). For a data set that is no `EncodedCorpus`, what the plain
+        Trainer returns. A dict of data sets is gone through, each with the same generation settings.
+
+        Raises:
+            TrainingSetupError: If the corpus numbers its pairs differently from the collator or the masks.
         """
-        corpus = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(corpus, EncodedCorpus):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
-        metrics = self._evaluate_loss(corpus, metric_key_prefix)
-        if self.args.predict_with_generate and self.compute_metrics is not None:
-            metrics |= self._evaluate_generation(corpus, ignore_keys, metric_key_prefix, gen_kwargs)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen
+        if isinstance(chosen, Mapping):
+            metrics: dict[str, float] = {}
+            for name, each in chosen.items():
+                metrics |= self.evaluate(each, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
+            return metrics
+        with self._gated():
+            if not isinstance(chosen, EncodedCorpus):
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+            return self._evaluate_corpus(chosen, ignore_keys, metric_key_prefix, gen_kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as the plain Trainer does, each row with its own neurons and in its own target language."""
+        with self._gated():
+            return super().predict(*args, **kwargs)
 
     def prediction_step(
         self,
@@ -232,82 +136,155 @@ class SpecializationTrainer(Seq2SeqTrainer):
         **gen_kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Predict, each row in its pair's target language."""
-        collator = self.data_collator
-        if (
-            self.args.predict_with_generate
-            and not prediction_loss_only
-            and isinstance(collator, PairCollator)
-        ):
-            if not gen_kwargs:
-                gen_kwargs = dict(getattr(self, "_gen_kwargs", {}))
-            start = collator.decoder_start_token_id
+        generates = self.args.predict_with_generate and not prediction_loss_only
+        if generates and isinstance(self.data_collator, PairCollator) and "pair_ids" in inputs:
+            gen_kwargs = gen_kwargs or dict(getattr(self, "_gen_kwargs", {}))
+            collator = self.data_collator
             prompts = [
-                collator.tags.decoder_prefix(collator.pairs[i], start) for i in inputs["pair_ids"].tolist()
+                collator.tags.decoder_prefix(collator.pairs[i], collator.decoder_start_token_id)
+                for i in inputs["pair_ids"].tolist()
             ]
             gen_kwargs["decoder_input_ids"] = torch.tensor(prompts, device=self.args.device)
+            # Else generate puts its own start token before a prompt that begins with a language (mBART-25).
             gen_kwargs["decoder_start_token_id"] = prompts[0][0]
             gen_kwargs["forced_bos_token_id"] = None
         return super().prediction_step(
             model, self._for_model(inputs), prediction_loss_only, ignore_keys=ignore_keys, **gen_kwargs
         )
 
+    def _specialize(self, gate: NeuronGate | None) -> SpecializationCallback | None:
+        """Return the callback that holds the gate: the user's, or one that is added here."""
+        given = [each for each in self.callback_handler.callbacks if isinstance(each, SpecializationCallback)]
+        gate = gate or (given[0].gate if given else attached_gate(self.model))
+        if any(each.gate is not gate for each in given):
+            raise TrainingSetupError("gate= and the SpecializationCallback hold different gates; give one")
+        if gate is None:
+            return None
+        callback = given[0] if given else SpecializationCallback(gate)
+        callback.in_plain_trainer = False
+        if not given:
+            self.add_callback(callback)
+        return callback
+
+    def _token_loss(self) -> TokenLoss:
+        if self.specialization is not None:
+            return self.specialization.loss
+        pairs = getattr(self.train_dataset, "pairs", None) or getattr(self.data_collator, "pairs", None)
+        tally = PairTally(pairs) if pairs else None
+        return TokenLoss(self.args.label_smoothing_factor, tally, lambda: self._pair_ids)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in _PAIR_COLUMNS if name not in self._signature_columns]
+
+    def _gated(self) -> AbstractContextManager:
+        """Return a context in which the gate is on the model, so that nothing is evaluated silently dense."""
+        return self.gate or nullcontext()
+
     def _for_model(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Take `pair_ids` out where no gate is on the model to take it."""
-        if self.gate is not None and self.gate.attached:
+        if self.gate is not None:
             return inputs
         inputs = dict(inputs)
         self._pair_ids = inputs.pop("pair_ids", None)
         return inputs
 
     def _pair_loader(self, corpus: EncodedCorpus, shuffle: bool) -> DataLoader:
+        check_same_pairs("corpus", corpus.pairs, "collator", getattr(self.data_collator, "pairs", None))
+        if self.gate is not None:
+            check_same_pairs("masks", self.gate.masks.pairs, "corpus", corpus.pairs)
+        args = self.args
         sampler = PairBatchSampler(
             corpus.lengths,
             corpus.pair_ids,
             self.batch_config,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
+            rank=args.process_index,
+            world_size=args.world_size,
             shuffle=shuffle,
         )
         return DataLoader(
             corpus,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor if args.dataloader_num_workers else None,
+            persistent_workers=args.dataloader_persistent_workers and args.dataloader_num_workers > 0,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
         )
 
-    def _evaluate_loss(self, corpus: EncodedCorpus, prefix: str) -> dict[str, float]:
-        tally, model = PairTally(corpus.pairs), self.model
-        was_training = model.training
-        model.eval()
+    def _evaluate_corpus(
+        self, corpus: EncodedCorpus, ignore_keys: list[str] | None, prefix: str, gen_kwargs: dict[str, Any]
+    ) -> dict[str, float]:
+        started, was_training = time.time(), self.model.training
+        self.model.eval()
         try:
-            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-                for batch in self._pair_loader(corpus, shuffle=False):
-                    inputs = self._prepare_inputs(batch)
-                    pair_ids, labels = inputs["pair_ids"], inputs.pop("labels")
-                    logits = model(**self._for_model(inputs)).logits
-                    tally.add(token_losses(logits, labels), labels, pair_ids)
+            metrics = self._evaluate_loss(corpus, prefix)
+            if self.args.predict_with_generate and self.compute_metrics is not None:
+                metrics |= self._evaluate_generation(corpus, ignore_keys, prefix, gen_kwargs)
         finally:
-            model.train(was_training)
+            self.model.train(was_training)
+        metrics |= speed_metrics(prefix, started, num_samples=len(corpus))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate_loss(self, corpus: EncodedCorpus, prefix: str) -> dict[str, float]:
+        tally = PairTally(corpus.pairs)
+        with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
+            for _, batch in self._watched(corpus):
+                pair_ids, labels_BT = batch["pair_ids"], batch.pop("labels")
+                logits_BTV = self.model(**self._for_model(batch)).logits
+                tally.add(token_losses(logits_BTV, labels_BT), labels_BT, pair_ids)
         overall, each = tally.take()
         return {f"{prefix}_loss": overall, **{f"{prefix}_loss_{pair}": loss for pair, loss in each.items()}}
 
     def _evaluate_generation(
         self, corpus: EncodedCorpus, ignore_keys: list[str] | None, prefix: str, gen_kwargs: dict[str, Any]
     ) -> dict[str, float]:
-        """Generate pair by pair, as `compute_metrics` cannot tell rows apart."""
-        self._gen_kwargs = gen_kwargs
+        """Generate for all pairs at once, then score pair by pair, as `compute_metrics` cannot."""
+        settings = {
+            "max_length": self.args.generation_max_length,
+            "num_beams": self.args.generation_num_beams,
+        }
+        if "max_new_tokens" in gen_kwargs:
+            del settings["max_length"]
+        settings = {name: value for name, value in settings.items() if value is not None} | gen_kwargs
+        rows: list[_Generated] = []
+        for numbers, batch in self._watched(corpus):
+            ids = batch["pair_ids"].tolist()
+            labels = batch.pop("labels").tolist()
+            # Teacher forcing's inputs; generation begins with the pair's prompt.
+            del batch["decoder_input_ids"]
+            _, outputs_BL, _ = self.prediction_step(self.model, batch, False, ignore_keys, **settings)
+            rows += zip(numbers, ids, outputs_BL.tolist(), labels, strict=True)
+        rows = sorted(gather_object(rows))
         each: dict[str, float] = {}
-        sums: dict[str, list[float]] = {}
-        for pair in corpus.pairs:
-            loader = self._pair_loader(corpus.subset(pair), shuffle=False)
-            output = self.evaluation_loop(loader, "evaluate", False, ignore_keys, prefix)
-            for name, value in output.metrics.items():
-                if name.startswith(f"{prefix}_") and not name.endswith(("_loss", "_time", "_per_second")):
-                    each[f"{name}_{pair}"] = value
-                    sums.setdefault(name, []).append(value)
-        return {**{name: sum(values) / len(values) for name, values in sums.items()}, **each}
+        by_name: dict[str, list[float]] = {}
+        for index, pair in enumerate(corpus.pairs):
+            for name, value in self._score([row for row in rows if row[1] == index], prefix).items():
+                each[f"{name}_{pair}"] = value
+                by_name.setdefault(name, []).append(value)
+        return {**{name: sum(values) / len(values) for name, values in by_name.items()}, **each}
+
+    def _score(self, rows: list[_Generated], prefix: str) -> dict[str, float]:
+        if not rows:
+            return {}
+        outputs = _padded([row[2] for row in rows], self.data_collator.tokenizer.pad_token_id)
+        labels = _padded([row[3] for row in rows], IGNORED)
+        found = self.compute_metrics(EvalPrediction(predictions=outputs, label_ids=labels))
+        return {f"{prefix}_{name.removeprefix(f'{prefix}_')}": float(value) for name, value in found.items()}
+
+    def _watched(self, corpus: EncodedCorpus) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Yield sentence numbers and batch of each step of an evaluation, and show the Trainer's bar."""
+        loader = self._pair_loader(corpus, shuffle=False)
+        self.callback_handler.eval_dataloader = loader
+        for numbers, batch in zip(loader.batch_sampler, loader, strict=True):
+            yield numbers, self._prepare_inputs(batch)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
 
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+def _padded(rows: list[list[int]], filler: int) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows))), filler, dtype=np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
