@@ -17,6 +17,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("commands", "continue training, each pair with its own neurons"),
     "translate": ("commands", "translate, each sentence with its pair's neurons"),
     "inspect": ("commands", "show what masks, statistics or a model hold"),
+    "evaluate": ("evaluation_commands", "score translations, with signatures"),
+    "compare": ("evaluation_commands", "test which directions got better or worse"),
+    "analyze": ("analysis_commands", "draw and tabulate which neurons pairs share"),
+    "report": ("analysis_commands", "one HTML page that shows what each pair's neurons do"),
     "demo": ("demo", "run the whole method on made-up language families, in minutes"),
 }
 """Command → the file that holds its function, and what it does."""

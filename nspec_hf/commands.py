@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from nspec_hf.batches import encode_corpus
 from nspec_hf.config import GateConfig, RecordConfig, SelectConfig
 from nspec_hf.corpus import CorpusConfig, read_corpus
+from nspec_hf.encoded import encode_corpus
 from nspec_hf.errors import ArtefactError, ConfigError
 from nspec_hf.gate import NeuronGate
 from nspec_hf.languages import language_tags

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from nspec_hf.config import RecordConfig
 from nspec_hf.errors import ConfigError, EmptyPairError
 from nspec_hf.processes import add_up, gather, in_step, rank, real_rows, world_size
-from nspec_hf.record import record
+from nspec_hf.recording import record
 from nspec_hf.stats import ActivationStats
 from tests.models import random_batch, tiny_m2m100
 

@@ -17,7 +17,7 @@ from nspec_hf.errors import (
 )
 from nspec_hf.gate import NeuronGate
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.record import record
+from nspec_hf.recording import record
 from nspec_hf.sites import KINDS, find_sites, site_activation
 from tests.families import DECODERS, TWO_SIDED, audio_batch, tiny_whisper
 from tests.models import random_batch, tiny_m2m100, tiny_t5

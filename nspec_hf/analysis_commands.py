@@ -1,0 +1,117 @@
+"""What `nspec analyze` and `nspec report` do: all that masks, statistics and scores say about neurons."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nspec_hf.analysis import Analysis
+from nspec_hf.analysis import analyze as analyze_masks
+from nspec_hf.effect_plots import draw_all
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.report import write_report
+from nspec_hf.scoreboard import SystemScores
+from nspec_hf.significance import Comparison
+from nspec_hf.stats import ActivationStats
+
+
+def analyze(
+    masks: str,
+    output: str = "analysis",
+    stats: str | None = None,
+    scores: Sequence[str] = (),
+    comparison: str | None = None,
+    baseline: str | None = None,
+    metric: str = "bleu",
+    families: Mapping[str, str] | None = None,
+    tiers: Mapping[str, str] | None = None,
+    pivot: str | None = None,
+    figures: bool = True,
+) -> None:
+    """Draw and tabulate what each pair's neurons have in common: overlap, progression, tree, density, gains.
+
+    Example: nspec analyze --masks masks --stats nspec_stats.safetensors --output analysis
+
+    Args:
+        masks: Folder or Hub repository of masks.
+        output: Folder of tables (JSON, CSV) and figures (PNG, SVG).
+        stats: What they were selected from; adds sweeps over coverage or ρ.
+        scores: JSON files that `nspec evaluate --output` wrote, one a system; adds gains.
+        comparison: JSON file that `nspec compare --output` wrote; adds significance.
+        baseline: Which system the others are compared with; none takes the first.
+        metric: Which score.
+        families: Language → family; none takes a table of 60 languages.
+        tiers: Language → resource tier.
+        pivot: The language that the trained pairs share; none finds it.
+        figures: Whether to draw.
+    """
+    found = _analysis(masks, stats, scores, comparison, baseline, metric, families, tiers, pivot)
+    found.save(output)
+    drawn = draw_all(found, output) if figures else []
+    sys.stdout.write(f"{found.overview()}\n{output}: tables and {len(drawn)} files of figures\n")
+
+
+def report(
+    masks: str,
+    output: str = "report.html",
+    title: str | None = None,
+    stats: str | None = None,
+    scores: Sequence[str] = (),
+    comparison: str | None = None,
+    baseline: str | None = None,
+    metric: str = "bleu",
+    families: Mapping[str, str] | None = None,
+    tiers: Mapping[str, str] | None = None,
+    pivot: str | None = None,
+) -> None:
+    """Write one HTML page that shows what each pair's neurons do; it opens anywhere and loads nothing.
+
+    Example: nspec report --masks masks --stats nspec_stats.safetensors --output report.html
+
+    Args:
+        masks: Folder or Hub repository of masks.
+        output: The page.
+        title: Its title.
+        stats: What they were selected from; adds sweeps over coverage or ρ.
+        scores: JSON files that `nspec evaluate --output` wrote, one a system; adds gains.
+        comparison: JSON file that `nspec compare --output` wrote; adds significance.
+        baseline: Which system the others are compared with; none takes the first.
+        metric: Which score.
+        families: Language → family; none takes a table of 60 languages.
+        tiers: Language → resource tier.
+        pivot: The language that the trained pairs share; none finds it.
+    """
+    found = _analysis(masks, stats, scores, comparison, baseline, metric, families, tiers, pivot)
+    path = write_report(found, output, title)
+    sys.stdout.write(f"{path}: {path.stat().st_size / 1024:.0f} KiB\n")
+
+
+def _analysis(
+    masks: str,
+    stats: str | None,
+    scores: Sequence[str],
+    comparison: str | None,
+    baseline: str | None,
+    metric: str,
+    families: Mapping[str, str] | None,
+    tiers: Mapping[str, str] | None,
+    pivot: str | None,
+) -> Analysis:
+    systems = [_read_scores(path) for path in scores]
+    return analyze_masks(
+        NeuronMasks.from_pretrained(masks),
+        ActivationStats.load(stats) if stats else None,
+        {each.name: {pair: each.value(pair, metric) for pair in each.pairs} for each in systems} or None,
+        families,
+        comparison=Comparison.from_json(Path(comparison).read_text(encoding="utf-8")) if comparison else None,
+        baseline=baseline,
+        tiers=tiers,
+        pivot=pivot,
+    )
+
+
+def _read_scores(path: str) -> SystemScores:
+    """Read the scores of `nspec evaluate`, or those in a recipe's result."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    nested = content.get("scores", {})
+    return SystemScores.from_json(json.dumps(nested if "scores" in nested else content))

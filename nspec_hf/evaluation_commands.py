@@ -1,0 +1,174 @@
+"""What `nspec evaluate` and `nspec compare` do: score translations, and test differences between systems.
+
+Both read translations in a folder, one file a pair (`en-de.txt`, `de-en.hyp.xz` …), whoever made them.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from nspec_hf.comet import COMET_MODEL, read_comet, write_comet
+from nspec_hf.corpus import CorpusConfig, read_corpus
+from nspec_hf.errors import ConfigError
+from nspec_hf.grouping import grouped_table
+from nspec_hf.offtarget import off_target
+from nspec_hf.outputs import Outputs, read_outputs
+from nspec_hf.pairs import Pair
+from nspec_hf.scoreboard import SystemScores, score_system
+from nspec_hf.significance import compare as compare_systems
+from nspec_hf.tables import TableFormat, join_tables
+
+
+def evaluate(
+    hypotheses: str,
+    references: str | None = None,
+    sources: str | None = None,
+    corpus: CorpusConfig | None = None,
+    split: str = "test",
+    name: str | None = None,
+    metric: Sequence[str] = ("bleu", "chrf++"),
+    pivot: str = "en",
+    tiers: dict[str, str] | None = None,
+    off_target_languages: bool = False,
+    style: TableFormat = "text",
+    output: str | None = None,
+    comet_out: str | None = None,
+    comet_in: str | None = None,
+    comet_model: str = COMET_MODEL,
+) -> None:
+    """Score one system's translations, each direction and averages by group, with signatures.
+
+    Example: nspec evaluate --hypotheses outputs --corpus.path data --split test --metric '[bleu,chrf++]'
+
+    COMET cannot be installed beside transformers 5. `--comet_out DIR` writes its files and a script; run that
+    where unbabel-comet is installed, then read the scores back with `--comet_in DIR`.
+
+    Args:
+        hypotheses: Folder of translations, one file a pair.
+        references: Folder of references, one file a pair; or give `corpus`.
+        sources: Folder of sources, for COMET and metrics that look at them.
+        corpus: Parallel text that holds sources and references.
+        split: Its split.
+        name: The system's name in tables; none takes the folder's.
+        metric: bleu, bleu:none (tokenized text), spbleu, chrf, chrf++, ter, or evaluate:NAME.
+        pivot: The language that tells one-to-many from many-to-one.
+        tiers: Language → resource tier, for averages by tier.
+        off_target_languages: Also count output in the wrong language.
+        style: How tables are printed.
+        output: File that the scores are written to, as JSON.
+        comet_out: Folder that COMET's files are written to.
+        comet_in: Folder that COMET's scores are read from.
+        comet_model: Which COMET model.
+    """
+    outputs = read_outputs(hypotheses)
+    gold, original = _gold(list(outputs), references, sources, corpus, split)
+    if comet_out:
+        if original is None:
+            raise ConfigError("COMET needs the sources; give --sources DIR or --corpus.path DIR")
+        script = write_comet(comet_out, outputs, gold, original, comet_model)
+        sys.stdout.write(f"run where unbabel-comet is installed: sh {script}; then: --comet_in {comet_out}\n")
+    about = {"pivot": pivot, "tiers": tiers or {}}
+    if off_target_languages:
+        about["off_target"] = off_target(outputs, gold)
+    scores = score_system(
+        name or Path(hypotheses).name, outputs, gold, tuple(metric), sources=original, **about
+    )
+    if comet_in:
+        scores = _with_comet(scores, comet_in)
+    tables = [scores.table(), *(grouped_table([scores], each) for each in scores.metrics)]
+    if tiers:
+        tables += [grouped_table([scores], each, by="tier") for each in scores.metrics]
+    sys.stdout.write(join_tables(tables, style))
+    if output:
+        scores.save(output)
+
+
+def compare(
+    baseline: str,
+    system: str | Sequence[str],
+    references: str | None = None,
+    corpus: CorpusConfig | None = None,
+    split: str = "test",
+    baseline_ending: str = "",
+    system_ending: str = "",
+    references_ending: str = "",
+    metric: Sequence[str] = ("bleu", "chrf++"),
+    test: Literal["ar", "bs"] = "ar",
+    n_samples: int = 10_000,
+    seed: int = 12345,
+    n_jobs: int | None = None,
+    style: TableFormat = "text",
+    output: str | None = None,
+) -> None:
+    """Test on every direction whether a system is better or worse than a baseline, or neither.
+
+    Example: nspec compare --baseline finetune/outputs --system specialized/outputs --corpus.path data
+
+    Args:
+        baseline: Folder of the baseline's translations, one file a pair.
+        system: Folder of a system's translations, or several folders: `[DIR,DIR]`.
+        references: Folder of references, one file a pair; or give `corpus`.
+        corpus: Parallel text that holds the references.
+        split: Its split.
+        baseline_ending: Where a folder holds several files a pair, the ending of the baseline's.
+        system_ending: The ending of the system's.
+        references_ending: The ending of the references'.
+        metric: Metrics of sacreBLEU.
+        test: ar: paired approximate randomization; bs: paired bootstrap.
+        n_samples: How many trials.
+        seed: Of the trials; 0 is a seed like any other.
+        n_jobs: How many processes; none takes all processors.
+        style: How the table is printed.
+        output: File that all rows are written to, as JSON.
+    """
+    folders = [system] if isinstance(system, str) else list(system)
+    base = read_outputs(baseline, baseline_ending)
+    base_name, *names = _names([baseline, *folders], [baseline_ending, *[system_ending] * len(folders)])
+    systems = {base_name: base}
+    systems |= {name: read_outputs(each, system_ending) for name, each in zip(names, folders, strict=True)}
+    gold, _ = _gold(list(base), references, None, corpus, split, references_ending)
+    found = compare_systems(systems, gold, base_name, tuple(metric), test, n_samples, seed, n_jobs)
+    sys.stdout.write(found.table().render(style))
+    if output:
+        Path(output).write_text(found.to_json(), encoding="utf-8")
+
+
+def _gold(
+    pairs: list[Pair],
+    references: str | None,
+    sources: str | None,
+    corpus: CorpusConfig | None,
+    split: str,
+    ending: str = "",
+) -> tuple[Outputs, Outputs | None]:
+    """Return references, and sources where they are known."""
+    if (references is None) == (corpus is None):
+        raise ConfigError("give the references as --references DIR or as --corpus.path DIR, and not both")
+    if corpus is not None:
+        texts = read_corpus(corpus, pairs, split)
+        return {text.pair: list(text.targets) for text in texts}, {
+            text.pair: list(text.sources) for text in texts
+        }
+    return read_outputs(references, ending), read_outputs(sources) if sources else None
+
+
+def _names(folders: Sequence[str], endings: Sequence[str]) -> list[str]:
+    """Return a name for each folder: its own, with as much of its path as tells it from the others."""
+    paths = [Path(folder).resolve() for folder in folders]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.name}.{ending}" for path, ending in zip(paths, endings, strict=True)]
+
+
+def _with_comet(scores: SystemScores, folder: str) -> SystemScores:
+    comet = read_comet(folder)
+    rows = {
+        pair: {**own, **({"comet": comet[pair]} if pair in comet else {})}
+        for pair, own in scores.scores.items()
+    }
+    return SystemScores(
+        name=scores.name, scores=rows, pivot=scores.pivot, tiers=scores.tiers, off_target=scores.off_target
+    )
