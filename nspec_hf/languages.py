@@ -148,8 +148,14 @@ class LanguageTags:
         # Families whose tokenizer keeps a target language would ask for it (M2M-100 with a KeyError); only
         # the others may split a target differently from a source.
         side = "text_target" if target and "target" not in parts else "text"
+        by_tokenizer = parts == ("x",)
         rows = self.tokenizer(
-            **{side: texts}, add_special_tokens=parts == ("x",), truncation=False, verbose=False
+            **{side: texts},
+            add_special_tokens=by_tokenizer,
+            # Else a sentence that quotes a tag, or </s>, would be read as being one.
+            split_special_tokens=not by_tokenizer,
+            truncation=False,
+            verbose=False,
         )["input_ids"]
         return [[*before, *ids, *after] for ids in rows]
 
@@ -169,7 +175,7 @@ class LanguageTags:
         code = self.codes.get(code, code)
         if code in self._tags:
             return code
-        longer = [known for known in self._tags if known.startswith(f"{code}_")]
+        longer = [known for known in sorted(self._tags) if known.startswith(f"{code}_")]
         if len(longer) == 1:
             return longer[0]
         # The same first letters, then the same letters anywhere: "en" → eng_Latn, "eng_Lat" → eng_Latn.
