@@ -6,12 +6,14 @@ A result without these cannot be compared with another, so everything that a rec
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nspec_hf import __version__
@@ -31,7 +33,12 @@ def versions() -> dict[str, str]:
 def hardware() -> dict[str, Any]:
     """Return the processor, its cores and threads in use, and the accelerators."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
 
 
 def _processor() -> str:
@@ -42,18 +49,34 @@ def _processor() -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return settings as JSON values: dataclasses become dicts, other objects their text."""
+    """Return settings or results as JSON values.
+
+    Dataclasses become dicts, sets sorted lists, numbers that are not finite None (JSON has none such), and
+    what is no JSON value at all its text.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(each) for each in value)
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def write_result(path: str | os.PathLike, result: Mapping[str, Any], config: Any) -> None:
-    """Write a result as JSON with its recipe, whole or not at all."""
+    """Write a result as JSON with its recipe, whole or not at all.
+
+    Args:
+        path: The file; its folder is made if needed.
+        result: The numbers.
+        config: The settings that made them, any dataclass or mapping; versions and hardware are added.
+    """
     path = Path(path)
     content = {**result, "recipe": {"config": plain(config), "versions": versions(), "hardware": hardware()}}
     path.parent.mkdir(parents=True, exist_ok=True)

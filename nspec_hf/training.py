@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, Seq2SeqTrainer
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import speed_metrics
 
 from nspec_hf.batches import BatchConfig, PairBatchSampler
@@ -176,6 +177,13 @@ class SpecializationTrainer(Seq2SeqTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns += [name for name in _PAIR_COLUMNS if name not in self._signature_columns]
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        # Saving looks up every callback's place, which a checkpoint made without that callback has not.
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, {})
 
     def _gated(self) -> AbstractContextManager:
         """Return a context in which the gate is on the model, so that nothing is evaluated silently dense."""
