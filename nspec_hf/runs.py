@@ -30,7 +30,7 @@ from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import ConfigError, EmptyPairError
 from nspec_hf.gate import NeuronGate
 from nspec_hf.processes import rank, world_size
-from nspec_hf.record import record
+from nspec_hf.recording import record
 from nspec_hf.stats import ActivationStats
 from nspec_hf.training import SpecializationTrainer
 
