@@ -16,6 +16,7 @@ from nspec_hf.config import GateConfig, RecordConfig, SelectConfig
 from nspec_hf.corpus import CorpusConfig, PairText, read_corpus
 from nspec_hf.errors import ConfigError
 from nspec_hf.pairs import Pair, as_pairs, english_centric, zero_shot
+from nspec_hf.provenance import plain
 from nspec_hf.runs import TrainConfig
 from nspec_hf.translate import TranslateConfig
 from nspec_hf.vocabulary import VocabularyConfig
@@ -82,6 +83,10 @@ class DataConfig:
             return as_pairs(self.zero_shot)
         return [pair for pair in zero_shot(self.languages, self.pivot) if pair not in self.trained_pairs()]
 
+    def tested_pairs(self) -> list[Pair]:
+        """Return the directions that are scored: the trained ones, then the zero-shot ones."""
+        return [*self.trained_pairs(), *self.zero_shot_pairs()]
+
     def read(self, split: str, pairs: Sequence[str] | None = None) -> list[PairText]:
         """Read a split of the trained (or of other) directions."""
         return read_corpus(self.corpus, self.trained_pairs() if pairs is None else pairs, split)
@@ -137,6 +142,22 @@ class ExperimentConfig:
     def base_model(self) -> str:
         """Where the base model is."""
         return self.base or f"{self.work}/base/model"
+
+    def begun_with(self, *parts: str) -> dict[str, Any]:
+        """Return the settings that must stay the same while a run goes on: which text, and these `parts`.
+
+        Where the text lies is not among them, since a folder may move; nor is what is tested, or how long
+        the training takes.
+        """
+        data = self.data
+        corpus = {name: value for name, value in plain(data.corpus).items() if name != "path"}
+        text = {
+            "pairs": data.trained_pairs(),
+            "splits": [data.train_split, data.valid_split],
+            "codes": data.codes,
+            "corpus": corpus,
+        }
+        return plain({"text": text, **{part: getattr(self, part) for part in parts}})
 
 
 def read_settings(

@@ -91,6 +91,15 @@ class TrainResult:
     log: Sequence[Mapping[str, float]]
     """The Trainer's log."""
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a results file says about the run; the validation loss by update."""
+        validation = {str(line["step"]): line["eval_loss"] for line in self.log if "eval_loss" in line}
+        return {
+            "updates": self.updates,
+            "training_seconds": round(self.seconds, 1),
+            "validation_loss": validation,
+        }
+
 
 def train(
     model: PreTrainedModel,

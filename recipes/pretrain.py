@@ -1,5 +1,4 @@
-"""Train a multilingual base model from scratch: vocabulary → encoded text → M2M-100 architecture → test
-scores.
+"""Train a multilingual base model from scratch: text, vocabulary, M2M-100 architecture, test scores.
 
     python recipes/pretrain.py recipes/configs/multi30k.yaml --data.corpus.path DIR
     accelerate launch --config_file recipes/accelerate/ddp.yaml recipes/pretrain.py recipes/configs/bible.yaml
@@ -10,6 +9,8 @@ translations of the test set in `work/base/outputs`, scores and the whole recipe
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 from accelerate import PartialState
@@ -21,6 +22,7 @@ from transformers import (
     set_seed,
 )
 
+from nspec_hf.checkpoints import claim_folder
 from nspec_hf.corpus import PairText
 from nspec_hf.encoded import encode_corpus
 from nspec_hf.evaluation import evaluate_system
@@ -35,51 +37,57 @@ from nspec_hf.vocabulary import train_vocabulary
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
     config, _ = read_settings(ExperimentConfig, argv, description=__doc__)
-    folder = Path(config.work) / "base"
+    folder, data = Path(config.work) / "base", config.data
+    claim_folder(folder, config.begun_with("vocabulary", "model"))
     state = PartialState()
-    texts = config.data.read(config.data.train_split)
+    texts, validation_texts = data.read(data.train_split), data.read(data.valid_split)
+    # Read before training, so that a file that is missing is missed now.
+    tests = data.read(data.test_split, data.tested_pairs())
     with state.main_process_first():
         tokenizer = make_tokenizer(config, texts, folder / "tokenizer")
-    tags = language_tags(tokenizer, config.data.codes)
-    corpus = encode_corpus(texts, tags, config.pretrain.batches.max_length)
-    validation = encode_corpus(
-        config.data.read(config.data.valid_split), tags, config.pretrain.batches.max_length
-    )
+    tags = language_tags(tokenizer, data.codes)
+    for text in tests:
+        tags.check(text.pair)
+    max_length = config.pretrain.batches.max_length
+    corpus = encode_corpus(texts, tags, max_length)
+    validation = encode_corpus(validation_texts, tags, max_length)
     model = make_model(config, tokenizer)
-    result = train(model, tokenizer, corpus, config.pretrain, folder, validation)
+    result = train(model, tokenizer, corpus, config.pretrain, folder, validation, codes=data.codes)
     if not state.is_main_process:
         return
-    pairs = [*config.data.trained_pairs(), *config.data.zero_shot_pairs()]
+    # What was saved is what is scored: under FSDP, this process holds only a part of the trained model.
+    model = M2M100ForConditionalGeneration.from_pretrained(folder / "model").to(state.device)
+    translator = Translator(model, tokenizer, config=config.translate, codes=data.codes)
     scores = evaluate_system(
-        "base",
-        Translator(model, tokenizer, config=config.translate, codes=config.data.codes),
-        config.data.read(config.data.test_split, pairs),
-        folder / "outputs",
-        config.metrics,
-        config.data.pivot,
-        config.data.tiers,
+        "base", translator, tests, folder / "outputs", config.metrics, data.pivot, data.tiers
     )
     print(scores.table())
     outcome = {
         "system": "base",
         "parameters": model.num_parameters(),
-        "updates": result.updates,
-        "training_seconds": round(result.seconds, 1),
         "target_tokens_an_epoch": int(corpus.lengths[:, 1].sum()),
+        **result.facts(),
         "scores": json.loads(scores.to_json()),
     }
     write_result(Path(config.results) / f"{config.name}.base.json", outcome, config)
 
 
 def make_tokenizer(config: ExperimentConfig, texts: list[PairText], folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in `folder`, trained first if it is not there: each language's text counts
-    once."""
-    if not (folder / "tokenizer.json").is_file():
-        sides = {text.pair.source: text.sources for text in texts} | {
-            text.pair.target: text.targets for text in texts
-        }
-        sentences = (sentence for side in sides.values() for sentence in side)
-        train_vocabulary(sentences, list(sides), config.vocabulary).save_pretrained(folder)
+    """Return the tokenizer in `folder`, trained first if it is not there.
+
+    It is trained on the sentences of each language, each once, however many pairs share them.
+    """
+    if not folder.is_dir():
+        sentences: dict[str, dict[str, None]] = {}
+        for text in texts:
+            sentences.setdefault(text.pair.source, {}).update(dict.fromkeys(text.sources))
+            sentences.setdefault(text.pair.target, {}).update(dict.fromkeys(text.targets))
+        everything = (sentence for own in sentences.values() for sentence in own)
+        tokenizer = train_vocabulary(everything, list(sentences), config.vocabulary)
+        unfinished = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        tokenizer.save_pretrained(unfinished)
+        os.replace(unfinished, folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
