@@ -27,8 +27,13 @@ from nspec_hf.pairs import Pair
 from nspec_hf.routing import Route, Routing, TokenReader
 from nspec_hf.silence import GatedSite, MaskedSite
 from nspec_hf.sites import find_sites, plain_model, weight_fingerprint
+from nspec_hf.slicing import SlicedSite
 
-MODES: dict[str, type[GatedSite]] = {"mask": MaskedSite, "gradient": GradientSite}
+MODES: dict[str, type[GatedSite]] = {
+    "mask": MaskedSite,
+    "slice": SlicedSite,
+    "gradient": GradientSite,
+}
 """What each mode does at a site."""
 
 
@@ -53,6 +58,8 @@ class GateStatus:
     """Which pair the next rows belong to, and which the last ones belonged to."""
     weights: str
     """Whether the model has the weights that the masks were counted on."""
+    slices: str = ""
+    """Mode `slice`: pairs and memory in its cache, and the sites that it cannot slice."""
 
     def __str__(self) -> str:
         """Return one line a fact."""
@@ -65,6 +72,7 @@ class GateStatus:
             "density": f"{self.density:.3f}",
             "route": self.route,
             "weights": self.weights,
+            **({"slices": self.slices} if self.slices else {}),
         }
         return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
 
@@ -105,9 +113,7 @@ class NeuronGate:
         self._dense_sites = len(found) - len(sites)
         self._routing = Routing(masks.pairs)
         action = MODES[self.config.mode]
-        self._sites = [
-            action(self.model, site, masks.keep[site.name], self._routing, self.config) for site in sites
-        ]
+        self._sites = action.at_all(self.model, sites, masks.keep, self._routing, self.config)
         self._doors = [
             Door(module, self._routing, self, outermost=module is self.model)
             for module in called_from_outside(self.model, sites)
@@ -149,7 +155,8 @@ class NeuronGate:
         """Take the gate off; the model is what it was before `attach`."""
         for door in self._doors:
             door.close()
-        for site in self._sites:
+        # In reverse: a down projection may be taken over for two sites, and the last one goes first.
+        for site in reversed(self._sites):
             site.detach()
         if self._generate is not None:
             self._generate.give_back()
@@ -224,6 +231,7 @@ class NeuronGate:
             density=float(self.masks.density()),
             route=self._routing.in_words(),
             weights=self._compare_weights(),
+            slices=next((site.facts for site in self._sites if site.facts), ""),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NeuronGate":
@@ -240,7 +248,7 @@ class NeuronGate:
             self.masks = self.masks.compose(pair, pivot=self.config.pivot)
             self._routing.pairs = self.masks.pairs
             for site in self._sites:
-                site.keep_PF = self.masks.keep[site.site.name].to(site.keep_PF.device)
+                site.take_masks(self.masks.keep[site.site.name])
         try:
             return self.masks.index(pair)
         except UnknownPairError as error:

@@ -15,7 +15,7 @@ backward pass has reached; the gate sets it by a hook on that forward pass's out
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Route:
     """That index where all rows are known to share one; else None."""
     origin: str
     """Where the route came from, in words, for `status()` and errors."""
+    _groups: dict[int, dict[int, Tensor]] = field(default_factory=dict, repr=False)
 
     def rows_for(self, output: Tensor) -> Tensor:
         """Return the pair index of each entry along the first axis of a layer's output.
@@ -66,6 +67,19 @@ class Route:
                 "give such a batch one pair with gate.use(pair)"
             )
         return self.rows.repeat_interleave(entries // count)
+
+    def groups(self, output: Tensor) -> dict[int, Tensor]:
+        """Return each pair's entries along the first axis of a layer's output, as int64 indices.
+
+        Raises:
+            RoutingError: As `rows_for`.
+        """
+        entries = output.shape[0]
+        if entries not in self._groups:
+            rows = self.rows_for(output)
+            pairs = rows.unique().tolist()
+            self._groups[entries] = {pair: (rows == pair).nonzero()[:, 0] for pair in pairs}
+        return self._groups[entries]
 
 
 class TokenReader:

@@ -8,7 +8,7 @@ guards `forward` but ignores hooks that come after the first compiled call, and 
 ZeRO-3 still hold the whole weight. The modes of a gate are subclasses of `GatedSite`, one a file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,18 +38,25 @@ class Takeover:
 
     @property
     def in_place(self) -> bool:
-        """Whether this is what the module runs."""
-        return getattr(vars(self.module).get("forward"), "__self__", None) is self
+        """Whether this is what the module runs, itself or through another site that took it over later."""
+        holder = self._outermost
+        while isinstance(holder, Takeover) and holder is not self:
+            holder = getattr(holder.original, "__self__", None)
+        return holder is self
 
     def give_back(self) -> None:
         """Put the original back; where somebody has wrapped this since, it runs the original from now on."""
         self._replacement = None
-        if not self.in_place:
+        if self._outermost is not self:
             warn_replaced("forward", self.module)
         elif self._was_on_instance:
             self.module.forward = self.original
         else:
             del self.module.forward
+
+    @property
+    def _outermost(self) -> object:
+        return getattr(vars(self.module).get("forward"), "__self__", None)
 
 
 class GatedSite:
@@ -75,6 +82,25 @@ class GatedSite:
         self._routing = routing
         self._config = config
         self._taken: list[Takeover] = []
+
+    facts = ""
+    """What the mode has to say in `status()`, beyond what every gate says."""
+
+    @classmethod
+    def at_all(
+        cls,
+        model: nn.Module,
+        sites: Sequence[Site],
+        keep: Mapping[str, Tensor],
+        routing: Routing,
+        config: GateConfig,
+    ) -> "list[GatedSite]":
+        """Return the mode at all sites of a gate; `keep` has each site's masks by its name."""
+        return [cls(model, site, keep[site.name], routing, config) for site in sites]
+
+    def take_masks(self, keep_PF: Tensor) -> None:
+        """Go on with these masks, which hold more pairs than before."""
+        self.keep_PF = keep_PF.to(self.keep_PF.device)
 
     def attach(self) -> None:
         """Take the site's modules over."""

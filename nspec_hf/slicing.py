@@ -1,0 +1,310 @@
+"""Mode `slice`: a pair's silenced neurons are not computed, in training and in decoding.
+
+Shape letters: P = pairs, R = rows along the first axis, L = tokens, D = model width, F = neurons of the site,
+K = kept neurons, rounded up to a multiple that the hardware likes.
+
+The up projection multiplies with K of its F rows and the down projection with K of its F columns, so between
+them a feed-forward block is narrower; activation and dropout act on what they are given. The numbers are
+those of mode `mask`, and so are the gradients, which land in the whole weights. What may differ is which
+values dropout draws.
+
+Which rows slice: those of a batch of one pair. A mixed batch is split by pair where each has enough tokens;
+else, and wherever too few tokens would have to pay for copying the weights, mode `mask` does the work.
+
+Under torch.compile the pair's index is a tensor and every site computes as many rows as the pair that keeps
+most, so all pairs of `gate.use` share one graph; `pair_ids` of several rows are masked, one more graph.
+
+With `silence="weights"` the constant that silenced neurons emit, W2[:, off] σ(b1[off]), is added to the
+down projection's bias; dropout between the two leaves it alone.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nspec_hf.config import GateConfig
+from nspec_hf.routing import Routing
+from nspec_hf.silence import GatedSite, MaskedSite
+from nspec_hf.sites import Site, site_activation
+from nspec_hf.slices import Part, SlicedProduct, SlicePool, cut, multiply
+
+_SAVED_TOKENS = 16
+"""Tokens times share of rows saved from which copying the weights pays: measured on CPU at 512×2048 and
+1024×4096, forward alone and with backward."""
+_SAVED_TOKENS_CACHED = 4
+"""The same for the groups of a mixed batch whose parts are in the cache."""
+
+_Groups = list[tuple[Tensor | None, int]]
+"""Which rows belong to which pair; None stands for all rows."""
+
+
+class SlicedSite(MaskedSite):
+    """One feed-forward site whose silenced neurons are not computed.
+
+    Args:
+        model: The plain model.
+        site: Which of its linears.
+        keep_PF: The pairs' masks, bool; True = keep. Shape [P, F].
+        routing: Tells which pair each row belongs to.
+        config: The gate's settings.
+        pool: Where parts are kept between batches; shared by the sites of a gate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        site: Site,
+        keep_PF: Tensor,
+        routing: Routing,
+        config: GateConfig,
+        pool: SlicePool | None = None,
+    ) -> None:
+        super().__init__(model, site, keep_PF, routing, config)
+        self.down = model.get_submodule(site.down)
+        self._activation = site_activation(model, site)
+        self._pool = pool or SlicePool(config.cache_bytes)
+        self._folds = config.silence == "weights" and self.linear.bias is not None
+        self.counts = (1, 1)
+        """How many sites of the gate are sliced, and how many there are."""
+        self._around = [model.get_submodule(path) for path in _paths_to(site.name)]
+        self.take_masks(keep_PF)
+        self._pool.pair_bytes = max(self._pool.pair_bytes, self.bytes_of_widest)
+
+    @classmethod
+    def at_all(
+        cls,
+        model: nn.Module,
+        sites: Sequence[Site],
+        keep: Mapping[str, Tensor],
+        routing: Routing,
+        config: GateConfig,
+    ) -> list[GatedSite]:
+        """Return the sites with one pool; those that cannot be sliced are masked, with a warning."""
+        pool = SlicePool(config.cache_bytes)
+        found: list[GatedSite] = []
+        reasons: dict[str, str] = {}
+        for site in sites:
+            reason = "" if site.kind != "ffn" else _why_not(model, site, config)
+            if reason:
+                reasons[site.name] = reason
+            if reason or site.kind != "ffn":
+                found.append(MaskedSite(model, site, keep[site.name], routing, config))
+            else:
+                found.append(cls(model, site, keep[site.name], routing, config, pool))
+        for reason in dict.fromkeys(reasons.values()):
+            names = [name for name, own in reasons.items() if own == reason]
+            warnings.warn(
+                f"mode 'slice' computes all neurons of {', '.join(names)} and masks them: {reason}",
+                stacklevel=4,
+            )
+        sliced = [site for site in found if isinstance(site, SlicedSite)]
+        pool.pair_bytes = sum(site.bytes_of_widest for site in sliced)
+        for site in sliced:
+            site.counts = (len(sliced), len(sites))
+        return found
+
+    def take_masks(self, keep_PF: Tensor) -> None:
+        """Go on with these masks."""
+        super().take_masks(keep_PF)
+        step = self._config.multiple_of or (64 if self.keep_PF.is_cuda else 8)
+        self._kept_P = keep_PF.sum(dim=1).tolist()
+        full = self.site.width
+        self._size_P = [min(full, max(1, -(-kept // step)) * step) for kept in self._kept_P]
+
+    @property
+    def bytes_of_widest(self) -> int:
+        """Memory of the part of the pair that keeps most, in bytes."""
+        linears = [self.linear, self.down, *([self.up] if self.up is not None else [])]
+        whole = sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)
+        return whole * max(self._size_P) // self.site.width
+
+    @property
+    def facts(self) -> str:
+        """Say how many sites are sliced and what the cache holds."""
+        used, bound = self._pool.nbytes / 2**20, self._pool.bound / 2**20
+        sliced, gated = self.counts
+        return (
+            f"{sliced} of {gated} gated sites; cache: {self._pool.pairs} pairs, {used:.1f} of {bound:.0f} MiB"
+        )
+
+    def attach(self) -> None:
+        """Take the site's modules over."""
+        super().attach()
+        self._pool.watch()
+
+    def detach(self) -> None:
+        """Give them back and drop the slices."""
+        super().detach()
+        self._pool.unwatch()
+
+    def expand(self, x: Tensor) -> Tensor:
+        """Compute the kept rows of the gated linear: x [R, L, D] → [R, L, K], or [R, L, F] where masked."""
+        if torch.compiler.is_compiling():
+            return self._compiled_rows(x)
+        groups = self._plan(x)
+        return self.forward(x) if groups is None else self._product(self.linear, x, groups)
+
+    def expand_up(self, x: Tensor) -> Tensor:
+        """Compute the same rows of a gated block's other branch."""
+        if torch.compiler.is_compiling():
+            index_K, _ = self._compiled_index(x)
+            whole = self.up
+            return self._taken[1].original(x) if index_K is None else _rows(x, whole, index_K, None)
+        groups = self._plan(x)
+        return self._taken[1].original(x) if groups is None else self._product(self.up, x, groups)
+
+    def contract(self, h: Tensor) -> Tensor:
+        """Compute the kept columns of the down projection: h [R, L, K] → [R, L, D]."""
+        if torch.compiler.is_compiling():
+            return self._compiled_columns(h)
+        groups = self._plan(h)
+        return self._taken[-1].original(h) if groups is None else self._product(self.down, h, groups)
+
+    def _forwards(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        up = [] if self.up is None else [(self.up, self.expand_up)]
+        return [(self.linear, self.expand), *up, (self.down, self.contract)]
+
+    def _plan(self, x: Tensor) -> _Groups | None:
+        """Return who slices what, or None to mask; the same for all linears of a block."""
+        route = self._routing.current()
+        tokens = x.shape[:-1].numel()
+        copies = self._copies_each_time()
+        if route.pair is not None:
+            saved = tokens * (1 - self._size_P[route.pair] / self.site.width)
+            if saved == 0 or (copies and saved < _SAVED_TOKENS):
+                self._pool.say_once(f"batches of {tokens} tokens of one pair are masked: copying costs more")
+                return None
+            return [(None, route.pair)]
+        if self._folds:
+            self._pool.say_once("mixed batches are masked: with silence='weights' each pair has its constant")
+            return None
+        groups = route.groups(x)
+        fits = copies or len(groups) * self._pool.pair_bytes <= self._pool.bound
+        per_row = tokens // x.shape[0]
+        least = _SAVED_TOKENS if copies else _SAVED_TOKENS_CACHED
+        saved = [
+            len(rows) * per_row * (1 - self._size_P[pair] / self.site.width) for pair, rows in groups.items()
+        ]
+        if not fits or sum(saved) < least * len(groups):
+            self._pool.say_once(f"mixed batches like {len(groups)} pairs in {tokens} tokens are masked")
+            return None
+        self._pool.say_once(f"mixed batches like {len(groups)} pairs in {tokens} tokens are split by pair")
+        return [(rows, pair) for pair, rows in groups.items()]
+
+    def _copies_each_time(self) -> bool:
+        """Return whether parts are used once: in training, and where the cache cannot hold a pair."""
+        trains = torch.is_grad_enabled() and self.linear.weight.requires_grad
+        return trains or self._pool.pair_bytes > self._pool.bound or not self._can_keep()
+
+    def _can_keep(self) -> bool:
+        """Return whether a change of the weights would be noticed: FSDP and ZeRO rewrite them unseen."""
+        weight = self.linear.weight
+        if weight.is_inference() or hasattr(weight, "ds_id"):
+            return False
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return True
+        return not any(kind.__name__ == "FSDPModule" for part in self._around for kind in type(part).__mro__)
+
+    def _product(self, linear: nn.Linear, x: Tensor, groups: _Groups) -> Tensor:
+        dtype = linear.weight.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x = x.to(dtype)
+        pieces = [(rows, self._part(linear, pair, dtype)) for rows, pair in groups]
+        if not torch.is_grad_enabled():
+            return multiply(x, pieces)
+        bias, dim, folded = linear.bias, int(linear is self.down), None
+        if self._folds and dim:
+            # Outside of the product, so that its gradients reach W2, b1 and b2.
+            folded = self._folded_bias(groups[0][1])
+            pieces = [(rows, Part(part.index_K, part.kept, part.weight, None)) for rows, part in pieces]
+            bias = None
+        changed = partial(self._pool.forget, self._key(linear, dtype))
+        out = SlicedProduct.apply(x, linear.weight, bias, pieces, dim, changed)
+        return out if folded is None else out + folded.to(out.dtype)
+
+    def _part(self, linear: nn.Linear, pair: int, dtype: torch.dtype) -> Part:
+        folds = self._folds and linear is self.down
+        sources = [linear.weight, *([] if linear.bias is None else [linear.bias])]
+        sources += [self.linear.bias] if folds else []
+
+        def make() -> Part:
+            keep_F = self._keep_of(pair, linear.weight.device)
+            index_K = torch.nonzero_static(keep_F, size=self._size_P[pair], fill_value=0)[:, 0]
+            bias = self._folded_bias(pair) if folds else linear.bias
+            return cut(linear, index_K, self._kept_P[pair], int(linear is self.down), dtype, bias)
+
+        if self._pool.pair_bytes > self._pool.bound or not self._can_keep():
+            return make()
+        return self._pool.get(pair, self._key(linear, dtype), sources, make)
+
+    def _key(self, linear: nn.Linear, dtype: torch.dtype) -> tuple:
+        return self.site.name, linear is self.down, linear is self.up, dtype
+
+    def _keep_of(self, pair: int, device: torch.device) -> Tensor:
+        if self.keep_PF.device != device:
+            self.keep_PF = self.keep_PF.to(device)
+        return self.keep_PF[pair]
+
+    def _folded_bias(self, pair: int) -> Tensor:
+        """Return b2 + W2[:, off] σ(b1[off]), [D]."""
+        keep_F = self._keep_of(pair, self.linear.bias.device)
+        return self._fold(keep_F)
+
+    def _fold(self, keep_F: Tensor) -> Tensor:
+        constant_F = torch.where(keep_F, 0.0, self._activation(self.linear.bias))
+        weight = self.down.weight
+        return nn.functional.linear(constant_F.to(weight.dtype), weight, self.down.bias)
+
+    def _compiled_index(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return neuron numbers [K] and the mask [F] that they are read from; None, None to mask."""
+        rows = self._routing.current().rows
+        size = max(self._size_P)
+        if rows.shape[0] != 1 or size == self.site.width:
+            return None, None
+        keep_F = self.keep_PF.to(x.device)[rows.to(x.device)][0]
+        # Kept neurons first, in their order; what follows up to K is masked.
+        return torch.argsort(keep_F.to(torch.uint8), descending=True, stable=True)[:size], keep_F
+
+    def _compiled_rows(self, x: Tensor) -> Tensor:
+        index_K, keep_F = self._compiled_index(x)
+        return self.forward(x) if index_K is None else _rows(x, self.linear, index_K, keep_F[index_K])
+
+    def _compiled_columns(self, h: Tensor) -> Tensor:
+        index_K, keep_F = self._compiled_index(h)
+        if index_K is None:
+            return self._taken[-1].original(h)
+        bias = self._fold(keep_F) if self._folds else self.down.bias
+        return nn.functional.linear(h, self.down.weight.index_select(1, index_K), bias)
+
+
+def _rows(x: Tensor, linear: nn.Linear, index_K: Tensor, valid_K: Tensor | None) -> Tensor:
+    """Multiply with some rows of a linear; those that are not valid give 0."""
+    weight, bias = linear.weight.index_select(0, index_K), linear.bias
+    bias = None if bias is None else bias.index_select(0, index_K)
+    z = nn.functional.linear(x, weight, bias)
+    return z if valid_K is None else torch.where(valid_K, z, 0.0)
+
+
+def _paths_to(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
+
+
+def _why_not(model: nn.Module, site: Site, config: GateConfig) -> str:
+    """Return why a site cannot be sliced, or nothing."""
+    for path in filter(None, (site.name, site.up, site.down)):
+        linear = model.get_submodule(path)
+        if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
+            return "slicing needs plain nn.Linear layers, not LoRA, quantized or otherwise changed ones"
+        weight = linear._parameters.get("weight")
+        if weight is None or not weight.is_floating_point():
+            return "slicing needs weights that are plain floating-point parameters"
+    gated = model.get_submodule(site.name)
+    if config.silence == "weights" and site.up and gated.bias is not None:
+        return "with silence='weights' a silenced neuron of a gated block with bias is no constant"
+    return ""
