@@ -99,6 +99,18 @@ def test_temperature_draws_pairs_by_their_size_to_the_power_of_one_over_t(corpus
         assert abs((pair_ids[drawn] == i).sum() - wanted) <= 1
 
 
+def test_shares_are_rounded_where_least_is_lost():
+    # √7 : √2 : √1 of ten sentences are 5.23, 2.79 and 1.98.
+    pair_ids = np.repeat([0, 1, 2], [7, 2, 1])
+    drawn = np.concatenate(PairBatchSampler(np.ones(10), pair_ids, BatchConfig(temperature=2.0)).plan(0))
+    assert np.bincount(pair_ids[drawn]).tolist() == [5, 3, 2]
+
+
+def test_batches_are_halved_for_ranks_that_would_have_none():
+    sampler = PairBatchSampler(np.full(8, 5), np.zeros(8, int), BatchConfig(max_tokens=BUDGET), world_size=4)
+    assert [len(batch) for batch in sampler.plan(0)] == [2, 2, 2, 2]
+
+
 @given(corpora(), st.sampled_from([2.0, 5.0]))
 @settings(max_examples=40)
 def test_all_sentences_of_a_pair_come_before_any_comes_again(corpus, temperature):
