@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import Tensor
 from transformers import (
@@ -165,6 +166,15 @@ def train(
     return TrainResult(updates=trainer.state.global_step, seconds=seconds, log=trainer.state.log_history)
 
 
+def join_processes() -> PartialState:
+    """Join the other processes of the run, where `accelerate launch` or `torchrun` started several.
+
+    The trap: without a GPU, several processes find each other only if they are told to use the CPU;
+    otherwise each believes that it is alone.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def training_arguments(
     config: TrainConfig, output: Path, evaluates: bool = False
 ) -> Seq2SeqTrainingArguments:
@@ -182,7 +192,7 @@ def training_arguments(
     if "output_dir" in config.arguments:
         raise ConfigError("output_dir is chosen by the run; leave it out of arguments")
     chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()}
-    if PartialState().device.type == "cpu":
+    if join_processes().device.type == "cpu":
         # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
         chosen |= {"use_cpu": True, "dataloader_pin_memory": False}
     if evaluates:

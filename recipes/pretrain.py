@@ -13,7 +13,6 @@ import os
 import shutil
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import (
     AutoTokenizer,
     M2M100Config,
@@ -29,7 +28,7 @@ from nspec_hf.evaluation import evaluate_system
 from nspec_hf.experiment import ExperimentConfig, read_settings
 from nspec_hf.languages import language_tags
 from nspec_hf.provenance import write_result
-from nspec_hf.runs import train
+from nspec_hf.runs import join_processes, train
 from nspec_hf.translate import Translator
 from nspec_hf.vocabulary import train_vocabulary
 
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = read_settings(ExperimentConfig, argv, description=__doc__)
     folder, data = Path(config.work) / "base", config.data
     claim_folder(folder, config.begun_with("vocabulary", "model"))
-    state = PartialState()
+    state = join_processes()
     texts, validation_texts = data.read(data.train_split), data.read(data.valid_split)
     # Read before training, so that a file that is missing is missed now.
     tests = data.read(data.test_split, data.tested_pairs())

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -35,7 +34,7 @@ from nspec_hf.gate import NeuronGate
 from nspec_hf.languages import language_tags
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.provenance import plain, write_result
-from nspec_hf.runs import record_corpus, train
+from nspec_hf.runs import join_processes, record_corpus, train
 from nspec_hf.sites import find_sites, weight_fingerprint
 from nspec_hf.stats import ActivationStats
 from nspec_hf.translate import Translator
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     if extra.push and METHODS[extra.system] is None:
         raise ConfigError(f"--push uploads masks, and {extra.system} has none")
     config, folder, data = for_system(config, extra.system), Path(config.work) / extra.system, config.data
-    state = PartialState()
+    state = join_processes()
     tokenizer, model = AutoTokenizer.from_pretrained(config.base_model), load_base(config).to(state.device)
     begun_with = config.begun_with("base", "record", "select", "gate") | {"system": extra.system}
     if METHODS[extra.system] is not None:
@@ -134,7 +133,7 @@ def make_masks(
     masks = NeuronMasks.from_config(stats, config.select)
     if system == "random":
         masks = NeuronMasks.random(like=masks, seed=config.select.seed)
-    if PartialState().is_main_process:
+    if join_processes().is_main_process:
         masks.save_pretrained(folder / "masks", model=str(folder / "model"))
     return masks, seconds
 
@@ -150,13 +149,13 @@ def recorded(
     """Return a corpus's statistics and the seconds that recording took; what lies in `folder` is taken."""
     path, seconds_path = folder / "nspec_stats.safetensors", folder / "recording.json"
     there = path.is_file() and seconds_path.is_file()
-    PartialState().wait_for_everyone()
+    join_processes().wait_for_everyone()
     if there:
         return ActivationStats.load(path), json.loads(seconds_path.read_text())["seconds"]
     started = time.perf_counter()
     stats = record_corpus(model, tokenizer, corpus, settings, *how)
     seconds = round(time.perf_counter() - started, 2)
-    if PartialState().is_main_process:
+    if join_processes().is_main_process:
         stats.save(path)
         write_json(seconds_path, {"seconds": seconds})
     return stats, seconds
