@@ -58,7 +58,7 @@ class DataConfig:
     text)."""
 
     test_split: str = "test"
-    """Split that is scored."""
+    """Split that is scored; empty: nothing is."""
 
     tiers: Mapping[str, str] = field(default_factory=dict)
     """Language → resource tier, for tables: `{"de": "high", "da": "low"}`."""
@@ -88,7 +88,9 @@ class DataConfig:
         return [*self.trained_pairs(), *self.zero_shot_pairs()]
 
     def read(self, split: str, pairs: Sequence[str] | None = None) -> list[PairText]:
-        """Read a split of the trained (or of other) directions."""
+        """Read a split of the trained (or of other) directions; an empty name reads nothing."""
+        if not split:
+            return []
         return read_corpus(self.corpus, self.trained_pairs() if pairs is None else pairs, split)
 
 

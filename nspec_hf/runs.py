@@ -199,7 +199,12 @@ def training_arguments(
         chosen["eval_strategy"] = "steps"
     if config.patience:
         chosen |= _KEEP_THE_BEST
-    return Seq2SeqTrainingArguments(**{**chosen, **config.arguments, "output_dir": str(output)})
+    # YAML reads a plain `no` as false, and so `eval_strategy: no` comes here.
+    given = {
+        name: "no" if value is False and name.endswith("_strategy") else value
+        for name, value in config.arguments.items()
+    }
+    return Seq2SeqTrainingArguments(**{**chosen, **given, "output_dir": str(output)})
 
 
 def record_corpus(
