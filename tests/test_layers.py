@@ -48,6 +48,7 @@ def test_no_file_but_the_command_line_hides_imports_of_ours_in_functions(name):
 
 def test_only_plots_import_matplotlib():
     texts = {path.stem: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
     drawing = {name for name, text in texts.items() if re.search(r"^\s*(from|import) matplotlib", text, re.M)}
     assert drawing
     assert all("plots" in name for name in drawing)
