@@ -27,7 +27,8 @@ READING_ORDER = """
     tables scores offtarget comet scoreboard grouping trials significance
     provenance loss callback training runs evaluation experiment
     results overlap kinship allocation erasure sweeps effects analysis plots effect_plots report
-    commands evaluation_commands analysis_commands cli __main__
+    baking ctranslate proof export
+    commands export_commands evaluation_commands analysis_commands showcase demo cli __main__
 """.split()
 """The files of the package as a newcomer reads them; `tests/test_layers.py` holds it."""
 
@@ -46,6 +47,7 @@ _PUBLIC = {
     "selection": ("select_by_coverage", "allocate_by_importance", "select_random"),
     "masks": ("NeuronMasks",),
     "gate": ("NeuronGate",),
+    "export": ("ExportConfig", "export_model", "load_pruned"),
     "translate": ("TranslateConfig", "Translator"),
     "scores": ("score",),
     "significance": ("compare",),

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("commands", "continue training, each pair with its own neurons"),
     "translate": ("commands", "translate, each sentence with its pair's neurons"),
     "inspect": ("commands", "show what masks, statistics or a model hold"),
+    "export": ("export_commands", "make a smaller model of a pair's own neurons, also for CTranslate2"),
     "evaluate": ("evaluation_commands", "score translations, with signatures"),
     "compare": ("evaluation_commands", "test which directions got better or worse"),
     "analyze": ("analysis_commands", "draw and tabulate which neurons pairs share"),

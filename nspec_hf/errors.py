@@ -51,3 +51,7 @@ class RoutingError(NspecError, RuntimeError):
 
 class TrainingSetupError(NspecError, ValueError):
     """Training is set up in a way that is known to give a silently wrong model."""
+
+
+class ExportError(NspecError, RuntimeError):
+    """A model that was baked for a pair does not write what the gate writes, so it is not handed out."""
