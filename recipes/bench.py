@@ -103,7 +103,7 @@ PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
 
 
 MACHINE = ("dtype", "device", "threads")
-"""Settings that all numbers of a run share; the table says them once."""
+"""Settings that nearly all numbers of a run share; the table says them once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,14 +218,13 @@ def in_words(measured: Measured) -> str:
 
 def table_of(found: Mapping[str, Measured]) -> Table:
     """Return a table of all numbers, each with its setting."""
-    machine = {
-        name: text for each in found.values() for name, text in each.setting.items() if name in MACHINE
-    }
-    title = ", ".join(f"{name} {text}" for name, text in machine.items())
+    shared = next((each.setting for each in found.values() if each.setting.keys() >= set(MACHINE)), {})
+    shared = {name: shared[name] for name in MACHINE if name in shared}
+    title = ", ".join(f"{name} {text}" for name, text in shared.items())
     table = Table("key", "median", "min", "max", "setting", title=f"ratios, milliseconds, bytes: {title}")
     for key, each in found.items():
         numbers = [_number(value) for value in (each.median, each.minimum, each.maximum)]
-        own = {name: value for name, value in each.setting.items() if name not in MACHINE}
+        own = {name: value for name, value in each.setting.items() if shared.get(name) != value}
         setting = ", ".join(f"{name} {_setting(value)}" for name, value in own.items())
         table.add_row(key, *numbers, each.reason or setting)
     return table

@@ -77,7 +77,8 @@ def _speed(
     ]
     tokens = sum(int((batch["labels"] >= 0).sum() + batch["attention_mask"].sum()) for batch in batches)
     setting = {
-        "shape": f"{model.config.d_model}×{model.config.encoder_ffn_dim}, {model.num_parameters()} parameters",
+        "shape": f"{model.config.d_model}×{model.config.encoder_ffn_dim}",
+        "parameters": model.num_parameters(),
         "density": masks.density(),
         "masks": masks.fingerprint(),
     }

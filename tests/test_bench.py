@@ -1,0 +1,278 @@
+"""The benchmark: paired rounds, the ways that it compares, and a tiny run through all of it. Nothing is timed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from nspec_hf.errors import ConfigError
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import record
+from nspec_hf.sites import find_sites
+from tests.models import random_batch, tiny_m2m100
+
+RECIPES = str(Path(__file__).resolve().parents[1] / "recipes")
+sys.path.insert(0, RECIPES)
+import bench  # noqa: E402
+import bench_clock  # noqa: E402
+import bench_masks  # noqa: E402
+import bench_work  # noqa: E402
+
+sys.path.remove(RECIPES)
+
+KEYS = {
+    "record_vs_forward",
+    "record_released_vs_ours",
+    "block_train_slice_vs_dense",
+    "train_slice_vs_dense",
+    "train_mask_vs_dense",
+    "train_released_vs_dense",
+    "decode_slice_vs_dense",
+    "decode_mask_vs_dense",
+    "decode_released_vs_dense",
+    "ct2_pruned_vs_dense",
+    "switch_ms",
+    "mask_bytes_60_pairs",
+}
+SHAPE = bench_work.Shape(d_model=16, d_ff=64, layers=1, vocabulary=64)
+
+
+class FakeClock:
+    """A clock that only moves when somebody works, and a log of who did."""
+
+    def __init__(self):
+        self.time, self.log = 0.0, []
+
+    def now(self):
+        return self.time
+
+    def work(self, name, durations):
+        """Return work that takes durations[number of its run]."""
+        durations = iter(durations)
+
+        def run(number):
+            self.log.append((name, number))
+            self.time += next(durations)
+
+        return run
+
+
+def runner_and_batch(way):
+    model = tiny_m2m100()
+    masks = NeuronMasks.random(sites=find_sites(model), pairs=["en-de", "en-fr"], density=0.5, seed=3)
+    batch = random_batch(pairs=2)
+    del batch["pair_ids"]
+    return bench_work.Runner(model, way, masks), model, masks, batch
+
+
+def test_a_ratio_is_made_of_two_times_of_one_round():
+    # The machine becomes ten times slower after the first round; each round's ratio does not see it.
+    clock = FakeClock()
+    works = {"dense": clock.work("dense", [9, 1, 10, 10]), "slice": clock.work("slice", [9, 0.5, 6, 7])}
+    rounds = bench_clock.Rounds(least=3, most=3, warm=1)
+    times = bench_clock.time_rounds(works, rounds, bench_clock.Stopwatch(now=clock.now))
+    found = bench_clock.Measured.of(bench_clock.ratios(times["slice"], times["dense"]), shape="x")
+    assert times == {"dense": [1, 10, 10], "slice": [0.5, 6, 7]}
+    assert found.as_json() == {"median": 0.6, "min": 0.5, "max": 0.7, "setting": {"shape": "x", "rounds": 3}}
+
+
+def test_ways_take_turns_in_alternating_order_with_the_number_of_their_round():
+    clock = FakeClock()
+    works = {name: clock.work(name, [1] * 9) for name in "ab"}
+    bench_clock.time_rounds(
+        works, bench_clock.Rounds(least=2, most=2, warm=1), bench_clock.Stopwatch(now=clock.now)
+    )
+    assert clock.log == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0, 2), (7, 4), (1000, 5)])
+def test_rounds_end_with_the_time_but_not_before_the_least(seconds, expected):
+    clock = FakeClock()
+    rounds = bench_clock.Rounds(least=2, most=5, seconds=seconds, warm=0)
+    works = {"a": clock.work("a", [1] * 9), "b": clock.work("b", [1] * 9)}
+    times = bench_clock.time_rounds(works, rounds, bench_clock.Stopwatch(now=clock.now))
+    assert len(times["a"]) == len(times["b"]) == expected
+
+
+def test_ratios_of_unequal_rounds_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        bench_clock.ratios([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("way", ["mask", "slice", "released"])
+def test_every_way_silences_what_the_pair_does_not_keep(way):
+    runner, model, masks, batch = runner_and_batch(way)
+    with torch.no_grad():
+        found = runner.model(**runner.inputs(1, batch)).logits
+        dense = model(**batch).logits
+        for site in find_sites(model):
+            linear = model.get_submodule(site.name)
+            off = ~masks["en-fr"][site.name]
+            linear.weight[off] = 0
+            if way != "released":  # whose silenced neurons still emit σ(b1)
+                linear.bias[off] = 0
+        expected = model(**batch).logits
+    assert not torch.allclose(dense, expected, atol=1e-3)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_dense_way_is_the_plain_model():
+    runner, model, _, batch = runner_and_batch("dense")
+    assert torch.equal(runner.model(**runner.inputs(1, batch)).logits, model(**batch).logits)
+
+
+def test_a_twin_has_modules_of_its_own_around_the_same_weights():
+    model = tiny_m2m100()
+    other = bench_work.twin(model)
+    assert all(mine is theirs for mine, theirs in zip(model.parameters(), other.parameters(), strict=True))
+    assert not {id(module) for module in model.modules()} & {id(module) for module in other.modules()}
+
+
+@pytest.mark.parametrize("way", bench_work.WAYS)
+def test_a_training_step_changes_the_shared_weights_and_leaves_no_gradient(way):
+    runner, model, masks, batch = runner_and_batch(way)
+    fc1 = model.model.encoder.layers[0].fc1.weight
+    before = fc1.detach().clone()
+    runner.train_step(torch.optim.SGD(model.parameters(), lr=1.0), batch, pair=0)
+    changed = (fc1 != before).any(dim=1)
+    assert changed.any()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    if way != "dense":
+        assert not changed[~masks["en-de"]["model.encoder.layers.0.fc1"]].any()
+
+
+@pytest.mark.parametrize("beams", [1, 5])
+def test_decoding_generates_exactly_so_many_tokens(beams):
+    runner, _, _, batch = runner_and_batch("slice")
+    assert runner.decode(batch, 0, beams, new_tokens=7).shape == (len(batch["input_ids"]), 1 + 7)
+
+
+def test_the_released_way_to_record_counts_padding_too_and_ours_does_not():
+    model, batch = tiny_m2m100(), random_batch(pairs=1)
+    released = bench_work.ReleasedRecorder(bench_work.twin(model))
+    released.run({name: value for name, value in batch.items() if name != "pair_ids"})
+    stats = record(model, [batch], ["en-de"])
+    name = "model.encoder.layers.0.fc1"
+    padding = (batch["attention_mask"] == 0).sum()
+    more = released.counts[name] - stats["en-de"][name]
+    assert padding and (more >= 0).all() and more.any() and (more <= padding).all()
+
+
+def test_a_block_model_is_a_block_with_one_site():
+    model = bench_work.BlockModel(bench_work.BlockConfig(d_model=8, d_ff=24))
+    (site,) = find_sites(model)
+    assert (site.name, site.width, site.down) == ("layers.0.fc1", 24, "layers.0.fc2")
+    x = torch.randn(2, 3, 8)
+    block = model.layers[0]
+    expected = functional.linear(
+        functional.linear(x, block.fc1.weight, block.fc1.bias).relu(), block.fc2.weight, block.fc2.bias
+    )
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_operations_are_those_of_the_linears_and_attentions_of_a_model():
+    # Counted by torch on the real forward pass.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows, source, target = 2, 6, 5
+    model = bench_work.make_model(SHAPE, torch.device("cpu"), torch.float32).eval()
+    batch = bench_work.make_batch(SHAPE, rows, source, target, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**batch, use_cache=False)
+    assert SHAPE.step_flops(rows, source, target) == counter.get_total_flops()
+
+
+def test_weights_read_in_decoding_are_those_of_the_linears():
+    model = bench_work.make_model(SHAPE, torch.device("cpu"), torch.float32)
+    linears = {
+        name: module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    cross = {name for name in linears if "encoder_attn.k_proj" in name or "encoder_attn.v_proj" in name}
+    once = sum(count for name, count in linears.items() if "encoder.layers" in name or name in cross)
+    assert SHAPE.decoding_weights(7) == once + 7 * (sum(linears.values()) - once)
+
+
+def test_the_size_of_a_file_of_more_pairs_follows_from_two(tmp_path):
+    sites = bench_masks.mask_sites(bench_work.Shape(d_model=16, d_ff=60, layers=2, vocabulary=64))
+    small, half, whole = (
+        bench_masks.saved_bytes(tmp_path / str(count) / "nspec_masks.safetensors", sites, count)
+        for count in (30, 60, 400)
+    )
+    # The header is padded to eight bytes, so a pair's share is known to a fraction of one.
+    assert abs(half + (400 - 60) * (half - small) / 30 - whole) < 340 * 8 / 30 + 8
+
+
+def test_the_named_sites_are_those_of_the_model():
+    names = [site.name for site in bench_masks.mask_sites(SHAPE)]
+    assert names == [
+        site.name for site in find_sites(bench_work.make_model(SHAPE, torch.device("cpu"), None))
+    ]
+
+
+def test_a_tiny_run_yields_every_key_with_its_recipe(tmp_path, capsys):
+    path, figure = tmp_path / "bench.json", tmp_path / "bench.png"
+    threads = torch.get_num_threads()
+    assert bench.main(["--tiny", "--threads", str(threads), "--json", str(path), "--plot", str(figure)]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found.keys() >= KEYS | {"recipe", "seconds"}
+    for key in found.keys() - {"recipe", "seconds"}:
+        assert found[key]["min"] <= found[key]["median"] <= found[key]["max"], found[key]
+        assert found[key]["setting"]["shape"]
+    assert found["train_slice_vs_dense"]["setting"]["density"] == 0.75
+    assert found["recipe"]["versions"]["torch"] and found["recipe"]["hardware"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert "train_released_vs_dense" in capsys.readouterr().out
+
+
+def test_only_the_keys_that_are_asked_for_are_measured(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    asked = "decode_mask_vs_dense,train_slice_vs_dense.16x64x1.d0.5"
+    assert bench.main(["--tiny", "--threads", "1", "--only", asked, "--json", str(path)]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found.keys() - {"recipe", "seconds"} == {
+        "decode_mask_vs_dense",
+        "decode_mask_vs_dense.beam5",
+        "train_slice_vs_dense.16x64x1.d0.5",
+    }
+    assert bench.main(["--tiny", "--only", "decode_fast"]) == 2
+    assert "decode_fast" in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_null_with_the_reason(tmp_path, monkeypatch):
+    import nspec_hf.gate
+
+    monkeypatch.delitem(nspec_hf.gate.MODES, "slice")
+    path = tmp_path / "bench.json"
+    only = "train_slice_vs_dense,train_mask_vs_dense,switch_ms"
+    assert bench.main(["--tiny", "--threads", "1", "--only", only, "--json", str(path)]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("train_slice_vs_dense", "switch_ms"):
+        assert found[key]["median"] is None and found[key]["min"] is None and found[key]["max"] is None
+        assert "'slice' is not there" in found[key]["reason"]
+    assert found["train_mask_vs_dense"]["median"] > 0
+
+
+def test_a_measurement_that_fails_reports_null_for_the_keys_it_did_not_reach():
+    def part(_bench):
+        yield "first", bench_clock.Measured.exactly(1.0)
+        raise ConfigError("broken on purpose")
+
+    context = bench.Bench(
+        plan=bench.TINY, device=torch.device("cpu"), dtype=torch.float32, watch=bench_clock.Stopwatch()
+    )
+    found = bench.run_part(context, part, ["first", "second"])
+    assert found["first"].median == 1.0
+    assert found["second"].median is None and "broken on purpose" in found["second"].reason
+
+
+def test_a_masked_benchmark_keeps_about_the_share_asked_for_and_never_the_same_count():
+    sites = bench_masks.mask_sites(bench_work.Shape(d_model=16, d_ff=4096, layers=2, vocabulary=64))
+    masks = bench_work.make_masks(sites, bench_work.pairs_of(3), 0.75)
+    kept = [int(keep_PF[pair].sum()) for keep_PF in masks.keep.values() for pair in range(3)]
+    assert masks.density() == pytest.approx(0.75, abs=0.01)
+    assert len(set(kept)) > 6
