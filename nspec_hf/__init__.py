@@ -25,10 +25,10 @@ READING_ORDER = """
     bits selection choice card folder masks
     routing doors silence gradient slices slicing gate translate
     tables scores offtarget comet scoreboard grouping trials significance
-    provenance loss callback training runs evaluation experiment
+    provenance checkpoints loss callback training runs evaluation experiment
     results overlap kinship allocation erasure sweeps effects analysis plots effect_plots report
     baking ctranslate proof export
-    commands export_commands evaluation_commands analysis_commands showcase demo cli __main__
+    commands export_commands evaluation_commands analysis_commands showcase demo_settings demo cli __main__
 """.split()
 """The files of the package as a newcomer reads them; `tests/test_layers.py` holds it."""
 
