@@ -19,7 +19,10 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
     set_seed,
 )
 
@@ -111,6 +114,7 @@ def train(
     validation: EncodedCorpus | None = None,
     gate: NeuronGate | None = None,
     codes: Mapping[str, str] | None = None,
+    progress: TrainerCallback | None = None,
 ) -> TrainResult:
     """Train to the end, or go on where a stopped run stood; `output/model` then holds model and tokenizer.
 
@@ -126,6 +130,7 @@ def train(
         validation: Text whose loss is looked at by the Trainer's `eval_strategy`.
         gate: Masks for the pairs; None trains all neurons for all pairs.
         codes: Your language codes → the tokenizer's, where they differ.
+        progress: Shows the training, in the place of the Trainer's own bar or printed log.
 
     Raises:
         ConfigError: If an argument is unknown to the Trainer, or patience has no validation text.
@@ -156,6 +161,10 @@ def train(
         callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
     )
     trainer.add_callback(RunClock())
+    if progress is not None:
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(progress)
     seconds = _fit(trainer, last_checkpoint(output))
     trainer.save_model(str(output / "model"))
     if trainer.is_world_process_zero():
