@@ -95,7 +95,7 @@ def greedy(
                 input_ids=ids,
                 attention_mask=batch["attention_mask"].to(model.device),
                 decoder_input_ids=torch.tensor([prefix] * len(ids), device=model.device),
-                decoderstart_token_id=prefix[0],
+                decoder_start_token_id=prefix[0],
                 num_beams=1,
                 do_sample=False,
                 max_new_tokens=max_new_tokens,

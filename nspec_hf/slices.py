@@ -235,11 +235,11 @@ class SlicePool:
             self._handle = None
         self.clear()
 
-    def say_once(self, message: str) -> None:
-        """Log a choice the first time that it is made."""
-        if message not in self._said:
-            self._said.add(message)
-            logger.info("mode slice: %s", message)
+    def say_once(self, choice: str, tokens: int) -> None:
+        """Log a choice the first time that it is made, with the tokens of the batch that it was made for."""
+        if choice not in self._said:
+            self._said.add(choice)
+            logger.info("mode slice: %s (first for one of %d tokens)", choice, tokens)
 
     def _drop(self, pair: int, key: tuple) -> None:
         parts = self._pairs.get(pair, {})
