@@ -65,8 +65,8 @@ QUICK = Plan(
     decode=(4, 32, 32),
     switched=Shape(d_model=1024, d_ff=4096, layers=12, vocabulary=1_000),
     artefact=NLLB_3B,
-    rounds=Rounds(least=3, most=9, seconds=8),
-    long_rounds=Rounds(least=3, most=9, seconds=40),
+    rounds=Rounds(least=3, most=9, seconds=6),
+    long_rounds=Rounds(least=3, most=9, seconds=30),
     all_ways=False,
 )
 FULL = Plan(

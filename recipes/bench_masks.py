@@ -3,8 +3,9 @@
 Shape letters: P = pairs, F = neurons of a site.
 """
 
+import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,28 +37,38 @@ def switching(bench: Bench) -> Found:
         for reason in missing.values():
             yield key, Measured.missing(reason, **setting)
         for runner in runners.values():
-            first, later = _switches(bench, runner, batch)
-            yield key, Measured.of(later, **setting, note="both pairs had a batch before")
-            yield f"{key}.first", Measured.of(first, **setting, note="first batch of a pair")
+            times = _switches(bench, runner, batch)
+            setting["forward_ms"] = statistics.median(times.pop("forward"))
+            notes = {
+                "": "both pairs had a batch before; difference of two forward passes, noise included",
+                ".first": "first batch of a pair",
+                ".use": "gate.use alone",
+            }
+            for suffix, note in notes.items():
+                yield key + suffix, Measured.of(times[suffix], **setting, note=note)
 
 
-def _switches(bench: Bench, runner: Runner, batch: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
-    """Return the milliseconds of the first and of later switches to a pair."""
+def _switches(bench: Bench, runner: Runner, batch: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Return milliseconds: of the first and of later switches to a pair, of `use`, of a forward pass."""
 
     def run(pair: int) -> None:
         runner.use(pair)
         with torch.no_grad():
             runner.model(**batch, use_cache=False)
 
-    first = []
+    def took(work: Callable[[int], None], pair: int) -> float:
+        return 1000 * bench.watch.seconds(lambda: work(pair))
+
+    times: dict[str, list[float]] = {"": [], ".first": [], ".use": [], "forward": []}
     for pair in range(2):
-        new, again = (bench.watch.seconds(lambda pair=pair: run(pair)) for _ in range(2))
-        first.append(1000 * (new - again))
-    later = []
-    for number in range(2 * bench.plan.rounds.most):
-        stay, move = (bench.watch.seconds(lambda pair=pair: run(pair % 2)) for pair in (number + 1, number))
-        later.append(1000 * (move - stay))
-    return first, later
+        times[".first"].append(took(run, pair) - took(run, pair))
+    for number in range(4 * bench.plan.rounds.most):
+        stay, move = took(run, (number + 1) % 2), took(run, number % 2)
+        times[""].append(move - stay)
+        times["forward"].append(stay)
+    for number in range(4 * bench.plan.rounds.most):
+        times[".use"].append(took(runner.use, number % 2))
+    return times
 
 
 def artefact(bench: Bench) -> Found:
