@@ -19,7 +19,7 @@ _LONGEST = 64  # tokens
 
 
 def demo_experiment(
-    world: LanguageFamilies, output: str | Path, updates: int = 1200, more_updates: int = 250
+    world: LanguageFamilies, output: str | Path, updates: int = 1000, more_updates: int = 250
 ) -> ExperimentConfig:
     """Return the demo as an experiment, whose text is in `output/data`.
 
@@ -36,7 +36,7 @@ def demo_experiment(
     common = {
         "weight_decay": 0.01,
         "label_smoothing_factor": 0.1,
-        "eval_strategy": "no",
+        "eval_steps": 250,
         "save_steps": 200,
         "save_total_limit": 1,
         "logging_steps": 50,
