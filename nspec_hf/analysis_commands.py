@@ -13,6 +13,7 @@ from nspec_hf.report import write_report
 from nspec_hf.scoreboard import SystemScores
 from nspec_hf.significance import Comparison
 from nspec_hf.stats import ActivationStats
+from nspec_hf.tables import Table
 
 
 def analyze(
@@ -48,7 +49,7 @@ def analyze(
     found = _analysis(masks, stats, scores, comparison, baseline, metric, families, tiers, pivot)
     found.save(output)
     drawn = draw_all(found, output) if figures else []
-    sys.stdout.write(f"{found.overview()}\n{output}: tables and {len(drawn)} files of figures\n")
+    sys.stdout.write(f"{_agreement_table(found)}\n{output}: tables and {len(drawn)} files of figures\n")
 
 
 def report(
@@ -84,6 +85,16 @@ def report(
     found = _analysis(masks, stats, scores, comparison, baseline, metric, families, tiers, pivot)
     path = write_report(found, output, title)
     sys.stdout.write(f"{path}: {path.stat().st_size / 1024:.0f} KiB\n")
+
+
+def _agreement_table(found: Analysis) -> Table:
+    """Return how much pairs share at every site, within language families and across them."""
+    columns = ("site", "density", "IoU within families", "IoU across families", "p", "specific")
+    keys = ("density", "iou_within_families", "iou_across_families", "p_value", "specific")
+    rows = tuple((site, *(own[key] for key in keys)) for site, own in found.overview()["sites"].items())
+    note = "p: permutation test of families; specific: share of neurons that a pair keeps and not every pair does"
+    title = f"Overlap of {len(found.masks.pairs)} pairs"
+    return Table(title=title, columns=columns, rows=rows, notes=(note,), digits=4)
 
 
 def _analysis(
