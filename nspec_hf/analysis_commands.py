@@ -89,10 +89,10 @@ def report(
 
 def _agreement_table(found: Analysis) -> Table:
     """Return how much pairs share at every site, within language families and across them."""
-    columns = ("site", "density", "IoU within families", "IoU across families", "p", "specific")
-    keys = ("density", "iou_within_families", "iou_across_families", "p_value", "specific")
+    columns = ("site", "density", "IoU within families", "IoU across families", "p")
+    keys = ("density", "iou_within_families", "iou_across_families", "p_value")
     rows = tuple((site, *(own[key] for key in keys)) for site, own in found.overview()["sites"].items())
-    note = "p: permutation test of families; specific: share of neurons that a pair keeps and not every pair does"
+    note = "p: permutation test, families against random groups of languages"
     title = f"Overlap of {len(found.masks.pairs)} pairs"
     return Table(title=title, columns=columns, rows=rows, notes=(note,), digits=4)
 
