@@ -10,6 +10,8 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,12 @@ class SpecializationTrainer(Seq2SeqTrainer):
         self._own_loss: TokenLoss | None = None
         if self.compute_loss_func is None:
             self._own_loss = self.compute_loss_func = self._token_loss()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as the plain Trainer does; a checkpoint of other masks is refused wherever it lies."""
+        if self.specialization is not None and isinstance(resume_from_checkpoint, str | PathLike):
+            self.specialization.check_masks_of(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return this process's share of the plan; for another data set, what the plain Trainer returns."""
@@ -214,6 +222,8 @@ class SpecializationTrainer(Seq2SeqTrainer):
             corpus,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
+            # A generator of its own, so that an evaluation draws nothing from training's random numbers.
+            generator=torch.Generator(),
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor if args.dataloader_num_workers else None,
             persistent_workers=args.dataloader_persistent_workers and args.dataloader_num_workers > 0,

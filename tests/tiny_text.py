@@ -1,4 +1,4 @@
-"""A few made-up parallel sentences, a tokenizer trained on them, and a model that fits it: made in a second."""
+"""A few made-up parallel sentences, a tokenizer trained on them, and a model that fits it."""
 
 import random
 from functools import cache
