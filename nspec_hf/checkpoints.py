@@ -101,7 +101,7 @@ def claim_folder(folder: str | os.PathLike, settings: Mapping[str, Any]) -> None
 
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict) or not settings:
+    if not isinstance(settings, dict):
         return {name: settings}
     found: dict[str, Any] = {}
     for key, value in settings.items():
