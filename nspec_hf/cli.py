@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
     try:
         jsonargparse.auto_cli(function, args=rest, as_positional=False, prog=f"nspec {name}")
-    except NspecError as error:
+    except (NspecError, OSError) as error:  # OSError: a file or model that is not there
         sys.stderr.write(f"nspec {name}: {error}\n")
         return 2
     return 0

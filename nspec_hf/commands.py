@@ -203,8 +203,15 @@ def _directions(pairs: str | Sequence[str]) -> list[Pair]:
 
 
 def _load(model: str, training: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer; for training without layer dropout, where it has that setting."""
-    settings = AutoConfig.from_pretrained(model)
+    """Load a model and its tokenizer; for training without layer dropout, where it has that setting.
+
+    Raises:
+        ArtefactError: If there is no such model.
+    """
+    try:
+        settings = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise ArtefactError(f"{model} is no model's folder, nor was it found on the Hub: {error}") from error
     changes: dict[str, Any] = {}
     if training:
         changes = {

@@ -181,7 +181,11 @@ class _Bench:
         return self._train(name, self._load_base(), self.config.specialize, masks)
 
     def compare(self, names: list[str], trials: int) -> Comparison:
-        """Test every system against fine-tuning on the trained directions."""
+        """Test every system against fine-tuning on the trained directions.
+
+        By bootstrap: few translations differ, and sacreBLEU's approximate randomization counts only trials
+        that exceed the real difference, so that a single changed sentence would be significant.
+        """
         trained = self.config.data.trained_pairs()
         outputs = {name: read_outputs(self.work / name / "outputs") for name in names}
         return compare(
@@ -189,6 +193,7 @@ class _Bench:
             {text.pair: text.targets for text in self.tests},
             "finetune",
             ("bleu",),
+            "bs",
             n_samples=trials,
         )
 

@@ -152,7 +152,7 @@ def scores_table(systems: Mapping[str, SystemScores], comparison: Comparison) ->
         notes=(
             f"neuron specialization against fine-tune, {len(tested)} directions: "
             f"{', '.join(f'{number} {verdict}' for verdict, number in counts.items())} at p < "
-            f"{comparison.alpha} (paired approximate randomization, {comparison.n_samples} trials)",
+            f"{comparison.alpha} (paired bootstrap, {comparison.n_samples} trials)",
             "one seed and a tiny model: it shows how the method runs, not how much it gains",
             *notes_of([some], ["bleu"])[:1],
         ),

@@ -1,0 +1,196 @@
+"""The commands in one flow on tiny files, each compared with what the functions behind it return."""
+
+import io
+import json
+
+import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from nspec_hf import ActivationStats, NeuronMasks, Translator, encode_corpus, language_tags
+from nspec_hf.cli import main
+from nspec_hf.collator import PairCollator
+from nspec_hf.recording import record
+from nspec_hf.scores import score
+from tests import tiny_text
+
+PAIRS = [str(pair) for pair in tiny_text.PAIRS]
+TEST = "data/test.de"
+SHORT = ["--translate.num_beams", "2", "--translate.length_ratio", "0.5", "--translate.length_extra", "6"]
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """A folder in which every command has run, one after the other, and what each printed."""
+    folder = tmp_path_factory.mktemp("flow")
+    tiny_text.write_text(folder / "data", train=40, valid=16, test=10)
+    tiny_text.model().save_pretrained(folder / "base")
+    tiny_text.tokenizer().save_pretrained(folder / "base")
+    said = {}
+
+    def nspec(*arguments, key=None):
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr("sys.stdout", printed)
+            assert main([str(argument) for argument in arguments]) == 0
+        said[key or arguments[0]] = printed.getvalue()
+
+    text = ["--corpus.path", "data"]
+    nspec("record", "--model", "base", "--pairs", ",".join(PAIRS), *text, "--max_tokens", 60)
+    nspec("select", "--select.coverage", 0.8)
+    steps = (
+        "{max_steps: 3, learning_rate: 0.01, warmup_steps: 1, logging_steps: 1, eval_steps: 3, save_steps: 3}"
+    )
+    run = ["--train.arguments", steps, "--train.batches.max_tokens", 60, "--train.batches.max_length", 60]
+    nspec("train", "--model", "base", "--masks", "masks", *text, "--output", "ours", *run)
+    nspec(
+        "train", "--model", "base", "--pairs", ",".join(PAIRS), *text, "--output", "dense", *run, key="dense"
+    )
+    for pair in PAIRS:
+        source = folder / "data" / f"test.{pair.split('-')[0]}"
+        for system, masks in (("ours", ["--masks", "masks"]), ("dense", [])):
+            (folder / f"{system}_out").mkdir(exist_ok=True)
+            files = ["--input", source, "--output", f"{system}_out/{pair}.txt"]
+            nspec("translate", "--model", f"{system}/model", *masks, "--pair", pair, *files, *SHORT)
+    for path in ("masks", "nspec_stats.safetensors", "base"):
+        nspec("inspect", "--path", path, key=path)
+    for system in ("dense", "ours"):
+        nspec(
+            "evaluate", "--hypotheses", f"{system}_out", *text, "--output", f"{system}.json", "--name", system
+        )
+    against = ["--baseline", "dense_out", "--system", "ours_out", "--n_samples", 100, "--n_jobs", 1]
+    nspec("compare", *against, *text, "--output", "comparison.json")
+    about = ["--masks", "masks", "--stats", "nspec_stats.safetensors", "--scores", "[dense.json,ours.json]"]
+    nspec("analyze", *about, "--output", "analysis", "--figures", "false")
+    nspec("report", *about, "--comparison", "comparison.json", "--title", "Ours & theirs")
+    return folder, said
+
+
+def test_record_counts_what_the_function_counts(flow):
+    folder, said = flow
+    network = AutoModelForSeq2SeqLM.from_pretrained(folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    corpus = encode_corpus(tiny_text.texts(16, seed=1), language_tags(tokenizer), progress=False)
+    collate = PairCollator(tokenizer, corpus.pairs, network.config.decoder_start_token_id)
+    expected = record(network, [collate([row]) for row in corpus], corpus.pairs)
+    stats = ActivationStats.load(folder / "nspec_stats.safetensors")
+    assert list(stats.pairs) == PAIRS
+    for site in expected.sites:
+        assert (stats.counts[site.name] == expected.counts[site.name]).all()
+    assert "4 pairs at 4 sites" in said["record"]
+
+
+def test_select_writes_the_masks_of_its_rule_and_prints_their_density(flow):
+    folder, said = flow
+    masks = NeuronMasks.from_pretrained(folder / "masks")
+    assert masks == NeuronMasks.from_coverage(ActivationStats.load(folder / "nspec_stats.safetensors"), 0.8)
+    for pair in PAIRS:
+        row = next(line for line in said["select"].splitlines() if line.split()[:1] == [pair])
+        assert float(row.split()[-1]) == pytest.approx(masks.density(pair), abs=5e-4)
+
+
+def test_train_changes_the_weights_and_leaves_the_silenced_rows_of_all_pairs_alone(flow):
+    folder, said = flow
+    before = AutoModelForSeq2SeqLM.from_pretrained(folder / "base").state_dict()
+    after = AutoModelForSeq2SeqLM.from_pretrained(folder / "ours" / "model").state_dict()
+    assert before.keys() == after.keys()
+    masks = NeuronMasks.from_pretrained(folder / "masks")
+    dead = {site.name: ~masks.keep[site.name].any(dim=0) for site in masks.sites}
+    assert any(rows.any() for rows in dead.values())
+    for name, rows in dead.items():
+        weight = f"{name}.weight"
+        assert (before[weight][rows] == after[weight][rows]).all()
+        assert not (before[weight][~rows] == after[weight][~rows]).all()
+    assert "3 updates" in said["train"]
+
+
+def test_translate_writes_what_the_translator_returns(flow):
+    folder, _ = flow
+    network = AutoModelForSeq2SeqLM.from_pretrained(folder / "ours" / "model")
+    masks = NeuronMasks.from_pretrained(folder / "masks")
+    translator = Translator(network, AutoTokenizer.from_pretrained(folder / "base"), masks)
+    sources = (folder / "data" / "test.de").read_text(encoding="utf-8").splitlines()
+    settings = {"num_beams": 2, "max_new_tokens": 4}
+    expected = translator.translate(sources, "de-en", **settings)
+    from_file = main_output(
+        folder, "translate", "--model", "ours/model", "--masks", "masks", "--pair", "de-en",
+        "--input", "data/test.de", "--translate.num_beams", "2",
+        "--translate.length_ratio", "0.0001", "--translate.length_extra", "4",
+    )  # fmt: skip
+    assert from_file.splitlines() == expected
+
+
+def main_output(folder, *arguments):
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.stdout", printed)
+        assert main(list(arguments)) == 0
+    return printed.getvalue()
+
+
+def test_translate_reads_standard_input(flow, monkeypatch):
+    folder, _ = flow
+    text = (folder / "data" / "test.en").read_text(encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    said = main_output(folder, "translate", "--model", "dense/model", "--pair", "en-fr", *SHORT)
+    assert said == (folder / "dense_out" / "en-fr.txt").read_text(encoding="utf-8")
+
+
+def test_inspect_tells_masks_statistics_and_models_apart(flow):
+    _, said = flow
+    assert "Share of neurons kept" in said["masks"]
+    assert "fingerprint: " in said["masks"]
+    assert "counting tokens" in said["nspec_stats.safetensors"]
+    assert "model.encoder.layers.0.fc1" in said["base"]
+    assert "24" in said["base"]
+
+
+def test_evaluate_writes_the_scores_that_the_function_gives(flow):
+    folder, said = flow
+    scores = json.loads((folder / "ours.json").read_text(encoding="utf-8"))["scores"]
+    for pair in PAIRS:
+        hypotheses = (folder / "ours_out" / f"{pair}.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        references = (folder / "data" / f"test.{pair.split('-')[1]}").read_text(encoding="utf-8").splitlines()
+        assert scores[pair]["chrf++"]["value"] == pytest.approx(score(hypotheses, references, "chrf++").value)
+    assert "nrefs:1" in said["evaluate"]
+
+
+def test_compare_gives_a_verdict_for_every_pair_and_metric(flow):
+    folder, said = flow
+    rows = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["rows"]
+    assert {(row["pair"], row["metric"]) for row in rows} == {
+        (p, m) for p in PAIRS for m in ("bleu", "chrf++")
+    }
+    assert "Against dense_out" in said["compare"]
+
+
+def test_analyze_and_report_write_tables_and_a_page(flow):
+    folder, said = flow
+    overview = json.loads((folder / "analysis" / "overview.json").read_text(encoding="utf-8"))
+    assert overview["masks"] == NeuronMasks.from_pretrained(folder / "masks").fingerprint()
+    assert (folder / "analysis" / "gains.csv").is_file()
+    assert "Ours &amp; theirs" in (folder / "report.html").read_text(encoding="utf-8")
+    assert said["report"].startswith("report.html: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["record", "--model", "base", "--pairs", "en-xx", "--corpus.path", "data"], "en-xx"),
+        (["select", "--stats", "nothing.safetensors"], "nothing.safetensors"),
+        (["train", "--model", "base", "--corpus.path", "data", "--output", "x"], "give masks"),
+        (["translate", "--model", "base", "--masks", "masks", "--pair", "de-fr", "--input", TEST], "de-fr"),
+        (["translate", "--model", "nowhere", "--pair", "de-en", "--input", TEST], "nowhere"),
+        (["inspect", "--path", "data"], "data"),
+        (["evaluate", "--hypotheses", "nowhere", "--corpus.path", "data"], "nowhere"),
+        (["evaluate", "--hypotheses", "ours_out"], "--references DIR"),
+        (["analyze", "--masks", "nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_in_words_with_status_2(flow, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(flow[0])
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"nspec {arguments[0]}: " in said
+    assert message in said
