@@ -127,7 +127,7 @@ def train(
         corpus: Encoded training text.
         config: The run.
         output: Folder of checkpoints, log and the trained model.
-        validation: Text whose loss is looked at by the Trainer's `eval_strategy`.
+        validation: Text whose loss is looked at by the Trainer's `eval_strategy`; None or empty: none is.
         gate: Masks for the pairs; None trains all neurons for all pairs.
         codes: Your language codes → the tokenizer's, where they differ.
         progress: Shows the training, in the place of the Trainer's own bar or printed log.
@@ -136,7 +136,7 @@ def train(
         ConfigError: If an argument is unknown to the Trainer, or patience has no validation text.
         TrainingSetupError: If the set-up would silently train another model; see `SpecializationCallback`.
     """
-    output = Path(output)
+    output, validation = Path(output), validation if validation is not None and len(validation) else None
     arguments = training_arguments(config, output, evaluates=validation is not None)
     until = {
         "max_steps": arguments.max_steps,
