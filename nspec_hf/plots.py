@@ -81,7 +81,7 @@ def draw_overlap_layers(course: Progression, families: Mapping[str, str]) -> Fig
     rows = [[n for n, site in enumerate(course.sites) if site.side == side] for side in SIDES]
     rows = [row for row in rows if row]
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(1.2 + 2.0 * columns, 2.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.5 + 2.2 * columns, 2.5 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     order = order_by_family(course.languages, families)
     colours = family_colours(families)
