@@ -6,7 +6,7 @@ The pipeline, which is also the order of the files:
     corpus  = encode_corpus(texts, language_tags(tokenizer))                       # pair-tagged token ids
     stats   = record(model, batches, pairs)                                        # who fires for whom
     masks   = NeuronMasks.from_coverage(stats, coverage=0.95)                      # what a pair keeps
-    gate    = NeuronGate(model, masks)                                             # each row runs with its own
+    gate    = NeuronGate(model, masks)                                             # each row runs its own
     trainer = SpecializationTrainer(model=model, gate=gate, …); trainer.train()    # continued training
     Translator(model, tokenizer, masks).translate(["A dog."], "en-de")             # any mix of pairs
     masks.push_to_hub("me/my-masks")                                               # a few hundred kilobytes
