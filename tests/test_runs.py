@@ -161,6 +161,11 @@ def test_patience_without_validation_text_is_refused(tmp_path):
         TrainConfig(patience=0)
 
 
+def test_empty_validation_text_is_none(tmp_path):
+    _, result = run(tmp_path, config(steps=1), validation=EncodedCorpus([]))
+    assert result.facts()["validation_loss"] == {}
+
+
 def test_arguments_that_are_not_the_trainers_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="has no lerning_rate"):
         training_arguments(TrainConfig(arguments={"lerning_rate": 1}), tmp_path)
