@@ -1,11 +1,7 @@
 """Several processes record what one process would: the same counts, nothing lost, nothing twice."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 from accelerate import Accelerator, DataLoaderConfiguration
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -15,6 +11,7 @@ from nspec_hf.processes import add_up, gather, in_step, rank, real_rows, world_s
 from nspec_hf.recording import record
 from nspec_hf.stats import ActivationStats
 from tests.models import random_batch, tiny_m2m100
+from tests.two_processes import run_in_processes
 
 PAIRS = ["en-de", "de-en", "en-fr"]
 FULL = RecordConfig(av=True, te=True)
@@ -59,16 +56,7 @@ def everything(index, count):
     yield "dispatched", record(model(), prepared(Stream(), dispatch_batches=True), PAIRS, FULL)
 
 
-def work(index, count, port, folder):
-    os.environ |= {
-        "RANK": str(index),
-        "LOCAL_RANK": str(index),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    torch.set_num_threads(1)
+def work(index, count, folder):
     Accelerator(cpu=True)
     assert (rank(), world_size()) == (index, count)
     for name, stats in everything(index, count):
@@ -83,17 +71,13 @@ def work(index, count, port, folder):
     assert [part.tolist() for part in gather(torch.tensor([index, 7]))] == [[0, 7], [1, 7]]
     assert add_up(torch.tensor([index + 0.5])).tolist() == [2.0]
     assert list(in_step(range(3 * index))) == ([0, 1, 2] if index else [None] * 3)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Run everything once in two processes; each saves what it got."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(2, port, str(folder)), nprocs=2)
+    run_in_processes(work, 2, str(folder))
     return folder
 
 

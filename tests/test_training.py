@@ -2,13 +2,10 @@
 
 import copy
 import json
-import os
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.utils.data import Dataset
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
@@ -22,6 +19,7 @@ from nspec_hf.loss import token_losses
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.training import SpecializationTrainer
 from tests.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
+from tests.two_processes import run_in_processes
 
 BATCHES = BatchConfig(max_tokens=64, max_length=32)
 STEPS = 3
@@ -278,16 +276,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path, accumula
 SHARED = 22
 
 
-def work(index, port, folder):
-    os.environ |= {
-        "RANK": str(index),
-        "LOCAL_RANK": str(index),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    torch.set_num_threads(1)
+def work(index, count, folder):
     trainer = specialized(
         folder,
         corpus(count=SHARED),
@@ -307,7 +296,6 @@ def work(index, port, folder):
     apart = specialized(folder, average_tokens_across_devices=False)
     with pytest.raises(TrainingSetupError, match="mean of the processes' means"):
         apart.train()
-    torch.distributed.destroy_process_group()
 
 
 def without_times(metrics):
@@ -316,10 +304,7 @@ def without_times(metrics):
 
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_same_plan(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(port, str(tmp_path)), nprocs=2)
+    run_in_processes(work, 2, str(tmp_path))
     alone = specialized(
         tmp_path,
         corpus(count=SHARED),
