@@ -23,7 +23,7 @@ READING_ORDER = """
     errors pairs textfiles outputs languages config vocabulary artefact processes sites soundlaws synthetic
     corpus encoded batches collator stats tally recording
     bits selection choice card folder masks
-    routing doors silence gradient slices slicing gate translate
+    routing doors attachment silence gradient slices slicing gate translate
     tables scores offtarget comet scoreboard grouping trials significance
     provenance checkpoints loss callback training runs evaluation experiment
     results overlap kinship allocation erasure sweeps effects analysis plots effect_plots report

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nspec_hf.attachment import attachment_of
 from nspec_hf.errors import ConfigError, UnsupportedModelError
-from nspec_hf.gate import attached_gate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.sites import Site, find_sites, plain_model, site_activation
 
@@ -92,7 +92,7 @@ def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
 def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model without the gate that may be on it."""
     twin = copy.deepcopy(model)
-    gate = attached_gate(twin)
+    gate = attachment_of(twin)
     if gate is not None:
         gate.detach()
     return twin.eval()

@@ -28,15 +28,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from nspec_hf.errors import ArtefactError, TrainingSetupError
-from nspec_hf.gate import NeuronGate
+from nspec_hf.attachment import Attachment
+from nspec_hf.errors import TrainingSetupError
 from nspec_hf.languages import LanguageTags, language_tags
 from nspec_hf.loss import PairTally, TokenLoss
-from nspec_hf.masks import NeuronMasks
 from nspec_hf.pairs import Pair
-
-MASKS_FOLDER = "nspec_masks"
-"""Where a checkpoint keeps its masks."""
 
 
 class SpecializationCallback(TrainerCallback):
@@ -47,7 +43,7 @@ class SpecializationCallback(TrainerCallback):
     every evaluation uses it; `gate.detach()` takes it off.
 
     Args:
-        gate: The gate of the model that is trained.
+        gate: The gate of the model that is trained, or what else makes its rows run as their pairs do.
 
     Raises:
         TrainingSetupError: When training begins (or before the first update), if the arguments would
@@ -59,9 +55,9 @@ class SpecializationCallback(TrainerCallback):
             loss and gives each row its own target language, so that these need no check.
     """
 
-    def __init__(self, gate: NeuronGate) -> None:
+    def __init__(self, gate: Attachment) -> None:
         self.gate = gate
-        self.loss = TokenLoss(tally=PairTally(gate.masks.pairs), pair_ids=lambda: gate.last_rows)
+        self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=lambda: gate.last_rows)
         self.in_plain_trainer = True
         self._checked_loss = False
 
@@ -83,7 +79,7 @@ class SpecializationCallback(TrainerCallback):
         self._check_target_languages(args, _collator(loader), tokenizer)
         self._check_layerdrop(args)
         if state.global_step:
-            self.check_masks_of(checkpoint_folder(args, state))
+            self.gate.check_beside(checkpoint_folder(args, state))
         self.loss.label_smoothing = args.label_smoothing_factor
         self.loss.calls = 0
         self._checked_loss = False
@@ -127,7 +123,7 @@ class SpecializationCallback(TrainerCallback):
         Reporters that the Trainer made before this callback (TensorBoard …) have read the log by then;
         under `SpecializationTrainer` they get these numbers too.
         """
-        if logs is None or "loss" not in logs or "density" in logs:
+        if logs is None or "loss" not in logs or any(name.startswith("loss_") for name in logs):
             return
         extra = self.measures()
         logs.update(extra)
@@ -138,37 +134,12 @@ class SpecializationCallback(TrainerCallback):
     ) -> None:
         """Put the masks into the checkpoint."""
         if state.is_world_process_zero:
-            self.gate.masks.save_pretrained(checkpoint_folder(args, state) / MASKS_FOLDER)
+            self.gate.save_beside(checkpoint_folder(args, state))
 
     def measures(self) -> dict[str, float]:
         """Return what a training log gets, and begin the pairs' means anew; all processes must call it."""
         _, losses = self.loss.tally.take()
-        return {"density": round(self.gate.masks.density(), 4)} | {
-            f"loss_{pair}": round(loss, 4) for pair, loss in losses.items()
-        }
-
-    def check_masks_of(self, checkpoint: Path) -> None:
-        """Check that a checkpoint was trained with the gate's masks; one that holds none passes.
-
-        Raises:
-            TrainingSetupError: If it was not, or its masks cannot be read.
-        """
-        folder, own = checkpoint / MASKS_FOLDER, self.gate.masks
-        if not folder.is_dir():
-            return
-        try:
-            saved = NeuronMasks.from_pretrained(folder)
-        except (ArtefactError, FileNotFoundError) as error:
-            raise TrainingSetupError(
-                f"the masks of {checkpoint} cannot be read: {error}. Go on from an older checkpoint, or "
-                f"delete {folder} if you know that it was trained with the gate's masks"
-            ) from error
-        # The masks of pairs that were composed during the run may have come in addition.
-        if not set(own.pairs) <= set(saved.pairs) or saved.subset(own.pairs) != own:
-            raise TrainingSetupError(
-                f"{checkpoint} was trained with other masks ({saved.fingerprint()}) than the gate has "
-                f"({own.fingerprint()}); load those with NeuronMasks.from_pretrained({str(folder)!r})"
-            )
+        return self.gate.measures() | {f"loss_{pair}": round(loss, 4) for pair, loss in losses.items()}
 
     def _check_model(self, model: nn.Module | None) -> None:
         if model is not None and all(module is not self.gate.model for module in model.modules()):
@@ -186,7 +157,7 @@ class SpecializationCallback(TrainerCallback):
             )
 
     def _check_pairs(self, loader: DataLoader | None) -> None:
-        own, collator, corpus = self.gate.masks.pairs, _collator(loader), getattr(loader, "dataset", None)
+        own, collator, corpus = self.gate.pairs, _collator(loader), getattr(loader, "dataset", None)
         check_same_pairs("masks", own, "collator", getattr(collator, "pairs", None))
         check_same_pairs("masks", own, "training corpus", getattr(corpus, "pairs", None))
 
@@ -196,9 +167,9 @@ class SpecializationCallback(TrainerCallback):
         if not (self.in_plain_trainer and getattr(args, "predict_with_generate", False)):
             return
         tags = getattr(collator, "tags", None) or (language_tags(tokenizer) if tokenizer else None)
-        if tags is None or not _begins_differently(tags, self.gate.masks.pairs):
+        if tags is None or not _begins_differently(tags, self.gate.pairs):
             return
-        targets = ", ".join(sorted({pair.target for pair in self.gate.masks.pairs}))
+        targets = ", ".join(sorted({pair.target for pair in self.gate.pairs}))
         message = (
             "predict_with_generate of a plain Seq2SeqTrainer begins all rows with one target language, but "
             f"these pairs have several: {targets}. "

@@ -18,12 +18,11 @@ from transformers import PreTrainedModel
 
 from nspec_hf.errors import RoutingError
 from nspec_hf.routing import Route, Routing
-from nspec_hf.sites import Site
 
 
-def called_from_outside(model: PreTrainedModel, sites: Iterable[Site]) -> list[nn.Module]:
-    """Return the model and the models in it that hold a site: its base model, its encoder, its decoder."""
-    names = [site.name for site in sites]
+def called_from_outside(model: PreTrainedModel, inside: Iterable[str]) -> list[nn.Module]:
+    """Return the model, and those in it that hold one of these modules: base model, encoder, decoder."""
+    names = list(inside)
     return [
         module
         for path, module in model.named_modules()

@@ -94,7 +94,7 @@ def evaluate_system(
     outputs = translate_test_set(translator, texts, folder)
     generation = _settings(translator) | dict(recipe or {})
     if translator.acting_gate is not None:
-        generation["masks"] = translator.acting_gate.masks.fingerprint()
+        generation |= translator.acting_gate.facts()
     return score_system(
         name,
         outputs,
@@ -126,8 +126,7 @@ def _maker(translator: Translator) -> dict[str, Any]:
     return {
         "settings": _settings(translator),
         "weights": _weights_digest(translator.model),
-        "masks": gate and gate.masks.fingerprint(),
-        "gate": gate and plain(gate.config),
+        "gate": gate and gate.facts(),
         "codes": dict(translator.tags.codes),
     }
 

@@ -7,24 +7,20 @@ refuse the argument. It adds no parameter, no buffer and no key: state dict, con
 stay those of the plain model.
 """
 
-import copy
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import nn
 
+from nspec_hf.attachment import Attachment
 from nspec_hf.config import GateConfig
-from nspec_hf.doors import Door, RoutedGenerate, called_from_outside
-from nspec_hf.errors import ConfigError, UnknownPairError
+from nspec_hf.errors import ArtefactError, ConfigError, TrainingSetupError, UnknownPairError
 from nspec_hf.gradient import GradientSite
-from nspec_hf.languages import LanguageTags, language_tags
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.pairs import Pair
-from nspec_hf.routing import Route, Routing, TokenReader
+from nspec_hf.routing import Routing
 from nspec_hf.silence import GatedSite, MaskedSite
 from nspec_hf.sites import find_sites, plain_model, weight_fingerprint
 from nspec_hf.slicing import SlicedSite
@@ -35,6 +31,9 @@ MODES: dict[str, type[GatedSite]] = {
     "gradient": GradientSite,
 }
 """What each mode does at a site."""
+
+MASKS_FOLDER = "nspec_masks"
+"""Where a checkpoint keeps its masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class GateStatus:
         return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
 
 
-class NeuronGate:
+class NeuronGate(Attachment):
     """Applies masks to a model.
 
         gate = NeuronGate(model, masks)
@@ -102,123 +101,27 @@ class NeuronGate:
 
     def __init__(self, model: nn.Module, masks: NeuronMasks, config: GateConfig | None = None) -> None:
         """Check that masks and model fit; the model is not touched before `attach`."""
-        self.model = plain_model(model)
         self.masks = masks
         self.config = config or GateConfig()
         if self.config.mode not in MODES:
             raise ConfigError(f"mode {self.config.mode!r} is not there; modes are: {', '.join(MODES)}")
-        found = find_sites(self.model, {site.kind for site in masks.sites})
+        plain = plain_model(model)
+        found = find_sites(plain, {site.kind for site in masks.sites})
         masks.check_model(found)
         sites = [site for site in found if site.name in masks.keep]
         self._dense_sites = len(found) - len(sites)
-        self._routing = Routing(masks.pairs)
-        action = MODES[self.config.mode]
-        self._sites = action.at_all(self.model, sites, masks.keep, self._routing, self.config)
-        self._doors = [
-            Door(module, self._routing, self, outermost=module is self.model)
-            for module in called_from_outside(self.model, sites)
-        ]
-        self._generate: RoutedGenerate | None = None
-        self._entered: list[bool] = []
-        self.attached = False
-        """Whether the gate is on the model."""
-
-    def attach(self) -> "NeuronGate":
-        """Put the gate on the model; a gate that is on it already stays.
-
-        Raises:
-            ConfigError: If another gate is on the model.
-            UnsupportedModelError: If the mode cannot act on a layer; then nothing is changed.
-        """
-        if self.attached:
-            return self
-        other = attached_gate(self.model)
-        if other is not None:
-            raise ConfigError(
-                f"this {type(self.model).__name__} has a gate already, for {', '.join(other.masks.pairs)}; "
-                "take it off first: attached_gate(model).detach()"
-            )
-        try:
-            for door in self._doors:
-                door.open()
-            for site in self._sites:
-                site.attach()
-            if callable(getattr(self.model, "generate", None)):
-                self._generate = RoutedGenerate(self.model, self._routing)
-        except BaseException:
-            self.detach()
-            raise
-        self.attached = True
-        return self
-
-    def detach(self) -> None:
-        """Take the gate off; the model is what it was before `attach`."""
-        for door in self._doors:
-            door.close()
-        # In reverse: a down projection may be taken over for two sites, and the last one goes first.
-        for site in reversed(self._sites):
-            site.detach()
-        if self._generate is not None:
-            self._generate.give_back()
-            self._generate = None
-        self.attached = False
-
-    def __enter__(self) -> "NeuronGate":
-        """Attach, unless it is attached already."""
-        self._entered.append(not self.attached)
-        return self.attach()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Detach, if this `with` attached it."""
-        if self._entered.pop():
-            self.detach()
-
-    def use(self, pair: str | None) -> None:
-        """Take one pair for all calls that bring no `pair_ids`; None takes that back.
-
-        Raises:
-            UnknownPairError: If the pair has no mask and is not to be composed.
-        """
-        if pair is None:
-            self._routing.choose(None)
-            return
-        index = self.pair_id(pair)
-        device = self._sites[0].keep_PF.device
-        self._routing.choose(Route(torch.tensor([index], device=device), index, f"gate.use({str(pair)!r})"))
-
-    def read_languages(
-        self, tokenizer: PreTrainedTokenizerBase | LanguageTags, codes: Mapping[str, str] | None = None
-    ) -> None:
-        """Read each row's pair from its language tokens, where neither `pair_ids` nor `use` tells it.
-
-        Args:
-            tokenizer: The model's tokenizer.
-            codes: Languages of the masks' pairs → codes of the tokenizer, where they differ.
-
-        Raises:
-            ConfigError: If its family does not show both languages (Marian, MADLAD, T5 …).
-            UnknownLanguageError: If it has no tag for a language of the masks.
-        """
-        tags = tokenizer if isinstance(tokenizer, LanguageTags) else language_tags(tokenizer, codes)
-        self._routing.reader = TokenReader(tags, self.masks.pairs, self.pair_id)
+        routing = Routing(masks.pairs)
+        self._sites = MODES[self.config.mode].at_all(plain, sites, masks.keep, routing, self.config)
+        super().__init__(plain, routing, self._sites, [site.name for site in sites])
 
     @property
-    def last_rows(self) -> Tensor | None:
-        """Pair index of each row of the last forward pass, [B], or [1] where all share one; None before."""
-        return None if self._routing.last is None else self._routing.last.rows
-
-    @property
-    def routes_itself(self) -> bool:
-        """Whether the gate knows pairs without `pair_ids`: from `use` or from language tokens."""
-        return self._routing.chosen is not None or self._routing.reader is not None
+    def one_pair_a_batch(self) -> bool:
+        """Whether it is faster on batches of one pair each."""
+        return self.config.mode == "slice"
 
     def status(self) -> GateStatus:
         """Return what the gate is doing; reads all gated weights, so not for every step."""
-        in_place = [there for part in (*self._doors, *self._sites) for there in part.in_place]
-        if self._generate is not None:
-            in_place.append(self._generate.in_place)
+        in_place = self.in_place
         return GateStatus(
             attached=self.attached,
             mode=self.config.mode,
@@ -234,13 +137,10 @@ class NeuronGate:
             slices=next((site.facts for site in self._sites if site.facts), ""),
         )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "NeuronGate":
-        """Copy the gate with its model: a copied model has a gate of its own. The masks are shared."""
-        twin = memo[id(self)] = type(self).__new__(type(self))
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the gate with its model; the masks are shared."""
         memo[id(self.masks)] = self.masks
-        for name, value in vars(self).items():
-            setattr(twin, name, copy.deepcopy(value, memo))
-        return twin
+        return super().__deepcopy__(memo)
 
     def pair_id(self, pair: str) -> int:
         """Return the index of a pair, composing its masks where that is wanted."""
@@ -255,6 +155,41 @@ class NeuronGate:
             hint = f"; GateConfig(zero_shot='compose') composes its masks through {self.config.pivot!r}"
             raise UnknownPairError(f"{error}{hint}") from None
 
+    def facts(self) -> dict[str, Any]:
+        """Return the masks' fingerprint and how they act."""
+        return {"masks": self.masks.fingerprint(), "gate": dataclasses.asdict(self.config)}
+
+    def measures(self) -> dict[str, float]:
+        """Return the share of neurons kept, over all pairs and gated sites."""
+        return {"density": round(self.masks.density(), 4)}
+
+    def save_beside(self, checkpoint: Path) -> None:
+        """Put the masks into a checkpoint."""
+        self.masks.save_pretrained(checkpoint / MASKS_FOLDER)
+
+    def check_beside(self, checkpoint: Path) -> None:
+        """Check that a checkpoint was trained with the gate's masks; one that holds none passes.
+
+        Raises:
+            TrainingSetupError: If it was not, or its masks cannot be read.
+        """
+        folder, own = checkpoint / MASKS_FOLDER, self.masks
+        if not folder.is_dir():
+            return
+        try:
+            saved = NeuronMasks.from_pretrained(folder)
+        except (ArtefactError, FileNotFoundError) as error:
+            raise TrainingSetupError(
+                f"the masks of {checkpoint} cannot be read: {error}. Go on from an older checkpoint, or "
+                f"delete {folder} if you know that it was trained with the gate's masks"
+            ) from error
+        # The masks of pairs that were composed during the run may have come in addition.
+        if not set(own.pairs) <= set(saved.pairs) or saved.subset(own.pairs) != own:
+            raise TrainingSetupError(
+                f"{checkpoint} was trained with other masks ({saved.fingerprint()}) than the gate has "
+                f"({own.fingerprint()}); load those with NeuronMasks.from_pretrained({str(folder)!r})"
+            )
+
     def _compare_weights(self) -> str:
         counted = self.masks.recipe.weight_fingerprint
         if not counted:
@@ -263,12 +198,3 @@ class NeuronGate:
         if now == counted:
             return f"as counted ({counted})"
         return f"changed since the masks were counted ({counted}, now {now}), as training does"
-
-
-def attached_gate(model: nn.Module) -> NeuronGate | None:
-    """Return the gate that is on a model, or None; a deep copy of a gated model has a gate of its own."""
-    for hook in plain_model(model)._forward_pre_hooks.values():
-        door = getattr(hook, "__self__", None)
-        if isinstance(door, Door):
-            return door.holder
-    return None

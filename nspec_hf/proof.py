@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nspec_hf.attachment import attachment_of
 from nspec_hf.config import GateConfig
 from nspec_hf.errors import ConfigError
-from nspec_hf.gate import NeuronGate, attached_gate
+from nspec_hf.gate import NeuronGate
 from nspec_hf.languages import LanguageTags
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.pairs import Pair
@@ -66,7 +67,7 @@ def gated_tokens(
     max_new_tokens: int,
 ) -> Tokens:
     """Return what a gate with the first of these masks' pairs writes, for each pair's sample."""
-    other = attached_gate(model)
+    other = attachment_of(model)
     if other is not None:
         other.detach()
     was_training = model.training

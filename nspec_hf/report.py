@@ -27,7 +27,6 @@ from nspec_hf.effects import Gains
 from nspec_hf.pairs import Pair
 from nspec_hf.plots import family_colours
 from nspec_hf.results import site_label, to_plain
-from nspec_hf.significance import ComparisonRow
 
 SCRIPTS = ("report_data.js", "report_map.js", "report_charts.js", "report_neurons.js", "report_page.js")
 _SECTIONS = {
@@ -234,7 +233,7 @@ def _gains(analysis: Analysis) -> dict[str, Any] | None:
         rows = [
             _gain_row(r.pair, pivot, r.baseline, r.system, f"{r.system_name}, {r.metric}")
             | {"p_value": r.p_value, "p_holm": r.p_holm}
-            | {"verdict": _verdict(r), "css": r.verdict.split()[0]}
+            | {"verdict": r.verdict_in_words(comparison.alpha), "css": r.verdict.split()[0]}
             for r in comparison.rows
         ]
         test = {"ar": "paired approximate randomization", "bs": "paired bootstrap"}[comparison.test]
@@ -261,10 +260,6 @@ def _gains(analysis: Analysis) -> dict[str, Any] | None:
         "columns": columns + ([] if comparison is None else _TESTED_COLUMNS),
         "choices": list(dict.fromkeys(row["choice"] for row in rows)),
     }
-
-
-def _verdict(row: ComparisonRow) -> str:
-    return row.verdict if row.verdict == row.verdict_holm else f"{row.verdict} (not after Holm)"
 
 
 def _untested_rows(found: Gains, pivot: str) -> list[dict[str, Any]]:

@@ -53,6 +53,20 @@ class ComparisonRow:
     """By `p_holm`."""
     signature: str
     """sacreBLEU's signature, with test, trials and seed."""
+    p_with_ties: float | None = None
+    """The same p, with trials counted that differ exactly as much; see `trials.py`."""
+    differing: int | None = None
+    """Sentences in which the two systems differ, as the metric sees it."""
+
+    def owed_to_ties(self, alpha: float) -> bool:
+        """Return whether the verdict holds only because sacreBLEU does not count ties."""
+        return self.p_with_ties is not None and self.p_value < alpha <= self.p_with_ties
+
+    def verdict_in_words(self, alpha: float) -> str:
+        """Return the verdict with what speaks against it."""
+        if self.owed_to_ties(alpha):
+            return f"{self.verdict} (but few sentences differ: {self.differing})"
+        return self.verdict if self.verdict == self.verdict_holm else f"{self.verdict} (not after Holm)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +127,12 @@ class Comparison:
         return Table(
             title=f"Against {self.baseline_name}: paired {name}, {self.n_samples} trials, seed {self.seed}",
             columns=("pair", "system", "metric", "baseline", "score", "delta", "p", "p (Holm)", "verdict"),
-            rows=tuple(_cells(row) for row in self.rows),
-            notes=(*self._summaries(), *sorted({f"{row.metric}: {row.signature}" for row in self.rows})),
+            rows=tuple(_cells(row, self.alpha) for row in self.rows),
+            notes=(
+                *self._summaries(),
+                *filter(None, [_tie_note(self.rows, self.alpha)]),
+                *sorted({f"{row.metric}: {row.signature}" for row in self.rows}),
+            ),
         )
 
     def _summaries(self) -> list[str]:
@@ -153,6 +171,9 @@ def compare(
         UnknownPairError: If the systems do not hold the same directions, or references lack one.
         CorpusError: If line counts differ; the message names the pair and both counts.
         ConfigError: If a setting is wrong, or a metric has no statistics by sentence.
+
+    Warns:
+        UserWarning: If a verdict stands on too few differing sentences: sacreBLEU's p does not count ties.
     """
     _check_settings(metrics, n_samples, n_jobs)
     outputs = {name: _by_pair(texts) for name, texts in systems.items()}
@@ -177,6 +198,9 @@ def compare(
         for settings in tasks[0].metrics:
             group = {pair: results[name, settings.name] for pair, results in found.items()}
             rows += _judge(group, name, settings, comparison.alpha)
+    doubt = _tie_note(rows, comparison.alpha)
+    if doubt:
+        warnings.warn(doubt, stacklevel=2)
     return Comparison(**{**vars(comparison), "rows": tuple(rows)})
 
 
@@ -244,9 +268,22 @@ def _judge(
                 verdict=direction if result.p_value < alpha else "not significant",
                 verdict_holm=direction if p_holm < alpha else "not significant",
                 signature=result.signature,
+                p_with_ties=result.p_with_ties,
+                differing=result.differing,
             )
         )
     return rows
+
+
+def _tie_note(rows: Sequence[ComparisonRow], alpha: float) -> str:
+    """Name the rows whose verdict stands on too few sentences; empty if there are none."""
+    doubtful = [
+        f"{row.pair} ({row.system_name}, {row.metric}: {row.differing} differ, p = {row.p_with_ties:.3f} with ties)"
+        for row in rows
+        if row.owed_to_ties(alpha)
+    ]
+    why = "do not trust the verdict where few sentences differ, since sacreBLEU counts no ties"
+    return f"{why}: {', '.join(doubtful)}" if doubtful else ""
 
 
 def _with_statistics(name: str, pair: Pair) -> SacrebleuMetric:
@@ -298,8 +335,7 @@ def _check_outputs(outputs: Mapping[str, Outputs], references: Outputs, baseline
             require_parallel(pair, lines, references[pair], name)
 
 
-def _cells(row: ComparisonRow) -> tuple[str | float, ...]:
-    verdict = row.verdict if row.verdict == row.verdict_holm else f"{row.verdict} (not after Holm)"
+def _cells(row: ComparisonRow, alpha: float) -> tuple[str | float, ...]:
     scores = (row.baseline, row.system, row.delta)
     return (
         str(row.pair),
@@ -308,7 +344,7 @@ def _cells(row: ComparisonRow) -> tuple[str | float, ...]:
         *scores,
         f"{row.p_value:.4f}",
         f"{row.p_holm:.4f}",
-        verdict,
+        row.verdict_in_words(alpha),
     )
 
 

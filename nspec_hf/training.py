@@ -23,12 +23,12 @@ from transformers import EvalPrediction, Seq2SeqTrainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import speed_metrics
 
+from nspec_hf.attachment import Attachment, attachment_of
 from nspec_hf.batches import BatchConfig, PairBatchSampler
 from nspec_hf.callback import SpecializationCallback, check_same_pairs
 from nspec_hf.collator import IGNORED, PairCollator
 from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import TrainingSetupError
-from nspec_hf.gate import NeuronGate, attached_gate
 from nspec_hf.loss import PairTally, TokenLoss, token_losses
 
 __all__ = ["SpecializationCallback", "SpecializationTrainer"]
@@ -58,7 +58,7 @@ class SpecializationTrainer(Seq2SeqTrainer):
     def __init__(
         self,
         *args: Any,
-        gate: NeuronGate | None = None,
+        gate: Attachment | None = None,
         batch_config: BatchConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -74,7 +74,7 @@ class SpecializationTrainer(Seq2SeqTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as the plain Trainer does; a checkpoint of other masks is refused wherever it lies."""
         if self.specialization is not None and isinstance(resume_from_checkpoint, str | PathLike):
-            self.specialization.check_masks_of(Path(resume_from_checkpoint))
+            self.specialization.gate.check_beside(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -161,10 +161,10 @@ class SpecializationTrainer(Seq2SeqTrainer):
             model, self._for_model(inputs), prediction_loss_only, ignore_keys=ignore_keys, **gen_kwargs
         )
 
-    def _specialize(self, gate: NeuronGate | None) -> SpecializationCallback | None:
+    def _specialize(self, gate: Attachment | None) -> SpecializationCallback | None:
         """Return the callback that holds the gate: the user's, or one that is added here."""
         given = [each for each in self.callback_handler.callbacks if isinstance(each, SpecializationCallback)]
-        gate = gate or (given[0].gate if given else attached_gate(self.model))
+        gate = gate or (given[0].gate if given else attachment_of(self.model))
         if any(each.gate is not gate for each in given):
             raise TrainingSetupError("gate= and the SpecializationCallback hold different gates; give one")
         if gate is None:
@@ -208,7 +208,7 @@ class SpecializationTrainer(Seq2SeqTrainer):
     def _pair_loader(self, corpus: EncodedCorpus, shuffle: bool) -> DataLoader:
         check_same_pairs("corpus", corpus.pairs, "collator", getattr(self.data_collator, "pairs", None))
         if self.gate is not None:
-            check_same_pairs("masks", self.gate.masks.pairs, "corpus", corpus.pairs)
+            check_same_pairs("masks", self.gate.pairs, "corpus", corpus.pairs)
         args = self.args
         sampler = PairBatchSampler(
             corpus.lengths,

@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from nspec_hf.attachment import Attachment, attachment_of
 from nspec_hf.config import GateConfig
 from nspec_hf.errors import ConfigError
-from nspec_hf.gate import NeuronGate, attached_gate
+from nspec_hf.gate import NeuronGate
 from nspec_hf.languages import language_tags
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.pairs import Pair
@@ -85,8 +86,8 @@ class Translator:
     Args:
         model: A sequence-to-sequence model; wrappers of DDP, `torch.compile` and PEFT are looked through.
         tokenizer: Its tokenizer.
-        masks: Masks, or a gate that has them. None takes the gate that is on the model when text is
-            translated, and all neurons where there is none.
+        masks: Masks, or a gate (or other attachment) that has them. None takes what is on the model when
+            text is translated, and all neurons where there is none.
         config: Beams, batch size, longest output.
         gate_config: How masks act; `GateConfig(zero_shot="compose")` also takes pairs without masks of
             their own.
@@ -101,7 +102,7 @@ class Translator:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        masks: NeuronMasks | NeuronGate | None = None,
+        masks: NeuronMasks | Attachment | None = None,
         config: TranslateConfig | None = None,
         gate_config: GateConfig | None = None,
         codes: Mapping[str, str] | None = None,
@@ -118,9 +119,9 @@ class Translator:
         self.tags = language_tags(tokenizer, codes)
 
     @property
-    def acting_gate(self) -> NeuronGate | None:
+    def acting_gate(self) -> Attachment | None:
         """The gate that text is translated with now; None where all neurons run."""
-        return self.gate or attached_gate(self.model)
+        return self.gate or attachment_of(self.model)
 
     @overload
     def translate(self, texts: str, pair: str, **generation: Any) -> str: ...
@@ -163,7 +164,7 @@ class Translator:
             total=len(rows), desc="translate", unit="sentence", disable=None if self.config.progress else True
         )
         with gate or nullcontext(), _in_eval_mode(self.model), bar:
-            for batch in self._batches(rows, one_pair=gate is not None and gate.config.mode == "slice"):
+            for batch in self._batches(rows, one_pair=gate is not None and gate.one_pair_a_batch):
                 settings = self._settings(batch, generation)
                 if gate is not None:
                     settings["pair_ids"] = torch.tensor(
@@ -184,8 +185,8 @@ class Translator:
 
     def _gate_for(self, masks: NeuronMasks, config: GateConfig | None) -> NeuronGate:
         """Return the gate on the model if it does what is asked for, as after training; else a new one."""
-        there = attached_gate(self.model)
-        if there is not None and there.masks == masks and config in (None, there.config):
+        there = attachment_of(self.model)
+        if isinstance(there, NeuronGate) and there.masks == masks and config in (None, there.config):
             return there
         return NeuronGate(self.model, masks, config)
 

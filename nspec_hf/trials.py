@@ -13,8 +13,14 @@ stats_NS`.
 The tests are sacreBLEU's: its statistics, its random stream and its arithmetic, so the p-values equal those
 of `sacrebleu --paired-ar` and `--paired-bs` digit for digit. Three things differ. All sums are that product,
 taken in blocks (sacreBLEU's bootstrap holds 2 GB for 2,000 sentences). The seed is an argument and 0 is a
-seed (sacreBLEU reads an environment variable, and takes 0 as none). Equal scores have p = 1 (sacreBLEU counts
-the trials that differ *more*, so that a system compared with itself gets the smallest p of all).
+seed (sacreBLEU reads an environment variable, and takes 0 as none). Equal scores have p = 1.
+
+The trap: sacreBLEU counts the trials that differ *more* than the real systems, not those that differ as much.
+With hundreds of differing sentences no trial ties, and it does not matter. With few it does: if one sentence
+differs, every swap gives the same difference, none a larger one, and p is the smallest possible. (A system
+compared with itself would be "significant" too, hence p = 1 for equal scores.) So a result also holds
+`p_with_ties`, the textbook p, and how many sentences differ: with d of them, no randomization can show less
+than 2 / 2^d.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +39,9 @@ PairedTest = Literal["ar", "bs"]
 # random word and drops what is left when a call ends: only so do blocks give the same stream as one call.
 _BLOCK = 512
 
+# Scores that differ by less than this are equal; chrF sums in another order when systems are swapped.
+_TIE = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairedResult:
@@ -41,6 +50,11 @@ class PairedResult:
     baseline: float
     system: float
     p_value: float
+    """sacreBLEU's: trials that differ more than the real systems."""
+    p_with_ties: float
+    """Trials that differ at least as much; never below `p_value`."""
+    differing: int
+    """Sentences whose statistics differ between the two."""
     signature: str
     """sacreBLEU's signature of the metric, with test, trials and seed."""
 
@@ -91,7 +105,9 @@ def paired_test(
             results[name, settings.name] = PairedResult(
                 baseline=base,
                 system=own,
-                p_value=_p_value(chance_T, abs(base - own)),
+                p_value=_p_value(chance_T > abs(base - own), base == own),
+                p_with_ties=_p_value(chance_T >= abs(base - own) - _TIE, base == own),
+                differing=int((base_NS != own_NS).any(axis=1).sum()),
                 signature=str(signature),
             )
     return results
@@ -151,5 +167,5 @@ def _scores(metric: Metric, sums_TS: Sequence) -> np.ndarray:
     return np.array([metric._compute_score_from_stats(sums_S).score for sums_S in sums_TS])
 
 
-def _p_value(chance_T: np.ndarray, real: float) -> float:
-    return 1.0 if real == 0 else (int((chance_T > real).sum()) + 1) / (len(chance_T) + 1)
+def _p_value(hits_T: np.ndarray, equal: bool) -> float:
+    return 1.0 if equal else (int(hits_T.sum()) + 1) / (len(hits_T) + 1)

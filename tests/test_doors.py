@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from nspec_hf.attachment import attachment_of
 from nspec_hf.config import GateConfig
 from nspec_hf.errors import RoutingError
-from nspec_hf.gate import NeuronGate, attached_gate
+from nspec_hf.gate import NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.sites import find_sites
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
@@ -210,7 +211,7 @@ def test_ddp_passes_pair_ids_on(tmp_path):
     try:
         wrapped = DistributedDataParallel(model)
         with NeuronGate(wrapped, masks):
-            assert attached_gate(wrapped) is attached_gate(model)
+            assert attachment_of(wrapped) is attachment_of(model)
             loss = wrapped(**batch).loss
             loss.backward()
             generated = wrapped.module.generate(sources(), pair_ids=[0] * 5, max_new_tokens=3)

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
+from nspec_hf.attachment import attachment_of
 from nspec_hf.config import GateConfig
 from nspec_hf.errors import ConfigError, RoutingError, SiteMismatchError
-from nspec_hf.gate import NeuronGate, attached_gate
+from nspec_hf.gate import NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.sites import find_sites, weight_fingerprint
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
@@ -110,12 +111,12 @@ def test_a_second_gate_is_refused_and_the_first_one_stays():
         expected = model(**batch).logits
         with pytest.raises(ConfigError, match=r"has a gate already, for en-de, de-en, en-fr.*detach"):
             second.attach()
-        assert attached_gate(model) is first
+        assert attachment_of(model) is first
         assert torch.equal(model(**batch).logits, expected)
     with second:
-        assert attached_gate(model) is second
+        assert attachment_of(model) is second
         assert not torch.allclose(model(**batch).logits, expected, atol=1e-2)
-    assert attached_gate(model) is None
+    assert attachment_of(model) is None
 
 
 def test_a_with_block_detaches_only_what_it_attached():
@@ -139,7 +140,7 @@ def test_a_deep_copy_of_a_gated_model_has_a_gate_of_its_own():
     gate = NeuronGate(model, random_masks(model)).attach()
     gate.use("en-fr")
     twin = copy.deepcopy(model)
-    other = attached_gate(twin)
+    other = attachment_of(twin)
     assert other is not gate
     assert other.model is twin
     assert other.masks is gate.masks

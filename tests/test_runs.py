@@ -9,13 +9,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from nspec_hf.batches import BatchConfig
-from nspec_hf.callback import MASKS_FOLDER
 from nspec_hf.checkpoints import RunClock
 from nspec_hf.collator import PairCollator
 from nspec_hf.config import RecordConfig
 from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import ConfigError, EmptyPairError
-from nspec_hf.gate import NeuronGate
+from nspec_hf.gate import MASKS_FOLDER, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import record
 from nspec_hf.runs import TrainConfig, record_corpus, train, training_arguments

@@ -169,7 +169,7 @@ def test_pandas_has_a_line_a_row(comparison):
     frame = comparison.to_pandas()
     assert list(frame.columns) == [
         *("pair", "metric", "system_name", "baseline", "system", "delta", "p_value", "p_holm"),
-        *("verdict", "verdict_holm", "signature"),
+        *("verdict", "verdict_holm", "signature", "p_with_ties", "differing"),
     ]
     assert len(frame) == 6
     assert type(frame["pair"].iloc[0]) is str
@@ -236,6 +236,41 @@ def test_too_few_trials_for_any_verdict_warn(texts):
     references, base, system = texts
     with pytest.warns(UserWarning, match="10 trials"):
         compare({"base": base, "new": system}, references, "base", n_samples=10, n_jobs=1)
+
+
+def almost_alike(texts, sentences):
+    """Return a system that has the reference in some sentences and the baseline's translation elsewhere."""
+    references, base, _ = texts
+    return {pair: [*references[pair][:sentences], *lines[sentences:]] for pair, lines in base.items()}
+
+
+def test_a_verdict_on_one_differing_sentence_is_sacrebleus_and_warned_about(texts):
+    references, base, _ = texts
+    systems = {"base": base, "new": almost_alike(texts, 1)}
+    with pytest.warns(UserWarning, match=r"en-de \(new, bleu: 1 differ, p = 1.000 with ties\)"):
+        found = compare(systems, references, "base", ["bleu"], n_samples=300, n_jobs=1)
+    # Both possible swaps give the same difference and none a larger one: no trial counts.
+    assert {row.p_value for row in found.rows} == {1 / 301}
+    assert {row.p_with_ties for row in found.rows} == {1.0}
+    assert found.counts()["better"] == 3
+    assert "better (but few sentences differ: 1)" in str(found.table())
+    assert "do not trust the verdict" in str(found.table())
+
+
+def test_a_verdict_on_many_differing_sentences_is_not_doubted(comparison, recwarn):
+    assert not any(row.owed_to_ties(0.05) for row in comparison.rows)
+    assert "do not trust" not in str(comparison.table())
+    same = [row for row in comparison.rows if row.pair == "en-fr"]
+    assert [(row.p_value, row.p_with_ties, row.differing) for row in same] == [(1.0, 1.0, 0)] * 2
+
+
+def test_comparisons_written_before_ties_were_counted_can_be_read(comparison):
+    content = json.loads(comparison.to_json())
+    for row in content["rows"]:
+        del row["p_with_ties"], row["differing"]
+    rows = Comparison.from_json(json.dumps(content)).rows
+    assert [row.p_value for row in rows] == [row.p_value for row in comparison.rows]
+    assert not any(row.owed_to_ties(0.05) for row in rows)
 
 
 @pytest.mark.data

@@ -13,8 +13,9 @@ from torch._dynamo.testing import CompileCounter
 from transformers import PreTrainedModel
 
 from nspec_hf import slicing
+from nspec_hf.attachment import attachment_of
 from nspec_hf.config import GateConfig
-from nspec_hf.gate import NeuronGate, attached_gate
+from nspec_hf.gate import NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.sites import find_sites
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
@@ -335,7 +336,7 @@ def test_no_sequence_of_pairs_steps_loads_and_moves_leaves_a_stale_slice(steps, 
                 found = model(**batch, **pair_ids).logits
             rows = gate.last_rows
             twin = copy.deepcopy(model)
-            attached_gate(twin).detach()
+            attachment_of(twin).detach()
             with gated(twin, masks, "mask", silence=silence), torch.no_grad():
                 expected = twin(**batch, pair_ids=rows.expand(4)).logits
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -10,11 +10,11 @@ from torch.utils.data import Dataset
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from nspec_hf.batches import BatchConfig
-from nspec_hf.callback import MASKS_FOLDER, SpecializationCallback
+from nspec_hf.callback import SpecializationCallback
 from nspec_hf.collator import PairCollator
 from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import TrainingSetupError
-from nspec_hf.gate import NeuronGate
+from nspec_hf.gate import MASKS_FOLDER, NeuronGate
 from nspec_hf.loss import token_losses
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.training import SpecializationTrainer
@@ -551,7 +551,7 @@ def test_masks_with_composed_pairs_in_addition_are_the_same_masks(tmp_path):
     network = model()
     chosen = masks(network)
     chosen.compose("de-fr").save_pretrained(tmp_path / MASKS_FOLDER)
-    SpecializationCallback(NeuronGate(network, chosen)).check_masks_of(tmp_path)
+    NeuronGate(network, chosen).check_beside(tmp_path)
 
 
 def test_an_empty_pair_has_no_metrics(tmp_path):

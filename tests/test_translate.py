@@ -6,9 +6,10 @@ import warnings
 import pytest
 import torch
 
+from nspec_hf.attachment import attachment_of
 from nspec_hf.config import GateConfig
 from nspec_hf.errors import ConfigError, SiteMismatchError, UnknownLanguageError, UnknownPairError
-from nspec_hf.gate import NeuronGate, attached_gate
+from nspec_hf.gate import NeuronGate
 from nspec_hf.languages import language_tags
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.pairs import Pair
@@ -174,7 +175,7 @@ def test_the_model_is_left_as_it_was(training):
     with pytest.raises(ValueError, match="wrong"):
         translator.translate("one", "en-de", stopping_criteria=[fail])
     assert modes == [module.training for module in network.modules()]
-    assert attached_gate(network) is None
+    assert attachment_of(network) is None
     assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
 
 

@@ -1,5 +1,6 @@
 """The paired tests equal sacreBLEU's digit for digit, and plain loops over sentences."""
 
+import itertools
 import math
 import random
 
@@ -153,6 +154,40 @@ def test_a_system_is_not_different_from_itself(test):
     references, one, _ = two_systems()
     found = paired_test(one, {"copy": list(one)}, references, metrics("bleu", "chrf++", "ter"), test, 200, 1)
     assert {result.p_value for result in found.values()} == {1.0}
+
+
+@pytest.mark.parametrize("differing", [1, 2, 3, 5])
+def test_randomization_of_few_sentences_is_the_exact_test_if_ties_count(differing):
+    references, one, other = two_systems(40)
+    seen = [
+        (bleu_statistics(a, r), bleu_statistics(b, r)) for a, b, r in zip(one, other, references, strict=True)
+    ]
+    changed = [i for i, (a, b) in enumerate(seen) if a != b][:differing]
+    other = [other[i] if i in changed else one[i] for i in range(40)]
+    statistics = [[bleu_statistics(h, r) for h, r in zip(s, references, strict=True)] for s in (one, other)]
+    real = abs(bleu_of(statistics[0]) - bleu_of(statistics[1]))
+    larger = at_least = 0
+    for swaps in itertools.product((0, 1), repeat=differing):
+        left, right = list(statistics[0]), list(statistics[1])
+        for i, swap in zip(changed, swaps, strict=True):
+            if swap:
+                left[i], right[i] = right[i], left[i]
+        difference = abs(bleu_of(left) - bleu_of(right))
+        larger += difference > real + 1e-9
+        at_least += difference > real - 1e-9
+    found = paired_test(one, {"other": other}, references, metrics("bleu"), "ar", 4000, 3)["other", "bleu"]
+    assert found.differing == differing
+    assert found.p_value == pytest.approx(larger / 2**differing, abs=0.03)
+    assert found.p_with_ties == pytest.approx(at_least / 2**differing, abs=0.03)
+    assert found.p_with_ties > 2 / 2**differing - 0.03
+
+
+@pytest.mark.parametrize("test", ["ar", "bs"])
+def test_ties_do_not_matter_where_many_sentences_differ(test):
+    references, one, other = two_systems()
+    for found in paired_test(one, {"o": other}, references, metrics("bleu", "chrf++"), test, 500, 1).values():
+        assert found.p_with_ties == found.p_value
+        assert 20 < found.differing <= 37
 
 
 def test_an_unknown_test_is_refused():
