@@ -128,11 +128,7 @@ class Comparison:
             title=f"Against {self.baseline_name}: paired {name}, {self.n_samples} trials, seed {self.seed}",
             columns=("pair", "system", "metric", "baseline", "score", "delta", "p", "p (Holm)", "verdict"),
             rows=tuple(_cells(row, self.alpha) for row in self.rows),
-            notes=(
-                *self._summaries(),
-                *filter(None, [_tie_note(self.rows, self.alpha)]),
-                *sorted({f"{row.metric}: {row.signature}" for row in self.rows}),
-            ),
+            notes=(*self._summaries(), *sorted({f"{row.metric}: {row.signature}" for row in self.rows})),
         )
 
     def _summaries(self) -> list[str]:
@@ -141,7 +137,7 @@ class Comparison:
             f"{system}, {metric}: {_in_words(self.counts(metric, system))} at p < {self.alpha}; "
             f"after Holm's correction {_in_words(self.counts(metric, system, holm=True))}"
             for system, metric in groups
-        ]
+        ] + [note for note in [_tie_note(self.rows, self.alpha)] if note]
 
 
 def compare(
@@ -278,9 +274,9 @@ def _judge(
 def _tie_note(rows: Sequence[ComparisonRow], alpha: float) -> str:
     """Name the rows whose verdict stands on too few sentences; empty if there are none."""
     doubtful = [
-        f"{row.pair} ({row.system_name}, {row.metric}: {row.differing} differ, p = {row.p_with_ties:.3f} with ties)"
-        for row in rows
-        if row.owed_to_ties(alpha)
+        f"{r.pair} ({r.system_name}, {r.metric}: {r.differing} differ, p = {r.p_with_ties:.3f} with ties)"
+        for r in rows
+        if r.owed_to_ties(alpha)
     ]
     why = "do not trust the verdict where few sentences differ, since sacreBLEU counts no ties"
     return f"{why}: {', '.join(doubtful)}" if doubtful else ""

@@ -110,6 +110,7 @@ def test_seed_and_test_reach_the_trials(test, texts):
     assert "seed:0" in found.signature
 
 
+@pytest.mark.filterwarnings("ignore:do not trust")
 def test_the_tokenizer_follows_the_target_language():
     lines = ["今天天气很好", "我们去公园", "他在看书"]
     worse = ["今天天气好", "我们公园", "他看"]
