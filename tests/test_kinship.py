@@ -4,11 +4,20 @@ import math
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import leaves_list, linkage
+from transformers import M2M100Config, M2M100ForConditionalGeneration, set_seed
 
+from nspec_hf.analysis import analyze
+from nspec_hf.demo_settings import demo_experiment
+from nspec_hf.encoded import encode_corpus
 from nspec_hf.errors import ConfigError
 from nspec_hf.kinship import FAMILIES, family_agreement, language_tree, permutation_test
+from nspec_hf.languages import language_tags
+from nspec_hf.masks import NeuronMasks
 from nspec_hf.overlap import Progression
+from nspec_hf.runs import record_corpus, train
 from nspec_hf.sites import site_from_name
+from nspec_hf.synthetic import LanguageFamilies, SyntheticConfig
+from nspec_hf.vocabulary import train_vocabulary
 
 LANGUAGES = ("de", "fr", "nl", "es", "sv")
 FAMILY = {"de": "Germanic", "nl": "Germanic", "sv": "Germanic", "fr": "Romance", "es": "Romance"}
@@ -152,3 +161,50 @@ def test_the_families_of_the_papers_languages_are_known():
     assert {FAMILIES[code] for code in "de nl sv da af lb".split()} == {"Germanic"}
     assert {FAMILIES[code] for code in "ar he ha mt ti am".split()} == {"Afro-Asiatic"}
     assert FAMILIES["kn"] != FAMILIES["hi"]
+
+
+@pytest.fixture(scope="module")
+def families_of_the_demo(tmp_path_factory):
+    """An analysis of a model that was trained on the demo's languages for a tenth of the demo's updates."""
+    folder = tmp_path_factory.mktemp("families")
+    world = LanguageFamilies(SyntheticConfig())
+    config = demo_experiment(world, folder, updates=100)
+    for split, sentences in (("train", 1000), ("valid", 100)):
+        world.write(config.data.corpus.path, split, sentences)
+    texts, validation = config.data.read("train"), config.data.read("valid")
+    sentences = {text.pair.source: text.sources for text in texts}.values()
+    tokenizer = train_vocabulary(itertools.chain(*sentences), config.data.languages, config.vocabulary)
+    tags, ids = language_tags(tokenizer), {"decoder_start_token_id": tokenizer.eos_token_id}
+    ids |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    set_seed(1)
+    model = M2M100ForConditionalGeneration(M2M100Config(vocab_size=len(tokenizer), **ids, **config.model))
+    train(model, tokenizer, encode_corpus(texts, tags), config.pretrain, folder / "base")
+    stats = record_corpus(model, tokenizer, encode_corpus(validation, tags), config.record)
+    masks = NeuronMasks.from_config(stats, config.select)
+    return analyze(masks, stats, families=config.data.families)
+
+
+@pytest.mark.slow
+def test_neurons_of_a_model_trained_on_synthetic_families_are_shared_within_them(families_of_the_demo):
+    found = families_of_the_demo.agreement
+    first = [(site.side, site.layer) for site in found.sites].index(("decoder", 0))
+    assert found.within[first] > found.across[first] + 0.02
+    # All 9! / (3!)³ ways to deal three names to nine languages; the six that keep the families are as good.
+    assert (found.exact[first], found.relabelings[first]) == (True, 1680)
+    assert found.p_value[first] == pytest.approx(6 / 1680)
+    assert found.tree_correlation[first] > 0.3
+
+
+@pytest.mark.slow
+def test_families_that_were_dealt_out_at_random_share_no_neurons(families_of_the_demo):
+    course, known = families_of_the_demo.progression, families_of_the_demo.families
+    # Each made-up family has one language of every true one.
+    mixed = {code: str(number % 3) for number, code in enumerate(sorted(known))}
+    assert all(len({known[c] for c in mixed if mixed[c] == name}) == 3 for name in "012")
+    assert (family_agreement(course, mixed).p_value > 0.3).all()
+
+
+@pytest.mark.slow
+def test_the_printed_tree_of_synthetic_languages_names_each_once(families_of_the_demo):
+    text = families_of_the_demo.trees["model.decoder.layers.0.fc1"].to_text()
+    assert sorted(line.split()[-1] for line in text.splitlines()) == sorted(families_of_the_demo.families)
