@@ -25,8 +25,9 @@ READING_ORDER = """
     bits selection choice card folder masks
     routing doors attachment silence gradient slices slicing gate translate
     tables scores offtarget comet scoreboard grouping trials significance
-    provenance checkpoints loss callback training runs evaluation experiment
-    results overlap kinship allocation erasure sweeps effects analysis plots effect_plots report
+    provenance checkpoints base loss callback training runs evaluation experiment
+    results overlap kinship allocation erasure sweeps effects probing analysis plots effect_plots report
+    systems.system systems.rowwise systems.plain systems.masked systems systems.running
     baking ctranslate proof export
     commands export_commands evaluation_commands analysis_commands showcase demo_settings demo cli __main__
 """.split()

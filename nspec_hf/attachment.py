@@ -22,6 +22,9 @@ from nspec_hf.pairs import Pair
 from nspec_hf.routing import Route, Routing, TokenReader
 from nspec_hf.sites import plain_model
 
+OWN_WEIGHTS = "nspec_own"
+"""Name under which a model holds the weights of an attachment that has some, while it is on it."""
+
 
 class Part(Protocol):
     """What an attachment does at one place inside the model."""
@@ -166,6 +169,10 @@ class Attachment:
         if pair not in pairs:
             raise UnknownPairError(f"there is no pair {str(pair)!r}; there are: {', '.join(pairs)}")
         return pairs.index(Pair(pair))
+
+    def knows(self, pair: str) -> bool:
+        """Return whether rows of that pair can be run: it was trained, or all that it needs is there."""
+        return pair in self.pairs
 
     @property
     def last_rows(self) -> Tensor | None:

@@ -230,7 +230,17 @@ class _Bench:
         gate = NeuronGate(model, masks, config.gate) if masks else None
         validation = self.corpora[config.data.valid_split]
         bar = TrainingBar(name)
-        result = train(model, self.tokenizer, corpus, run, folder, validation, gate, progress=bar)
+        result = train(
+            model,
+            self.tokenizer,
+            corpus,
+            run,
+            folder,
+            validation,
+            gate,
+            callbacks=[bar],
+            shows_progress=False,
+        )
         if gate is not None:
             gate.detach()
             # Directions that were not trained have the encoder neurons of one and the decoder's of another.

@@ -163,7 +163,7 @@ class ExperimentConfig:
 
 
 def read_settings(
-    settings: type[_Settings], argv: Sequence[str] | None = None, description: str = "", **extra: Any
+    settings: type[_Settings], /, argv: Sequence[str] | None = None, description: str = "", **extra: Any
 ) -> tuple[_Settings, jsonargparse.Namespace]:
     """Read settings from the command line: `FILE.yaml --field value …`, or fields alone.
 

@@ -155,6 +155,13 @@ class NeuronGate(Attachment):
             hint = f"; GateConfig(zero_shot='compose') composes its masks through {self.config.pivot!r}"
             raise UnknownPairError(f"{error}{hint}") from None
 
+    def knows(self, pair: str) -> bool:
+        """Return whether the pair has masks, or they can and may be composed."""
+        if pair in self.masks or self.config.zero_shot != "compose":
+            return pair in self.masks
+        pair, pivot = Pair(pair), self.config.pivot
+        return {Pair(pair.source, pivot), Pair(pivot, pair.target)} <= set(self.masks.pairs)
+
     def facts(self) -> dict[str, Any]:
         """Return the masks' fingerprint and how they act."""
         return {"masks": self.masks.fingerprint(), "gate": dataclasses.asdict(self.config)}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
@@ -26,13 +27,13 @@ from transformers import (
     set_seed,
 )
 
+from nspec_hf.attachment import OWN_WEIGHTS, Attachment
 from nspec_hf.batches import BatchConfig, PairBatchSampler
 from nspec_hf.checkpoints import RunClock, last_checkpoint, write_json
 from nspec_hf.collator import PairCollator
 from nspec_hf.config import RecordConfig
 from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import ConfigError, EmptyPairError
-from nspec_hf.gate import NeuronGate
 from nspec_hf.processes import rank, world_size
 from nspec_hf.recording import record
 from nspec_hf.stats import ActivationStats
@@ -112,9 +113,10 @@ def train(
     config: TrainConfig,
     output: str | Path,
     validation: EncodedCorpus | None = None,
-    gate: NeuronGate | None = None,
+    gate: Attachment | None = None,
     codes: Mapping[str, str] | None = None,
-    progress: TrainerCallback | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    shows_progress: bool = True,
 ) -> TrainResult:
     """Train to the end, or go on where a stopped run stood; `output/model` then holds model and tokenizer.
 
@@ -128,9 +130,10 @@ def train(
         config: The run.
         output: Folder of checkpoints, log and the trained model.
         validation: Text whose loss is looked at by the Trainer's `eval_strategy`; None or empty: none is.
-        gate: Masks for the pairs; None trains all neurons for all pairs.
+        gate: The gate, or what else makes each row run as its pair does; None trains the bare model.
         codes: Your language codes → the tokenizer's, where they differ.
-        progress: Shows the training, in the place of the Trainer's own bar or printed log.
+        callbacks: Further callbacks of the Trainer.
+        shows_progress: Whether the Trainer's own bar or printed log is shown.
 
     Raises:
         ConfigError: If an argument is unknown to the Trainer, or patience has no validation text.
@@ -145,10 +148,15 @@ def train(
     }
     finished = _read_json(output / _FINISHED_FILE)
     if finished.get("until") == until:
-        _load_weights(model, output / "model")
+        load_weights(model, output / "model")
         log = _read_json(output / "trainer_state.json").get("log_history", [])
         return TrainResult(updates=finished["updates"], seconds=finished["seconds"], log=log)
     set_seed(arguments.seed)
+    if gate is not None:
+        # Before the Trainer is made: it moves the model, and all that is on it, to its device.
+        gate.attach()
+        if gate.leaves_parameters_unused:
+            arguments.ddp_find_unused_parameters = True
     trainer = SpecializationTrainer(
         model=model,
         args=arguments,
@@ -158,13 +166,12 @@ def train(
         processing_class=tokenizer,
         gate=gate,
         batch_config=config.batches,
-        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
+        callbacks=[*callbacks, *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
     )
     trainer.add_callback(RunClock())
-    if progress is not None:
+    if not shows_progress:
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(progress)
     seconds = _fit(trainer, last_checkpoint(output))
     trainer.save_model(str(output / "model"))
     if trainer.is_world_process_zero():
@@ -268,7 +275,7 @@ def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
     if 0 < trainer.args.max_steps <= state.get("global_step", 0):
         # Killed after its last checkpoint: the Trainer would make one more update.
         best = trainer.args.load_best_model_at_end and state["best_model_checkpoint"]
-        _load_weights(trainer.model, Path(best or checkpoint))
+        load_weights(trainer.model, Path(best or checkpoint))
         trainer.state = trainer.state.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         return state["stateful_callbacks"].get("RunClock", {}).get("args", {}).get("before", 0.0)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -276,8 +283,22 @@ def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
     return next(each for each in trainer.callback_handler.callbacks if isinstance(each, RunClock)).seconds
 
 
-def _load_weights(model: PreTrainedModel, folder: Path) -> None:
-    model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Load what `save_model` wrote: the model's weights, and those of an attachment that is on it.
+
+    Args:
+        model: With the attachment on it whose weights were saved, if there was one.
+        folder: The model's folder.
+
+    Raises:
+        RuntimeError: If weights are missing, or there are some that the model has no place for.
+    """
+    saved = type(model).from_pretrained(folder).state_dict()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(f"{OWN_WEIGHTS}.")]
+            saved |= {name: file.get_tensor(name) for name in names}
+    model.load_state_dict(saved)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

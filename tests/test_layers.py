@@ -9,7 +9,18 @@ import pytest
 from nspec_hf import READING_ORDER
 
 PACKAGE = Path(__file__).resolve().parents[1] / "nspec_hf"
-FILES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def dotted(path: Path) -> str:
+    """Return a file's name in the reading order: `gate`, `systems.lass`, or `systems` for its `__init__`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {
+    dotted(path): path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"
+}
+FILES = sorted(PATHS)
 
 
 def own_imports(source: str) -> set[str]:
@@ -21,9 +32,10 @@ def own_imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module == "nspec_hf":
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nspec_hf."):
-            found.add(node.module.split(".")[1])
+            found.add(node.module.removeprefix("nspec_hf."))
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nspec_hf.")}
+            names = [alias.name for alias in node.names if alias.name.startswith("nspec_hf.")]
+            found |= {name.removeprefix("nspec_hf.") for name in names}
     return found
 
 
@@ -34,13 +46,13 @@ def test_the_reading_order_names_every_file_once():
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_imports_only_from_files_above_it(name):
     above = {*READING_ORDER[: READING_ORDER.index(name)], "__version__"}
-    imported = own_imports((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    imported = own_imports(PATHS[name].read_text(encoding="utf-8"))
     assert imported <= above, f"{name}.py imports {sorted(imported - above)}, which stand below it"
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("cli", "__main__")])
 def test_no_file_but_the_command_line_hides_imports_of_ours_in_functions(name):
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(PATHS[name].read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     hidden = {each for function in functions for each in own_imports(ast.unparse(function))}
     assert not hidden
@@ -56,7 +68,7 @@ def test_only_plots_import_matplotlib():
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_one_sitting_and_says_what_it_is(name):
-    text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    text = PATHS[name].read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 350
     assert ast.get_docstring(ast.parse(text))
 

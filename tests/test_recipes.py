@@ -69,7 +69,8 @@ def recipe(name):
 
 
 def result(folder, system):
-    return json.loads((folder / "results" / f"tiny.{system}.json").read_text(encoding="utf-8"))
+    name = "tiny.base.json" if system == "base" else f"tiny.{system}.s1.json"
+    return json.loads((folder / "results" / name).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +99,22 @@ def test_a_base_is_left_with_its_scores_and_the_whole_recipe(based):
 def test_a_system_with_masks_runs_and_says_which(based, system):
     folder, file = based
     recipe("specialize")([file, "--system", system])
-    found, own = result(folder, system), folder / "work" / system
+    found, own = result(folder, system), folder / "work" / system / "s1"
     masks = NeuronMasks.from_pretrained(own / "masks")
-    assert found["masks"] == masks.fingerprint()
+    assert found["extraction"]["masks"] == masks.fingerprint()
     assert masks.pairs == PAIRS
     assert 0 < masks.density() < 1
     kinds = {site.kind for site in masks.sites}
     assert kinds == ({"ffn", "attention", "ffn_out"} if "allocation" in system else {"ffn"})
-    assert found["density"] == {site.name: masks.density(site=site.name) for site in masks.sites}
-    assert found["recording_seconds"] > 0
+    assert found["extraction"]["density"] == {
+        site.name: masks.density(site=site.name) for site in masks.sites
+    }
+    assert found["extraction"]["seconds"] > 0
     stats = ActivationStats.load(own / "nspec_stats.safetensors")
     assert all(stats.sentences(pair) == 8 for pair in PAIRS)
-    assert found["scores"]["generation"]["masks"] == masks.compose("de-fr").compose("fr-de").fingerprint()
+    assert found["attachment"]["masks"] == masks.fingerprint()
+    assert found["attachment"]["gate"]["zero_shot"] == "compose"
+    assert found["extra_bytes"] == len(PAIRS) * sum(-(-site.width // 8) for site in masks.sites)
     assert NeuronMasks.from_pretrained(own / "checkpoint-2" / "nspec_masks") == masks
 
 
@@ -118,7 +123,7 @@ def test_random_masks_are_as_dense_as_the_selected_ones(based):
     for system in ("neuron_specialization", "random"):
         recipe("specialize")([file, "--system", system])
     one, other = (
-        NeuronMasks.from_pretrained(folder / "work" / system / "masks")
+        NeuronMasks.from_pretrained(folder / "work" / system / "s1" / "masks")
         for system in ("neuron_specialization", "random")
     )
     assert one != other
@@ -130,8 +135,9 @@ def test_fine_tuning_has_no_masks_and_the_same_budget(based):
     folder, file = based
     recipe("specialize")([file, "--system", "finetune"])
     found = result(folder, "finetune")
-    assert (found["masks"], found["updates"], found["recording_seconds"]) == (None, 2, None)
-    assert not (folder / "work" / "finetune" / "masks").exists()
+    assert (found["updates"], found["extra_parameters"], found["extra_bytes"]) == (2, 0, 0)
+    assert "extraction" not in found
+    assert not (folder / "work" / "finetune" / "s1" / "masks").exists()
 
 
 def test_what_is_there_is_neither_recorded_trained_nor_translated_again(based, monkeypatch):
@@ -266,10 +272,11 @@ def test_two_processes_leave_what_one_does_and_nobody_waits_forever(based, tmp_p
     ]
     start(launch, RECIPES / "specialize.py", file, *where, "--base", folder / "work" / "base" / "model")
     found = result(tmp_path, "neuron_specialization")
-    assert found["masks"] == result(folder, "neuron_specialization")["masks"]
+    own = result(folder, "neuron_specialization")
+    assert found["extraction"]["masks"] == own["extraction"]["masks"]
     assert found["updates"] == 2
     one, two = (
-        ActivationStats.load(each / "work" / "neuron_specialization" / "nspec_stats.safetensors")
+        ActivationStats.load(each / "work" / "neuron_specialization" / "s1" / "nspec_stats.safetensors")
         for each in (folder, tmp_path)
     )
     assert all((one.tensors()[name] == tensor).all() for name, tensor in two.tensors().items())
@@ -288,5 +295,5 @@ def test_masks_are_pushed_when_all_else_is_done(based, tmp_path):
         }
         start([sys.executable], RECIPES / "specialize.py", file, "--push", "me/masks", **environment)
         files = hub.commits["me/masks"][-1][1]
-    own = folder / "work" / "neuron_specialization" / "masks" / "nspec_masks.safetensors"
+    own = folder / "work" / "neuron_specialization" / "s1" / "masks" / "nspec_masks.safetensors"
     assert files["nspec_masks.safetensors"] == own.read_bytes()

@@ -1,0 +1,18 @@
+"""The compared systems by name; each is a file here, and `system.py` says what a system is."""
+
+from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
+from nspec_hf.systems.plain import Baseline, FineTune
+from nspec_hf.systems.system import System
+
+SYSTEMS: dict[str, type[System]] = {
+    kind.name: kind
+    for kind in (
+        Baseline,
+        FineTune,
+        RandomMasks,
+        Allocation,
+        AllocationByValue,
+        NeuronSpecialization,
+    )
+}
+"""Name → class; a new system is added here."""
