@@ -1,13 +1,15 @@
 """Everything that masks, statistics and scores say, in one call and one folder.
 
 `analyze` runs the analyses of the files above (overlap, kinship, allocation, sweeps, effects) and gathers
-the results; masks alone are enough, statistics add sweeps and importance curves, scores add gains.
+the results; masks alone are enough, statistics add sweeps and importance curves, scores add gains. What only
+the model can answer (erasure, stability; see `probing.py`) is handed in.
 `Analysis.save` writes each result as JSON and CSV, with an overview of the numbers that matter and how they
 were made.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,8 @@ from nspec_hf.allocation import (
     module_score,
     ownership,
 )
-from nspec_hf.effects import Cost, Efficiency, Gains, efficiency, gains
+from nspec_hf.effects import Cost, Efficiency, Gains, SettingGains, efficiency, gains, setting_gains
+from nspec_hf.erasure import Erasure
 from nspec_hf.errors import ConfigError
 from nspec_hf.kinship import FAMILIES, FamilyAgreement, LanguageTree, family_agreement, language_tree
 from nspec_hf.masks import NeuronMasks
@@ -36,7 +39,7 @@ from nspec_hf.pairs import Pair
 from nspec_hf.results import Result, site_label, to_plain
 from nspec_hf.significance import Comparison
 from nspec_hf.stats import ActivationStats
-from nspec_hf.sweeps import AllocationSweep, CoverageSweep, allocation_sweep, coverage_sweep
+from nspec_hf.sweeps import AllocationSweep, CoverageSweep, Stability, allocation_sweep, coverage_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,9 @@ class Analysis:
     curves: tuple[ImportanceCurves, ...] = ()
     gains: Gains | None = None
     comparison: Comparison | None = None
+    setting_gains: tuple[SettingGains, ...] = ()
+    erasure: Erasure | None = None
+    stability: Stability | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     """Result → why it is missing."""
 
@@ -75,10 +81,11 @@ class Analysis:
     def results(self) -> dict[str, Result]:
         """Return name → result, for those that are there; importance curves are only drawn."""
         names = ("overlap", "density", "progression", "agreement", "ownership", "layer_score", "module_score")
-        names += ("efficiency", "coverage_sweep", "allocation_sweep", "gains")
+        names += ("efficiency", "coverage_sweep", "allocation_sweep", "gains", "erasure", "stability")
         found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.gains is not None:
             found["gains_by_group"] = self.gains.by_group()
+        found |= {file_name("gains against", each.setting): each for each in self.setting_gains}
         return found | {f"tree_{name.replace('.', '_')}": tree for name, tree in self.trees.items()}
 
     def overview(self) -> dict[str, Any]:
@@ -135,11 +142,14 @@ def analyze(
     *,
     comparison: Comparison | None = None,
     baseline: str | None = None,
+    metric: str = "",
     tiers: Mapping[str, str] | None = None,
     pivot: str | None = None,
     seconds: float = math.nan,
     model_width: int | None = None,
     costs: Sequence[Cost] = (),
+    by_setting: Mapping[str, Mapping[float, Mapping[str, float]]] | None = None,
+    probed: Sequence[Erasure | Stability | SettingGains] = (),
     seed: int = 1,
 ) -> Analysis:
     """Run every analysis that the given things allow.
@@ -151,11 +161,15 @@ def analyze(
         families: Language → family; None takes `kinship.FAMILIES`.
         comparison: Significance of the gains, shown beside them.
         baseline: Which system of `scores` the others are compared with; None takes the first.
+        metric: The name of the scores.
         tiers: Language → resource tier, for groups of gains.
         pivot: The language that the trained pairs share; None finds it.
         seconds: How long recording and selection took, for the efficiency table.
         model_width: D of the model, for the size of the masks in the released format.
         costs: Other systems' rows of the efficiency table.
+        by_setting: Setting → value → pair → score, of models trained with other settings; adds their mean
+            gain over the baseline.
+        probed: Results of `probing.py`.
         seed: Of the permutation test.
 
     Raises:
@@ -181,11 +195,19 @@ def analyze(
         layer_score=layer_score(masks),
         module_score=module_score(masks),
         efficiency=efficiency(masks, seconds=seconds, model_width=model_width, others=costs),
-        gains=_gains(scores, baseline, tiers, pivot, notes),
+        gains=_gains(scores, baseline, metric, tiers, pivot, notes),
         comparison=comparison,
+        setting_gains=_against_settings(scores, baseline, by_setting or {}, probed, pivot or "en"),
+        erasure=next((each for each in probed if isinstance(each, Erasure)), None),
+        stability=next((each for each in probed if isinstance(each, Stability)), None),
         notes=notes,
         **_from_stats(stats, notes),
     )
+
+
+def file_name(*words: str) -> str:
+    """Return words as a file's name: letters, digits and underscores."""
+    return "_".join(re.findall(r"[a-z0-9]+", " ".join(words).lower()))
 
 
 def general_share(masks: NeuronMasks) -> float:
@@ -231,6 +253,7 @@ def _from_stats(stats: ActivationStats | None, notes: dict[str, str]) -> dict[st
 def _gains(
     scores: Mapping[str, Mapping[str, float]] | None,
     baseline: str | None,
+    metric: str,
     tiers: Mapping[str, str] | None,
     pivot: str | None,
     notes: dict[str, str],
@@ -238,4 +261,22 @@ def _gains(
     if not scores or (baseline is None and len(scores) < 2):
         notes["groups of gains"] = "scores of a baseline and another system were not given"
         return None
-    return gains(scores, baseline or next(iter(scores)), tiers=tiers, pivot=pivot or "en")
+    name = baseline or next(iter(scores))
+    return gains(scores, name, tiers=tiers, pivot=pivot or "en", metric=metric)
+
+
+def _against_settings(
+    scores: Mapping[str, Mapping[str, float]] | None,
+    baseline: str | None,
+    by_setting: Mapping[str, Mapping[float, Mapping[str, float]]],
+    probed: Sequence[Result],
+    pivot: str,
+) -> tuple[SettingGains, ...]:
+    if by_setting and not scores:
+        raise ConfigError("gains against a setting need scores of the baseline")
+    name = baseline or next(iter(scores or {}), "")
+    trained = [
+        setting_gains(setting, values, (scores or {}).get(name, {}), pivot=pivot)
+        for setting, values in by_setting.items()
+    ]
+    return (*trained, *(each for each in probed if isinstance(each, SettingGains)))

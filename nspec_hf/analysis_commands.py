@@ -1,18 +1,31 @@
 """What `nspec analyze` and `nspec report` do: all that masks, statistics and scores say about neurons."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
 from nspec_hf.analysis import Analysis
 from nspec_hf.analysis import analyze as analyze_masks
+from nspec_hf.config import RecordConfig
+from nspec_hf.corpus import PairText, read_corpus
 from nspec_hf.effect_plots import draw_all
+from nspec_hf.effects import SettingGains
+from nspec_hf.encoded import encode_corpus
+from nspec_hf.erasure import Erasure, erasure_effect
+from nspec_hf.errors import ArtefactError, ConfigError
+from nspec_hf.languages import language_tags
 from nspec_hf.masks import NeuronMasks
+from nspec_hf.overlap import find_pivot
+from nspec_hf.probing import ProbeConfig, masked_gains, recordings, scorer
 from nspec_hf.report import write_report
 from nspec_hf.scoreboard import SystemScores
 from nspec_hf.significance import Comparison
 from nspec_hf.stats import ActivationStats
+from nspec_hf.sweeps import Stability, stability
 from nspec_hf.tables import Table
 
 
@@ -27,11 +40,18 @@ def analyze(
     families: Mapping[str, str] | None = None,
     tiers: Mapping[str, str] | None = None,
     pivot: str | None = None,
+    seconds: float | None = None,
+    model_width: int | None = None,
+    by_setting: Mapping[str, Mapping[float, str]] | None = None,
+    probe: ProbeConfig | None = None,
     figures: bool = True,
 ) -> None:
     """Draw and tabulate what each pair's neurons have in common: overlap, progression, tree, density, gains.
 
     Example: nspec analyze --masks masks --stats nspec_stats.safetensors --output analysis
+
+    With `--probe.model` and `--probe.corpus.path` it also asks the model: what erasing neurons costs, and how
+    stable the masks are.
 
     Args:
         masks: Folder or Hub repository of masks.
@@ -44,9 +64,33 @@ def analyze(
         families: Language → family; none takes a table of 60 languages.
         tiers: Language → resource tier.
         pivot: The language that the trained pairs share; none finds it.
+        seconds: How long recording and selection took.
+        model_width: Width D of the model; adds the size of the masks in the released format.
+        by_setting: Setting → value → JSON file of scores, of models trained with other settings:
+            '{coverage k: {0.9: a.json, 0.95: b.json}}'; adds mean gains over the baseline.
+        probe: Questions to the model itself.
         figures: Whether to draw.
     """
-    found = _analysis(masks, stats, scores, comparison, baseline, metric, families, tiers, pivot)
+    held = NeuronMasks.from_pretrained(masks)
+    recorded = ActivationStats.load(stats) if stats else None
+    found = analyze_masks(
+        held,
+        recorded,
+        _values(scores, metric),
+        families,
+        comparison=_comparison(comparison),
+        baseline=baseline,
+        metric=metric,
+        tiers=tiers,
+        pivot=pivot,
+        seconds=math.nan if seconds is None else seconds,
+        model_width=model_width,
+        by_setting={
+            setting: {value: _one(path, metric) for value, path in files.items()}
+            for setting, files in (by_setting or {}).items()
+        },
+        probed=_probed(held, recorded, probe, pivot) if probe else (),
+    )
     found.save(output)
     drawn = draw_all(found, output) if figures else []
     sys.stdout.write(f"{_agreement_table(found)}\n{output}: tables and {len(drawn)} files of figures\n")
@@ -64,6 +108,8 @@ def report(
     families: Mapping[str, str] | None = None,
     tiers: Mapping[str, str] | None = None,
     pivot: str | None = None,
+    seconds: float | None = None,
+    model_width: int | None = None,
 ) -> None:
     """Write one HTML page that shows what each pair's neurons do; it opens anywhere and loads nothing.
 
@@ -81,8 +127,22 @@ def report(
         families: Language → family; none takes a table of 60 languages.
         tiers: Language → resource tier.
         pivot: The language that the trained pairs share; none finds it.
+        seconds: How long recording and selection took.
+        model_width: Width D of the model; adds the size of the masks in the released format.
     """
-    found = _analysis(masks, stats, scores, comparison, baseline, metric, families, tiers, pivot)
+    found = analyze_masks(
+        NeuronMasks.from_pretrained(masks),
+        ActivationStats.load(stats) if stats else None,
+        _values(scores, metric),
+        families,
+        comparison=_comparison(comparison),
+        baseline=baseline,
+        metric=metric,
+        tiers=tiers,
+        pivot=pivot,
+        seconds=math.nan if seconds is None else seconds,
+        model_width=model_width,
+    )
     path = write_report(found, output, title)
     sys.stdout.write(f"{path}: {path.stat().st_size / 1024:.0f} KiB\n")
 
@@ -97,28 +157,55 @@ def _agreement_table(found: Analysis) -> Table:
     return Table(title=title, columns=columns, rows=rows, notes=(note,), digits=4)
 
 
-def _analysis(
-    masks: str,
-    stats: str | None,
-    scores: Sequence[str],
-    comparison: str | None,
-    baseline: str | None,
-    metric: str,
-    families: Mapping[str, str] | None,
-    tiers: Mapping[str, str] | None,
-    pivot: str | None,
-) -> Analysis:
-    systems = [_read_scores(path) for path in scores]
-    return analyze_masks(
-        NeuronMasks.from_pretrained(masks),
-        ActivationStats.load(stats) if stats else None,
-        {each.name: {pair: each.value(pair, metric) for pair in each.pairs} for each in systems} or None,
-        families,
-        comparison=Comparison.from_json(Path(comparison).read_text(encoding="utf-8")) if comparison else None,
-        baseline=baseline,
-        tiers=tiers,
-        pivot=pivot,
-    )
+def _probed(
+    masks: NeuronMasks, stats: ActivationStats | None, probe: ProbeConfig, pivot: str | None
+) -> list[Erasure | Stability | SettingGains]:
+    """Ask the model what `probe` asks."""
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(probe.model).eval()
+        tokenizer = AutoTokenizer.from_pretrained(probe.model)
+    except OSError as error:
+        raise ArtefactError(
+            f"{probe.model} is no model's folder, nor was it found on the Hub: {error}"
+        ) from error
+    found: list[Erasure | Stability | SettingGains] = []
+    if probe.erase or probe.coverages or probe.generals:
+        tests = [
+            _first(text, probe.lines) for text in read_corpus(probe.corpus, masks.pairs, probe.test_split)
+        ]
+        score = scorer(model, tokenizer, tests, probe.metric, probe.translate, probe.codes)
+        if probe.erase:
+            found.append(erasure_effect(masks, score, probe.erase_of))
+        if probe.coverages or probe.generals:
+            if stats is None:
+                raise ConfigError("masks of other settings are selected from statistics; give --stats FILE")
+            pivot = pivot or find_pivot(masks.pairs) or "en"
+            found += masked_gains(score, stats, probe.coverages, probe.generals, pivot=pivot)
+    if probe.sizes:
+        texts = read_corpus(probe.corpus, masks.pairs, probe.split)
+        encoded = encode_corpus(texts, language_tags(tokenizer, probe.codes))
+        count = RecordConfig(count=stats.count) if stats else RecordConfig()
+        recorded = recordings(model, tokenizer, encoded, probe.sizes, probe.seeds, count, probe.codes)
+        found.append(stability(recorded, masks.recipe.settings.get("coverage", 0.95)))
+    return found
+
+
+def _first(text: PairText, lines: int) -> PairText:
+    return PairText(text.pair, text.sources[:lines], text.targets[:lines])
+
+
+def _values(paths: Sequence[str], metric: str) -> dict[str, dict[str, float]] | None:
+    """Return system → pair → score of the files of scores."""
+    systems = [_read_scores(path) for path in paths]
+    return {each.name: {pair: each.value(pair, metric) for pair in each.pairs} for each in systems} or None
+
+
+def _one(path: str, metric: str) -> dict[str, float]:
+    return next(iter((_values([path], metric) or {}).values()))
+
+
+def _comparison(path: str | None) -> Comparison | None:
+    return Comparison.from_json(Path(path).read_text(encoding="utf-8")) if path else None
 
 
 def _read_scores(path: str) -> SystemScores:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nspec_hf.analysis import Analysis
-from nspec_hf.effects import Gains
+from nspec_hf.analysis import Analysis, file_name
+from nspec_hf.effects import Gains, SettingGains
 from nspec_hf.erasure import Erasure
 from nspec_hf.pairs import ZERO_SHOT
 from nspec_hf.plots import (
@@ -73,6 +73,23 @@ def draw_coverage_sweep(sweep: CoverageSweep, mean_gains: Mapping[float, float] 
         gained.plot(list(mean_gains), list(mean_gains.values()), "D-", color=GREEN, label="mean gain")
         gained.axhline(0, color=GREEN, lw=0.6)
         gained.set_ylabel("mean gain over the baseline", color=GREEN)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_setting_gains(result: SettingGains) -> Figure:
+    """Draw mean gain against a setting, a line a group of pairs (Tan et al., Fig. 5; Xie et al., Fig. 4)."""
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    styles = zip(("--o", "--s", "--^", "-D"), (BLUE, ORANGE, PALETTE[4], "black"), strict=True)
+    # "all" comes last, and is the one in black.
+    shown = [*result.groups[:-1][:3], "all"] if len(result.groups) > 2 else ["all"]
+    for name, (style, colour) in zip(shown, list(styles)[-len(shown) :], strict=True):
+        column = result.groups.index(name)
+        label = f"{name} ({int(result.pairs[:, column].max())})"
+        axes.plot(result.values, result.mean[:, column], style, color=colour, label=label, ms=5)
+    axes.axhline(0, color="#444444", lw=0.8)
+    axes.set(xlabel=result.setting, ylabel="mean gain over the baseline")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -145,11 +162,10 @@ def draw_gains(
 ) -> Figure:
     """Draw one system's gain on every pair, coloured by significance where it was tested."""
     row = result.systems.index(system)
-    verdicts = {
-        r.pair: r.verdict
-        for r in (comparison.rows if comparison else ())
-        if r.system_name == system and metric in (None, r.metric)
-    }
+    rows = [r for r in (comparison.rows if comparison else ()) if r.system_name == system]
+    # A comparison may hold several metrics; the verdict must be that of the metric whose gains are drawn.
+    metric = metric or result.metric or next((r.metric for r in rows), None)
+    verdicts = {r.pair: r.verdict for r in rows if r.metric == metric}
     order = np.argsort(result.change[row])
     figure = Figure(figsize=(6.5, 1.2 + 0.17 * len(order)), layout="constrained")
     axes = figure.subplots()
@@ -159,7 +175,7 @@ def draw_gains(
     )
     axes.set_yticks(range(len(order)), [result.pairs[i] for i in order], fontsize=7)
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_xlabel(f"{system} − {result.baseline}")
+    axes.set_xlabel(f"{metric or 'score'}: {system} − {result.baseline}")
     axes.margins(y=0.01)
     named = [Patch(color=colour, label=name) for name, colour in VERDICTS.items() if name in shown]
     if named:
@@ -229,12 +245,20 @@ def draw_all(analysis: Analysis, folder: str | Path) -> list[Path]:
                 analysis.trees[site.name], analysis.families, site_label(site)
             )
     if analysis.coverage_sweep is not None:
-        figures["coverage_sweep"] = draw_coverage_sweep(analysis.coverage_sweep)
+        against = next((each for each in analysis.setting_gains if each.setting.startswith("coverage")), None)
+        mean_gains = against and dict(zip(against.values, against.mean[:, -1], strict=True))
+        figures["coverage_sweep"] = draw_coverage_sweep(analysis.coverage_sweep, mean_gains)
     if analysis.allocation_sweep is not None:
         figures["allocation_sweep"] = draw_allocation_sweep(analysis.allocation_sweep)
     for curve in analysis.curves:
         figures[f"importance_{site_label(curve.site).replace(' ', '_')}"] = draw_importance(curve)
     figures |= _gain_figures(analysis)
+    if analysis.erasure is not None:
+        figures["erasure"] = draw_erasure(analysis.erasure)
+    if analysis.stability is not None:
+        figures["stability"] = draw_stability(analysis.stability)
+    for each in analysis.setting_gains:
+        figures[file_name("gains against", each.setting)] = draw_setting_gains(each)
     return [path for name, figure in figures.items() for path in save_figure(figure, folder, name)]
 
 

@@ -2,8 +2,8 @@
 
 Gains are scores minus a baseline's, pair by pair and in groups. With bilingual models as the baseline a
 loss is interference and a gain is synergy (Tan et al., EMNLP 2024, Table 4); on zero-shot pairs they are
-Fig. 4; one system a coverage k gives Fig. 5. Costs are extra parameters, extra memory and extraction time
-(Table 5).
+Fig. 4; one system for each coverage k gives Fig. 5 (`setting_gains`). Costs are extra parameters, extra
+memory and extraction time (Table 5).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,8 @@ class Gains(Result):
     """The baseline's scores."""
     groups: tuple[str, ...]
     """Group of each pair: its direction, and its language's resource tier where tiers are known."""
+    metric: str = ""
+    """Which score; empty if it was not said."""
 
     def by_group(self) -> "GroupedGains":
         """Return mean gain and the number of gains and losses in each group, and over all pairs."""
@@ -74,6 +76,7 @@ def gains(
     *,
     tiers: Mapping[str, str] | None = None,
     pivot: str = "en",
+    metric: str = "",
 ) -> Gains:
     """Compare each system's scores with the baseline's.
 
@@ -83,6 +86,7 @@ def gains(
         tiers: Language → resource tier (`high`, `med`, `low`). A pair's tier is that of its language other
             than the pivot; of a zero-shot pair both are named.
         pivot: The language that trained pairs share.
+        metric: The name of the score.
 
     Raises:
         ConfigError: If the baseline has no scores.
@@ -106,6 +110,59 @@ def gains(
         change=score_SP - reference_P,
         reference=reference_P,
         groups=tuple(_group(pair, tiers or {}, pivot) for pair in pairs),
+        metric=metric,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingGains(Result):
+    """Mean gain over a baseline against one setting.
+
+    With coverage k as the setting these are Tan et al., Fig. 5; with the threshold k or the share ρ, Xie et
+    al., Fig. 4 and Table 3.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+    """The setting's values, in rising order."""
+    groups: tuple[str, ...]
+    """Groups of pairs, and `all`."""
+    mean: np.ndarray = field(metadata=axes(value="values", group="groups"))
+    """Mean change of the score."""
+    pairs: np.ndarray = field(metadata=axes(value="values", group="groups"))
+    """Pairs with a score."""
+
+
+def setting_gains(
+    setting: str,
+    scores: Mapping[float, Mapping[str, float]],
+    baseline: Mapping[str, float],
+    *,
+    pivot: str = "en",
+) -> SettingGains:
+    """Return mean gains by group for each value of a setting.
+
+    Args:
+        setting: What the setting is called: `coverage k`.
+        scores: Value → pair → score.
+        baseline: Pair → score, the same for all values.
+        pivot: The language that trained pairs share.
+
+    Raises:
+        ConfigError: If there is no value, or the baseline has no scores.
+        UnknownPairError: If a value's scores share no pair with the baseline's.
+    """
+    values = sorted(scores)
+    if not values:
+        raise ConfigError(f"no values of {setting} were given")
+    named = {"baseline": baseline, **{f"{value:g}": scores[value] for value in values}}
+    grouped = gains(named, "baseline", pivot=pivot).by_group()
+    return SettingGains(
+        setting=setting,
+        values=tuple(values),
+        groups=grouped.groups,
+        mean=grouped.mean,
+        pairs=grouped.pairs,
     )
 
 

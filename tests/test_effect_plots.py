@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from nspec_hf import effect_plots
 from nspec_hf.analysis import analyze
-from nspec_hf.effects import gains
+from nspec_hf.effects import gains, setting_gains
 from nspec_hf.erasure import erasure_effect
 from nspec_hf.sweeps import stability
 from tests.kin import FAMILIES, PAIRS, kin_comparison, kin_masks, kin_scores, kin_stats
@@ -38,6 +40,27 @@ def test_bars_of_gains_wear_the_colour_of_their_verdict(analysis):
         assert bar.get_width() == pytest.approx(analysis.gains.change[0, analysis.gains.pairs.index(name)])
 
 
+def test_the_verdict_shown_is_that_of_the_metric_whose_gains_are_drawn(analysis):
+    rows = analysis.comparison.rows
+    other = tuple(replace(row, metric="chrf++", verdict="worse") for row in rows)
+    both = replace(analysis.comparison, rows=(*rows, *other))
+    for found, wanted in ((analysis.gains, rows), (replace(analysis.gains, metric="chrf++"), other)):
+        axes = effect_plots.draw_gains(found, "specialized", both).axes[0]
+        colours = {row.pair: _rgb(effect_plots.VERDICTS[row.verdict]) for row in wanted}
+        for label, bar in zip(axes.get_yticklabels(), axes.patches, strict=True):
+            assert bar.get_facecolor()[:3] == pytest.approx(colours[label.get_text()])
+    assert axes.get_xlabel().startswith("chrf++: ")
+
+
+def test_gains_against_a_setting_have_a_line_a_group_and_one_of_all():
+    baseline = {"en-de": 10.0, "de-en": 20.0, "de-fr": 2.0}
+    scores = {k: {pair: value + 10 * k for pair, value in baseline.items()} for k in (0.5, 0.9)}
+    axes = effect_plots.draw_setting_gains(setting_gains("coverage k", scores, baseline)).axes[0]
+    labels = [line.get_label() for line in axes.lines[:-1]]
+    assert labels == ["one-to-many (1)", "many-to-one (1)", "zero-shot (1)", "all (3)"]
+    assert all(list(line.get_ydata()) == pytest.approx([5.0, 9.0]) for line in axes.lines[:-1])
+
+
 def test_groups_and_zero_shot_and_erasure_and_stability_are_drawn():
     scores = kin_scores()
     scores = {name: {**own, "de-fr": 5.0, "fr-de": 6.0} for name, own in scores.items()}
@@ -53,6 +76,24 @@ def test_groups_and_zero_shot_and_erasure_and_stability_are_drawn():
     np.testing.assert_allclose(heights, erased.change[1:].ravel())
     stable = stability({"a": kin_stats(seed=0), "b": kin_stats(seed=1)})
     assert effect_plots.draw_stability(stable).axes[0].images
+
+
+def test_what_a_model_was_asked_is_drawn_and_written_too(analysis, tmp_path):
+    masks, stats, scores = kin_masks(), kin_stats(), kin_scores()
+    probed = [
+        erasure_effect(masks, lambda given: {p: given.density(p) for p in PAIRS}),
+        stability({"100": stats, "all": kin_stats(seed=1)}),
+        setting_gains(
+            "share ρ, without training", {0.9: kin_scores()["specialized"]}, kin_scores()["baseline"]
+        ),
+    ]
+    by_setting = {"coverage k": {0.8: scores["specialized"]}}
+    found = analyze(masks, stats, scores, FAMILIES, by_setting=by_setting, probed=probed, metric="bleu")
+    drawn = {path.stem for path in effect_plots.draw_all(found, tmp_path)}
+    asked = {"erasure", "stability", "gains_against_coverage_k", "gains_against_share_without_training"}
+    assert asked <= drawn
+    assert asked <= {path.stem for path in found.save(tmp_path)}
+    assert found.gains.metric == "bleu"
 
 
 def test_everything_that_an_analysis_holds_is_drawn(analysis, tmp_path):

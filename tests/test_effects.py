@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nspec_hf.effects import Cost, efficiency, gains
+from nspec_hf.effects import Cost, efficiency, gains, setting_gains
 from nspec_hf.errors import ConfigError, UnknownPairError
 from nspec_hf.masks import NeuronMasks
 
@@ -44,6 +44,18 @@ def test_a_missing_baseline_or_a_stranger_is_refused():
         gains(SCORES, "base")
     with pytest.raises(UnknownPairError, match="'other'"):
         gains({**SCORES, "other": {"en-fr": 1.0}}, "bilingual")
+
+
+def test_gains_against_a_setting_are_means_by_group_in_rising_order():
+    by_value = {0.95: SCORES["specialized"], 0.5: SCORES["multilingual"]}
+    result = setting_gains("coverage k", by_value, BILINGUAL)
+    assert result.values == (0.5, 0.95)
+    assert result.groups == ("one-to-many", "many-to-one", "zero-shot", "all")
+    assert result.mean[0].tolist() == pytest.approx([(-1.5 + 4) / 2, 0.0, 1.0, 3.5 / 4])
+    assert result.mean[1].tolist() == pytest.approx([(-0.5 + 5) / 2, 1.0, math.nan, 5.5 / 3], nan_ok=True)
+    assert result.pairs[1].tolist() == [2, 1, 0, 3]
+    with pytest.raises(ConfigError, match="no values of coverage k"):
+        setting_gains("coverage k", {}, BILINGUAL)
 
 
 def test_masks_cost_bits_and_no_parameter():
