@@ -184,8 +184,15 @@ def _by_coverage(stats: ActivationStats, config: SelectConfig) -> Choice:
         )
     counts = {site.name: stats.counts[site.name].cpu() for site in sites}
     _warn_silent(stats.pairs, counts, "nothing")
-    keep = {name: select_by_coverage(counts_PF, config.coverage) for name, counts_PF in counts.items()}
-    return Choice(pairs=stats.pairs, keep=keep, recipe=_recipe(stats, config, "coverage"))
+    keep = {}
+    for site in sites:
+        group_P = _groups(stats.pairs, config.by, site.side)
+        counts_GF = torch.zeros(int(group_P.max()) + 1, site.width, dtype=counts[site.name].dtype)
+        counts_GF.index_add_(0, group_P, counts[site.name])
+        own = config.coverage_decoder if site.side == "decoder" else None
+        keep[site.name] = select_by_coverage(counts_GF, config.coverage if own is None else own)[group_P]
+    recipe = _recipe(stats, config, "coverage", "coverage_decoder", "by")
+    return Choice(pairs=stats.pairs, keep=keep, recipe=recipe)
 
 
 def _by_importance(stats: ActivationStats, config: SelectConfig) -> Choice:

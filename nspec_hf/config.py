@@ -76,6 +76,9 @@ class SelectConfig:
     coverage: float = 0.95
     """For `coverage`: k of Eq. 1, the share of a layer's activations to cover, in (0, 1]."""
 
+    coverage_decoder: float | None = None
+    """For `coverage`: the decoder's k, where it is not the encoder's; None takes `coverage` on both sides."""
+
     sides: tuple[str, ...] = ("encoder", "decoder")
     """Which sides get masks; sites of the other side stay dense."""
 
@@ -87,8 +90,8 @@ class SelectConfig:
     [0, 1]."""
 
     by: Literal["pair", "source", "target", "separate"] = "pair"
-    """For `te` and `av`: allocate per pair, per source language, per target language, or per source in the
-    encoder and per target in the decoder."""
+    """Select per pair, per source language, per target language, or per source in the encoder and per target
+    in the decoder; pairs that share the language share one mask. Not for `random`."""
 
     density: float = 0.7
     """For `random`: the share of neurons kept at every site, in (0, 1]."""
@@ -101,6 +104,8 @@ class SelectConfig:
         methods = ("coverage", "te", "av", "random")
         _require(self.method in methods, f"method is one of {', '.join(methods)}, got {self.method!r}")
         _require_share("coverage", self.coverage, above_zero=True)
+        if self.coverage_decoder is not None:
+            _require_share("coverage_decoder", self.coverage_decoder, above_zero=True)
         _require_share("general", self.general)
         _require_share("threshold", self.threshold)
         _require_share("density", self.density, above_zero=True)

@@ -197,6 +197,20 @@ class NeuronGate(Attachment):
                 f"({own.fingerprint()}); load those with NeuronMasks.from_pretrained({str(folder)!r})"
             )
 
+    def replace_masks(self, masks: NeuronMasks) -> None:
+        """Go on with other masks for the same pairs and sites, as when they are selected anew in training.
+
+        Raises:
+            ConfigError: If pairs or sites differ, or the mode is `slice`, which keeps slices of the old ones.
+        """
+        if self.config.mode == "slice":
+            raise ConfigError("mode 'slice' cannot change masks on the way; use mode 'mask' or 'gradient'")
+        if masks.pairs != self.masks.pairs or set(masks.keep) != set(self.masks.keep):
+            raise ConfigError("other masks must be for the same pairs and sites; make a new gate for others")
+        self.masks = masks
+        for site in self._sites:
+            site.take_masks(masks.keep[site.site.name])
+
     def _compare_weights(self) -> str:
         counted = self.masks.recipe.weight_fingerprint
         if not counted:

@@ -80,7 +80,12 @@ class NeuronMasks(SavedMasks):
 
     @classmethod
     def from_coverage(
-        cls, stats: ActivationStats, coverage: float = 0.95, sides: Sequence[str] = SIDES
+        cls,
+        stats: ActivationStats,
+        coverage: float = 0.95,
+        sides: Sequence[str] = SIDES,
+        coverage_decoder: float | None = None,
+        by: str = "pair",
     ) -> "NeuronMasks":
         """Keep the most active neurons of each feed-forward site (Tan et al. 2024, Eq. 1).
 
@@ -91,11 +96,20 @@ class NeuronMasks(SavedMasks):
             stats: What was recorded.
             coverage: k of Eq. 1: the share of a site's activations to cover, in (0, 1].
             sides: Which sides get masks; the other stays dense.
+            coverage_decoder: The decoder's k, where it is not the encoder's.
+            by: `pair` (the paper), or `source`, `target` or `separate`: see `from_importance`.
 
         Raises:
             ConfigError: If `coverage` is out of range, or a side is unknown or has no feed-forward site.
         """
-        return cls.from_config(stats, SelectConfig(method="coverage", coverage=coverage, sides=tuple(sides)))
+        config = SelectConfig(
+            method="coverage",
+            coverage=coverage,
+            coverage_decoder=coverage_decoder,
+            by=by,
+            sides=tuple(sides),
+        )
+        return cls.from_config(stats, config)
 
     @classmethod
     def from_importance(

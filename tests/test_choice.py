@@ -102,6 +102,32 @@ def test_pairs_that_share_a_language_get_what_recording_them_as_one_pair_would_g
         assert torch.equal(choice.general[name], general_F)
 
 
+@pytest.mark.parametrize(
+    ("by", "encoder", "decoder"),
+    [("source", 0, 0), ("target", 1, 1), ("separate", 0, 1)],
+)
+def test_coverage_of_pairs_that_share_a_language_is_that_of_their_counts_together(by, encoder, decoder):
+    stats = made_up_stats()
+    choice = choose(stats, SelectConfig(coverage=0.7, by=by))
+    for name, position in ((ENCODER, encoder), (DECODER, decoder)):
+        for row, pair in enumerate(stats.pairs):
+            language = (pair.source, pair.target)[position]
+            alike = [each for each in stats.pairs if (each.source, each.target)[position] == language]
+            together = sum(stats[each][name] for each in alike)
+            assert torch.equal(choice.keep[name][row], select_by_coverage(together, 0.7))
+    assert not torch.equal(choice.keep[ENCODER], choose(stats, SelectConfig(coverage=0.7)).keep[ENCODER])
+    assert choice.recipe.settings["by"] == by
+
+
+def test_the_decoder_may_have_a_coverage_of_its_own():
+    stats = made_up_stats()
+    choice = choose(stats, SelectConfig(coverage=0.8, coverage_decoder=0.5))
+    for row, pair in enumerate(stats.pairs):
+        assert torch.equal(choice.keep[ENCODER][row], select_by_coverage(stats[pair][ENCODER], 0.8))
+        assert torch.equal(choice.keep[DECODER][row], select_by_coverage(stats[pair][DECODER], 0.5))
+    assert choice.recipe.settings["coverage_decoder"] == 0.5
+
+
 def test_rows_that_never_fired_are_named_in_one_warning():
     stats = made_up_stats()
     stats.counts[ENCODER][1] = 0

@@ -1,14 +1,11 @@
 """The recipes, as they are started: base, every system, stopped and begun again, in two processes, pushed."""
 
-import importlib.util
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from nspec_hf.checkpoints import what_is_broken
 from nspec_hf.errors import ConfigError, CorpusError
@@ -18,59 +15,13 @@ from nspec_hf.stats import ActivationStats
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.hub_stand_in import TOKEN, HubStandIn
-from tests.tiny_text import PAIRS, write_text
+from tests.tiny_experiment import RECIPES, experiment, recipe, result
+from tests.tiny_text import PAIRS
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
 TESTED = [*PAIRS, "de-fr", "fr-de"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
-
-
-def experiment(folder):
-    """Write text and settings of a run of seconds; return the settings' file."""
-    write_text(folder / "text", train=40, valid=8, test=4)
-    batches = {"max_tokens": 128, "max_length": 32}
-    arguments = {
-        "save_steps": 2,
-        "eval_steps": 2,
-        "logging_steps": 1,
-        "warmup_steps": 1,
-        "disable_tqdm": True,
-    }
-    layers = {
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-    }
-    content = {
-        "name": "tiny",
-        "work": str(folder / "work"),
-        "results": str(folder / "results"),
-        "data": {"corpus": {"path": str(folder / "text")}, "languages": ["en", "de", "fr"]},
-        "vocabulary": {"size": 70},
-        "model": {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "dropout": 0.1, **layers},
-        "pretrain": {"batches": batches, "arguments": {**arguments, "max_steps": 4}},
-        "specialize": {"batches": batches, "arguments": {**arguments, "max_steps": 2}},
-        "translate": {"num_beams": 2, "length_extra": 4, "progress": False},
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return str(path)
-
-
-def recipe(name):
-    """Return the `main` of a script."""
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-def result(folder, system):
-    name = "tiny.base.json" if system == "base" else f"tiny.{system}.s1.json"
-    return json.loads((folder / "results" / name).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

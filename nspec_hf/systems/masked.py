@@ -1,17 +1,27 @@
 """Systems that are masks: neuron specialization, allocation by importance, and the control, random masks."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from transformers import PreTrainedModel
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from nspec_hf.attachment import Attachment
+from nspec_hf.attachment import Attachment, attachment_of
+from nspec_hf.checkpoints import last_checkpoint
 from nspec_hf.config import GateConfig, RecordConfig, SelectConfig
-from nspec_hf.gate import NeuronGate
+from nspec_hf.errors import ConfigError
+from nspec_hf.gate import MASKS_FOLDER, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.provenance import plain
+from nspec_hf.stats import ActivationStats
 from nspec_hf.systems.system import System, Workbench
 
 _MASKS = "masks"
@@ -57,13 +67,37 @@ class Masked(System):
             pivot=bench.config.data.pivot,
             **{name: value for name, value in given.items() if value is not None},
         )
-        masks = NeuronMasks.from_pretrained(bench.folder / _MASKS)
-        return NeuronGate(model, masks, settings).attach()
+        return NeuronGate(model, self.kept_masks(bench), settings).attach()
+
+    def kept_masks(self, bench: Workbench) -> NeuronMasks:
+        """Return the masks that training goes on with, or ended with: the last checkpoint's, if any."""
+        checkpoint = last_checkpoint(bench.folder)
+        folder = bench.folder / _MASKS if checkpoint is None else Path(checkpoint) / MASKS_FOLDER
+        return NeuronMasks.from_pretrained(folder)
 
     def extra_bytes(self, bench: Workbench) -> int:
         """Return the size of the masks: a bit for each neuron, whole bytes a site and pair."""
-        masks = NeuronMasks.from_pretrained(bench.folder / _MASKS)
+        masks = self.kept_masks(bench)
         return len(masks) * sum((site.width + 7) // 8 for site in masks.sites)
+
+
+class RefreshMasks(TrainerCallback):
+    """Selects the gate's masks anew after every so many updates.
+
+    Args:
+        every: Updates between two selections.
+        masks: Returns the masks of the model as it is now.
+    """
+
+    def __init__(self, every: int, masks: Callable[[], NeuronMasks]) -> None:
+        self.every, self.masks = every, masks
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Select, unless training ends here."""
+        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            attachment_of(kwargs["model"]).replace_masks(self.masks())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +110,52 @@ class NeuronSpecialization(Masked):
     coverage: float | None = None
     """k of Eq. 1: share of a layer's activations that the kept neurons cover, in (0, 1]."""
 
+    coverage_decoder: float | None = None
+    """The decoder's k, where it is not the encoder's."""
+
+    by: Literal["pair", "source", "target", "separate"] | None = None
+    """Who shares a mask; see `SelectConfig.by`."""
+
     sides: Sequence[str] | None = None
     """Which sides are gated: encoder, decoder."""
 
     count: Literal["tokens", "sentences"] | None = None
     """What is counted; see `RecordConfig.count`."""
 
+    refresh_every: int | None = None
+    """Select the masks anew after every so many updates, from the weights as they are then (beyond the
+    paper); None keeps the base's."""
+
     def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
         """Return the masks by coverage."""
-        record = _with(bench.config.record, count=self.count)
+        return self.select(bench.recorded(model, self.record(bench)), bench)
+
+    def record(self, bench: Workbench) -> RecordConfig:
+        """Return what is counted."""
+        return _with(bench.config.record, count=self.count)
+
+    def select(self, stats: ActivationStats, bench: Workbench) -> NeuronMasks:
+        """Return the masks by coverage of what was counted."""
+        given = {"coverage": self.coverage, "coverage_decoder": self.coverage_decoder, "by": self.by}
         sides = None if self.sides is None else tuple(self.sides)
-        select = _with(bench.config.select, method="coverage", coverage=self.coverage, sides=sides)
-        return NeuronMasks.from_config(bench.recorded(model, record), select)
+        select = _with(bench.config.select, method="coverage", sides=sides, **given)
+        return NeuronMasks.from_config(stats, select)
+
+    def callbacks(self, model: PreTrainedModel, bench: Workbench) -> Sequence[TrainerCallback]:
+        """Return what selects the masks anew, if that is wanted."""
+        if self.refresh_every is None:
+            return ()
+
+        def masks() -> NeuronMasks:
+            # All neurons must run while they are counted.
+            gate = attachment_of(model)
+            gate.detach()
+            try:
+                return self.select(bench.recorded(model, self.record(bench), kept=False), bench)
+            finally:
+                gate.attach()
+
+        return (RefreshMasks(self.refresh_every, masks),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +171,11 @@ class RandomMasks(NeuronSpecialization):
 
     density: float | None = None
     """Share of neurons kept at every gated site; None takes the specialized masks' own, site by site."""
+
+    def check(self, bench: Workbench) -> None:
+        """Refuse masks that are selected anew: these are not selected."""
+        if self.refresh_every is not None:
+            raise ConfigError("random masks are drawn once; refresh_every is for neuron_specialization")
 
     def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
         """Return the random masks, drawn with the run's seed."""

@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jsonargparse
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nspec_hf.attachment import Attachment
@@ -108,10 +109,16 @@ class Workbench:
         """Return an untrained model of the base's shape but for `changes` (fields of `M2M100Config`)."""
         return make_model(self.tokenizer, {**self.config.model, **changes}, self.seed).to(self.device)
 
-    def recorded(self, model: PreTrainedModel, record: RecordConfig) -> ActivationStats:
-        """Return the statistics of the validation text; what lies in the folder is taken."""
+    def recorded(self, model: PreTrainedModel, record: RecordConfig, kept: bool = True) -> ActivationStats:
+        """Return the statistics of the validation text.
+
+        Args:
+            model: With nothing on it.
+            record: What is counted.
+            kept: Take what lies in the folder, and leave it there; False counts in any case.
+        """
         path = self.folder / "nspec_stats.safetensors"
-        there = path.is_file()
+        there = kept and path.is_file()
         join_processes().wait_for_everyone()
         if there:
             return ActivationStats.load(path)
@@ -121,7 +128,8 @@ class Workbench:
         stats = record_corpus(
             model, self.tokenizer, self.validation, record, budget, about, config.data.codes
         )
-        self.save(lambda: stats.save(path))
+        if kept:
+            self.save(lambda: stats.save(path))
         return stats
 
     def train(
@@ -288,10 +296,10 @@ def settings_of(system: System) -> dict[str, Any]:
 
 
 def make_system(kind: type[System], settings: Mapping[str, Any]) -> System:
-    """Return a system with these settings.
+    """Return a system with these settings; text, as from a command line, is read as what a setting wants.
 
     Raises:
-        ConfigError: If it has no such setting.
+        ConfigError: If it has no such setting, or a value is of another type.
     """
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(settings) - known)
@@ -299,4 +307,9 @@ def make_system(kind: type[System], settings: Mapping[str, Any]) -> System:
         raise ConfigError(
             f"{kind.name} has no setting {', '.join(unknown)}; it has: {', '.join(sorted(known)) or 'none'}"
         )
-    return kind(**settings)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        return kind(**vars(parser.instantiate_classes(parser.parse_object(dict(settings)))))
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(f"a setting of {kind.name} cannot be read: {error}") from error
