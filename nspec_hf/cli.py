@@ -57,11 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
     try:
-        jsonargparse.auto_cli(function, args=rest, as_positional=False, prog=f"nspec {name}")
+        arguments = [_underscored(argument) for argument in rest]
+        jsonargparse.auto_cli(function, args=arguments, as_positional=False, prog=f"nspec {name}")
     except (NspecError, OSError) as error:  # OSError: a file or model that is not there
         sys.stderr.write(f"nspec {name}: {error}\n")
         return 2
     return 0
+
+
+def _underscored(argument: str) -> str:
+    """Return an option's name as the functions spell it: `--comet-out` is `--comet_out`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 def _help() -> str:

@@ -5,13 +5,14 @@ Both read translations in a folder, one file a pair (`en-de.txt`, `de-en.hyp.xz`
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nspec_hf.comet import COMET_MODEL, read_comet, write_comet
 from nspec_hf.corpus import CorpusConfig, read_corpus
 from nspec_hf.errors import ConfigError
-from nspec_hf.grouping import grouped_table
+from nspec_hf.grouping import grouped_table, tiers_from_sizes
 from nspec_hf.offtarget import off_target
 from nspec_hf.outputs import Outputs, read_outputs
 from nspec_hf.pairs import Pair
@@ -27,9 +28,10 @@ def evaluate(
     corpus: CorpusConfig | None = None,
     split: str = "test",
     name: str | None = None,
-    metric: Sequence[str] = ("bleu", "chrf++"),
+    metric: str | Sequence[str] = ("bleu", "chrf++"),
     pivot: str = "en",
     tiers: dict[str, str] | None = None,
+    tiers_from: str | None = None,
     off_target_languages: bool = False,
     style: TableFormat = "text",
     output: str | None = None,
@@ -39,10 +41,10 @@ def evaluate(
 ) -> None:
     """Score one system's translations, each direction and averages by group, with signatures.
 
-    Example: nspec evaluate --hypotheses outputs --corpus.path data --split test --metric '[bleu,chrf++]'
+    Example: nspec evaluate --hypotheses outputs --corpus.path data --split test --metric bleu,chrf++
 
-    COMET cannot be installed beside transformers 5. `--comet_out DIR` writes its files and a script; run that
-    where unbabel-comet is installed, then read the scores back with `--comet_in DIR`.
+    COMET cannot be installed beside transformers 5. `--comet-out DIR` writes its files and a script; run that
+    where unbabel-comet is installed, then read the scores back with `--comet-in DIR`.
 
     Args:
         hypotheses: Folder of translations, one file a pair.
@@ -51,9 +53,11 @@ def evaluate(
         corpus: Parallel text that holds sources and references.
         split: Its split.
         name: The system's name in tables; none takes the folder's.
-        metric: bleu, bleu:none (tokenized text), spbleu, chrf, chrf++, ter, or evaluate:NAME.
+        metric: bleu, bleu:none (tokenized text), spbleu, chrf, chrf++, ter, or evaluate:NAME; one, or several
+            with commas.
         pivot: The language that tells one-to-many from many-to-one.
         tiers: Language → resource tier, for averages by tier.
+        tiers_from: Split of the corpus whose sizes decide the tiers, where `tiers` is not given.
         off_target_languages: Also count output in the wrong language.
         style: How tables are printed.
         output: File that the scores are written to, as JSON.
@@ -67,12 +71,14 @@ def evaluate(
         if original is None:
             raise ConfigError("COMET needs the sources; give --sources DIR or --corpus.path DIR")
         script = write_comet(comet_out, outputs, gold, original, comet_model)
-        sys.stdout.write(f"run where unbabel-comet is installed: sh {script}; then: --comet_in {comet_out}\n")
-    about = {"pivot": pivot, "tiers": tiers or {}}
+        sys.stdout.write(f"run where unbabel-comet is installed: sh {script}; then: --comet-in {comet_out}\n")
+    if tiers_from and not tiers:
+        tiers = _tiers(corpus, list(outputs), tiers_from, pivot)
+    about: dict[str, Any] = {"pivot": pivot, "tiers": tiers or {}}
     if off_target_languages:
         about["off_target"] = off_target(outputs, gold)
     scores = score_system(
-        name or Path(hypotheses).name, outputs, gold, tuple(metric), sources=original, **about
+        name or Path(hypotheses).name, outputs, gold, _listed(metric), sources=original, **about
     )
     if comet_in:
         scores = _with_comet(scores, comet_in)
@@ -93,7 +99,7 @@ def compare(
     baseline_ending: str = "",
     system_ending: str = "",
     references_ending: str = "",
-    metric: Sequence[str] = ("bleu", "chrf++"),
+    metric: str | Sequence[str] = ("bleu", "chrf++"),
     test: Literal["ar", "bs"] = "ar",
     n_samples: int = 10_000,
     seed: int = 12345,
@@ -114,7 +120,7 @@ def compare(
         baseline_ending: Where a folder holds several files a pair, the ending of the baseline's.
         system_ending: The ending of the system's.
         references_ending: The ending of the references'.
-        metric: Metrics of sacreBLEU.
+        metric: Metrics of sacreBLEU; one, or several with commas.
         test: ar: paired approximate randomization; bs: paired bootstrap.
         n_samples: How many trials.
         seed: Of the trials; 0 is a seed like any other.
@@ -128,10 +134,23 @@ def compare(
     systems = {base_name: base}
     systems |= {name: read_outputs(each, system_ending) for name, each in zip(names, folders, strict=True)}
     gold, _ = _gold(list(base), references, None, corpus, split, references_ending)
-    found = compare_systems(systems, gold, base_name, tuple(metric), test, n_samples, seed, n_jobs)
+    found = compare_systems(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
     sys.stdout.write(found.table().render(style))
     if output:
         Path(output).write_text(found.to_json(), encoding="utf-8")
+
+
+def _listed(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(metrics.split(",") if isinstance(metrics, str) else metrics)
+
+
+def _tiers(corpus: CorpusConfig | None, pairs: list[Pair], split: str, pivot: str) -> dict[str, str]:
+    """Return the tier of every language other than the pivot, by the size of its text with the pivot."""
+    if corpus is None:
+        raise ConfigError("tiers come from the sizes of a corpus; give --corpus.path DIR, or --tiers")
+    languages = dict.fromkeys(code for pair in pairs for code in (pair.source, pair.target) if code != pivot)
+    texts = read_corpus(corpus, [Pair(pivot, code) for code in languages], split)
+    return tiers_from_sizes({text.pair.target: len(text) for text in texts})
 
 
 def _gold(
@@ -169,6 +188,4 @@ def _with_comet(scores: SystemScores, folder: str) -> SystemScores:
         pair: {**own, **({"comet": comet[pair]} if pair in comet else {})}
         for pair, own in scores.scores.items()
     }
-    return SystemScores(
-        name=scores.name, scores=rows, pivot=scores.pivot, tiers=scores.tiers, off_target=scores.off_target
-    )
+    return replace(scores, scores=rows)

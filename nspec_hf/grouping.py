@@ -5,7 +5,9 @@ zero-shot directions that reach 5 and 10 BLEU. An average counts every direction
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from nspec_hf.errors import ConfigError
@@ -32,7 +34,8 @@ def grouped_table(
         by: A column for each group of directions, or for each tier within each group.
         baseline: If given, the other systems' lines show the difference from this one.
         thresholds: Also count the zero-shot directions that reach these values; None: 5 and 10 for BLEU, and
-            none for other metrics. The counts are never differences.
+            none for other metrics. Neither counts nor the share of output in the wrong language, which is
+            shown where it was looked for, are ever differences.
 
     Raises:
         ConfigError: If there are no systems, the baseline is not among them, or they differ in pairs, pivot
@@ -45,6 +48,7 @@ def grouped_table(
     if thresholds is None:
         thresholds = (5, 10) if metric.lower().startswith("bleu") else ()
     counted = tuple(thresholds) if first.select(ZERO_SHOT) else ()
+    looked = any(wrong_language(system) is not None for system in systems)
     averages = {
         system.name: [system.average(metric, group, tier) for group, tier in columns.values()]
         for system in systems
@@ -54,14 +58,65 @@ def grouped_table(
         cells = averages[system.name]
         if baseline not in (None, system.name):
             cells = [own - base for own, base in zip(cells, averages[baseline], strict=True)]
-        rows.append((system.name, *cells, *(system.at_least(threshold, metric) for threshold in counted)))
+        counts = [system.at_least(threshold, metric) for threshold in counted]
+        rows.append((system.name, *cells, *counts, *([wrong_language(system)] if looked else [])))
     sense = f"{metric}, mean over directions" + (f"; differences from {baseline}" if baseline else "")
     return Table(
         title=sense,
-        columns=("system", *columns, *(f"zero-shot ≥ {threshold:g}" for threshold in counted)),
+        columns=(
+            *("system", *columns, *(f"zero-shot ≥ {threshold:g}" for threshold in counted)),
+            *(["zero-shot wrong language %"] if looked else []),
+        ),
         rows=tuple(rows),
         notes=notes_of(systems, [metric]),
     )
+
+
+def seeds_table(
+    runs: Mapping[str, Sequence[SystemScores]], metric: str = "bleu", by: Literal["group", "tier"] = "group"
+) -> Table:
+    """Return averages over several seeds, mean ± standard deviation (Tan et al., Tables 12 and 13).
+
+    Args:
+        runs: System → the scores of its runs, one a seed; two or more.
+        metric: Whose averages.
+        by: As in `grouped_table`.
+
+    Raises:
+        ConfigError: If a system has fewer than two runs, or the runs differ in pairs, pivot or tiers.
+        UnknownPairError: If a run lacks a score.
+    """
+    few = [f"{name} ({len(own)})" for name, own in runs.items() if len(own) < 2]
+    if few or not runs:
+        raise ConfigError(f"a spread over seeds needs two runs or more of every system, got {few or 'none'}")
+    every = [
+        replace(run, name=f"{name} {seed}")
+        for name, own in runs.items()
+        for seed, run in enumerate(own, start=1)
+    ]
+    _check_alike(every, None)
+    columns = _columns(every[0], by)
+    rows = []
+    for name, own in runs.items():
+        values = [[run.average(metric, *column) for run in own] for column in columns.values()]
+        spread = tuple(f"{statistics.mean(each):.2f} ± {statistics.stdev(each):.2f}" for each in values)
+        rows.append((name, len(own), *spread))
+    return Table(
+        title=f"{metric}, mean over directions; mean ± standard deviation over seeds",
+        columns=("system", "seeds", *columns),
+        rows=tuple(rows),
+        notes=notes_of(every, [metric]),
+    )
+
+
+def wrong_language(system: SystemScores) -> float | None:
+    """Return the mean share of zero-shot output in the wrong language, in percent; None if not looked for.
+
+    Directions into languages that the identifier does not know are left out.
+    """
+    found = [system.off_target[pair].share for pair in system.select(ZERO_SHOT) if pair in system.off_target]
+    known = [share for share in found if share is not None]
+    return 100 * math.fsum(known) / len(known) if known else None
 
 
 def tiers_from_sizes(

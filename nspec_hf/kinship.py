@@ -71,7 +71,7 @@ class LanguageTree(Result):
     @property
     def cophenetic(self) -> float:
         """Correlation of the tree's distances with the true ones: how much of the matrix the tree tells."""
-        return float(cophenet(self.linkage, squareform(self.distance, checks=False))[0])
+        return _correlation(cophenet(self.linkage), squareform(self.distance, checks=False))
 
     def to_text(self) -> str:
         """Return the tree drawn with lines, one language a row, closer languages joined further right."""

@@ -156,6 +156,82 @@ def test_evaluate_writes_the_scores_that_the_function_gives(flow):
     assert "nrefs:1" in said["evaluate"]
 
 
+def test_metrics_may_be_one_name_or_several_and_options_have_hyphens(flow):
+    folder, _ = flow
+    about = ["evaluate", "--hypotheses", "ours_out", "--corpus.path", "data"]
+    text = main_output(folder, *about, "--metric", "chrf", "--comet-out", "comet")
+    assert "chrf: nrefs:1" in text
+    assert "--comet-in comet" in text
+    assert (folder / "comet" / "comet.sh").is_file()
+    several = main_output(folder, *about, "--metric=bleu:none,ter", "--style", "json")
+    listed = main_output(folder, *about, "--metric", "[bleu:none,ter]", "--style", "json")
+    assert several == listed
+    assert "tok:none" in several
+
+
+def test_tiers_may_come_from_the_sizes_of_the_training_text(flow):
+    folder, _ = flow
+    (folder / "sized").mkdir()
+    for code, lines in (("de", 40), ("fr", 4)):
+        for side in ("en", code):
+            text = (folder / "data" / f"train.{side}").read_text(encoding="utf-8").splitlines()[:lines]
+            (folder / "sized" / f"train.en-{code}.{side}").write_text(
+                "\n".join(text) + "\n", encoding="utf-8"
+            )
+            test = (folder / "data" / f"test.{side}").read_text(encoding="utf-8")
+            (folder / "sized" / f"test.{side}").write_text(test, encoding="utf-8")
+    about = ["evaluate", "--hypotheses", "ours_out", "--corpus.path", "sized", "--tiers-from", "train"]
+    text = main_output(folder, *about, "--metric", "bleu", "--output", "tiers.json")
+    assert json.loads((folder / "tiers.json").read_text(encoding="utf-8"))["tiers"] == {
+        "de": "high",
+        "fr": "low",
+    }
+    assert "one-to-many low" in " ".join(text.split())
+
+
+def test_comet_scores_join_the_others_and_keep_how_they_were_made(flow):
+    folder, _ = flow
+    about = ["evaluate", "--hypotheses", "ours_out", "--corpus.path", "data", "--metric", "bleu"]
+    main_output(folder, *about, "--comet-out", "comet2")
+    for pair in PAIRS:
+        lines = (folder / "comet2" / f"{pair}.hyp").read_text(encoding="utf-8").splitlines()
+        segments = [{"mt": line, "COMET": 0.5} for line in lines]
+        (folder / "comet2" / f"{pair}.scores.json").write_text(json.dumps({"x": segments}), encoding="utf-8")
+    main_output(folder, *about, "--comet-in", "comet2", "--output", "comet.json")
+    scores = json.loads((folder / "comet.json").read_text(encoding="utf-8"))["scores"]
+    assert all(scores[pair]["comet"]["value"] == pytest.approx(50.0) for pair in PAIRS)
+    assert all("bleu" in scores[pair] for pair in PAIRS)
+
+
+def test_analyze_asks_the_model_about_erasure_stability_and_settings(flow):
+    folder, _ = flow
+    probe = ["--probe.model", "ours/model", "--probe.corpus.path", "data", "--probe.lines", "4"]
+    probe += ["--probe.sizes", "[6]", "--probe.seeds", "[1]", "--probe.erase_of", "[en-de]"]
+    probe += [
+        "--probe.coverages",
+        "[0.5,0.9]",
+        "--probe.translate.length_ratio",
+        "0.5",
+        "--probe.metric",
+        "chrf",
+    ]
+    about = ["analyze", "--masks", "masks", "--stats", "nspec_stats.safetensors", "--figures", "false"]
+    scores = ["--scores", "[dense.json,ours.json]", "--by-setting", "{coverage k: {0.8: ours.json}}"]
+    main_output(folder, *about, *scores, *probe, "--output", "asked")
+    erasure = json.loads((folder / "asked" / "erasure.json").read_text(encoding="utf-8"))
+    assert erasure["kinds"] == ["nothing", "general", "own", "of en-de"]
+    stability = json.loads((folder / "asked" / "stability.json").read_text(encoding="utf-8"))
+    assert stability["recordings"] == ["6", "all", "6, seed 1"]
+    assert stability["coverage"] == 0.8
+    untrained = (folder / "asked" / "gains_against_coverage_k_without_training.json").read_text(
+        encoding="utf-8"
+    )
+    assert json.loads(untrained)["values"] == [0.5, 0.9]
+    trained = json.loads((folder / "asked" / "gains_against_coverage_k.json").read_text(encoding="utf-8"))
+    gains = json.loads((folder / "asked" / "gains.json").read_text(encoding="utf-8"))
+    assert trained["mean"][0][-1] == pytest.approx(sum(gains["change"][0]) / len(PAIRS))
+
+
 def test_compare_gives_a_verdict_for_every_pair_and_metric(flow):
     folder, said = flow
     rows = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["rows"]

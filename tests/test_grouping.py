@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nspec_hf.errors import ConfigError
-from nspec_hf.grouping import grouped_table, tiers_from_sizes
+from nspec_hf.grouping import grouped_table, seeds_table, tiers_from_sizes, wrong_language
+from nspec_hf.offtarget import OffTarget
+from nspec_hf.pairs import Pair
 from tests.test_scoreboard import TIERS, VALUES, board
 
 BETTER = {pair: value + 2 for pair, value in VALUES.items()}
@@ -49,6 +51,41 @@ def test_thresholds_are_for_bleu_unless_asked_for():
     assert "zero-shot ≥ 4.5" in grouped_table([board(metric="chrf++")], "chrf++", thresholds=[4.5]).columns
     supervised = {pair: value for pair, value in VALUES.items() if "en" in pair}
     assert "≥" not in "".join(grouped_table([board(values=supervised)]).columns)
+
+
+def off_target_of(pair, share):
+    return OffTarget(
+        pair=Pair(pair), share=share, floor=0.0, sentences=8, languages={}, undecided=0, identifier="x"
+    )
+
+
+def test_wrong_language_is_averaged_over_the_zero_shot_directions_that_have_a_share():
+    shares = {"en-de": 0.9, "de-da": 0.25, "da-de": 0.75}
+    looked = board(off_target={Pair(pair): off_target_of(pair, share) for pair, share in shares.items()})
+    assert wrong_language(looked) == pytest.approx(50.0)
+    table = grouped_table([board("other"), looked], baseline="other")
+    assert table.columns[-1] == "zero-shot wrong language %"
+    assert [row[-1] for row in table.rows] == [None, pytest.approx(50.0)]
+    unknown = board(off_target={Pair("de-da"): off_target_of("de-da", None)})
+    assert wrong_language(unknown) is None
+    assert "zero-shot wrong language %" not in grouped_table([unknown]).columns
+
+
+def test_seeds_give_a_mean_and_its_spread():
+    plus_two = board(values=BETTER)
+    table = seeds_table({"base": [board(), plus_two, plus_two], "new": [plus_two, plus_two]})
+    assert table.columns == ("system", "seeds", "one-to-many", "many-to-one", "zero-shot", "all")
+    # 20, 22, 22: mean 21.33, standard deviation √(((4/3)² + 2·(2/3)²) / 2) = 1.1547.
+    assert table.rows[0][:3] == ("base", 3, "21.33 ± 1.15")
+    assert table.rows[1] == ("new", 2, "22.00 ± 0.00", "25.00 ± 0.00", "7.00 ± 0.00", "18.00 ± 0.00")
+    assert "bleu: sig-en-de" in table.notes
+
+
+def test_one_run_has_no_spread():
+    with pytest.raises(ConfigError, match=r"base \(1\)"):
+        seeds_table({"base": [board()]})
+    with pytest.raises(ConfigError, match="two runs"):
+        seeds_table({})
 
 
 def test_the_notes_carry_signatures_and_settings():
