@@ -23,11 +23,12 @@ READING_ORDER = """
     errors pairs textfiles outputs languages config vocabulary artefact processes sites soundlaws synthetic
     corpus encoded batches collator stats tally recording
     bits selection choice card folder masks
-    routing doors attachment silence gradient slices slicing gate translate
+    routing doors attachment silence gradient slices sliceable slicing gate translate
     tables scores offtarget comet scoreboard grouping trials significance
-    provenance checkpoints base loss callback training runs evaluation experiment
+    provenance checkpoints base loss callback training runs evaluation comparison_plan experiment
     results overlap kinship allocation erasure sweeps effects probing analysis plots effect_plots report
     systems.system systems.rowwise systems.plain systems.masked systems systems.running
+    jobs comparison_runs comparison comparison_tables
     baking ctranslate proof export
     commands export_commands evaluation_commands analysis_commands showcase demo_settings demo cli __main__
 """.split()

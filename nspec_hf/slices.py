@@ -147,17 +147,18 @@ class _Source:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         # The alias holds the memory, so that no other tensor can come to lie at the same address.
-        self._seen = [(tensor, tensor.detach(), tensor._version) for tensor in tensors]
+        self._seen = [(each, each._version, each.data_ptr(), each.dtype, each.detach()) for each in tensors]
 
     def unchanged(self, tensors: Sequence[Tensor]) -> bool:
-        return len(tensors) == len(self._seen) and all(
-            now is tensor
-            and now._version == version
-            and now.data_ptr() == alias.data_ptr()
-            and now.dtype == alias.dtype
-            and now.device == alias.device
-            for now, (tensor, alias, version) in zip(tensors, self._seen, strict=True)
-        )
+        if len(tensors) != len(self._seen):
+            return False
+        # A plain loop, since it runs for every layer and token.
+        for now, (tensor, version, address, dtype, alias) in zip(tensors, self._seen, strict=True):
+            if now is not tensor or now._version != version or now.data_ptr() != address:
+                return False
+            if now.dtype != dtype or now.device != alias.device:
+                return False
+        return True
 
 
 class SlicePool:
@@ -182,6 +183,15 @@ class SlicePool:
         """How many pairs have parts here."""
         return len(self._pairs)
 
+    def find(self, pair: int, key: tuple, sources: Sequence[Tensor]) -> Part | None:
+        """Return a pair's part, or None where there is none or the weights may have changed."""
+        parts = self._pairs.get(pair)
+        found = None if parts is None else parts.get(key)
+        if found is None or not found[1].unchanged(sources):
+            return None
+        self._pairs.move_to_end(pair)
+        return found[0]
+
     def get(self, pair: int, key: tuple, sources: Sequence[Tensor], make: Callable[[], Part]) -> Part:
         """Return a pair's part, cut anew where there is none or the weights may have changed.
 
@@ -191,10 +201,9 @@ class SlicePool:
             sources: The whole tensors that it is cut from.
             make: Cuts it.
         """
-        found = self._pairs.get(pair, {}).get(key)
-        if found is not None and found[1].unchanged(sources):
-            self._pairs.move_to_end(pair)
-            return found[0]
+        found = self.find(pair, key, sources)
+        if found is not None:
+            return found
         self._drop(pair, key)
         source, part = _Source(sources), make()
         self._pairs.setdefault(pair, {})[key] = (part, source)

@@ -14,6 +14,10 @@ else, and wherever too few tokens would have to pay for copying the weights, mod
 Under torch.compile the pair's index is a tensor and every site computes as many rows as the pair that keeps
 most, so all pairs of `gate.use` share one graph; `pair_ids` of several rows are masked, one more graph.
 
+Under DDP all of this holds. FSDP2 gathers a layer's weights before it runs, so they are sliced, but it rewrites
+them unseen, so nothing is kept between batches and short ones are masked; weights that are sharded even
+while the layer runs (tensor parallelism) are refused.
+
 With `silence="weights"` the constant that silenced neurons emit, W2[:, off] σ(b1[off]), is added to the
 down projection's bias; dropout between the two leaves it alone.
 """
@@ -30,6 +34,7 @@ from nspec_hf.config import GateConfig
 from nspec_hf.routing import Routing
 from nspec_hf.silence import GatedSite, MaskedSite
 from nspec_hf.sites import Site, site_activation
+from nspec_hf.sliceable import can_keep, check_whole, modules_around, why_not
 from nspec_hf.slices import Part, SlicedProduct, SlicePool, cut, multiply
 
 _SAVED_TOKENS = 16
@@ -71,7 +76,7 @@ class SlicedSite(MaskedSite):
         self._folds = config.silence == "weights" and self.linear.bias is not None
         self.counts = (1, 1)
         """How many sites of the gate are sliced, and how many there are."""
-        self._around = [model.get_submodule(path) for path in _paths_to(site.name)]
+        self._around = modules_around(model, site)
         self.take_masks(keep_PF)
         self._pool.pair_bytes = max(self._pool.pair_bytes, self.bytes_of_widest)
 
@@ -89,7 +94,7 @@ class SlicedSite(MaskedSite):
         found: list[GatedSite] = []
         reasons: dict[str, str] = {}
         for site in sites:
-            reason = "" if site.kind != "ffn" else _why_not(model, site, config)
+            reason = "" if site.kind != "ffn" else why_not(model, site, config)
             if reason:
                 reasons[site.name] = reason
             if reason or site.kind != "ffn":
@@ -146,6 +151,9 @@ class SlicedSite(MaskedSite):
         """Compute the kept rows of the gated linear: x [R, L, D] → [R, L, K], or [R, L, F] where masked."""
         if torch.compiler.is_compiling():
             return self._compiled_rows(x)
+        part = self._at_hand(self.linear, x)
+        if part is not None:
+            return nn.functional.linear(x, part.weight, part.bias)
         groups = self._plan(x)
         return self.forward(x) if groups is None else self._product(self.linear, x, groups)
 
@@ -155,6 +163,9 @@ class SlicedSite(MaskedSite):
             index_K, _ = self._compiled_index(x)
             whole = self.up
             return self._taken[1].original(x) if index_K is None else _rows(x, whole, index_K, None)
+        part = self._at_hand(self.up, x)
+        if part is not None:
+            return nn.functional.linear(x, part.weight, part.bias)
         groups = self._plan(x)
         return self._taken[1].original(x) if groups is None else self._product(self.up, x, groups)
 
@@ -162,12 +173,36 @@ class SlicedSite(MaskedSite):
         """Compute the kept columns of the down projection: h [R, L, K] → [R, L, D]."""
         if torch.compiler.is_compiling():
             return self._compiled_columns(h)
+        part = self._at_hand(self.down, h)
+        if part is not None:
+            return nn.functional.linear(h, part.weight, part.bias)
         groups = self._plan(h)
         return self._taken[-1].original(h) if groups is None else self._product(self.down, h, groups)
 
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
         up = [] if self.up is None else [(self.up, self.expand_up)]
         return [(self.linear, self.expand), *up, (self.down, self.contract)]
+
+    def _at_hand(self, linear: nn.Linear, x: Tensor) -> Part | None:
+        """Return the part that all rows use, if it is in the cache and nothing has changed; else None.
+
+        The shortcut of decoding, where a step has few tokens and every question asked of them costs. What it
+        does not answer goes through `_plan`, which comes to the same part.
+        """
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            return None
+        pair = self._routing.current().pair
+        # Of a pair that keeps all rows a mixed batch may have left parts, but alone it is computed whole.
+        if pair is None or self._size_P[pair] == self.site.width:
+            return None
+        return self._pool.find(pair, self._key(linear, linear.weight.dtype), self._sources(linear))
+
+    def _sources(self, linear: nn.Linear) -> list[Tensor]:
+        """Return what a part of this linear is made from."""
+        sources = [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+        if self._folds and linear is self.down:
+            sources.append(self.linear.bias)
+        return sources
 
     def _plan(self, x: Tensor) -> _Groups | None:
         """Return who slices what, or None to mask; the same for all linears of a block."""
@@ -201,18 +236,14 @@ class SlicedSite(MaskedSite):
     def _copies_each_time(self) -> bool:
         """Return whether parts are used once: in training, and where the cache cannot hold a pair."""
         trains = torch.is_grad_enabled() and self.linear.weight.requires_grad
-        return trains or self._pool.pair_bytes > self._pool.bound or not self._can_keep()
-
-    def _can_keep(self) -> bool:
-        """Return whether a change of the weights would be noticed: FSDP and ZeRO rewrite them unseen."""
-        weight = self.linear.weight
-        if weight.is_inference() or hasattr(weight, "ds_id"):
-            return False
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return True
-        return not any(kind.__name__ == "FSDPModule" for part in self._around for kind in type(part).__mro__)
+        return (
+            trains
+            or self._pool.pair_bytes > self._pool.bound
+            or not can_keep(self.linear.weight, self._around)
+        )
 
     def _product(self, linear: nn.Linear, x: Tensor, groups: _Groups) -> Tensor:
+        check_whole(self.site, linear.weight)
         dtype = linear.weight.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -232,8 +263,6 @@ class SlicedSite(MaskedSite):
 
     def _part(self, linear: nn.Linear, pair: int, dtype: torch.dtype) -> Part:
         folds = self._folds and linear is self.down
-        sources = [linear.weight, *([] if linear.bias is None else [linear.bias])]
-        sources += [self.linear.bias] if folds else []
 
         def make() -> Part:
             keep_F = self._keep_of(pair, linear.weight.device)
@@ -241,9 +270,9 @@ class SlicedSite(MaskedSite):
             bias = self._folded_bias(pair) if folds else linear.bias
             return cut(linear, index_K, self._kept_P[pair], int(linear is self.down), dtype, bias)
 
-        if self._pool.pair_bytes > self._pool.bound or not self._can_keep():
+        if self._pool.pair_bytes > self._pool.bound or not can_keep(self.linear.weight, self._around):
             return make()
-        return self._pool.get(pair, self._key(linear, dtype), sources, make)
+        return self._pool.get(pair, self._key(linear, dtype), self._sources(linear), make)
 
     def _key(self, linear: nn.Linear, dtype: torch.dtype) -> tuple:
         return self.site.name, linear is self.down, linear is self.up, dtype
@@ -259,6 +288,7 @@ class SlicedSite(MaskedSite):
         return self._fold(keep_F)
 
     def _fold(self, keep_F: Tensor) -> Tensor:
+        check_whole(self.site, self.linear.bias)
         constant_F = torch.where(keep_F, 0.0, self._activation(self.linear.bias))
         weight = self.down.weight
         return nn.functional.linear(constant_F.to(weight.dtype), weight, self.down.bias)
@@ -291,23 +321,3 @@ def _rows(x: Tensor, linear: nn.Linear, index_K: Tensor, valid_K: Tensor | None)
     bias = None if bias is None else bias.index_select(0, index_K)
     z = nn.functional.linear(x, weight, bias)
     return z if valid_K is None else torch.where(valid_K, z, 0.0)
-
-
-def _paths_to(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
-
-
-def _why_not(model: nn.Module, site: Site, config: GateConfig) -> str:
-    """Return why a site cannot be sliced, or nothing."""
-    for path in filter(None, (site.name, site.up, site.down)):
-        linear = model.get_submodule(path)
-        if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
-            return "slicing needs plain nn.Linear layers, not LoRA, quantized or otherwise changed ones"
-        weight = linear._parameters.get("weight")
-        if weight is None or not weight.is_floating_point():
-            return "slicing needs weights that are plain floating-point parameters"
-    gated = model.get_submodule(site.name)
-    if config.silence == "weights" and site.up and gated.bias is not None:
-        return "with silence='weights' a silenced neuron of a gated block with bias is no constant"
-    return ""

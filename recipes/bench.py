@@ -2,6 +2,7 @@
 
     python recipes/bench.py --quick --json bench.json       # five minutes at most on two CPU cores
     python recipes/bench.py --full --json bench.json --plot bench.png --base MODEL --masks MASKS --data DIR
+    python recipes/bench.py --full --resume --minutes 5 --json bench.json …   # again, until all is there
     python recipes/bench.py --quick --only switch_ms,record_vs_forward
 
 On a GPU the same commands measure in bfloat16 with CUDA events. What is measured and where: `bench_parts.py`
@@ -15,10 +16,12 @@ A number that cannot be measured is reported as null, with the reason.
 import argparse
 import dataclasses
 import functools
+import json
+import math
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +57,6 @@ TINY = Plan(
     artefact=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
     rounds=Rounds(least=2, most=2),
     long_rounds=Rounds(least=2, most=2),
-    all_ways=False,
 )
 QUICK = Plan(
     blocks={(1024, 4096): (DENSITY,), (512, 2048): DENSITIES},
@@ -67,25 +69,18 @@ QUICK = Plan(
     artefact=NLLB_3B,
     rounds=Rounds(least=3, most=9, seconds=6),
     long_rounds=Rounds(least=3, most=9, seconds=30),
-    all_ways=False,
 )
-FULL = Plan(
+FULL = dataclasses.replace(
+    QUICK,
     blocks={(1024, 4096): DENSITIES, (512, 2048): DENSITIES},
     models={
         MIDDLE: DENSITIES,
         Shape(d_model=512, d_ff=2048, layers=6, vocabulary=8_000): DENSITIES,
-        M2M100_418M: (DENSITY,),
+        M2M100_418M: DENSITIES,
     },
-    multiples=(1, 8, 16, 32, 64, 128),
-    train=QUICK.train,
-    recorded=QUICK.recorded,
-    decode=QUICK.decode,
-    switched=QUICK.switched,
-    artefact=NLLB_3B,
-    rounds=Rounds(least=5, most=21, seconds=20),
-    long_rounds=Rounds(least=5, most=15, seconds=120),
-    all_ways=True,
+    multiples=(1, 4, 8, 16, 32, 64, 128),
 )
+"""The same measurements and more, so that it can go on with the results of a quick run."""
 
 RECORDED = ("record_vs_forward", "record_released_vs_ours", "record_released_vs_forward")
 PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
@@ -100,7 +95,8 @@ PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
     ),
 }
 """Measurement → the keys that it yields, in the order of the table."""
-
+AT_ONCE = (recording, exported, switching, artefact)
+"""Measurements that are short: all of their keys are measured in one run, or none."""
 
 MACHINE = ("dtype", "device", "threads")
 """Settings that nearly all numbers of a run share; the table says them once."""
@@ -129,37 +125,82 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = ", ".join(key for keys in parts.values() for key in keys)
         print(f"bench: no such key: {', '.join(sorted(unknown))}; keys are: {known}", file=sys.stderr)
         return 2
-    began = time.perf_counter()
-    found: dict[str, Measured] = {}
+    found = earlier(options.json) if options.resume else {}
+    log = RunLog(options, list(found.pop("runs", [])))
+    began = bench.watch.now()
+    bench = dataclasses.replace(
+        bench, done=frozenset(found), deadline=began + 60 * (options.minutes or math.inf)
+    )
     for part, keys in parts.items():
         if any(bench.wants(key) or key in {each.split(".")[0] for each in bench.only} for key in keys):
-            found |= run_part(bench, part, keys)
-            if options.json:  # after every part, so that a stopped run has what it found
-                seconds = round(time.perf_counter() - began, 1)
-                results = {key: each.as_json() for key, each in found.items()}
-                write_result(options.json, {**results, "seconds": seconds}, vars(options))
+            for key, measured in run_part(bench, part, keys):
+                found[key] = measured
+                log.write(found, bench.watch.now() - began)
     Console(width=None if sys.stdout.isatty() else 140).print(table_of(found))
     if options.plot:
         draw(found, options.plot)
     return 0
 
 
-def run_part(bench: Bench, part: Callable[[Bench], Found], keys: Sequence[str]) -> dict[str, Measured]:
-    """Return what was found for the keys that are wanted, or null with the reason."""
-    found: dict[str, Measured] = {}
+class RunLog:
+    """The results' file: written after every number, so that a stopped run has what it found.
+
+    Args:
+        options: The command line. Of folders only the last name is written down.
+        runs: What earlier runs into the same file were.
+    """
+
+    def __init__(self, options: argparse.Namespace, runs: list[Any]) -> None:
+        self.options, self.runs = options, runs
+        names = {name: Path(getattr(options, name)).name for name in ("base", "masks", "data")}
+        self.config = {**vars(options), **names}
+        for name in ("json", "plot", "resume", "minutes"):
+            self.config.pop(name)
+        # On Unix; how many processes wanted the processor in the minute before, so 0 on an idle machine.
+        self.load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+    def write(self, found: Mapping[str, Measured], seconds: float) -> None:
+        """Write what there is."""
+        if self.options.json:
+            run = {"size": self.options.size, "seconds": round(seconds, 1), "load_before": self.load}
+            results = {key: each.as_json() for key, each in found.items()}
+            write_result(self.options.json, {**results, "runs": [*self.runs, run]}, self.config)
+
+
+def earlier(path: str | None) -> dict[str, Any]:
+    """Return what an earlier run has left in the results' file: numbers that were measured, and `runs`."""
+    if not path or not Path(path).is_file():
+        return {}
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    found = {
+        key: Measured(
+            median=each["median"], minimum=each["min"], maximum=each["max"], setting=each["setting"]
+        )
+        for key, each in content.items()
+        if key not in ("runs", "recipe") and each["median"] is not None
+    }
+    return {**found, "runs": content["runs"]}
+
+
+def run_part(bench: Bench, part: Callable[[Bench], Found], keys: Sequence[str]) -> Found:
+    """Yield what is found for the keys that are wanted, or null with the reason."""
+    if part in AT_ONCE and not bench.due(*([key for key in keys if bench.wants(key)] or keys)):
+        return
+    reached = set(bench.done)
     reason = "the measurement yielded nothing for this key"
     try:
         for key, measured in part(bench):
             if bench.wants(key):
-                found[key] = measured
+                reached.add(key)
                 print(f"{key}: {in_words(measured)}", file=sys.stderr, flush=True)
+                yield key, measured
     except (NspecError, ImportError, torch.OutOfMemoryError) as error:
         reason = f"{type(error).__name__}: {error}"
-    for key in keys:
-        if bench.wants(key) and not any(each == key or each.startswith(f"{key}.") for each in found):
-            found[key] = Measured.missing(reason)
-            print(f"{key}: {in_words(found[key])}", file=sys.stderr, flush=True)
-    return found
+    for key in keys if bench.due(*keys) else ():
+        if bench.wants(key) and not any(each == key or each.startswith(f"{key}.") for each in reached):
+            missing = Measured.missing(reason)
+            print(f"{key}: {in_words(missing)}", file=sys.stderr, flush=True)
+            yield key, missing
 
 
 def plan_for(size: str, device: torch.device) -> Plan:
@@ -190,6 +231,8 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.set_defaults(size="quick")
     parser.add_argument("--json", help="file for the results, with versions and hardware")
     parser.add_argument("--plot", help="file for the figure of time against density (PNG, SVG, PDF)")
+    parser.add_argument("--resume", action="store_true", help="keep what the results' file has, add the rest")
+    parser.add_argument("--minutes", type=float, help="begin no comparison after so many; see --resume")
     parser.add_argument("--only", default="", help="keys to measure: record_vs_forward,switch_ms")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     default = "cuda" if torch.cuda.is_available() else "cpu"

@@ -119,7 +119,7 @@ def _bleu(
     }
     for (key, translator), each in itertools.product(ways.items(), text):
         name = f"{key}.{each.pair}"
-        if bench.wants(name):
+        if bench.wants(name) and bench.due(name):
             found = score(translator.translate(each.sources, each.pair), each.targets, "bleu", each.pair)
             density = masks.density(each.pair) if "pruned" in key else 1.0
             yield name, Measured.exactly(found.value, signature=found.signature, density=density, beams=5)

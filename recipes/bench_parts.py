@@ -5,6 +5,7 @@ decoding. The same at another setting has that setting behind a dot: `train_slic
 """
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,8 +64,6 @@ class Plan:
     """Of the short comparisons."""
     long_rounds: Rounds
     """Of training whole models and of decoding."""
-    all_ways: bool
-    """Whether mask mode and the released way run at every density, not at 0.75 alone."""
     pairs: int = 3
     """Pairs that take turns, one a round."""
 
@@ -81,6 +80,14 @@ class Bench:
     """Keys that are wanted, those with a setting behind a dot included; none means all."""
     multiple_of: int | None = None
     """For the gates; None leaves the choice to them."""
+    done: frozenset[str] = frozenset()
+    """Keys that an earlier run has measured already."""
+    deadline: float = math.inf
+    """When to begin no more comparisons, on the watch's clock."""
+
+    def due(self, *keys: str) -> bool:
+        """Return whether there is time left and one of the keys is not there yet."""
+        return self.watch.now() < self.deadline and not self.done.issuperset(keys)
 
     def wants(self, key: str) -> bool:
         """Return whether a key is to be reported."""
@@ -88,7 +95,8 @@ class Bench:
 
     def ways(self, key: str, density: float = DENSITY) -> list[str]:
         """Return the ways to compare for a key such as `train_{}_vs_dense`; none if nobody wants it."""
-        compared = WAYS[1:] if self.plan.all_ways or density == DENSITY else ("slice",)
+        # Only slicing depends on the density.
+        compared = WAYS[1:] if density == DENSITY else ("slice",)
         # A key with a setting behind it, such as "….d0.5", asks for its way too.
         asked = [each.split(".")[0] for each in self.only]
         wanted = [way for way in compared if not asked or key.format(way) in asked]
@@ -131,6 +139,8 @@ class Bench:
             floor: The least ratio that slicing could reach, by what is counted.
         """
         runners, missing = ways
+        if not self.due(*(key.format(way) for way in {**runners, **missing} if way != "dense")):
+            return
         works = {
             way: lambda number, runner=runner: work(runner, number % self.plan.pairs)
             for way, runner in runners.items()
@@ -204,11 +214,13 @@ def blocks(bench: Bench) -> Found:
             suffix = "" if plain else f".{d_model}x{d_ff}.d{density}"
             yield from _block(bench, d_model, d_ff, density, suffix)
     (d_model, d_ff), _ = next(iter(bench.plan.blocks.items()))
-    for multiple in bench.plan.multiples:
-        yield from _block(bench, d_model, d_ff, DENSITY, f".multiple_of_{multiple}", multiple_of=multiple)
+    yield from _block(bench, d_model, d_ff, DENSITY, ".multiple_of_{}", bench.plan.multiples)
 
 
-def _block(bench: Bench, d_model: int, d_ff: int, density: float, suffix: str, **gate: Any) -> Found:
+def _block(
+    bench: Bench, d_model: int, d_ff: int, density: float, suffix: str, multiples: Sequence[int] | None = None
+) -> Found:
+    """Compare the ways, or with multiples those values of `GateConfig.multiple_of`, in the same rounds."""
     rows, source, target = bench.plan.train
     model = BlockModel(BlockConfig(d_model=d_model, d_ff=d_ff)).to(bench.device, bench.dtype)
     masks = make_masks(find_sites(model), pairs_of(bench.plan.pairs), density)
@@ -217,8 +229,12 @@ def _block(bench: Bench, d_model: int, d_ff: int, density: float, suffix: str, *
         "block_decode_{}_vs_dense": (4, 1, Runner.run_block, "forward", "bytes"),
     }
     for key, (samples, length, work, what, counted) in cases.items():
-        ways = ["dense", "slice"] if gate and bench.ways(key) else bench.ways(key, density)
-        opened = bench.open_ways(ways, model.train("train" in key), masks, **gate)
+        ways = bench.ways(key, density)
+        opened = bench.open_ways(ways if multiples is None else ways[:1], model.train("train" in key), masks)
+        if multiples is not None:
+            key = key.format("slice")
+            for multiple in multiples if bench.wants(key) else ():
+                opened[0][str(multiple)] = Runner(model, "slice", masks, multiple_of=multiple)
         hidden_BLD = torch.randn(samples, length, d_model, device=bench.device, dtype=bench.dtype)
         setting = {"shape": f"{d_model}×{d_ff} block", "density": density, "tokens": samples * length}
         yield from bench.compare(
@@ -226,7 +242,7 @@ def _block(bench: Bench, d_model: int, d_ff: int, density: float, suffix: str, *
             opened,
             lambda runner, pair, work=work, hidden_BLD=hidden_BLD: work(runner, hidden_BLD, pair),
             bench.plan.rounds,
-            {**setting, "what": what, **gate},
+            {**setting, "what": what, **({} if multiples is None else {"multiple_of": "as in the key"})},
             {counted: density},
         )
 
@@ -241,8 +257,7 @@ def models(bench: Bench) -> Found:
                 place = "" if plain else f".{shape.d_model}x{shape.d_ff}x{shape.layers}.d{density}"
                 masks = make_masks(find_sites(model), pairs_of(bench.plan.pairs), density)
                 yield from _training(bench, model, shape, masks, density, place)
-                if density == DENSITY or bench.plan.all_ways:
-                    yield from _decoding(bench, model, shape, masks, density, place)
+                yield from _decoding(bench, model, shape, masks, density, place)
 
 
 def _training(
@@ -273,7 +288,7 @@ def _decoding(
     rows, source, new_tokens = bench.plan.decode
     batch = make_batch(shape, rows, source, 1, bench.device)
     opened = bench.open_ways(bench.ways("decode_{}_vs_dense", density), model, masks)
-    for beams in (1, 5):
+    for beams in (1, 5) if density == DENSITY else (1,):
         # Greedy decoding comes first, so it warms up with every pair: then all slices are there.
         warm = bench.plan.pairs if beams == 1 else 1
         yield from bench.compare(

@@ -1,5 +1,6 @@
 """The benchmark: paired rounds, the ways that it compares, and a tiny run of it all. Nothing is timed."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ sys.path.insert(0, RECIPES)
 import bench  # noqa: E402
 import bench_clock  # noqa: E402
 import bench_masks  # noqa: E402
+import bench_parts  # noqa: E402
 import bench_work  # noqa: E402
 
 sys.path.remove(RECIPES)
@@ -220,8 +222,8 @@ def test_a_tiny_run_yields_every_key_with_its_recipe(tmp_path, capsys):
     path, figure = tmp_path / "bench.json", tmp_path / "bench.png"
     assert bench.main(["--tiny", "--threads", THREADS, "--json", str(path), "--plot", str(figure)]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found.keys() >= KEYS | {"recipe", "seconds"}
-    for key in found.keys() - {"recipe", "seconds"}:
+    assert found.keys() >= KEYS | {"recipe", "runs"}
+    for key in found.keys() - {"recipe", "runs"}:
         assert found[key]["min"] <= found[key]["median"] <= found[key]["max"], found[key]
         assert found[key]["setting"]["shape"]
     assert found["train_slice_vs_dense"]["setting"]["density"] == 0.75
@@ -235,7 +237,7 @@ def test_only_the_keys_that_are_asked_for_are_measured(tmp_path, capsys):
     asked = "decode_mask_vs_dense,train_slice_vs_dense.16x64x1.d0.5"
     assert bench.main(["--tiny", "--threads", THREADS, "--only", asked, "--json", str(path)]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found.keys() - {"recipe", "seconds"} == {
+    assert found.keys() - {"recipe", "runs"} == {
         "decode_mask_vs_dense",
         "decode_mask_vs_dense.beam5",
         "train_slice_vs_dense.16x64x1.d0.5",
@@ -258,6 +260,43 @@ def test_what_cannot_be_measured_is_null_with_the_reason(tmp_path, monkeypatch):
     assert found["train_mask_vs_dense"]["median"] > 0
 
 
+def test_a_run_that_resumes_keeps_what_is_there_and_measures_the_rest(tmp_path):
+    path = tmp_path / "bench.json"
+    common = ["--tiny", "--threads", THREADS, "--json", str(path)]
+    assert bench.main([*common, "--only", "switch_ms,train_slice_vs_dense,mask_bytes_60_pairs"]) == 0
+    first = json.loads(path.read_text(encoding="utf-8"))
+    first["switch_ms"] |= {"median": None, "reason": "was not there"}
+    first["mask_bytes_60_pairs"]["median"] = -1.0
+    path.write_text(json.dumps(first), encoding="utf-8")
+    wanted = "switch_ms,train_slice_vs_dense,train_mask_vs_dense,mask_bytes_60_pairs"
+    # Out of time: nothing is begun, nothing is lost, and nothing is said to be impossible.
+    assert bench.main([*common, "--resume", "--minutes", "1e-9", "--only", wanted]) == 0
+    assert json.loads(path.read_text(encoding="utf-8")) == first
+    assert bench.main([*common, "--resume", "--only", wanted]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["mask_bytes_60_pairs"]["median"] == -1.0
+    assert found["train_slice_vs_dense.16x64x1.d0.5"] == first["train_slice_vs_dense.16x64x1.d0.5"]
+    assert found["train_mask_vs_dense"]["median"] > 0
+    assert found["switch_ms"]["median"] is not None
+    assert len(found["runs"]) == 2
+
+
+def test_values_of_multiple_of_are_compared_in_the_same_rounds(monkeypatch):
+    seen = []
+    original = bench_parts.time_rounds
+    monkeypatch.setattr(
+        bench_parts, "time_rounds", lambda works, *rest: seen.append(list(works)) or original(works, *rest)
+    )
+    plan = dataclasses.replace(bench.TINY, multiples=(1, 4))
+    context = bench.Bench(
+        plan=plan, device=torch.device("cpu"), dtype=torch.float32, watch=bench_clock.Stopwatch()
+    )
+    keys = [key for key, _ in bench_parts.blocks(context)]
+    for work in ("train", "decode"):
+        assert {f"block_{work}_slice_vs_dense.multiple_of_{number}" for number in (1, 4)} <= set(keys)
+    assert seen[-2:] == [["dense", "1", "4"]] * 2
+
+
 def test_a_measurement_that_fails_reports_null_for_the_keys_it_did_not_reach():
     def part(_bench):
         yield "first", bench_clock.Measured.exactly(1.0)
@@ -266,7 +305,7 @@ def test_a_measurement_that_fails_reports_null_for_the_keys_it_did_not_reach():
     context = bench.Bench(
         plan=bench.TINY, device=torch.device("cpu"), dtype=torch.float32, watch=bench_clock.Stopwatch()
     )
-    found = bench.run_part(context, part, ["first", "second"])
+    found = dict(bench.run_part(context, part, ["first", "second"]))
     assert found["first"].median == 1.0
     assert found["second"].median is None
     assert "broken on purpose" in found["second"].reason
@@ -294,11 +333,12 @@ def test_a_trained_model_is_measured_with_its_own_masks_and_scored_with_all_and_
     arguments = ["--tiny", "--threads", THREADS, "--only", only, "--split", "test", "--json", str(path)]
     assert bench.main([*arguments, *given]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found.keys() - {"recipe", "seconds"} == {
+    assert found.keys() - {"recipe", "runs"} == {
         "base_train_slice_vs_dense",
         "base_decode_mask_vs_dense",
         *(f"base_bleu_{which}.{pair}" for which in ("dense", "pruned") for pair in tiny_text.PAIRS),
     }
+    assert str(tmp_path) not in path.read_text(encoding="utf-8")
     assert found["base_train_slice_vs_dense"]["setting"]["masks"] == masks.fingerprint()
     assert found["base_bleu_pruned.en-de"]["setting"]["density"] == masks.density("en-de")
     assert "tok:13a" in found["base_bleu_dense.en-de"]["setting"]["signature"]
