@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jsonargparse
 
+from nspec_hf.comparison_plan import ComparisonPlan
 from nspec_hf.config import GateConfig, RecordConfig, SelectConfig
 from nspec_hf.corpus import CorpusConfig, PairText, read_corpus
 from nspec_hf.errors import ConfigError
@@ -139,6 +140,9 @@ class ExperimentConfig:
 
     metrics: Sequence[str] = ("bleu", "chrf++")
     """See `nspec_hf/scores.py`."""
+
+    compare: ComparisonPlan = field(default_factory=ComparisonPlan)
+    """For `compare.py`: which systems, with which settings and seeds."""
 
     @property
     def base_model(self) -> str:

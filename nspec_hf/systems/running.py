@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nspec_hf.checkpoints import claim_folder
+from nspec_hf.comparison_plan import ComparisonPlan
 from nspec_hf.provenance import write_result
 from nspec_hf.runs import join_processes
 from nspec_hf.scoreboard import SystemScores, score_system
@@ -50,7 +51,8 @@ def run_system(name: str, system: System, bench: Workbench, result: Path) -> Sys
         **facts,
         "scores": scores and json.loads(scores.to_json()),
     }
-    trained = dataclasses.replace(bench.config, specialize=bench.budget())
+    # The plan of a comparison says nothing of this run.
+    trained = dataclasses.replace(bench.config, specialize=bench.budget(), compare=ComparisonPlan())
     write_result(result, outcome, trained)
     return scores
 

@@ -1,0 +1,126 @@
+"""Run a plan of systems and seeds, and set them side by side in one table.
+
+    python recipes/compare.py recipes/configs/multi30k.yaml --data.corpus.path DIR
+    python recipes/compare.py recipes/configs/multi30k.yaml --rows finetune 'ns*' --seeds 1 2 --jobs 2
+    python recipes/compare.py recipes/configs/multi30k.yaml --tables-only
+
+The plan is `compare:` in the experiment's file (see `nspec_hf/comparison_plan.py`). Each run is a process of
+`recipes/specialize.py`; what has been run is not run again, and a plan that was stopped in whatever way goes
+on. Logs lie in `work/compare`; the tables go to `recipes/results/NAME.comparison.md` and `.json`.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nspec_hf.comparison_runs import Run, chosen_runs, planned_rows
+from nspec_hf.errors import ConfigError
+from nspec_hf.experiment import ExperimentConfig, read_settings
+from nspec_hf.jobs import Failure, Job, places, run_jobs, usable_cores
+
+SPECIALIZE = Path(__file__).resolve().with_name("specialize.py")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rows": {
+        "nargs": "+",
+        "default": None,
+        "help": "Rows to run, or patterns such as 'ns*'; all if not given.",
+    },
+    "seeds": {"nargs": "+", "type": int, "default": None, "help": "Seeds to run; all if not given."},
+    "jobs": {"type": int, "default": None, "help": "Runs at a time; one a GPU, or one, if not given."},
+    "tables_only": {"type": bool, "default": False, "help": "Run nothing; make the tables of what there is."},
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; exit with 1 if a run failed."""
+    arguments = [_spelled(each) for each in (sys.argv[1:] if argv is None else argv)]
+    config, chosen = read_settings(ExperimentConfig, arguments, description=__doc__, **OPTIONS)
+    rows = planned_rows(config)
+    runs = chosen_runs(rows, chosen.rows, chosen.seeds)
+    experiment = _of_the_experiment(arguments)
+    failures: list[Failure] = []
+    if not chosen.tables_only:
+        failures = run_all(runs, experiment, chosen.jobs)
+    for failure in failures:
+        print(f"failed: {failure.job.name}: {failure.reason}\n  log: {failure.job.log}", file=sys.stderr)
+    if failures:
+        raise SystemExit(1)
+
+
+def run_all(runs: Sequence[Run], experiment: Sequence[str], count: int | None) -> list[Failure]:
+    """Run what has not been run; return what failed.
+
+    Raises:
+        ConfigError: If there is no base to continue from.
+    """
+    config = runs[0].config
+    if not config.base and not Path(config.base_model).is_dir():
+        raise ConfigError(f"there is no base in {config.base_model}; first run recipes/pretrain.py")
+    folder = Path(config.work) / "compare"
+    jobs = [
+        Job(
+            name=run.name,
+            command=[sys.executable, str(SPECIALIZE), *experiment, *run.arguments()],
+            log=folder / f"{run.row}.s{run.seed}.log",
+            lock=folder / f"{run.row}.s{run.seed}.lock",
+            is_done=lambda run=run: not run.why_not_done(),
+        )
+        for run in runs
+    ]
+    stopped = signal.signal(signal.SIGTERM, _stop)
+    try:
+        with tqdm(total=len(jobs), desc="runs", disable=not sys.stderr.isatty()) as bar:
+            return run_jobs(jobs, places(count, usable_cores(), _gpus(), os.environ), _teller(bar))
+    finally:
+        signal.signal(signal.SIGTERM, stopped)
+
+
+def _teller(bar: tqdm) -> Callable[[str, bool], None]:
+    """Return what shows a line of text above the bar, which goes on when a run has ended."""
+    ended = 0
+
+    def tell(line: str, has_ended: bool) -> None:
+        nonlocal ended
+        ended += has_ended
+        bar.update(has_ended)
+        tqdm.write(f"[{ended}/{bar.total}] {line}")
+        sys.stdout.flush()
+
+    return tell
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [each.strip() for each in visible.split(",") if each.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _spelled(argument: str) -> str:
+    """Return an argument as the parser spells it: options may be written with hyphens."""
+    return "--tables_only" if argument == "--tables-only" else argument
+
+
+def _of_the_experiment(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that say which experiment it is, without those of this script."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, keywords in OPTIONS.items():
+        parser.add_argument(f"--{name}", **keywords)
+    return parser.parse_known_args(arguments)[1]
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
