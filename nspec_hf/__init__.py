@@ -30,7 +30,8 @@ READING_ORDER = """
     systems.system systems.rowwise systems.plain systems.masked systems systems.running
     jobs comparison_runs comparison comparison_tables
     baking ctranslate proof export
-    commands export_commands evaluation_commands analysis_commands showcase demo_settings demo cli __main__
+    commands export_commands evaluation_commands analysis_commands probing_commands
+    showcase demo_settings demo cli __main__
 """.split()
 """The files of the package as a newcomer reads them; `tests/test_layers.py` holds it."""
 

@@ -6,26 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
 from nspec_hf.analysis import Analysis
 from nspec_hf.analysis import analyze as analyze_masks
-from nspec_hf.config import RecordConfig
-from nspec_hf.corpus import PairText, read_corpus
 from nspec_hf.effect_plots import draw_all
-from nspec_hf.effects import SettingGains
-from nspec_hf.encoded import encode_corpus
-from nspec_hf.erasure import Erasure, erasure_effect
-from nspec_hf.errors import ArtefactError, ConfigError
-from nspec_hf.languages import language_tags
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.overlap import find_pivot
-from nspec_hf.probing import ProbeConfig, masked_gains, recordings, scorer
 from nspec_hf.report import write_report
 from nspec_hf.scoreboard import SystemScores
 from nspec_hf.significance import Comparison
 from nspec_hf.stats import ActivationStats
-from nspec_hf.sweeps import Stability, stability
 from nspec_hf.tables import Table
 
 
@@ -43,15 +31,13 @@ def analyze(
     seconds: float | None = None,
     model_width: int | None = None,
     by_setting: Mapping[str, Mapping[float, str]] | None = None,
-    probe: ProbeConfig | None = None,
     figures: bool = True,
 ) -> None:
     """Draw and tabulate what each pair's neurons have in common: overlap, progression, tree, density, gains.
 
     Example: nspec analyze --masks masks --stats nspec_stats.safetensors --output analysis
 
-    With `--probe.model` and `--probe.corpus.path` it also asks the model: what erasing neurons costs, and how
-    stable the masks are.
+    It works on files alone; `nspec probe` asks the model what erasing neurons costs and how stable masks are.
 
     Args:
         masks: Folder or Hub repository of masks.
@@ -68,14 +54,11 @@ def analyze(
         model_width: Width D of the model; adds the size of the masks in the released format.
         by_setting: Setting → value → JSON file of scores, of models trained with other settings:
             '{coverage k: {0.9: a.json, 0.95: b.json}}'; adds mean gains over the baseline.
-        probe: Questions to the model itself.
         figures: Whether to draw.
     """
-    held = NeuronMasks.from_pretrained(masks)
-    recorded = ActivationStats.load(stats) if stats else None
     found = analyze_masks(
-        held,
-        recorded,
+        NeuronMasks.from_pretrained(masks),
+        ActivationStats.load(stats) if stats else None,
         _values(scores, metric),
         families,
         comparison=_comparison(comparison),
@@ -89,7 +72,6 @@ def analyze(
             setting: {value: _one(path, metric) for value, path in files.items()}
             for setting, files in (by_setting or {}).items()
         },
-        probed=_probed(held, recorded, probe, pivot) if probe else (),
     )
     found.save(output)
     drawn = draw_all(found, output) if figures else []
@@ -155,43 +137,6 @@ def _agreement_table(found: Analysis) -> Table:
     note = "p: permutation test, families against random groups of languages"
     title = f"Overlap of {len(found.masks.pairs)} pairs"
     return Table(title=title, columns=columns, rows=rows, notes=(note,), digits=4)
-
-
-def _probed(
-    masks: NeuronMasks, stats: ActivationStats | None, probe: ProbeConfig, pivot: str | None
-) -> list[Erasure | Stability | SettingGains]:
-    """Ask the model what `probe` asks."""
-    try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(probe.model).eval()
-        tokenizer = AutoTokenizer.from_pretrained(probe.model)
-    except OSError as error:
-        raise ArtefactError(
-            f"{probe.model} is no model's folder, nor was it found on the Hub: {error}"
-        ) from error
-    found: list[Erasure | Stability | SettingGains] = []
-    if probe.erase or probe.coverages or probe.generals:
-        tests = [
-            _first(text, probe.lines) for text in read_corpus(probe.corpus, masks.pairs, probe.test_split)
-        ]
-        score = scorer(model, tokenizer, tests, probe.metric, probe.translate, probe.codes)
-        if probe.erase:
-            found.append(erasure_effect(masks, score, probe.erase_of))
-        if probe.coverages or probe.generals:
-            if stats is None:
-                raise ConfigError("masks of other settings are selected from statistics; give --stats FILE")
-            pivot = pivot or find_pivot(masks.pairs) or "en"
-            found += masked_gains(score, stats, probe.coverages, probe.generals, pivot=pivot)
-    if probe.sizes:
-        texts = read_corpus(probe.corpus, masks.pairs, probe.split)
-        encoded = encode_corpus(texts, language_tags(tokenizer, probe.codes))
-        count = RecordConfig(count=stats.count) if stats else RecordConfig()
-        recorded = recordings(model, tokenizer, encoded, probe.sizes, probe.seeds, count, probe.codes)
-        found.append(stability(recorded, masks.recipe.settings.get("coverage", 0.95)))
-    return found
-
-
-def _first(text: PairText, lines: int) -> PairText:
-    return PairText(text.pair, text.sources[:lines], text.targets[:lines])
 
 
 def _values(paths: Sequence[str], metric: str) -> dict[str, dict[str, float]] | None:

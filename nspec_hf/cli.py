@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluation_commands", "score translations, with signatures"),
     "compare": ("evaluation_commands", "test which directions got better or worse"),
     "analyze": ("analysis_commands", "draw and tabulate which neurons pairs share"),
+    "probe": ("probing_commands", "ask a model what erasing neurons costs, and how stable its masks are"),
     "report": ("analysis_commands", "one HTML page that shows what each pair's neurons do"),
     "demo": ("demo", "run the whole method on made-up language families, in minutes"),
 }

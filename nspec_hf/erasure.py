@@ -83,6 +83,14 @@ class Erasure(Result):
     specific_share: float
     seed: int
 
+    def mean_change(self, kind: int) -> tuple[float, float, float | None, float | None]:
+        """Return mean score and change of a kind; where one pair's neurons go, its change and the others'."""
+        score, change = float(np.nanmean(self.score[kind])), float(np.nanmean(self.change[kind]))
+        if not self.kinds[kind].startswith("of "):
+            return score, change, None, None
+        own = np.array([pair == self.kinds[kind].removeprefix("of ") for pair in self.pairs])
+        return score, change, float(self.change[kind][own].mean()), float(np.nanmean(self.change[kind][~own]))
+
 
 def erasure_effect(
     masks: NeuronMasks,

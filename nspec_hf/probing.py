@@ -9,13 +9,12 @@ ACL 2021, Fig. 5) and `masked_gains` (the k of Tan et al., EMNLP 2024, Fig. 5, a
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.config import GateConfig, RecordConfig
-from nspec_hf.corpus import CorpusConfig, PairText
+from nspec_hf.corpus import PairText
 from nspec_hf.effects import SettingGains, setting_gains
 from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import ConfigError
@@ -28,53 +27,6 @@ from nspec_hf.translate import TranslateConfig, Translator
 
 Scorer = Callable[[NeuronMasks | None], dict[Pair, float]]
 """Masks, or None for all neurons → the score of each pair."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    """What is asked of a model besides its masks; each question takes translations or recordings."""
-
-    model: str
-    """Hub id or folder of the model that was trained with the masks (or that they were chosen for)."""
-
-    corpus: CorpusConfig
-    """Where the text lies."""
-
-    split: str = "valid"
-    """Text that is recorded for stability."""
-
-    test_split: str = "test"
-    """Text that is translated for erasure and for masks without training."""
-
-    lines: int = 200
-    """Sentences of each pair that are translated."""
-
-    erase: bool = True
-    """Whether to erase general, own and other pairs' neurons."""
-
-    erase_of: Sequence[str] = ()
-    """Pairs whose own neurons are taken from all pairs."""
-
-    sizes: Sequence[int] = (100, 200, 500)
-    """Numbers of sentences a pair to record; all of them come last. Empty: stability is not looked at."""
-
-    seeds: Sequence[int] = (1, 2, 3)
-    """Random samples to record, each of the smallest of `sizes`."""
-
-    coverages: Sequence[float] = ()
-    """Coverages k whose masks are tried without training; needs statistics."""
-
-    generals: Sequence[float] = ()
-    """Shares ρ of general neurons whose masks are tried without training; needs recorded importance."""
-
-    metric: str = "bleu"
-    """What translations are scored by."""
-
-    translate: TranslateConfig = field(default_factory=lambda: TranslateConfig(num_beams=1))
-    """Decoding."""
-
-    codes: Mapping[str, str] = field(default_factory=dict)
-    """Your language codes → the tokenizer's, where they differ."""
 
 
 def scorer(

@@ -11,7 +11,7 @@ import pytest
 from nspec_hf import __version__
 from nspec_hf.cli import COMMANDS, main
 
-FROZEN = "record select train translate inspect export evaluate compare analyze report demo".split()
+FROZEN = "record select train translate inspect export evaluate compare analyze probe report demo".split()
 
 
 def test_the_commands_are_these():

@@ -203,23 +203,27 @@ def test_comet_scores_join_the_others_and_keep_how_they_were_made(flow):
     assert all("bleu" in scores[pair] for pair in PAIRS)
 
 
-def test_analyze_asks_the_model_about_erasure_stability_and_settings(flow):
+def test_probe_asks_the_model_about_erasure_stability_and_other_settings(flow):
     folder, _ = flow
-    probe = ["--probe.model", "ours/model", "--probe.corpus.path", "data", "--probe.lines", "4"]
-    probe += ["--probe.sizes", "[6]", "--probe.seeds", "[1]", "--probe.erase_of", "[en-de]"]
-    probe += [
-        "--probe.coverages",
-        "[0.5,0.9]",
-        "--probe.translate.length_ratio",
-        "0.5",
-        "--probe.metric",
+    about = [
+        "probe",
+        "--masks",
+        "masks",
+        "--model",
+        "ours/model",
+        "--corpus.path",
+        "data",
+        "--metric",
         "chrf",
     ]
-    about = ["analyze", "--masks", "masks", "--stats", "nspec_stats.safetensors", "--figures", "false"]
-    scores = ["--scores", "[dense.json,ours.json]", "--by-setting", "{coverage k: {0.8: ours.json}}"]
-    main_output(folder, *about, *scores, *probe, "--output", "asked")
+    about += ["--stats", "nspec_stats.safetensors", "--coverages", "[0.5,0.9]", "--lines", "4"]
+    about += ["--sizes", "[6]", "--seeds", "[1]", "--erase-of", "[en-de]", "--translate.length_ratio", "0.5"]
+    text = main_output(folder, *about, "--figures", "false", "--output", "asked")
     erasure = json.loads((folder / "asked" / "erasure.json").read_text(encoding="utf-8"))
     assert erasure["kinds"] == ["nothing", "general", "own", "of en-de"]
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    change = erasure["change"][1]
+    assert float(rows["general"][2]) == pytest.approx(sum(change) / len(change), abs=0.005)
     stability = json.loads((folder / "asked" / "stability.json").read_text(encoding="utf-8"))
     assert stability["recordings"] == ["6", "all", "6, seed 1"]
     assert stability["coverage"] == 0.8
@@ -227,8 +231,14 @@ def test_analyze_asks_the_model_about_erasure_stability_and_settings(flow):
         encoding="utf-8"
     )
     assert json.loads(untrained)["values"] == [0.5, 0.9]
-    trained = json.loads((folder / "asked" / "gains_against_coverage_k.json").read_text(encoding="utf-8"))
-    gains = json.loads((folder / "asked" / "gains.json").read_text(encoding="utf-8"))
+
+
+def test_analyze_takes_scores_of_models_trained_with_other_settings(flow):
+    folder, _ = flow
+    scores = ["--scores", "[dense.json,ours.json]", "--by-setting", "{coverage k: {0.8: ours.json}}"]
+    main_output(folder, "analyze", "--masks", "masks", *scores, "--figures", "false", "--output", "settings")
+    trained = json.loads((folder / "settings" / "gains_against_coverage_k.json").read_text(encoding="utf-8"))
+    gains = json.loads((folder / "settings" / "gains.json").read_text(encoding="utf-8"))
     assert trained["mean"][0][-1] == pytest.approx(sum(gains["change"][0]) / len(PAIRS))
 
 
@@ -262,6 +272,9 @@ def test_analyze_and_report_write_tables_and_a_page(flow):
         (["evaluate", "--hypotheses", "nowhere", "--corpus.path", "data"], "nowhere"),
         (["evaluate", "--hypotheses", "ours_out"], "--references DIR"),
         (["analyze", "--masks", "nowhere"], "nowhere"),
+        (["probe", "--masks", "masks", "--model", "nowhere", "--corpus.path", "data"], "nowhere"),
+        (["probe", "--masks", "masks", "--model", "base", "--corpus.path", "data", "--coverages", "[1]"],
+         "--stats FILE"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_words_with_status_2(flow, arguments, message, capsys, monkeypatch):

@@ -90,6 +90,10 @@ def test_the_effect_is_the_score_after_minus_the_score_before(masks):
             assert result.change[row, column] == score(given)[pair] - score(masks)[pair]
     assert np.isnan(result.score[:, 2]).all()
     assert (result.change[1:, :2] < 0).all()
+    mean, change, own, others = result.mean_change(3)
+    assert (mean, change) == (result.score[3, :2].mean(), result.change[3, :2].mean())
+    assert (own, others) == (result.change[3, 1], result.change[3, 0])
+    assert result.mean_change(1)[2:] == (None, None)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
