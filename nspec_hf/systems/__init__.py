@@ -1,5 +1,6 @@
 """The compared systems by name; each is a file here, and `system.py` says what a system is."""
 
+from nspec_hf.systems.lass import LaSS
 from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
 from nspec_hf.systems.plain import Baseline, FineTune
 from nspec_hf.systems.system import System
@@ -13,6 +14,7 @@ SYSTEMS: dict[str, type[System]] = {
         Allocation,
         AllocationByValue,
         NeuronSpecialization,
+        LaSS,
     )
 }
 """Name → class; a new system is added here."""

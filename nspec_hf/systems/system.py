@@ -176,22 +176,40 @@ class Workbench:
             arguments={**planned.arguments, "seed": self.seed, **arguments},
         )
 
-    def translate(self, model: PreTrainedModel, attachment: Attachment | None, folder: str | Path) -> Outputs:
-        """Return the translations of all tests that the system can translate; they are kept in `folder`."""
+    def translate(
+        self,
+        model: PreTrainedModel,
+        attachment: Attachment | None,
+        folder: str | Path,
+        pairs: Sequence[str] | None = None,
+    ) -> Outputs:
+        """Return the translations of all tests that the system can translate; they are kept in `folder`.
+
+        Args:
+            model: The trained model.
+            attachment: What makes each row run as its pair does.
+            folder: Inside of this run's folder.
+            pairs: Translate no others; None: all.
+        """
         config = self.config
         translator = Translator(model, self.tokenizer, attachment, config.translate, codes=config.data.codes)
-        known = [text for text in self.tests if attachment is None or attachment.knows(text.pair)]
+        texts = [text for text in self.tests if pairs is None or text.pair in pairs]
+        known = [text for text in texts if attachment is None or attachment.knows(text.pair)]
         return translate_test_set(translator, known, self.folder / folder)
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return what `work` returned when it was first done in this folder, and the `seconds` it took."""
+        """Return what `work` returned when it was first done in this folder, and the `seconds` it took.
+
+        Work that may take several sittings returns its own `seconds`.
+        """
         path = self.folder / f"{name}.json"
         there = path.is_file()
         join_processes().wait_for_everyone()
         if there:
             return json.loads(path.read_text(encoding="utf-8"))
         started = time.perf_counter()
-        found = {**work(), "seconds": round(time.perf_counter() - started, 2)}
+        done = work()
+        found = {"seconds": round(time.perf_counter() - started, 2), **done}
         self.save(lambda: write_json(path, found))
         return found
 
