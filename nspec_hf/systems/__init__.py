@@ -1,5 +1,6 @@
 """The compared systems by name; each is a file here, and `system.py` says what a system is."""
 
+from nspec_hf.systems.individual import Individual
 from nspec_hf.systems.lass import LaSS
 from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
 from nspec_hf.systems.plain import Baseline, FineTune
@@ -9,6 +10,7 @@ SYSTEMS: dict[str, type[System]] = {
     kind.name: kind
     for kind in (
         Baseline,
+        Individual,
         FineTune,
         RandomMasks,
         Allocation,

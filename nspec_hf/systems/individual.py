@@ -1,0 +1,102 @@
+"""Individual bilingual models: one for each direction, which shares nothing with the others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from transformers import PreTrainedModel
+
+from nspec_hf.errors import ConfigError
+from nspec_hf.pairs import Pair
+from nspec_hf.runs import load_weights
+from nspec_hf.systems.system import Outputs, System, Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Individual(System):
+    """A model for each trained direction, from scratch, on that direction's text alone.
+
+    What a multilingual model loses against these is interference, what it wins is synergy (Tan et al. 2024,
+    Table 4). They have the base's vocabulary, and the base's budget and then the continuation's, with the
+    schedule of each. Zero-shot directions have no model. Each lies in a folder of its own, named by its
+    direction; directions that are done are not trained again.
+    """
+
+    name: ClassVar[str] = "individual"
+    source: ClassVar[str] = "bilingual models, as in Tan et al. 2024, Table 4"
+    budget: Literal["each", "shared"] = "each"
+    """`each`: every model makes as many updates as the multilingual one; on text of one direction that is
+    more epochs. `shared`: all models together make as many, an equal share each. A budget in epochs instead
+    of `max_steps` means epochs of the direction's own text, and both are the same."""
+
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `M2M100Config` in which these models differ from the base, such as fewer layers."""
+
+    @property
+    def from_scratch(self) -> bool:
+        """Always."""
+        return True
+
+    def model(self, bench: Workbench) -> PreTrainedModel:
+        """Return one of the models, untrained."""
+        return bench.scratch(**self.shape)
+
+    def check(self, bench: Workbench) -> None:
+        """Refuse a share that is no update."""
+        for phase in ("pretrain", "specialize"):
+            if self._steps(bench, phase) == 0:
+                updates = bench.budget(phase).arguments["max_steps"]
+                raise ConfigError(f"{len(bench.pairs)} models cannot share {updates} updates ({phase})")
+
+    def run(self, bench: Workbench) -> dict[str, Any]:
+        """Train a model a direction, one after the other."""
+        models = {str(pair): self._train(pair, bench) for pair in bench.pairs}
+        base = sum(each.numel() for each in bench.base().parameters())
+        return {
+            "updates": sum(facts["updates"] for facts in models.values()),
+            "training_seconds": round(sum(facts["training_seconds"] for facts in models.values()), 1),
+            "extra_parameters": sum(facts["parameters"] for facts in models.values()) - base,
+            "extra_bytes": 0,
+            "models": models,
+        }
+
+    def outputs(self, bench: Workbench) -> Outputs:
+        """Return the translations of the trained directions, each by its own model."""
+        outputs: Outputs = {}
+        for pair in bench.pairs:
+            model = self.model(bench)
+            load_weights(model, bench.folder / pair / "model")
+            outputs |= bench.translate(model, None, f"{pair}/outputs", [pair])
+        return outputs
+
+    def _train(self, pair: Pair, bench: Workbench) -> dict[str, Any]:
+        """Train the model of one direction, unless it is trained; return its facts, all phases together."""
+        model = self.model(bench)
+        text = {"corpus": bench.corpus.subset(pair), "validation": bench.validation.subset(pair)}
+        first, second = (
+            bench.train(model, phase=phase, folder=folder, **text, **self._arguments(bench, phase)).facts()
+            for phase, folder in (("pretrain", f"{pair}/pretraining"), ("specialize", pair))
+        )
+        return {
+            "updates": first["updates"] + second["updates"],
+            "training_seconds": round(first["training_seconds"] + second["training_seconds"], 1),
+            "validation_loss": second["validation_loss"],
+            "parameters": sum(each.numel() for each in model.parameters()),
+        }
+
+    def _steps(self, bench: Workbench, phase: str) -> int | None:
+        """Return a model's updates in a phase; None where the phase is measured in epochs."""
+        planned = bench.budget(phase).arguments.get("max_steps", -1)
+        if planned <= 0:
+            return None
+        return planned if self.budget == "each" else planned // len(bench.pairs)
+
+    def _arguments(self, bench: Workbench, phase: str) -> dict[str, Any]:
+        """Return what differs between a model's training and the multilingual one's."""
+        steps, planned = self._steps(bench, phase), bench.budget(phase).arguments
+        if steps is None or self.budget == "each":
+            return {}
+        # The same schedule, shorter: a warm-up that stays as it is could take the whole of it.
+        warmup = planned.get("warmup_steps", 0)
+        # Below 1 it is a share of the run already.
+        return {"max_steps": steps, **({"warmup_steps": warmup // len(bench.pairs)} if warmup >= 1 else {})}
