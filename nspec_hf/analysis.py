@@ -182,6 +182,8 @@ def analyze(
     overlaps = overlap(masks)
     course = progression(overlaps).without([pivot] if pivot else [])
     notes: dict[str, str] = {}
+    gained = _gains(scores, baseline, metric, tiers, pivot, notes)
+    _note_strangers(gained, comparison, notes)
     return Analysis(
         masks=masks,
         pivot=pivot,
@@ -195,7 +197,7 @@ def analyze(
         layer_score=layer_score(masks),
         module_score=module_score(masks),
         efficiency=efficiency(masks, seconds=seconds, model_width=model_width, others=costs),
-        gains=_gains(scores, baseline, metric, tiers, pivot, notes),
+        gains=gained,
         comparison=comparison,
         setting_gains=_against_settings(scores, baseline, by_setting or {}, probed, pivot or "en"),
         erasure=next((each for each in probed if isinstance(each, Erasure)), None),
@@ -263,6 +265,16 @@ def _gains(
         return None
     name = baseline or next(iter(scores))
     return gains(scores, name, tiers=tiers, pivot=pivot or "en", metric=metric)
+
+
+def _note_strangers(gained: Gains | None, comparison: Comparison | None, notes: dict[str, str]) -> None:
+    """Say which systems with scores were not tested, since their gains are shown without a verdict."""
+    if gained is None or comparison is None:
+        return
+    tested = sorted({row.system_name for row in comparison.rows})
+    untested = [name for name in gained.systems if name not in tested]
+    if untested:
+        notes[f"significance of {', '.join(untested)}"] = f"the comparison tests {', '.join(tested)}"
 
 
 def _against_settings(

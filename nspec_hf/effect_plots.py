@@ -73,7 +73,8 @@ def draw_coverage_sweep(sweep: CoverageSweep, mean_gains: Mapping[float, float] 
         gained.plot(list(mean_gains), list(mean_gains.values()), "D-", color=GREEN, label="mean gain")
         gained.axhline(0, color=GREEN, lw=0.6)
         gained.set_ylabel("mean gain over the baseline", color=GREEN)
-    axes.legend(frameon=False, fontsize=8)
+    # Outside: the lines cross the whole panel.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -165,7 +166,11 @@ def draw_gains(
     rows = [r for r in (comparison.rows if comparison else ()) if r.system_name == system]
     # A comparison may hold several metrics; the verdict must be that of the metric whose gains are drawn.
     metric = metric or result.metric or next((r.metric for r in rows), None)
-    verdicts = {r.pair: r.verdict for r in rows if r.metric == metric}
+    verdicts = {
+        r.pair: "not significant" if r.owed_to_ties(comparison.alpha) else r.verdict
+        for r in rows
+        if r.metric == metric
+    }
     order = np.argsort(result.change[row])
     figure = Figure(figsize=(6.5, 1.2 + 0.17 * len(order)), layout="constrained")
     axes = figure.subplots()

@@ -173,13 +173,18 @@ def _gold(
 
 
 def _names(folders: Sequence[str], endings: Sequence[str]) -> list[str]:
-    """Return a name for each folder: its own, with as much of its path as tells it from the others."""
-    paths = [Path(folder).resolve() for folder in folders]
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
+    """Return a name for each folder: the shortest end of its path that tells it from the others.
+
+    What all end in says nothing: `ours/outputs` and `theirs/outputs` are `ours` and `theirs`.
+    """
+    paths = [Path(folder).resolve().parts for folder in folders]
+    while len(set(paths)) == len(paths) and len({path[-1] for path in paths}) == 1:
+        paths = [path[:-1] for path in paths]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             return names
-    return [f"{path.name}.{ending}" for path, ending in zip(paths, endings, strict=True)]
+    return [f"{path[-1]}.{ending}" for path, ending in zip(paths, endings, strict=True)]
 
 
 def _with_comet(scores: SystemScores, folder: str) -> SystemScores:

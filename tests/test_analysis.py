@@ -77,3 +77,11 @@ def test_a_folder_holds_every_result_twice_and_an_overview(tmp_path):
 def test_a_baseline_without_scores_is_refused():
     with pytest.raises(ConfigError, match="'mT'"):
         analyze(kin_masks(), scores=kin_scores(), baseline="mT")
+
+
+def test_systems_that_the_comparison_does_not_test_are_named():
+    found = analyze(kin_masks(), scores=kin_scores(), comparison=kin_comparison())
+    assert not any(name.startswith("significance") for name in found.notes)
+    scores = {**kin_scores(), "ours": kin_scores()["specialized"]}
+    found = analyze(kin_masks(), scores=scores, comparison=kin_comparison())
+    assert found.notes["significance of ours"] == "the comparison tests specialized"

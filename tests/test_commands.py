@@ -9,6 +9,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from nspec_hf import ActivationStats, NeuronMasks, Translator, encode_corpus, language_tags
 from nspec_hf.cli import main
 from nspec_hf.collator import PairCollator
+from nspec_hf.evaluation_commands import _names
 from nspec_hf.recording import record
 from nspec_hf.scores import score
 from tests import tiny_text
@@ -249,6 +250,19 @@ def test_compare_gives_a_verdict_for_every_pair_and_metric(flow):
         (p, m) for p in PAIRS for m in ("bleu", "chrf++")
     }
     assert "Against dense_out" in said["compare"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["a/outputs", "b/outputs"], ["a", "b"]),
+        (["x/a", "x/b"], ["a", "b"]),
+        (["1/a/o", "2/a/o", "2/b/o"], ["1/a", "2/a", "2/b"]),
+        (["same", "same"], ["same.one", "same.two"]),
+    ],
+)
+def test_systems_are_named_by_what_tells_their_folders_apart(folders, names):
+    assert _names(folders, ["one", "two", "three"][: len(folders)]) == names
 
 
 def test_analyze_and_report_write_tables_and_a_page(flow):

@@ -52,6 +52,17 @@ def test_the_verdict_shown_is_that_of_the_metric_whose_gains_are_drawn(analysis)
     assert axes.get_xlabel().startswith("chrf++: ")
 
 
+def test_a_verdict_that_rests_on_ties_is_not_drawn_as_one(analysis):
+    first, *rest = analysis.comparison.rows
+    doubted = replace(first, verdict="worse", p_value=0.001, p_with_ties=1.0, differing=1)
+    found = replace(analysis.comparison, rows=(doubted, *rest))
+    axes = effect_plots.draw_gains(analysis.gains, "specialized", found).axes[0]
+    bars = {t.get_text(): bar for t, bar in zip(axes.get_yticklabels(), axes.patches, strict=True)}
+    assert bars[first.pair].get_facecolor()[:3] == pytest.approx(
+        _rgb(effect_plots.VERDICTS["not significant"])
+    )
+
+
 def test_gains_against_a_setting_have_a_line_a_group_and_one_of_all():
     baseline = {"en-de": 10.0, "de-en": 20.0, "de-fr": 2.0}
     scores = {k: {pair: value + 10 * k for pair, value in baseline.items()} for k in (0.5, 0.9)}
