@@ -91,8 +91,11 @@ class Run:
 
     def outputs(self) -> Outputs | None:
         """Return its translations of the tests, or None if they are not there any more."""
-        folder = self.folder / "outputs"
-        return read_outputs(folder) if folder.is_dir() else None
+        texts: Outputs = {}
+        # Individual models have a folder each.
+        for folder in (self.folder / "outputs", *sorted(self.folder.glob("*/outputs"))):
+            texts |= read_outputs(folder) if folder.is_dir() else {}
+        return texts or None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ on. Logs lie in `work/compare`; the tables go to `recipes/results/NAME.compariso
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,23 +22,25 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from nspec_hf.comparison_runs import Run, chosen_runs, planned_rows
+from nspec_hf.checkpoints import write_json
+from nspec_hf.comparison import compare_rows
+from nspec_hf.comparison_runs import Row, Run, chosen_runs, planned_rows
+from nspec_hf.comparison_tables import comparison_tables, markdown
 from nspec_hf.errors import ConfigError
 from nspec_hf.experiment import ExperimentConfig, read_settings
 from nspec_hf.jobs import Failure, Job, places, run_jobs, usable_cores
+from nspec_hf.tables import join_tables
 
 SPECIALIZE = Path(__file__).resolve().with_name("specialize.py")
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "rows": {
-        "nargs": "+",
-        "default": None,
-        "help": "Rows to run, or patterns such as 'ns*'; all if not given.",
-    },
-    "seeds": {"nargs": "+", "type": int, "default": None, "help": "Seeds to run; all if not given."},
-    "jobs": {"type": int, "default": None, "help": "Runs at a time; one a GPU, or one, if not given."},
-    "tables_only": {"type": bool, "default": False, "help": "Run nothing; make the tables of what there is."},
+    "rows": {"nargs": "+", "default": None, "help": "Rows to run, or patterns such as 'ns*'; else all."},
+    "seeds": {"nargs": "+", "type": int, "default": None, "help": "Seeds to run; else all."},
+    "jobs": {"type": int, "default": None, "help": "Runs at a time; else one a GPU, or one."},
+    "tables_only": {"action": "store_true", "help": "Run nothing; make the tables of what there is."},
 }
+
+PLACES = ("--work", "--results", "--data.corpus.path", "--base")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,10 +53,31 @@ def main(argv: list[str] | None = None) -> None:
     failures: list[Failure] = []
     if not chosen.tables_only:
         failures = run_all(runs, experiment, chosen.jobs)
+    made = " ".join(["python recipes/compare.py", shlex.join(_without_places(experiment))])
+    write_tables(config, rows, made, _without_places(experiment))
     for failure in failures:
         print(f"failed: {failure.job.name}: {failure.reason}\n  log: {failure.job.log}", file=sys.stderr)
     if failures:
         raise SystemExit(1)
+
+
+def write_tables(
+    config: ExperimentConfig, rows: Sequence[Row], command: str, experiment: Sequence[str]
+) -> None:
+    """Compare all rows of the plan as far as they have been run; print and keep the tables."""
+    with tqdm(desc="paired tests", disable=not sys.stderr.isatty()) as bar:
+        comparison = compare_rows(config, rows, experiment, show=lambda line: bar.update())
+    path = Path(config.results) / f"{config.name}.comparison.json"
+    write_json(path, comparison)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(markdown(comparison, command), encoding="utf-8")
+    os.replace(temporary, path.with_suffix(".md"))
+    print(join_tables(comparison_tables(comparison)))
+    for run in (run for row in rows for run in row.runs):
+        why = run.why_not_done()
+        if why:
+            print(f"{run.name}: not run ({why})")
+    print(f"kept in {path} and {path.with_suffix('.md')}")
 
 
 def run_all(runs: Sequence[Run], experiment: Sequence[str], count: int | None) -> list[Failure]:
@@ -115,6 +139,14 @@ def _of_the_experiment(arguments: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, keywords in OPTIONS.items():
         parser.add_argument(f"--{name}", **keywords)
+    return parser.parse_known_args(arguments)[1]
+
+
+def _without_places(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without those that say where things lie on this machine, for tables that stay."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for place in PLACES:
+        parser.add_argument(place)
     return parser.parse_known_args(arguments)[1]
 
 
