@@ -122,7 +122,8 @@ def run_jobs(
                     if job.is_done():
                         show(f"{job.name}: done already", True)
                     else:
-                        running[place] = _start(job, environments[place], lock, show)
+                        running[place] = held = _start(job, environments[place], lock)
+                        show(f"{job.name}: started (process {held.process.pid}, log {job.log})", False)
             time.sleep(pause if waiting or any(running) else 0)
     finally:
         _stop([held.process for held in running if held is not None])
@@ -142,7 +143,7 @@ def _locked(path: Path) -> IO | None:
     return file
 
 
-def _start(job: Job, environment: Mapping[str, str], lock: IO, show: Callable[[str, bool], None]) -> _Running:
+def _start(job: Job, environment: Mapping[str, str], lock: IO) -> _Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(job.command)}\n")
@@ -156,7 +157,6 @@ def _start(job: Job, environment: Mapping[str, str], lock: IO, show: Callable[[s
             # The program inherits the open file, and with it the lock; ours is closed by the caller.
             pass_fds=[lock.fileno()] if fcntl is not None else (),
         )
-    show(f"{job.name}: started (process {process.pid}, log {job.log})", False)
     return _Running(job=job, process=process, since=time.monotonic())
 
 
