@@ -242,15 +242,20 @@ def _gains(analysis: Analysis) -> dict[str, Any] | None:
             f"({test}, {comparison.n_samples:,} samples, seed {comparison.seed}); the second p is Holm's, of "
             "all together."
         )
+        doubts = comparison.doubts()
+        summary += f" {doubts[0].upper()}{doubts[1:]}." if doubts else ""
     elif analysis.gains is not None:
         rows = _untested_rows(analysis.gains, pivot)
         name = analysis.gains.baseline
         summary = f"Against {name}. No significance test was given, so small gains may be chance."
     else:
         return None
-    most = max([abs(row["delta"]) for row in rows], default=0) or 1.0
+    # Each table of a system and metric has its own scale.
+    most: dict[str, float] = {}
     for row in rows:
-        length = 50 * abs(row["delta"]) / most
+        most[row["choice"]] = max(most.get(row["choice"], 0.0), abs(row["delta"]))
+    for row in rows:
+        length = 50 * abs(row["delta"]) / (most[row["choice"]] or 1.0)
         row["bar"] = (0 if row["delta"] > 0 else round(-length, 2), round(length, 2))
     columns = [("Direction", ""), ("Group", ""), ("Baseline", "number"), ("System", "number"), ("Gain", "")]
     return {

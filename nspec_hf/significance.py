@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Literal
 
@@ -131,13 +131,23 @@ class Comparison:
             notes=(*self._summaries(), *sorted({f"{row.metric}: {row.signature}" for row in self.rows})),
         )
 
+    def doubts(self) -> str:
+        """Name the rows whose verdict rests on sacreBLEU's not counting ties; empty if there are none."""
+        doubtful = [
+            f"{r.pair} ({r.system_name}, {r.metric}: {r.differing} differ, p = {r.p_with_ties:.3f} with ties)"
+            for r in self.rows
+            if r.owed_to_ties(self.alpha)
+        ]
+        why = "do not trust the verdict where few sentences differ, since sacreBLEU counts no ties"
+        return f"{why}: {', '.join(doubtful)}" if doubtful else ""
+
     def _summaries(self) -> list[str]:
         groups = dict.fromkeys((row.system_name, row.metric) for row in self.rows)
         return [
             f"{system}, {metric}: {_in_words(self.counts(metric, system))} at p < {self.alpha}; "
             f"after Holm's correction {_in_words(self.counts(metric, system, holm=True))}"
             for system, metric in groups
-        ] + [note for note in [_tie_note(self.rows, self.alpha)] if note]
+        ] + ([self.doubts()] if self.doubts() else [])
 
 
 def compare(
@@ -194,10 +204,10 @@ def compare(
         for settings in tasks[0].metrics:
             group = {pair: results[name, settings.name] for pair, results in found.items()}
             rows += _judge(group, name, settings, comparison.alpha)
-    doubt = _tie_note(rows, comparison.alpha)
-    if doubt:
-        warnings.warn(doubt, stacklevel=2)
-    return Comparison(**{**vars(comparison), "rows": tuple(rows)})
+    comparison = replace(comparison, rows=tuple(rows))
+    if comparison.doubts():
+        warnings.warn(comparison.doubts(), stacklevel=2)
+    return comparison
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -269,17 +279,6 @@ def _judge(
             )
         )
     return rows
-
-
-def _tie_note(rows: Sequence[ComparisonRow], alpha: float) -> str:
-    """Name the rows whose verdict stands on too few sentences; empty if there are none."""
-    doubtful = [
-        f"{r.pair} ({r.system_name}, {r.metric}: {r.differing} differ, p = {r.p_with_ties:.3f} with ties)"
-        for r in rows
-        if r.owed_to_ties(alpha)
-    ]
-    why = "do not trust the verdict where few sentences differ, since sacreBLEU counts no ties"
-    return f"{why}: {', '.join(doubtful)}" if doubtful else ""
 
 
 def _with_statistics(name: str, pair: Pair) -> SacrebleuMetric:

@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -87,6 +88,25 @@ def test_scores_without_a_test_are_shown_with_a_warning():
     page = report_html(analyze(kin_masks(), scores=kin_scores(), families=FAMILIES))
     assert "small gains may be chance" in page
     assert "Verdict" not in page.split("<script")[0]
+
+
+def test_verdicts_that_rest_on_ties_are_named_above_the_table(full):
+    rows = full.comparison.rows
+    doubted = replace(rows[0], verdict="worse", p_value=0.001, p_with_ties=1.0, differing=1)
+    found = replace(full, comparison=replace(full.comparison, rows=(doubted, *rows[1:])))
+    assert "Do not trust the verdict where few sentences differ" in report_html(found)
+    assert "Do not trust" not in report_html(full)
+
+
+def test_bars_of_gains_are_scaled_for_each_metric_by_itself(full):
+    rows = full.comparison.rows
+    other = [replace(row, metric="chrf++", system=row.baseline + 10 * row.delta) for row in rows]
+    both = replace(full.comparison, rows=(*rows, *other))
+    bars = re.compile(r'<rect class="\w+" x="[-\d.]+" width="([\d.]+)"')
+    alone = {found for found in bars.findall(report_html(full))}
+    together = {found for found in bars.findall(report_html(replace(full, comparison=both)))}
+    assert alone
+    assert alone == together
 
 
 def test_sixty_pairs_of_a_large_model_fit_in_three_megabytes(tmp_path):
