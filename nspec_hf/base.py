@@ -70,7 +70,23 @@ def load_base(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
         name: Hub id or folder.
         settings: Fields of its config.
     """
+    return AutoModelForSeq2SeqLM.from_pretrained(name, **_without_layerdrop(name, settings))
+
+
+def fresh_model(name: str, settings: Mapping[str, Any], seed: int) -> PreTrainedModel:
+    """Return an untrained model of a trained one's shape, but for what `settings` say of its config.
+
+    Args:
+        name: Hub id or folder of the trained one.
+        settings: Fields of its config.
+        seed: Seed of the weights.
+    """
+    config = AutoConfig.from_pretrained(name, **_without_layerdrop(name, settings))
+    set_seed(seed)
+    return AutoModelForSeq2SeqLM.from_config(config)
+
+
+def _without_layerdrop(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     known = AutoConfig.from_pretrained(name)
     layerdrop = [each for each in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(known, each)]
-    changes = {**dict.fromkeys(layerdrop, 0.0), **settings}
-    return AutoModelForSeq2SeqLM.from_pretrained(name, **changes)
+    return {**dict.fromkeys(layerdrop, 0.0), **settings}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
@@ -27,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from nspec_hf.attachment import OWN_WEIGHTS, Attachment
+from nspec_hf.attachment import Attachment
 from nspec_hf.batches import BatchConfig, PairBatchSampler
 from nspec_hf.checkpoints import RunClock, last_checkpoint, write_json
 from nspec_hf.collator import PairCollator
@@ -293,12 +293,21 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         RuntimeError: If weights are missing, or there are some that the model has no place for.
     """
-    saved = type(model).from_pretrained(folder).state_dict()
+    saved: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(f"{OWN_WEIGHTS}.")]
-            saved |= {name: file.get_tensor(name) for name in names}
-    model.load_state_dict(saved)
+        saved |= load_file(path)
+    # Not by from_pretrained, which makes up weights that are missing and knows none of an attachment.
+    found = model.load_state_dict(saved, strict=False)
+    state = model.state_dict(keep_vars=True)
+    there = {id(state[name]) for name in saved.keys() & state.keys()}
+    # Tied weights are saved once.
+    missing = [name for name in found.missing_keys if id(state[name]) not in there]
+    if missing or found.unexpected_keys:
+        raise RuntimeError(
+            f"{folder} holds the weights of another model: {len(missing)} are missing "
+            f"({', '.join(missing[:3]) or 'none'}), {len(found.unexpected_keys)} are not this model's "
+            f"({', '.join(found.unexpected_keys[:3]) or 'none'})"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

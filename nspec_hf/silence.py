@@ -23,18 +23,19 @@ from nspec_hf.sites import Site
 class Takeover:
     """A module whose `forward` is replaced, and can be given back exactly as it was."""
 
-    def __init__(self, module: nn.Module, replacement: Callable[..., Tensor]) -> None:
+    def __init__(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
         """Replace it."""
         self.module = module
         self.original = module.forward
         """The forward that was there: the class's, or what another library had put on the instance."""
         self._was_on_instance = "forward" in vars(module)
-        self._replacement: Callable[..., Tensor] | None = replacement
+        self._replacement: Callable[..., Any] | None = replacement
         module.forward = self.run
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the module's forward."""
-        return self.original(x) if self._replacement is None else self._replacement(x)
+        forward = self.original if self._replacement is None else self._replacement
+        return forward(*args, **kwargs)
 
     @property
     def in_place(self) -> bool:

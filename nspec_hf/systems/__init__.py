@@ -1,5 +1,6 @@
 """The compared systems by name; each is a file here, and `system.py` says what a system is."""
 
+from nspec_hf.systems.adapters import FamilyAdapters, PairAdapters
 from nspec_hf.systems.individual import Individual
 from nspec_hf.systems.lass import LaSS
 from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
@@ -17,6 +18,8 @@ SYSTEMS: dict[str, type[System]] = {
         AllocationByValue,
         NeuronSpecialization,
         LaSS,
+        PairAdapters,
+        FamilyAdapters,
     )
 }
 """Name → class; a new system is added here."""

@@ -4,17 +4,23 @@ Shape letters: R = rows along a layer's first axis, L = tokens, D = width of the
 
 Each pair has a *key* (the pair itself, its target language, its family …), and rows with the same key share
 weights. A layer is taken over as the gate takes it over, so mixed batches, beams, gradient checkpointing and
-exact removal work as they do there.
+exact removal work as they do there. Weights of a key that no row of a batch has get no gradient at all, not a
+gradient of zero, so that no optimizer moves them.
+
+The trap: a deep copy of a model copies what the parts hold, but never what a closure remembers. So whatever
+computes with own weights is an object, a bound method or a function of its arguments.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from nspec_hf.attachment import OWN_WEIGHTS, Attachment, Part
-from nspec_hf.errors import UnknownPairError
+from nspec_hf.errors import TrainingSetupError, UnknownPairError
 from nspec_hf.pairs import Pair
 from nspec_hf.routing import Routing
 from nspec_hf.silence import Takeover
@@ -39,7 +45,7 @@ class Keys:
         """Return `compute(rows, key)` of the rows of each key, put together in the order of `x`.
 
         Args:
-            x: What a layer gets, [R, L, D].
+            x: What a layer gets or makes, [R, L, D].
             compute: Gets the rows of one key, [some of R, L, D].
 
         Raises:
@@ -59,10 +65,10 @@ class Keys:
 
 
 class RowwisePart:
-    """One module whose rows are computed key by key.
+    """One module that is computed key by key.
 
     Args:
-        module: What is taken over.
+        module: What is taken over; its forward has one argument.
         keys: The pairs' keys.
         compute: Gets what the module's own forward makes of its input, as a function, the rows of one key and
             the key; returns the output for these rows.
@@ -97,6 +103,59 @@ class RowwisePart:
     def in_place(self) -> list[bool]:
         """Whether the module is still taken over."""
         return [taken.in_place for taken in self._taken]
+
+
+class RowwiseOutput(RowwisePart):
+    """One module that runs as it is, and whose output is then changed key by key.
+
+    Args:
+        module: What is taken over: a linear, or a whole layer with any arguments, which returns a tensor or a
+            tuple that begins with one.
+        keys: The pairs' keys.
+        change: Gets the output's rows of one key, [some of R, L, F], and the key; returns them changed.
+    """
+
+    def __init__(self, module: nn.Module, keys: Keys, change: Callable[[Tensor, Key], Tensor]) -> None:
+        super().__init__(module, keys, change)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the module's forward."""
+        output = self._taken[0].original(*args, **kwargs)
+        if isinstance(output, Tensor):
+            return self._keys.by_key(output, self._compute)
+        return (self._keys.by_key(output[0], self._compute), *output[1:])
+
+
+class OwnModules(nn.Module):
+    """Modules that belong to keys, at some places of a model; initialized alike by every run of one seed.
+
+    A checkpoint names their weights `for_KEY.PLACE.…`, with `_` for each dot of key and place.
+
+    Args:
+        places: Dotted names of the places that each key has modules at.
+        make: Place → a new module for it.
+        seed: Of the new weights; the program's random numbers stay as they were.
+    """
+
+    def __init__(
+        self, places: Mapping[str, Iterable[str]], make: Callable[[str], nn.Module], seed: int
+    ) -> None:
+        super().__init__()
+        self._places = {key: list(names) for key, names in places.items()}
+        with torch.random.fork_rng(devices=[]):
+            # The modules are made on the CPU, so other devices' random numbers are left alone.
+            torch.default_generator.manual_seed(seed)
+            for key, names in self._places.items():
+                own = nn.ModuleDict({_undotted(name): make(name) for name in names})
+                self.add_module(f"for_{_undotted(key)}", own)
+
+    def at(self, place: str) -> dict[Key, nn.Module]:
+        """Return the modules at one place: key → module."""
+        return {
+            key: self.get_submodule(f"for_{_undotted(key)}.{_undotted(place)}")
+            for key, names in self._places.items()
+            if place in names
+        }
 
 
 class RowwiseAttachment(Attachment):
@@ -141,6 +200,8 @@ class RowwiseAttachment(Attachment):
         if not self.attached:
             super().attach()
             if self.own is not None:
+                # The model may have been moved since the weights were made.
+                self.own.to(self._device)
                 self.model.add_module(OWN_WEIGHTS, self.own)
         return self
 
@@ -170,3 +231,32 @@ class RowwiseAttachment(Attachment):
     def facts(self) -> dict[str, Any]:
         """Return what it was made with; its weights are among the model's."""
         return self._description
+
+    def check_beside(self, checkpoint: Path) -> None:
+        """Check that a checkpoint holds weights for the same keys, places and sizes.
+
+        Raises:
+            TrainingSetupError: If it does not; going on would train fresh weights without a word.
+        """
+        state = {} if self.own is None else self.own.state_dict()
+        wanted = {f"{OWN_WEIGHTS}.{name}": list(tensor.shape) for name, tensor in state.items()}
+        files = sorted(checkpoint.glob("*.safetensors"))
+        saved: dict[str, list[int]] = {}
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith(f"{OWN_WEIGHTS}.")]
+                saved |= {name: file.get_slice(name).get_shape() for name in names}
+        differing = sorted(
+            name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)
+        )
+        if files and differing:
+            raise TrainingSetupError(
+                f"{checkpoint} was trained with other weights of single pairs or languages: {len(differing)} "
+                f"differ, such as {differing[0]} ({saved.get(differing[0], 'none')} there, "
+                f"{wanted.get(differing[0], 'none')} here); go on with the settings that it was begun with"
+            )
+
+
+def _undotted(name: str) -> str:
+    # PyTorch takes dots in names for levels.
+    return name.replace(".", "_")

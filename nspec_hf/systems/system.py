@@ -26,7 +26,7 @@ import jsonargparse
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nspec_hf.attachment import Attachment
-from nspec_hf.base import load_base, make_model
+from nspec_hf.base import fresh_model, load_base
 from nspec_hf.checkpoints import write_json
 from nspec_hf.config import RecordConfig
 from nspec_hf.corpus import PairText
@@ -106,8 +106,9 @@ class Workbench:
         return load_base(self.config.base_model, {**self.config.model, **changes}).to(self.device)
 
     def scratch(self, **changes: Any) -> PreTrainedModel:
-        """Return an untrained model of the base's shape but for `changes` (fields of `M2M100Config`)."""
-        return make_model(self.tokenizer, {**self.config.model, **changes}, self.seed).to(self.device)
+        """Return an untrained model of the base's shape but for `changes`, which are fields of its config."""
+        model = fresh_model(self.config.base_model, {**self.config.model, **changes}, self.seed)
+        return model.to(self.device)
 
     def recorded(self, model: PreTrainedModel, record: RecordConfig, kept: bool = True) -> ActivationStats:
         """Return the statistics of the validation text.
@@ -238,11 +239,13 @@ class System:
     source: ClassVar[str] = "continued training of all weights on all pairs, the same budget"
     """The paper, or what it is."""
 
-    from_scratch: ClassVar[bool] = False
-    """Whether it has a model of its own, trained with the base's budget and then the continuation's."""
-
     extracts: ClassVar[bool] = False
     """Whether something is taken from the base before training, whose time is reported."""
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it has a model of its own, trained with the base's budget and then the continuation's."""
+        return False
 
     def check(self, bench: Workbench) -> None:
         """Refuse what cannot work, before anything is run.

@@ -1,0 +1,122 @@
+"""The families of an experiment's languages: as it names them, or as the neurons of its base group them.
+
+Shape letters: L = languages, P = pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster
+from transformers import PreTrainedModel
+
+from nspec_hf.errors import ConfigError
+from nspec_hf.kinship import LanguageTree, language_tree
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.overlap import overlap, progression
+from nspec_hf.pairs import Pair
+from nspec_hf.systems.system import Workbench
+
+
+@dataclass(frozen=True)
+class Families:
+    """Language → family, and which family's weights a pair uses.
+
+    The pivot is in almost every pair, so it counts for no family: a pair with it belongs to the family of its
+    other language, on both sides. Any other pair has the encoder of its source's family and the decoder of
+    its target's.
+    """
+
+    of: Mapping[str, str]
+    """Language → family; the pivot's is not looked at."""
+
+    pivot: str = "en"
+    """The language of no family."""
+
+    def of_encoder(self, pair: Pair) -> str | None:
+        """Return the family whose weights the encoder has for a pair; None where there is none."""
+        return self.of.get(pair.target if pair.source == self.pivot else pair.source)
+
+    def of_decoder(self, pair: Pair) -> str | None:
+        """Return the family whose weights the decoder has for a pair; None where there is none."""
+        return self.of.get(pair.source if pair.target == self.pivot else pair.target)
+
+
+def named_families(families: Mapping[str, str], pairs: Sequence[Pair], pivot: str) -> dict[str, str]:
+    """Return the families of the pairs' languages, without the pivot.
+
+    Raises:
+        ConfigError: If a language has none.
+    """
+    languages = languages_of(pairs, pivot)
+    missing = [code for code in languages if code not in families]
+    if missing:
+        raise ConfigError(
+            f"data.families names no family for {', '.join(missing)}; name one for each language but the "
+            f"pivot ({pivot}), or none at all, to take them from the overlap of the base's neurons"
+        )
+    return {code: families[code] for code in languages}
+
+
+def found_families(model: PreTrainedModel, bench: Workbench, count: int | None = None) -> dict[str, str]:
+    """Return families from the overlap of the base's specialized neurons; each is named after its languages.
+
+    Two languages are as close as their neurons overlap, the mean over the sites of both stacks (by source in
+    the encoder, by target in the decoder; Tan et al. 2024, §3.2); the tree is that of `language_tree`.
+
+    Args:
+        model: The base.
+        bench: The experiment.
+        count: How many families; None cuts the tree where the distances of its joins jump most.
+
+    Raises:
+        ConfigError: If the overlap of some languages is undefined.
+    """
+    select = bench.config.select
+    masks = NeuronMasks.from_config(bench.recorded(model, bench.config.record), select)
+    course = progression(overlap(masks)).without([bench.config.data.pivot])
+    languages = languages_of(bench.pairs, bench.config.data.pivot)
+    if len(languages) < 2:
+        return dict.fromkeys(languages, *languages)
+    rows = [course.languages.index(code) for code in languages]
+    # Languages that are only sources have no overlap in the decoder, and only targets none in the encoder.
+    known_SLL = np.ma.masked_invalid(course.iou[:, rows][:, :, rows])
+    tree = language_tree(languages, known_SLL.mean(axis=0).filled(np.nan))
+    if tree.left_out:
+        raise ConfigError(
+            f"the overlap of {', '.join(tree.left_out)} with other languages is undefined, so they have no "
+            "place in the tree; name the families in data.families"
+        )
+    return cut_tree(tree, count)
+
+
+def cut_tree(tree: LanguageTree, count: int | None = None) -> dict[str, str]:
+    """Return language → family, each family named after its languages: `de+nl`.
+
+    Args:
+        tree: The tree.
+        count: How many families; None: as many as there are before the join whose distance exceeds that of
+            the join before it by most (for the first join, zero), so that one language is never all.
+
+    Raises:
+        ConfigError: If there are fewer languages than families, or `count` is not positive.
+    """
+    languages = len(tree.languages)
+    if count is None:
+        jumps = np.diff(tree.linkage[:, 2], prepend=0.0)
+        # Before join number i there are L − i families. The first jump would leave each language alone.
+        first = 1 if languages > 2 else 0
+        count = languages - (first + int(jumps[first:].argmax()))
+    if not 1 <= count <= languages:
+        raise ConfigError(f"{languages} languages make 1 to {languages} families, got {count}")
+    labels_L = fcluster(tree.linkage, count, criterion="maxclust")
+    members: dict[int, list[str]] = {}
+    for code, label in zip(tree.languages, labels_L, strict=True):
+        members.setdefault(int(label), []).append(code)
+    return {code: "+".join(codes) for codes in members.values() for code in codes}
+
+
+def languages_of(pairs: Sequence[Pair], pivot: str) -> list[str]:
+    """Return the pairs' languages without the pivot, in the order in which they come."""
+    spoken = (code for pair in pairs for code in (pair.source, pair.target))
+    return [code for code in dict.fromkeys(spoken) if code != pivot]

@@ -1,0 +1,370 @@
+"""Adapters: identity at first, their pair's rows alone, the papers' counts, families, and whole runs."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import M2M100Config, M2M100ForConditionalGeneration
+
+from nspec_hf.attachment import OWN_WEIGHTS
+from nspec_hf.errors import ConfigError
+from nspec_hf.kinship import language_tree
+from nspec_hf.pairs import Pair, as_pairs, english_centric
+from nspec_hf.systems.adapters import (
+    Adapter,
+    Adapters,
+    FamilyAdapters,
+    PairAdapters,
+    adapter_places,
+    freeze_base,
+)
+from nspec_hf.systems.families import Families, cut_tree, named_families
+from nspec_hf.training import SpecializationTrainer
+from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
+from tests.test_recipes import Killed, experiment, recipe, result
+from tests.tiny_text import PAIRS as TRAINED
+
+PAIRS = as_pairs(["en-de", "de-en", "en-fr"])
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
+
+
+def own_pair(pair):
+    return str(pair) if pair in PAIRS else None
+
+
+def adapters(model, per_layer=2, pairs=PAIRS, bottleneck=5, seed=1):
+    return Adapters(pairs, own_pair, own_pair, bottleneck, per_layer, seed).on(model)
+
+
+def shake(attachment, seed=7):
+    """Let no adapter be the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in attachment.own.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return attachment
+
+
+def plain(batch):
+    return {name: value for name, value in batch.items() if name != "pair_ids"}
+
+
+def by_hand(model, attachment, batch):
+    """Return each row's logits, with the pair's adapters written out in hooks of a copy."""
+    logits = []
+    for row, pair in enumerate(batch["pair_ids"].tolist()):
+        changed = copy.deepcopy(model)
+        for place in adapter_places(model, 2):
+            each = getattr(attachment.own, f"for_{PAIRS[pair]}")[place.name.replace(".", "_")]
+
+            def adapted(module, args, output, each=each):
+                x = output if isinstance(output, torch.Tensor) else output[0]
+                mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+                normed = (x - mean) / (variance + 1e-5).sqrt() * each.norm.weight + each.norm.bias
+                inner = (normed @ each.down.weight.T + each.down.bias).clamp(min=0)
+                x = x + inner @ each.up.weight.T + each.up.bias
+                return x if isinstance(output, torch.Tensor) else (x, *output[1:])
+
+            changed.get_submodule(place.name).register_forward_hook(adapted)
+        alone = {name: value[row : row + 1] for name, value in plain(batch).items()}
+        logits.append(changed(**alone).logits)
+    return torch.cat(logits)
+
+
+def test_adapters_stand_after_each_layer_and_after_its_last_attention():
+    names = [place.name for place in adapter_places(tiny_m2m100(encoder_layers=1, decoder_layers=1), 2)]
+    assert names == [
+        "model.encoder.layers.0.self_attn.out_proj",
+        "model.encoder.layers.0",
+        "model.decoder.layers.0.encoder_attn.out_proj",
+        "model.decoder.layers.0",
+    ]
+    one = adapter_places(tiny_m2m100(), 1)
+    assert [place.name for place in one] == [
+        f"model.{s}coder.layers.{i}" for s in ("en", "de") for i in (0, 1)
+    ]
+    assert [place.side for place in one] == ["encoder", "encoder", "decoder", "decoder"]
+
+
+@pytest.mark.parametrize("per_layer", [1, 2])
+def test_new_adapters_change_nothing(per_layer):
+    model, batch = tiny_m2m100(), random_batch()
+    before = model(**plain(batch)).logits
+    with adapters(model, per_layer):
+        assert torch.equal(model(**batch).logits, before)
+
+
+@pytest.mark.parametrize("family", SIX_ARCHITECTURES)
+def test_a_mixed_batch_gives_each_row_what_its_pairs_adapters_give(family):
+    model, batch = SIX_ARCHITECTURES[family](), random_batch(rows=5)
+    attachment = shake(adapters(model))
+    wanted, before = by_hand(model, attachment, batch), model(**plain(batch)).logits
+    with attachment:
+        found = model(**batch).logits
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(found, before, atol=1e-2)
+    other = {**batch, "pair_ids": (batch["pair_ids"] + 1) % 3}
+    assert not torch.allclose(found, by_hand(model, attachment, other), atol=1e-2)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_step_changes_the_adapters_of_the_pairs_in_the_batch_and_nothing_else(weight_decay):
+    model, batch = tiny_m2m100(), random_batch(rows=6)
+    attachment = shake(adapters(model)).attach()
+    freeze_base(model)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=weight_decay)
+
+    def step(pair_ids):
+        before = copy.deepcopy(model.state_dict())
+        optimizer.zero_grad()
+        model(**{**batch, "pair_ids": torch.tensor(pair_ids)}).loss.backward()
+        optimizer.step()
+        after = model.state_dict()
+        return {name for name in before if not torch.equal(before[name], after[name])}
+
+    # After this all adapters have momentum.
+    everything = step([0, 1, 2, 0, 1, 2])
+    own = {f"{OWN_WEIGHTS}.{name}" for name in attachment.own.state_dict()}
+    assert everything == own
+    for chosen, pair_ids in ({"de-en"}, [1] * 6), ({"en-de", "en-fr"}, [0, 2, 2, 0, 0, 2]):
+        assert step(pair_ids) == {name for name in own if name.split(".")[1].removeprefix("for_") in chosen}
+
+
+def shape(width, ffn, heads, vocabulary):
+    both = {"layers": 6, "attention_heads": heads, "ffn_dim": ffn}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in both.items()}
+    with torch.device("meta"):
+        return M2M100ForConditionalGeneration(M2M100Config(d_model=width, vocab_size=vocabulary, **sides))
+
+
+def numbers(model):
+    return sum(each.numel() for each in model.parameters())
+
+
+def count(model, bottleneck, per_layer, pairs, key_of=str):
+    """Return how many parameters the adapters add to a model."""
+    small = Adapters(pairs, key_of, key_of, bottleneck, per_layer).on(model)
+    return numbers(small.own)
+
+
+@pytest.mark.parametrize(("width", "bottleneck"), [(16, 5), (512, 128), (1024, 128), (512, 512)])
+def test_an_adapter_has_the_parameters_of_its_equation(width, bottleneck):
+    norm, down, up = 2 * width, bottleneck * width + bottleneck, width * bottleneck + width
+    assert numbers(Adapter(width, bottleneck)) == norm + down + up
+
+
+def test_a_direction_costs_what_tan_et_al_count():
+    small, big = shape(512, 1024, 4, 30_000), shape(1024, 4096, 16, 128_000)
+    assert count(small, 128, 2, [Pair("en-de")]) == 24 * 132_736 == 3_185_664  # 3.2 M
+    assert count(big, 128, 2, [Pair("en-de")]) == 24 * 265_344 == 6_368_256  # 6.4 M
+    # EC30: 60 directions; source and target embeddings apart, the output tied to the target's.
+    assert round(100 * 60 * 6_368_256 / (numbers(big) + 128_000 * 1024)) == 87
+    # IWSLT-14: 16 directions; three matrices of about 29,000 subwords make the 76 M that 67 % stands for.
+    small_base = numbers(small) - 30_000 * 512 + 3 * 29_000 * 512
+    assert round(100 * 16 * 3_185_664 / small_base) == 67
+
+
+def test_one_adapter_a_layer_costs_what_xie_et_al_count():
+    model = shape(512, 2048, 8, 40_000)
+    pairs = english_centric(["de", "nl", "it", "ro"])
+    assert len(pairs) == 8
+    assert count(model, 128, 1, pairs) == 12_742_656  # 12.74 M
+
+
+def test_settings_say_what_is_trained():
+    frozen = [PairAdapters(), PairAdapters(per_layer=1, frozen=True), FamilyAdapters()]
+    assert not any(system.from_scratch for system in frozen)
+    scratch = [PairAdapters(per_layer=1), PairAdapters(frozen=False)]
+    assert all(system.from_scratch for system in scratch)
+    for system in (*frozen, *scratch):
+        model = tiny_m2m100()
+        with adapters(model):
+            system.freeze(model)
+            trained = {name for name, each in model.named_parameters() if each.requires_grad}
+            own = {name for name in trained if name.startswith(OWN_WEIGHTS)}
+            assert len(own) == 3 * 8 * 6
+            assert (trained == own) == (not system.from_scratch)
+
+
+def test_shapes_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match="bottleneck is a positive width, got 0"):
+        PairAdapters(bottleneck=0).check(None)
+    with pytest.raises(ConfigError, match="got 3"):
+        FamilyAdapters(per_layer=3).check(None)
+
+
+def test_a_pair_that_was_not_trained_has_its_sources_encoder_and_its_targets_decoder():
+    model, batch = tiny_m2m100(), random_batch(rows=2)
+    config = SimpleNamespace(data=SimpleNamespace(pivot="en"))
+    pairs = as_pairs(["en-de", "de-en", "en-fr", "fr-en"])
+    bench = SimpleNamespace(pairs=pairs, config=config, seed=1)
+    with shake(PairAdapters(bottleneck=4).attach(model, bench)) as attachment:
+        assert attachment.knows("de-fr")
+        assert not attachment.knows("de-cs")
+        index = attachment.pair_id("de-fr")
+        found = model(**{**batch, "pair_ids": torch.tensor([index] * 2)}).logits
+        rows = {name: {"pair_ids": torch.tensor([pairs.index(Pair(name))] * 2)} for name in pairs}
+        states = model.model.encoder(batch["input_ids"], batch["attention_mask"], **rows["de-en"])
+        wanted = model(**{**plain(batch), "encoder_outputs": states}, **rows["en-fr"]).logits
+        torch.testing.assert_close(found, wanted)
+        assert not torch.allclose(found, model(**{**batch, **rows["en-fr"]}).logits, atol=1e-2)
+
+
+def test_the_pivot_counts_for_no_family():
+    families = Families({"de": "Germanic", "en": "Germanic", "fr": "Romance", "es": "Romance"}, "en")
+    sides = {
+        pair: (families.of_encoder(Pair(pair)), families.of_decoder(Pair(pair)))
+        for pair in ("en-fr", "fr-en", "de-fr", "fr-es", "de-xx")
+    }
+    assert sides == {
+        "en-fr": ("Romance", "Romance"),
+        "fr-en": ("Romance", "Romance"),
+        "de-fr": ("Germanic", "Romance"),
+        "fr-es": ("Romance", "Romance"),
+        "de-xx": ("Germanic", None),
+    }
+
+
+def test_related_languages_share_adapters_and_zero_shot_is_defined_by_family():
+    model, batch = tiny_m2m100(), random_batch(rows=3)
+    pairs = as_pairs(["en-de", "nl-en", "en-fr"])
+    families = Families({"de": "Germanic", "nl": "Germanic", "fr": "Romance", "es": "Romance"})
+    made = Adapters(pairs, families.of_encoder, families.of_decoder, 4, 1)
+    with shake(made.on(model)) as attachment:
+        assert [name for name, _ in attachment.own.named_children()] == ["for_Germanic", "for_Romance"]
+
+        def run(*chosen):
+            ids = torch.tensor([attachment.pair_id(pair) for pair in chosen])
+            return model(**{**batch, "pair_ids": ids}).logits
+
+        torch.testing.assert_close(run("en-de", "en-de", "en-fr"), run("nl-en", "en-de", "en-fr"))
+        assert not torch.allclose(run("en-de", "en-de", "en-de"), run("en-fr", "en-fr", "en-fr"), atol=1e-2)
+        torch.testing.assert_close(run("es-nl", "es-nl", "es-nl"), run("fr-de", "fr-de", "fr-de"))
+        assert not torch.allclose(run("es-nl", "es-nl", "es-nl"), run("en-fr", "en-fr", "en-fr"), atol=1e-2)
+        assert not attachment.knows("de-cs")
+
+
+def test_a_language_without_a_family_is_named():
+    pairs = as_pairs(["en-de", "cs-en"])
+    with pytest.raises(ConfigError, match=r"no family for cs; .* the pivot \(en\)"):
+        named_families({"de": "Germanic"}, pairs, "en")
+    assert named_families({"de": "G", "cs": "S", "ru": "S"}, pairs, "en") == {"de": "G", "cs": "S"}
+
+
+def test_a_tree_is_cut_where_its_distances_jump_most_or_into_as_many_as_asked():
+    languages = ("de", "nl", "fr", "es", "cs")
+    iou = np.full((5, 5), 0.2)
+    for one, other, value in (0, 1, 0.9), (2, 3, 0.8), (0, 4, 0.15), (1, 4, 0.15):
+        iou[one, other] = iou[other, one] = value
+    tree = language_tree(languages, iou)
+    assert {frozenset(name.split("+")) for name in cut_tree(tree).values()} == {
+        frozenset({"de", "nl"}),
+        frozenset({"fr", "es"}),
+        frozenset({"cs"}),
+    }
+    assert len(set(cut_tree(tree, 1).values())) == 1
+    assert set(cut_tree(tree, 5).values()) == set(languages)
+    assert all(code in name.split("+") for code, name in cut_tree(tree, 2).items())
+    with pytest.raises(ConfigError, match="5 languages make 1 to 5 families, got 6"):
+        cut_tree(tree, 6)
+
+
+@pytest.fixture(scope="module")
+def based(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    file = experiment(folder)
+    recipe("pretrain")([file])
+    return folder, file
+
+
+def run(file, system, row="", settings=None, work=None):
+    options = [
+        part for name, value in (settings or {}).items() for part in (f"--settings.{name}", str(value))
+    ]
+    recipe("specialize")(
+        [file, "--system", system, *(["--row", row] if row else []), *options, *(work or [])]
+    )
+
+
+CASES = {
+    "pair_adapters": ("pair_adapters", {"bottleneck": 6}),
+    "scratch": ("pair_adapters", {"bottleneck": 6, "per_layer": 1}),
+    "family_adapters": ("family_adapters", {"bottleneck": 6}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_trains_scores_and_is_not_done_again(based, case, monkeypatch):
+    folder, file = based
+    system, settings = CASES[case]
+    run(file, system, case, settings)
+    found = result(folder, case)
+    per_layer, places = settings.get("per_layer", 2 if system == "pair_adapters" else 1), 2
+    each = places * per_layer * (2 * 16 + 2 * 16 * 6 + 16 + 6)
+    keys = 4 if system == "pair_adapters" else len(set(found["extraction"]["families"].values()))
+    assert found["extra_parameters"] == keys * each
+    assert ("pretraining" in found) == (case == "scratch")
+    assert {"de-fr", "fr-de", *TRAINED} == set(found["scores"]["scores"])
+    assert found["attachment"]["adapters"] == {"bottleneck": 6, "per_layer": per_layer}
+    monkeypatch.setattr(SpecializationTrainer, "train", None)
+    monkeypatch.setattr("nspec_hf.translate.Translator.translate", None)
+    run(file, system, case, settings)
+    assert result(folder, case) == found
+
+
+def weights(run_folder):
+    return load_file(run_folder / "model" / "model.safetensors")
+
+
+def test_a_frozen_base_stays_what_it_is_and_the_adapters_do_not(based):
+    folder, file = based
+    system, settings = CASES["pair_adapters"]
+    run(file, system, "pair_adapters", settings)
+    base, after = weights(folder / "work" / "base"), weights(folder / "work" / "pair_adapters" / "s1")
+    own = {name for name in after if name.startswith(OWN_WEIGHTS)}
+    assert all(torch.equal(after[name], base[name]) for name in after.keys() - own)
+    assert all(after[name].any() for name in own if name.endswith("up.weight"))
+    assert {name.split(".")[1] for name in own} == {f"for_{pair}" for pair in TRAINED}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_ends_with_the_same_weights(based, case, tmp_path, monkeypatch):
+    folder, file = based
+    system, settings = CASES[case]
+    run(file, system, case, settings)
+    plain_save, saves = SpecializationTrainer._save_rng_state, []
+    last = 4 if case == "scratch" else 2  # the second checkpoint of the continuation
+
+    def die(self, where):
+        saves.append(where)
+        if len(saves) == last:
+            raise Killed
+        return plain_save(self, where)
+
+    elsewhere = [
+        "--work",
+        str(tmp_path),
+        "--results",
+        str(tmp_path / "results"),
+        "--base",
+        str(folder / "work" / "base" / "model"),
+        "--specialize.arguments.save_steps",
+        "1",
+    ]
+    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", die)
+    with pytest.raises(Killed):
+        run(file, system, case, settings, elsewhere)
+    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", plain_save)
+    with pytest.warns(UserWarning, match="is not whole"):
+        run(file, system, case, settings, elsewhere)
+    one, other = weights(folder / "work" / case / "s1"), weights(tmp_path / case / "s1")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    text = (tmp_path / "results" / f"tiny.{case}.s1.json").read_text(encoding="utf-8")
+    assert json.loads(text)["scores"] == result(folder, case)["scores"]
