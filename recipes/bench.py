@@ -20,6 +20,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
 AT_ONCE = (recording, exported, switching, artefact)
 """Measurements that are short: all of their keys are measured in one run, or none."""
 
-MACHINE = ("dtype", "device", "threads")
+MACHINE = ("dtype", "device", "threads", "clock")
 """Settings that nearly all numbers of a run share; the table says them once."""
 
 
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan=plan_for(options.size, device),
         device=device,
         dtype=getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32")),
-        watch=Stopwatch(device),
+        watch=Stopwatch(device, time.process_time if options.clock == "cpu" else time.perf_counter),
         only=tuple(filter(None, options.only.split(","))),
         multiple_of=options.multiple_of,
     )
@@ -235,6 +236,12 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="begin no comparison after so many; see --resume")
     parser.add_argument("--only", default="", help="keys to measure: record_vs_forward,switch_ms")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: processor seconds, for a machine that is not idle; with --threads 1 on a CPU",
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="cpu or cuda; default: cuda where it is there")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda")
@@ -247,6 +254,9 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if len({bool(options.base), bool(options.masks), bool(options.data)}) > 1:
         parser.error("--base, --masks and --data go together")
+    if options.clock == "cpu" and (options.threads != 1 or options.device != "cpu"):
+        # Several threads spin while they wait for each other, and that would count.
+        parser.error("--clock cpu is for one thread: --threads 1 --device cpu")
     return options
 
 

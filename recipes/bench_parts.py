@@ -7,6 +7,7 @@ decoding. The same at another setting has that setting behind a dot: `train_slic
 import functools
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -105,6 +106,7 @@ class Bench:
     def setting(self, **more: Any) -> dict[str, Any]:
         """Return what every number is reported with."""
         common = {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
+        common["clock"] = "processor seconds" if self.watch.now is time.process_time else "wall"
         return {**more, **common, "threads": torch.get_num_threads(), "pairs": self.plan.pairs}
 
     def open_ways(

@@ -297,6 +297,18 @@ def test_values_of_multiple_of_are_compared_in_the_same_rounds(monkeypatch):
     assert seen[-2:] == [["dense", "1", "4"]] * 2
 
 
+def test_processor_seconds_are_for_one_thread(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--tiny", "--clock", "cpu", "--threads", "2"])
+    assert "one thread" in capsys.readouterr().err
+    path = tmp_path / "bench.json"
+    arguments = ["--tiny", "--clock", "cpu", "--threads", "1", "--device", "cpu", "--json", str(path)]
+    assert bench.main([*arguments, "--only", "train_mask_vs_dense"]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["train_mask_vs_dense"]["setting"]["clock"] == "processor seconds"
+    torch.set_num_threads(int(THREADS))
+
+
 def test_a_measurement_that_fails_reports_null_for_the_keys_it_did_not_reach():
     def part(_bench):
         yield "first", bench_clock.Measured.exactly(1.0)
