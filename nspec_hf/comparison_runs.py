@@ -22,9 +22,8 @@ from nspec_hf.runs import training_arguments
 from nspec_hf.systems import SYSTEMS
 from nspec_hf.systems.system import System, Workbench, make_system
 
-# What may differ between a result and the plan: places, what only figures show, and the plan itself.
-_MAY_DIFFER = ("work", "results", "compare", "data.corpus.path", "data.families", "record.progress")
-_MAY_DIFFER += ("translate.progress",)
+# What may differ between a result and the plan: places, progress bars, and the plan itself.
+_MAY_DIFFER = ("work", "results", "compare", "data.corpus.path", "record.progress", "translate.progress")
 
 
 @dataclass(frozen=True, kw_only=True)
