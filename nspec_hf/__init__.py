@@ -29,7 +29,7 @@ READING_ORDER = """
     results overlap kinship allocation erasure sweeps effects probing analysis plots effect_plots report
     systems.system systems.rowwise systems.plain systems.masked
     systems.individual systems.zero_shot systems.subnetworks systems.lass
-    systems.families systems.adapters systems systems.running
+    systems.clones systems.differentiation systems.families systems.adapters systems systems.running
     jobs comparison_runs comparison comparison_tables
     baking ctranslate proof export
     commands export_commands evaluation_commands analysis_commands probing_commands

@@ -208,6 +208,12 @@ class Attachment:
             TrainingSetupError: If it was not.
         """
 
+    def shape_as(self, folder: Path) -> None:
+        """Take the structure that it had when a folder's weights were saved; called before they are loaded.
+
+        For attachments whose structure changes in training; most have only one.
+        """
+
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device

@@ -27,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from nspec_hf.attachment import Attachment
+from nspec_hf.attachment import Attachment, attachment_of
 from nspec_hf.batches import BatchConfig, PairBatchSampler
 from nspec_hf.checkpoints import RunClock, last_checkpoint, write_json
 from nspec_hf.collator import PairCollator
@@ -293,6 +293,9 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         RuntimeError: If weights are missing, or there are some that the model has no place for.
     """
+    attachment = attachment_of(model)
+    if attachment is not None:
+        attachment.shape_as(folder)
     saved: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         saved |= load_file(path)

@@ -74,6 +74,7 @@ class SpecializationTrainer(Seq2SeqTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as the plain Trainer does; a checkpoint of other masks is refused wherever it lies."""
         if self.specialization is not None and isinstance(resume_from_checkpoint, str | PathLike):
+            self.specialization.gate.shape_as(Path(resume_from_checkpoint))
             self.specialization.gate.check_beside(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -185,6 +186,11 @@ class SpecializationTrainer(Seq2SeqTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns += [name for name in _PAIR_COLUMNS if name not in self._signature_columns]
+
+    def _load_best_model(self) -> None:
+        if self.gate is not None:
+            self.gate.shape_as(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
 
     def _load_callback_state(self) -> None:
         super()._load_callback_state()

@@ -1,6 +1,7 @@
 """The compared systems by name; each is a file here, and `system.py` says what a system is."""
 
 from nspec_hf.systems.adapters import FamilyAdapters, PairAdapters
+from nspec_hf.systems.differentiation import ParameterDifferentiation
 from nspec_hf.systems.individual import Individual
 from nspec_hf.systems.lass import LaSS
 from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
@@ -18,6 +19,7 @@ SYSTEMS: dict[str, type[System]] = {
         AllocationByValue,
         NeuronSpecialization,
         LaSS,
+        ParameterDifferentiation,
         PairAdapters,
         FamilyAdapters,
     )
