@@ -65,6 +65,6 @@ def check_whole(site: Site, tensor: Tensor) -> None:
     if type(tensor).__name__ == "DTensor" or not tensor.numel():
         raise UnsupportedModelError(
             f"mode 'slice' needs the whole weights of {site.name} and {site.down} while they run, but here "
-            "they are sharded; shard whole layers (fully_shard(layer)), not their linears or along their width, "
+            "they are sharded; shard whole layers (fully_shard(layer)), not linears or along their width, "
             "or use mode 'mask'"
         )

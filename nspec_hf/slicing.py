@@ -14,9 +14,9 @@ else, and wherever too few tokens would have to pay for copying the weights, mod
 Under torch.compile the pair's index is a tensor and every site computes as many rows as the pair that keeps
 most, so all pairs of `gate.use` share one graph; `pair_ids` of several rows are masked, one more graph.
 
-Under DDP all of this holds. FSDP2 gathers a layer's weights before it runs, so they are sliced, but it rewrites
-them unseen, so nothing is kept between batches and short ones are masked; weights that are sharded even
-while the layer runs (tensor parallelism) are refused.
+Under DDP all of this holds. FSDP2 gathers a layer's weights before it runs, so they are sliced, but it
+rewrites them unseen, so nothing is kept between batches and short ones are masked; weights that are sharded
+even while the layer runs (tensor parallelism) are refused.
 
 With `silence="weights"` the constant that silenced neurons emit, W2[:, off] σ(b1[off]), is added to the
 down projection's bias; dropout between the two leaves it alone.
