@@ -29,8 +29,9 @@ READING_ORDER = """
     results overlap kinship allocation erasure sweeps effects probing analysis plots effect_plots report
     systems.system systems.rowwise systems.plain systems.masked
     systems.individual systems.zero_shot systems.subnetworks systems.lass
-    systems.clones systems.differentiation systems.families systems.adapters systems systems.running
-    jobs comparison_runs comparison comparison_tables
+    systems.clones systems.differentiation systems.families systems.adapters
+    systems.target_attention systems.architectures systems systems.running
+    jobs comparison_runs paired_runs standings comparison comparison_tables
     baking ctranslate proof export
     commands export_commands evaluation_commands analysis_commands probing_commands
     showcase demo_settings demo cli __main__

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import M2M100Config, M2M100ForConditionalGeneration
 
 from nspec_hf.attachment import OWN_WEIGHTS
 from nspec_hf.errors import ConfigError
@@ -25,7 +23,8 @@ from nspec_hf.systems.adapters import (
 from nspec_hf.systems.families import Families, cut_tree, named_families
 from nspec_hf.training import SpecializationTrainer
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
-from tests.test_recipes import Killed, experiment, recipe, result
+from tests.systems import TESTED, numbers, plain, run, shape, stopped, train_base, weights
+from tests.test_recipes import result
 from tests.tiny_text import PAIRS as TRAINED
 
 PAIRS = as_pairs(["en-de", "de-en", "en-fr"])
@@ -48,10 +47,6 @@ def shake(attachment, seed=7):
         for parameter in attachment.own.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return attachment
-
-
-def plain(batch):
-    return {name: value for name, value in batch.items() if name != "pair_ids"}
 
 
 def by_hand(model, attachment, batch):
@@ -134,17 +129,6 @@ def test_a_step_changes_the_adapters_of_the_pairs_in_the_batch_and_nothing_else(
     assert everything == own
     for chosen, pair_ids in ({"de-en"}, [1] * 6), ({"en-de", "en-fr"}, [0, 2, 2, 0, 0, 2]):
         assert step(pair_ids) == {name for name in own if name.split(".")[1].removeprefix("for_") in chosen}
-
-
-def shape(width, ffn, heads, vocabulary):
-    both = {"layers": 6, "attention_heads": heads, "ffn_dim": ffn}
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in both.items()}
-    with torch.device("meta"):
-        return M2M100ForConditionalGeneration(M2M100Config(d_model=width, vocab_size=vocabulary, **sides))
-
-
-def numbers(model):
-    return sum(each.numel() for each in model.parameters())
 
 
 def count(model, bottleneck, per_layer, pairs, key_of=str):
@@ -277,19 +261,7 @@ def test_a_tree_is_cut_where_its_distances_jump_most_or_into_as_many_as_asked():
 
 @pytest.fixture(scope="module")
 def based(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    file = experiment(folder)
-    recipe("pretrain")([file])
-    return folder, file
-
-
-def run(file, system, row="", settings=None, work=None):
-    options = [
-        part for name, value in (settings or {}).items() for part in (f"--settings.{name}", str(value))
-    ]
-    recipe("specialize")(
-        [file, "--system", system, *(["--row", row] if row else []), *options, *(work or [])]
-    )
+    return train_base(tmp_path_factory.mktemp("adapters"))
 
 
 CASES = {
@@ -310,16 +282,12 @@ def test_a_run_trains_scores_and_is_not_done_again(based, case, monkeypatch):
     keys = 4 if system == "pair_adapters" else len(set(found["extraction"]["families"].values()))
     assert found["extra_parameters"] == keys * each
     assert ("pretraining" in found) == (case == "scratch")
-    assert {"de-fr", "fr-de", *TRAINED} == set(found["scores"]["scores"])
+    assert set(found["scores"]["scores"]) == TESTED
     assert found["attachment"]["adapters"] == {"bottleneck": 6, "per_layer": per_layer}
     monkeypatch.setattr(SpecializationTrainer, "train", None)
     monkeypatch.setattr("nspec_hf.translate.Translator.translate", None)
     run(file, system, case, settings)
     assert result(folder, case) == found
-
-
-def weights(run_folder):
-    return load_file(run_folder / "model" / "model.safetensors")
 
 
 def test_a_frozen_base_stays_what_it_is_and_the_adapters_do_not(based):
@@ -338,31 +306,8 @@ def test_a_killed_run_ends_with_the_same_weights(based, case, tmp_path, monkeypa
     folder, file = based
     system, settings = CASES[case]
     run(file, system, case, settings)
-    plain_save, saves = SpecializationTrainer._save_rng_state, []
-    last = 4 if case == "scratch" else 2  # the second checkpoint of the continuation
-
-    def die(self, where):
-        saves.append(where)
-        if len(saves) == last:
-            raise Killed
-        return plain_save(self, where)
-
-    elsewhere = [
-        "--work",
-        str(tmp_path),
-        "--results",
-        str(tmp_path / "results"),
-        "--base",
-        str(folder / "work" / "base" / "model"),
-        "--specialize.arguments.save_steps",
-        "1",
-    ]
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", die)
-    with pytest.raises(Killed):
-        run(file, system, case, settings, elsewhere)
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", plain_save)
-    with pytest.warns(UserWarning, match="is not whole"):
-        run(file, system, case, settings, elsewhere)
+    # The second checkpoint of the continuation.
+    stopped(folder, file, tmp_path, monkeypatch, 4 if case == "scratch" else 2, system, case, settings)
     one, other = weights(folder / "work" / case / "s1"), weights(tmp_path / case / "s1")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,150 @@
+"""Other shapes of the base, for all pairs alike: wider, deeper, shallower, another activation.
+
+They tell what a method gains from what parameters or depth alone would gain. All are trained from scratch
+with the base's budget and then the continuation's. Sizes are given as factors of the base's, so that the
+same settings serve a model of a paper's size and a small one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from nspec_hf.errors import ConfigError
+from nspec_hf.systems.system import System, Workbench
+
+_SIDES = ("encoder", "decoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(System):
+    """A model of another shape than the base, trained from scratch on all pairs."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the model's config in addition to what the system changes, or in its place."""
+
+    @property
+    def from_scratch(self) -> bool:
+        """Always."""
+        return True
+
+    def check(self, bench: Workbench) -> None:
+        """Refuse a base that has no such sizes, and sizes that are none."""
+        config = _base_config(bench)
+        changed = {**self.changed(config), **self.changes}
+        absent = sorted(name for name in changed if not hasattr(config, name))
+        if absent:
+            raise ConfigError(
+                f"the config of {bench.config.base_model}, a {config.model_type} model, has no "
+                f"{', '.join(absent)}; name fields that it has"
+            )
+
+    def model(self, bench: Workbench) -> PreTrainedModel:
+        """Return the untrained model."""
+        return bench.scratch(**{**self.changed(_base_config(bench)), **self.changes})
+
+    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Return the fields of the base's config that are others here."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion(Architecture):
+    """More feed-forward neurons for everybody: "+Expansion" of Xie et al. 2021, Table 1.
+
+    d_ff 2048 → 3000 in 6 + 6 layers of width 512 adds 11.71 M parameters, about what one adapter a layer and
+    direction adds there.
+    """
+
+    name: ClassVar[str] = "expansion"
+    source: ClassVar[str] = "Xie et al. 2021, +Expansion"
+
+    width: float = 3000 / 2048
+    """Factor of d_ff in both stacks, rounded to whole neurons."""
+
+    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Return the wider feed-forward layers."""
+        return _scaled(config, self.width, *(f"{side}_ffn_dim" for side in _SIDES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gelu(Architecture):
+    """The base with GELU in the place of ReLU: do neurons specialize there too? Tan et al. 2024, §6.2.
+
+    For neuron specialization on it, make it a base: `pretrain.py --model.activation_function gelu`.
+    """
+
+    name: ClassVar[str] = "gelu"
+    source: ClassVar[str] = "Tan et al. 2024, GELU base"
+
+    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Return the other activation."""
+        return {"activation_function": "gelu"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shallow(Architecture):
+    """Fewer layers, as in Tan et al. 2024, Fig. 3: where there is less room, pairs interfere more.
+
+    Half the base's layers here; a study of its own depths is a run with other `layers` each.
+    """
+
+    name: ClassVar[str] = "shallow"
+    source: ClassVar[str] = "after Tan et al. 2024, shallow base"
+
+    layers: float = 0.5
+    """Factor of the number of layers in both stacks, rounded, at least one layer."""
+
+    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Return the other depth."""
+        return _scaled(config, self.layers, *(f"{side}_layers" for side in _SIDES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deep(Architecture):
+    """More layers of the base's width: parameters for everybody in the place of any pair's own."""
+
+    name: ClassVar[str] = "deep"
+    source: ClassVar[str] = "after Tan et al. 2024, deep base"
+
+    layers: float = 2.0
+    """Factor of the number of layers in both stacks, rounded."""
+
+    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Return the other depth."""
+        return _scaled(config, self.layers, *(f"{side}_layers" for side in _SIDES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wide(Architecture):
+    """Everything wider, with heads of the base's size, as Transformer-Big is twice Transformer-Base."""
+
+    name: ClassVar[str] = "wide"
+    source: ClassVar[str] = "after Tan et al. 2024, wide base"
+
+    width: float = 2.0
+    """Factor of d_model, d_ff and the number of attention heads, rounded."""
+
+    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Return the other widths."""
+        heads = [f"{side}_attention_heads" for side in _SIDES]
+        return _scaled(config, self.width, "d_model", *heads, *(f"{side}_ffn_dim" for side in _SIDES))
+
+
+def _base_config(bench: Workbench) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(bench.config.base_model, **bench.config.model)
+
+
+def _scaled(config: PretrainedConfig, factor: float, *names: str) -> dict[str, int]:
+    """Return the named sizes of a config times a factor, rounded half up and at least 1.
+
+    Raises:
+        ConfigError: If the factor is not positive, or the config has not all of the sizes.
+    """
+    if factor <= 0:
+        raise ConfigError(f"a size changes by a positive factor, got {factor}")
+    absent = [name for name in names if not hasattr(config, name)]
+    if absent:
+        raise ConfigError(f"the config of a {config.model_type} model has no {', '.join(absent)}")
+    return {name: max(1, int(getattr(config, name) * factor + 0.5)) for name in names}
