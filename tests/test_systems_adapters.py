@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from nspec_hf.attachment import OWN_WEIGHTS
+from nspec_hf.batches import BatchConfig
 from nspec_hf.errors import ConfigError
 from nspec_hf.kinship import language_tree
 from nspec_hf.pairs import Pair, as_pairs, english_centric
+from nspec_hf.runs import TrainConfig, load_weights, train
 from nspec_hf.systems.adapters import (
     Adapter,
     Adapters,
@@ -26,6 +28,9 @@ from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 from tests.systems import TESTED, numbers, plain, run, shape, stopped, train_base, weights
 from tests.test_recipes import result
 from tests.tiny_text import PAIRS as TRAINED
+from tests.tiny_text import corpus, tokenizer
+from tests.tiny_text import model as text_model
+from tests.two_processes import run_in_processes
 
 PAIRS = as_pairs(["en-de", "de-en", "en-fr"])
 
@@ -257,6 +262,72 @@ def test_a_tree_is_cut_where_its_distances_jump_most_or_into_as_many_as_asked():
     assert all(code in name.split("+") for code, name in cut_tree(tree, 2).items())
     with pytest.raises(ConfigError, match="5 languages make 1 to 5 families, got 6"):
         cut_tree(tree, 6)
+
+
+def train_a_few(index, count, folder):
+    """One update of two batches, each of one pair: in two processes, or one after the other in one."""
+    model = text_model()
+    own = Adapters(TRAINED, str, str, 5, 2).on(model).attach()
+    freeze_base(model)
+    arguments = {"max_steps": 1, "gradient_accumulation_steps": 2 // count, "weight_decay": 0.1}
+    arguments |= {"warmup_steps": 0, "lr_scheduler_type": "constant", "save_strategy": "no"}
+    settings = TrainConfig(arguments=arguments, batches=BatchConfig(max_tokens=64, mixed=False))
+    train(model, tokenizer(), corpus(), settings, folder, gate=own, shows_progress=False)
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_pairs_train_as_one_does(tmp_path):
+    run_in_processes(train_a_few, 2, str(tmp_path / "two"))
+    train_a_few(0, 1, tmp_path / "one")
+    start = text_model()
+    own = Adapters(TRAINED, str, str, 5, 2).on(start).attach()
+    before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    two, one = weights(tmp_path / "two"), weights(tmp_path / "one")
+    assert two.keys() == one.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
+    changed = {name.split(".")[1] for name in two if not torch.equal(two[name], before[name])}
+    # Each process had another pair; of the others not even the weights decay.
+    assert len(changed) == 2
+    assert changed < {name for name, _ in own.own.named_children()}
+
+
+def test_a_model_may_be_moved_and_cast_with_its_adapters():
+    model, batch = tiny_m2m100().bfloat16(), random_batch()
+    attachment = shake(adapters(model))
+    assert all(each.dtype == torch.bfloat16 for each in attachment.own.parameters())
+    with attachment:
+        half = model(**batch).logits
+        assert half.dtype == torch.bfloat16
+        model.float()
+        torch.testing.assert_close(model(**batch).logits, half.float(), atol=0.3, rtol=0.1)
+        model.to("meta")
+        assert all(each.device.type == "meta" for each in attachment.own.parameters())
+
+
+def test_what_was_saved_is_loaded_again_and_the_plain_model_reads_it_too(tmp_path):
+    model, batch = tiny_m2m100(), random_batch()
+    with shake(adapters(model)):
+        wanted = model(**batch).logits
+        model.save_pretrained(tmp_path)
+    again = tiny_m2m100(seed=3)
+    with adapters(again, seed=9):
+        load_weights(again, tmp_path)
+        assert torch.equal(again(**batch).logits, wanted)
+    bare = type(model).from_pretrained(tmp_path)
+    assert torch.equal(bare(**plain(batch)).logits, model(**plain(batch)).logits)
+
+
+def test_weights_that_are_missing_or_have_no_place_are_not_loaded(tmp_path):
+    model = tiny_m2m100()
+    model.save_pretrained(tmp_path / "plain")
+    with adapters(model):
+        model.save_pretrained(tmp_path / "adapted")
+        with pytest.raises(RuntimeError, match=r"144 are missing \(nspec_own.for_en-de"):
+            load_weights(model, tmp_path / "plain")
+    with pytest.raises(RuntimeError, match=r"0 are missing \(none\), 144 are not this model's"):
+        load_weights(model, tmp_path / "adapted")
+    load_weights(model, tmp_path / "plain")
 
 
 @pytest.fixture(scope="module")
