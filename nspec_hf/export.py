@@ -53,7 +53,8 @@ class ExportConfig:
     """For `pruned` and `ctranslate2`: round widths up to a multiple of this; extra neurons are zeros."""
 
     sample: int = 8
-    """How many made-up sentences a pair has to prove itself on, where no text is given."""
+    """How many sentences a pair has to prove itself on: made-up ones, or the first of the corpus that `nspec
+    export` is given. `export_model` takes all of its texts."""
 
     max_new_tokens: int = 64
     """Longest translation of the sample, in tokens."""

@@ -209,7 +209,7 @@ def recording(bench: Bench) -> Found:
 
 
 def blocks(bench: Bench) -> Found:
-    """A feed-forward block alone: forward and backward pass of many tokens, forward pass of four."""
+    """A feed-forward block alone: forward and backward pass of many tokens, 32 forward passes of four."""
     for number, ((d_model, d_ff), densities) in enumerate(bench.plan.blocks.items()):
         for density in densities:
             plain = number == 0 and density == DENSITY
@@ -228,7 +228,7 @@ def _block(
     masks = make_masks(find_sites(model), pairs_of(bench.plan.pairs), density)
     cases = {
         "block_train_{}_vs_dense": (rows, source + target, Runner.train_block, "forward, backward", "flops"),
-        "block_decode_{}_vs_dense": (4, 1, Runner.run_block, "forward", "bytes"),
+        "block_decode_{}_vs_dense": (4, 1, Runner.run_block, "32 forward passes", "bytes"),
     }
     for key, (samples, length, work, what, counted) in cases.items():
         ways = bench.ways(key, density)

@@ -218,10 +218,11 @@ class Runner:
         self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def run_block(self, hidden_BLD: Tensor, pair: int) -> None:
-        """Run the forward pass of a `BlockModel`, as in decoding."""
+    def run_block(self, hidden_BLD: Tensor, pair: int, steps: int = 32) -> None:
+        """Run the forward pass of a `BlockModel` several times, as decoding does for one pair."""
         self.use(pair)
-        self.model(hidden_BLD)
+        for _ in range(steps):
+            self.model(hidden_BLD)
 
     def decode(self, batch: Mapping[str, Tensor], pair: int, beams: int, new_tokens: int) -> Tensor:
         """Generate exactly so many tokens for every row."""
