@@ -99,7 +99,7 @@ class _Maker:
         able = [each for each in self.rows if each.system.name == system]
         able = [each for each in able if any(run.name in self.finished for run in each.runs)]
         same = [each for each in able if dict(each.plan.train) == dict(row.plan.train)]
-        return next(iter(able), None)
+        return next(iter(same or able), None)
 
     def _against(self, done: Sequence[_Finished], other: Row) -> Against:
         matched = []
