@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from transformers import PreTrainedModel
 
 from nspec_hf import slicing
@@ -464,5 +464,34 @@ def test_all_pairs_share_one_compiled_graph(name, silence):
             batch["pair_ids"] = torch.tensor([3, 1, 4, 1])
             torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5)
             assert counter.frame_count == 2
+    finally:
+        torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("silence", ["neuron", "weights"])
+def test_compiled_training_steps_of_all_pairs_share_one_graph_and_give_the_gradients_of_masks(silence):
+    model = tiny_m2m100(encoder_layers=1, decoder_layers=1).train()
+    masks, batch = random_masks(model), random_batch()
+    twin = copy.deepcopy(model)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        with gated(model, masks, silence=silence) as gate, gated(twin, masks, "mask", silence=silence):
+            for pair in (0, 1, 2, 1):
+                twin.load_state_dict(model.state_dict())
+                expected = results(twin, one_pair(batch, pair))
+                gate.use(PAIRS[pair])
+                optimizer.zero_grad()
+                loss = compiled(**without_ids(batch)).loss
+                loss.backward()
+                found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+                torch.testing.assert_close(loss.detach(), expected["loss"], rtol=0, atol=1e-5)
+                assert_close(found, {name: expected[name] for name in found})
+                optimizer.step()
+            assert len(found) == len(expected) - 2
+            assert counter.frame_count == 1
     finally:
         torch._dynamo.reset()
