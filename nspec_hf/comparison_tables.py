@@ -32,7 +32,8 @@ def comparison_tables(comparison: SystemsComparison) -> list[Table]:
             tables.append(tiers_table(comparison, metric))
         table = interference_table(comparison, metric)
         tables += [] if table is None else [table]
-        tables.append(directions_table(comparison, metric))
+        if any(row.seeds for row in comparison.rows):
+            tables.append(directions_table(comparison, metric))
     return [*tables, costs_table(comparison)]
 
 
