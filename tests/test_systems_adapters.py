@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nspec_hf.attachment import OWN_WEIGHTS
 from nspec_hf.batches import BatchConfig
@@ -290,6 +291,31 @@ def test_two_processes_with_different_pairs_train_as_one_does(tmp_path):
     # Each process had another pair; of the others not even the weights decay.
     assert len(changed) == 2
     assert changed < {name for name, _ in own.own.named_children()}
+
+
+def test_the_best_adapters_are_kept_where_training_is_stopped_early(tmp_path):
+    model = text_model()
+    own = Adapters(TRAINED, str, str, 5, 2).on(model).attach()
+    freeze_base(model)
+    # With the sign turned, the first evaluation is the best, and the second stops the training.
+    arguments = {
+        "max_steps": 4,
+        "eval_steps": 1,
+        "save_steps": 1,
+        "greater_is_better": True,
+        "save_total_limit": 4,
+    }
+    arguments |= {"warmup_steps": 0, "lr_scheduler_type": "constant"}
+    settings = TrainConfig(arguments=arguments, batches=BatchConfig(max_tokens=64), patience=1)
+    done = train(model, tokenizer(), corpus(), settings, tmp_path, corpus(4), own, shows_progress=False)
+    losses = done.facts()["validation_loss"]
+    best = max(losses, key=losses.get)
+    assert (best, done.updates) == ("1", 2)
+    wanted = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
+    kept, last = weights(tmp_path), load_file(tmp_path / f"checkpoint-{done.updates}" / "model.safetensors")
+    assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(model.state_dict()[name], wanted[name]) for name in wanted)
+    assert not all(torch.equal(last[name], wanted[name]) for name in wanted)
 
 
 def test_a_model_may_be_moved_and_cast_with_its_adapters():

@@ -5,7 +5,7 @@
         name: ClassVar = "my_method"
         strength: float = 0.5                       # its settings, each with a string under it
 
-        def prepare(self, bench):                   # what is extracted before training; timed
+        def prepare(self, model, bench):            # what is extracted before training; timed
         def attach(self, model, bench):             # put on what makes each row run as its pair does
         def freeze(self, model):                    # what is not trained
 
