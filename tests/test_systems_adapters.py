@@ -387,6 +387,22 @@ def test_a_run_trains_scores_and_is_not_done_again(based, case, monkeypatch):
     assert result(folder, case) == found
 
 
+def test_families_that_the_experiment_names_are_taken(based):
+    folder, file = based
+    named = ["--data.families", '{"de": "West", "fr": "West", "en": "Other"}']
+    run(file, "family_adapters", "named", {"bottleneck": 3}, named)
+    found = result(folder, "named")
+    assert found["extraction"]["families"] == {"de": "West", "fr": "West"}
+    assert found["extraction"]["families_from"] == "data"
+    assert found["attachment"]["of"] == {"encoder": ["West"], "decoder": ["West"]}
+    assert result(folder, "named")["scores"]["scores"].keys() == TESTED
+    other = ["--data.families", '{"de": "North", "fr": "South"}']
+    with pytest.raises(ConfigError, match="was begun with other families"):
+        run(file, "family_adapters", "named", {"bottleneck": 3}, other)
+    with pytest.raises(ConfigError, match="no family for fr"):
+        run(file, "family_adapters", "short", {}, ["--data.families", '{"de": "West"}'])
+
+
 def test_a_frozen_base_stays_what_it_is_and_the_adapters_do_not(based):
     folder, file = based
     system, settings = CASES["pair_adapters"]

@@ -239,8 +239,14 @@ class FamilyAdapters(System):
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> Attachment:
         """Put each family's adapters on the model."""
+        data = bench.config.data
         found = bench.once("extraction", lambda: self.prepare(model, bench))["families"]
-        families = Families(found, bench.config.data.pivot)
+        if data.families and found != named_families(data.families, bench.pairs, data.pivot):
+            raise ConfigError(
+                f"{bench.folder} was begun with other families ({found}) than data.families names now; give "
+                "another folder (--work), or delete this one to begin anew"
+            )
+        families = Families(found, data.pivot)
         shape = (self.bottleneck, self.per_layer, bench.seed)
         return Adapters(bench.pairs, families.of_encoder, families.of_decoder, *shape).on(model).attach()
 
