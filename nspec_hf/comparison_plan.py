@@ -27,6 +27,7 @@ TRAIN = "train."
 
 # Names of rows are names of folders in `work` and parts of file names, where these two are other things.
 _TAKEN = ("base", "compare")
+_NAME = r"[A-Za-z0-9][\w.+-]*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,15 @@ class ComparisonPlan:
     n_samples: int = 10_000
     """Trials of the paired tests."""
 
+    table: str = "comparison"
+    """What the tables' files are called after the experiment's name: several plans may share runs."""
+
     def __post_init__(self) -> None:
         """Check the values."""
+        if not re.fullmatch(_NAME, self.table):
+            raise ConfigError(
+                f"compare.table is a part of a file's name, letters, digits and _ . + -: {self.table!r}"
+            )
         if self.n_samples < 1:
             raise ConfigError(f"compare.n_samples is at least 1, got {self.n_samples}")
 
@@ -118,7 +126,7 @@ def _in_a_name(value: Any) -> str:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in _TAKEN:
+    if not re.fullmatch(_NAME, name) or name in _TAKEN:
         raise ConfigError(
             f"{name!r} cannot be a row's name: it names a folder and files, so it is made of letters, digits "
             f"and _ . + -, and is not one of: {', '.join(_TAKEN)}"

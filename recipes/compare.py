@@ -67,7 +67,7 @@ def write_tables(
     """Compare all rows of the plan as far as they have been run; print and keep the tables."""
     with tqdm(desc="paired tests", disable=not sys.stderr.isatty()) as bar:
         comparison = compare_rows(config, rows, experiment, show=lambda line: bar.update())
-    path = Path(config.results) / f"{config.name}.comparison.json"
+    path = Path(config.results) / f"{config.name}.{config.compare.table}.json"
     write_json(path, comparison)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(markdown(comparison, command), encoding="utf-8")

@@ -42,6 +42,12 @@ def test_rows_take_the_plans_seeds_and_their_own_names():
     assert (rows["ns"].system, rows["ns"].seeds) == ("x", (7,))
 
 
+@pytest.mark.parametrize("table", ["", "../elsewhere", "two words", ".hidden"])
+def test_a_tables_name_that_is_no_part_of_a_files_name_is_refused(table):
+    with pytest.raises(ConfigError, match="part of a file's name"):
+        ComparisonPlan(table=table)
+
+
 def test_a_sweep_makes_a_row_of_each_combination():
     row = RowPlan(
         system="a",
