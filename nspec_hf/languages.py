@@ -110,6 +110,10 @@ class LanguageTags:
         """
         return self._tags[self._spell(code)]
 
+    def target_tag_id(self, pair: str) -> int | None:
+        """Return the id of the tag among a pair's labels, which decoding is given; None if they have none."""
+        return self.tag_id(Pair(pair).target) if "target" in self._family.target else None
+
     def check(self, pair: str) -> None:
         """Raise `UnknownLanguageError` unless the tokenizer can write this pair."""
         pair = Pair(pair)

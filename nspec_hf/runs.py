@@ -97,8 +97,9 @@ class TrainResult:
     """The Trainer's log."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what a results file says about the run; the validation loss by update."""
-        validation = {str(line["step"]): line["eval_loss"] for line in self.log if "eval_loss" in line}
+        """Return what a results file says about the run; the validation loss of the text by update."""
+        name = "eval_text_loss"
+        validation = {str(line["step"]): line[name] for line in self.log if name in line}
         return {
             "updates": self.updates,
             "training_seconds": round(self.seconds, 1),

@@ -113,6 +113,10 @@ class SpecializationTrainer(Seq2SeqTrainer):
     ) -> dict[str, float]:
         """Return the mean loss a target token (no smoothing), overall and of each pair: `eval_loss_en-de`.
 
+        `eval_text_loss` leaves out the language tag that M2M-100, NLLB and mBART have among their labels.
+        Decoding is given the tag, a model that all pairs share has to guess it, and a pair's own neurons give
+        it away: compare systems by the loss of the text alone.
+
         With `predict_with_generate` and `compute_metrics`, the metrics of each pair too (`eval_bleu_en-de`),
         and their mean over pairs (`eval_bleu`). For a data set that is no `EncodedCorpus`, what the plain
         Trainer returns. A dict of data sets is gone through, each with the same generation settings.
@@ -253,14 +257,27 @@ class SpecializationTrainer(Seq2SeqTrainer):
         return metrics
 
     def _evaluate_loss(self, corpus: EncodedCorpus, prefix: str) -> dict[str, float]:
-        tally = PairTally(corpus.pairs)
+        tally, text = PairTally(corpus.pairs), PairTally(corpus.pairs)
+        tags_P = self._target_tags(corpus)
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
             for _, batch in self._watched(corpus):
                 pair_ids, labels_BT = batch["pair_ids"], batch.pop("labels")
                 logits_BTV = self.model(**self._for_model(batch)).logits
-                tally.add(token_losses(logits_BTV, labels_BT), labels_BT, pair_ids)
+                losses_BT = token_losses(logits_BTV, labels_BT)
+                tally.add(losses_BT, labels_BT, pair_ids)
+                is_tag_BT = labels_BT == tags_P.to(labels_BT.device)[pair_ids][:, None]
+                text.add(
+                    losses_BT.masked_fill(is_tag_BT, 0), labels_BT.masked_fill(is_tag_BT, IGNORED), pair_ids
+                )
         overall, each = tally.take()
-        return {f"{prefix}_loss": overall, **{f"{prefix}_loss_{pair}": loss for pair, loss in each.items()}}
+        losses = {f"{prefix}_loss_{pair}": loss for pair, loss in each.items()}
+        return {f"{prefix}_loss": overall, f"{prefix}_text_loss": text.take()[0], **losses}
+
+    def _target_tags(self, corpus: EncodedCorpus) -> Tensor:
+        """Return the id of each pair's tag among the labels, [P]; padding's, where labels have none."""
+        tags = getattr(self.data_collator, "tags", None)
+        found = [None if tags is None else tags.target_tag_id(pair) for pair in corpus.pairs]
+        return torch.tensor([IGNORED if each is None else each for each in found])
 
     def _evaluate_generation(
         self, corpus: EncodedCorpus, ignore_keys: list[str] | None, prefix: str, gen_kwargs: dict[str, Any]

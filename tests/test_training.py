@@ -371,6 +371,23 @@ def test_an_evaluation_scores_each_pair_alone(tmp_path):
     assert not trainer.gate.attached
 
 
+def test_the_loss_of_the_text_leaves_out_the_tag_that_masks_give_away(tmp_path):
+    """A dense model has to guess the language of the first label; with a pair's own neurons it is known."""
+    trainer, encoded = specialized(tmp_path), corpus(count=3, seed=2)
+    total, tokens, tags = 0.0, 0, trainer.data_collator.tags
+    with trainer.gate, torch.no_grad():
+        for i in range(len(encoded)):
+            batch = trainer.data_collator([encoded[i]])
+            labels = batch.pop("labels")[0]
+            assert labels[0] == tags.tag_id(PAIRS[int(batch["pair_ids"][0])].target)
+            log_p = trainer.model.eval()(**batch).logits[0].log_softmax(-1)
+            total -= sum(log_p[place, labels[place]].item() for place in range(1, len(labels)))
+            tokens += len(labels) - 1
+    found = trainer.evaluate(encoded)
+    assert found["eval_text_loss"] == pytest.approx(total / tokens, abs=1e-5)
+    assert found["eval_text_loss"] != pytest.approx(found["eval_loss"], abs=1e-3)
+
+
 def test_outputs_come_to_the_metric_in_the_order_of_the_corpus(tmp_path):
     seen = []
     trainer = specialized(
