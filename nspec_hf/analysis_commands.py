@@ -42,19 +42,20 @@ def analyze(
     Args:
         masks: Folder or Hub repository of masks.
         output: Folder of tables (JSON, CSV) and figures (PNG, SVG).
-        stats: What they were selected from; adds sweeps over coverage or ρ.
+        stats: File of the statistics that they were selected from; adds sweeps over coverage k and, where
+            importance was recorded, over ρ, and importance curves.
         scores: JSON files that `nspec evaluate --output` wrote, one a system; adds gains.
         comparison: JSON file that `nspec compare --output` wrote; adds significance.
-        baseline: Which system the others are compared with; none takes the first.
-        metric: Which score.
-        families: Language → family; none takes a table of 60 languages.
-        tiers: Language → resource tier.
-        pivot: The language that the trained pairs share; none finds it.
-        seconds: How long recording and selection took.
+        baseline: Name of the system that the others are compared with; null takes the first of `scores`.
+        metric: Which of the scores.
+        families: Language → family, '{de: Germanic, es: Romance}'; null takes a table of 60 languages.
+        tiers: Language → resource tier, '{de: high, sv: low}', for gains by tier.
+        pivot: The language that the trained pairs share; null finds it.
+        seconds: How long recording and selection took, for the table of costs.
         model_width: Width D of the model; adds the size of the masks in the released format.
         by_setting: Setting → value → JSON file of scores, of models trained with other settings:
             '{coverage k: {0.9: a.json, 0.95: b.json}}'; adds mean gains over the baseline.
-        figures: Whether to draw.
+        figures: Whether to draw; without, only tables are written.
     """
     found = analyze_masks(
         NeuronMasks.from_pretrained(masks),
@@ -100,16 +101,17 @@ def report(
     Args:
         masks: Folder or Hub repository of masks.
         output: The page.
-        title: Its title.
-        stats: What they were selected from; adds sweeps over coverage or ρ.
+        title: Its title; null names the base model.
+        stats: File of the statistics that they were selected from; adds sweeps over coverage k and, where
+            importance was recorded, over ρ, and importance curves.
         scores: JSON files that `nspec evaluate --output` wrote, one a system; adds gains.
         comparison: JSON file that `nspec compare --output` wrote; adds significance.
-        baseline: Which system the others are compared with; none takes the first.
-        metric: Which score.
-        families: Language → family; none takes a table of 60 languages.
-        tiers: Language → resource tier.
-        pivot: The language that the trained pairs share; none finds it.
-        seconds: How long recording and selection took.
+        baseline: Name of the system that the others are compared with; null takes the first of `scores`.
+        metric: Which of the scores.
+        families: Language → family, '{de: Germanic, es: Romance}'; null takes a table of 60 languages.
+        tiers: Language → resource tier, '{de: high, sv: low}', for gains by tier.
+        pivot: The language that the trained pairs share; null finds it.
+        seconds: How long recording and selection took, for the table of costs.
         model_width: Width D of the model; adds the size of the masks in the released format.
     """
     found = analyze_masks(

@@ -4,7 +4,9 @@ A command's file is loaded when the command runs, so that `nspec --help` is quic
 load matplotlib. This is the one file of the package that imports inside functions.
 """
 
+import argparse
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 
@@ -59,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
     try:
         arguments = [_underscored(argument) for argument in rest]
-        jsonargparse.auto_cli(function, args=arguments, as_positional=False, prog=f"nspec {name}")
+        # jsonargparse shows the first paragraph alone; the example is below it, and must not be wrapped.
+        about = (inspect.getdoc(function) or "").partition("Args:")[0].strip()
+        shape = type("Help", (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter), {})
+        said = {"prog": f"nspec {name}", "description": about, "formatter_class": shape}
+        jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said)
     except (NspecError, OSError) as error:  # OSError: a file or model that is not there
         sys.stderr.write(f"nspec {name}: {error}\n")
         return 2

@@ -47,23 +47,25 @@ def evaluate(
     where unbabel-comet is installed, then read the scores back with `--comet-in DIR`.
 
     Args:
-        hypotheses: Folder of translations, one file a pair.
-        references: Folder of references, one file a pair; or give `corpus`.
-        sources: Folder of sources, for COMET and metrics that look at them.
-        corpus: Parallel text that holds sources and references.
-        split: Its split.
-        name: The system's name in tables; none takes the folder's.
-        metric: bleu, bleu:none (tokenized text), spbleu, chrf, chrf++, ter, or evaluate:NAME; one, or several
-            with commas.
+        hypotheses: Folder of translations, one file a pair: en-de.txt, de-en.hyp.xz …, a sentence a line.
+        references: Folder of references, one file a pair; or give --corpus.path.
+        sources: Folder of sources, for COMET and for metrics that look at them; not needed with a corpus.
+        corpus: Parallel text that holds sources and references: --corpus.path DIR with DIR/test.en,
+            DIR/test.de … Its other settings: --corpus.help CorpusConfig.
+        split: Which split of the corpus was translated.
+        name: The system's name in tables; null takes the folder's.
+        metric: bleu, bleu:none (text that is tokenized already), spbleu, chrf, chrf++, ter, or evaluate:NAME
+            for one of the `evaluate` library (its name or a folder); one, or several with commas.
         pivot: The language that tells one-to-many from many-to-one.
-        tiers: Language → resource tier, for averages by tier.
-        tiers_from: Split of the corpus whose sizes decide the tiers, where `tiers` is not given.
-        off_target_languages: Also count output in the wrong language.
+        tiers: Language → resource tier, for averages by tier: '{de: high, sv: low}'.
+        tiers_from: Split of the corpus (train, say) whose sizes decide the tiers, instead of --tiers.
+        off_target_languages: Also give the share of translations in the wrong language; needs
+            `pip install nspec-hf[langid]`.
         style: How tables are printed.
-        output: File that the scores are written to, as JSON.
-        comet_out: Folder that COMET's files are written to.
-        comet_in: Folder that COMET's scores are read from.
-        comet_model: Which COMET model.
+        output: File that the scores are written to, as JSON; `nspec analyze` and `nspec report` read it.
+        comet_out: Folder that COMET's files and script are written to.
+        comet_in: The same folder, once the script has run; its scores are added.
+        comet_model: The COMET model that the script asks for.
     """
     outputs = read_outputs(hypotheses)
     gold, original = _gold(list(outputs), references, sources, corpus, split)
@@ -112,21 +114,22 @@ def compare(
     Example: nspec compare --baseline finetune/outputs --system specialized/outputs --corpus.path data
 
     Args:
-        baseline: Folder of the baseline's translations, one file a pair.
+        baseline: Folder of the baseline's translations, one file a pair: en-de.txt, de-en.hyp.xz …
         system: Folder of a system's translations, or several folders: `[DIR,DIR]`.
-        references: Folder of references, one file a pair; or give `corpus`.
-        corpus: Parallel text that holds the references.
-        split: Its split.
-        baseline_ending: Where a folder holds several files a pair, the ending of the baseline's.
-        system_ending: The ending of the system's.
-        references_ending: The ending of the references'.
-        metric: Metrics of sacreBLEU; one, or several with commas.
+        references: Folder of references, one file a pair; or give --corpus.path.
+        corpus: Parallel text that holds the references: --corpus.path DIR with DIR/test.en, DIR/test.de …
+        split: Which split of the corpus was translated.
+        baseline_ending: Which files of the folder are the baseline's, where it holds several a pair:
+            `hyp` reads en-de.hyp.
+        system_ending: The same for the system's files.
+        references_ending: The same for the references.
+        metric: bleu, spbleu, chrf, chrf++ or ter; one, or several with commas.
         test: ar: paired approximate randomization; bs: paired bootstrap.
-        n_samples: How many trials.
+        n_samples: How many trials a direction; the smallest p is 1 / (n_samples + 1).
         seed: Of the trials; 0 is a seed like any other.
-        n_jobs: How many processes; none takes all processors.
+        n_jobs: How many processes; null takes all processors.
         style: How the table is printed.
-        output: File that all rows are written to, as JSON.
+        output: File that all rows are written to, as JSON; `nspec analyze` and `nspec report` read it.
     """
     folders = [system] if isinstance(system, str) else list(system)
     base = read_outputs(baseline, baseline_ending)

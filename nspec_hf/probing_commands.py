@@ -53,22 +53,24 @@ def probe(
     Args:
         masks: Folder or Hub repository of masks.
         model: Hub id or folder of the model that was trained with them.
-        corpus: Where the text lies.
+        corpus: Where the text lies: --corpus.path DIR with DIR/test.en, DIR/test.de …
         output: Folder of tables (JSON, CSV) and figures (PNG, SVG).
-        stats: What the masks were selected from, for masks of other settings.
+        stats: File of the statistics that the masks were selected from; `coverages` and `generals` need it.
         split: Text that is recorded for stability.
         test_split: Text that is translated.
         lines: Sentences of each pair that are translated.
         erase: Whether to erase a fifth of the general neurons, and half of each pair's own.
-        erase_of: Pairs of whose own neurons half are taken from all pairs, one erasure each.
-        sizes: Numbers of sentences a pair to record, before all of them; empty: stability is not looked at.
-        seeds: Random samples of the smallest size to record.
+        erase_of: Pairs, `[en-de,en-fr]`: half of the own neurons of each are taken from all pairs, one
+            erasure each, which shows whether the others need them too.
+        sizes: Numbers of sentences a pair to record, beside all of them, to see how masks change with the
+            amount of text; `[]` leaves stability out.
+        seeds: Of random samples of the smallest size, which are recorded too.
         coverages: Coverages k whose masks are tried without training.
         generals: Shares ρ of general neurons whose masks are tried without training.
-        metric: What translations are scored by.
-        translate: Decoding.
+        metric: What translations are scored by: bleu, chrf++ …
+        translate: How text is decoded.
         codes: Your language codes → the tokenizer's, where they differ.
-        figures: Whether to draw.
+        figures: Whether to draw; without, only tables are written.
     """
     held = NeuronMasks.from_pretrained(masks)
     recorded = ActivationStats.load(stats) if stats else None

@@ -40,7 +40,9 @@ def test_every_command_explains_itself_and_each_of_its_arguments(name, capsys):
     function = getattr(import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
     assert f"nspec {name}" in said
     assert all(f"--{argument}" in said for argument in inspect.signature(function).parameters)
-    assert inspect.getdoc(function).splitlines()[0].split(".")[0] in " ".join(said.split())
+    before_arguments = inspect.getdoc(function).partition("Args:")[0].strip()
+    assert "Example: nspec" in before_arguments
+    assert before_arguments in said
 
 
 @pytest.mark.parametrize("name", FROZEN)
