@@ -41,7 +41,7 @@ def test_every_command_explains_itself_and_each_of_its_arguments(name, capsys):
     assert f"nspec {name}" in said
     assert all(f"--{argument}" in said for argument in inspect.signature(function).parameters)
     before_arguments = inspect.getdoc(function).partition("Args:")[0].strip()
-    assert "Example: nspec" in before_arguments
+    assert f"nspec {name} " in before_arguments.partition("Example: ")[2]
     assert before_arguments in said
 
 
