@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nspec_hf.errors import ConfigError, RoutingError, UnknownPairError
 from nspec_hf.languages import LanguageTags
-from nspec_hf.pairs import Pair
+from nspec_hf.pairs import Pair, pair_index
 
 GENERATION = "generate"
 """Stands for `model.generate` where a call is named as the one that decides."""
@@ -251,11 +251,13 @@ class Routing:
         raise RoutingError(f"no pair is known for this batch. {HOW_TO_ROUTE}")
 
     def _from_ids(self, pair_ids: Any, inputs: Mapping[str, Any]) -> Route:
-        rows = pair_ids if isinstance(pair_ids, Tensor) else torch.as_tensor(pair_ids)
+        rows = pair_ids if isinstance(pair_ids, Tensor) else self._as_tensor(pair_ids)
         if rows.dim() != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
             raise RoutingError(
                 f"pair_ids is one integer a row, shape [B], got {rows.dtype} of shape {list(rows.shape)}"
             )
+        if rows.dtype != torch.int64:  # as an index, uint8 would be taken for booleans
+            rows = rows.long()
         sample = _first(inputs, *_BATCHED)
         if isinstance(sample, Tensor) and sample.shape[0] != rows.shape[0]:
             raise RoutingError(f"pair_ids has {rows.shape[0]} rows, the batch has {sample.shape[0]}")
@@ -266,6 +268,18 @@ class Routing:
             known = ", ".join(f"{index} {pair}" for index, pair in enumerate(self.pairs))
             raise UnknownPairError(f"pair_ids holds {low if low < 0 else high}, but masks hold: {known}")
         return Route(rows, low if low == high else None, "pair_ids")
+
+    def _as_tensor(self, pair_ids: Any) -> Tensor:
+        if isinstance(pair_ids, str):
+            raise RoutingError(
+                f"pair_ids is one index a row, got {pair_ids!r}; gate.use takes one pair for all rows"
+            )
+        if isinstance(pair_ids, (list, tuple)) and all(isinstance(each, str) for each in pair_ids):
+            pair_ids = [pair_index(self.pairs, each, "masks") for each in pair_ids]
+        try:
+            return torch.as_tensor(pair_ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RoutingError(f"pair_ids is one integer a row, shape [B], got {pair_ids!r}") from error
 
     def _replayed(self) -> Route:
         if self.last is None:

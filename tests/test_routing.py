@@ -114,6 +114,30 @@ def test_ids_of_another_shape_or_type_are_refused(model, masks, ids, message):
             model.generate(batch["input_ids"], pair_ids=ids, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("ids", ["en-de", ["en-de", 1], [None, None]])
+def test_ids_that_are_no_numbers_are_refused_by_name(model, masks, ids):
+    with NeuronGate(model, masks), pytest.raises(RoutingError, match="pair_ids is one in"):
+        model(**without_ids(random_batch(rows=2)), pair_ids=ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_ids_of_any_integer_type_are_indices(model, masks, dtype):
+    """PyTorch takes uint8 for booleans: [0, 1, 1] of three pairs would silently be pairs 1 and 2."""
+    batch, ids = without_ids(random_batch(rows=3)), torch.tensor([0, 1, 1])
+    with NeuronGate(model, masks), torch.no_grad():
+        expected = model(**batch, pair_ids=ids).logits
+        assert torch.equal(model(**batch, pair_ids=ids.to(dtype)).logits, expected)
+
+
+def test_a_list_of_names_stands_for_their_indices(model, masks):
+    batch = without_ids(random_batch(rows=2))
+    with NeuronGate(model, masks), torch.no_grad():
+        expected = model(**batch, pair_ids=torch.tensor([2, 0])).logits
+        assert torch.equal(model(**batch, pair_ids=["en-fr", "en-de"]).logits, expected)
+        with pytest.raises(UnknownPairError, match="en-xx"):
+            model(**batch, pair_ids=["en-fr", "en-xx"])
+
+
 def test_ids_may_be_a_list_and_names_are_what_use_takes(model, masks):
     batch = without_ids(random_batch(rows=2))
     with NeuronGate(model, masks) as gate, torch.no_grad():
