@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,11 +60,14 @@ def record(
         EmptyPairError: If no sentence of a pair came by; it names the pairs.
         RoutingError: If a batch has no `pair_ids`, or some that do not index the pairs.
         UnsupportedModelError: If the model's neurons cannot be found.
-        ConfigError: If nothing tells a batch's padding, or TE is wanted of a batch without labels.
+        ConfigError: If nothing tells a batch's padding, TE is wanted of a batch without labels, or `batches`
+            is one batch.
         SiteMismatchError: If the mask of a batch and the model's activations differ in length.
     """
     config = config or RecordConfig()
     pairs = as_pairs(pairs)
+    if isinstance(batches, Mapping):
+        raise ConfigError("batches is a list or another iterable of batches, got one batch; write [batch]")
     plain = plain_model(model)
     sites = find_sites(plain, config.kinds)
     stats = ActivationStats(pairs, sites, config, _base(plain, sites), corpus)
@@ -121,11 +125,17 @@ class _Recorder:
             self.tally.stand_by()
             return
         device = next(self.model.parameters()).device
-        batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+        read = self.arguments | {"labels", "pair_ids", "decoder_attention_mask"}
+        batch = {
+            name: _usable(torch.as_tensor(value).to(device))
+            for name, value in batch.items()
+            if isinstance(value, Tensor) or (name in read and isinstance(value, (list, np.ndarray)))
+        }
         self.tally.begin(batch, rows)
         self.read = set()
         inputs = self._inputs(batch)
-        with torch.set_grad_enabled(self.config.te):
+        # Inside a caller's inference mode there would be no graph for the backward pass.
+        with torch.inference_mode(False), torch.set_grad_enabled(self.config.te):
             output = self.model(**inputs)
             if self.config.te:
                 self._backward(output.logits, batch)
@@ -228,6 +238,12 @@ def _gate_index(model: nn.Module, pairs: list[Pair]) -> Tensor | None:
         if hasattr(gate, "masks"):
             return torch.tensor([pair_index(gate.masks.pairs, pair, "masks") for pair in pairs])
     return None
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    # A tensor that was made in inference mode cannot be kept for a backward pass.
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor
 
 
 @contextmanager

@@ -362,6 +362,30 @@ def test_a_pair_that_the_gate_does_not_hold_is_refused_by_name():
         record(model, batches_of(), PAIRS)
 
 
+def test_batches_may_hold_lists_and_arrays():
+    model, batches = tiny_m2m100(), batches_of()
+    expected = record(model, batches, PAIRS)
+    lists = [{name: value.tolist() for name, value in batch.items()} for batch in batches]
+    arrays = [{name: value.numpy() for name, value in batch.items()} for batch in batches]
+    for given in (lists, arrays):
+        found = record(model, [{**batch, "pair": ["en-de"]} for batch in given], PAIRS)
+        assert all(torch.equal(found.counts[name], counts) for name, counts in expected.counts.items())
+
+
+def test_one_batch_in_place_of_a_list_is_refused():
+    with pytest.raises(ConfigError, match=r"write \[batch\]"):
+        record(tiny_m2m100(), random_batch(), PAIRS)
+
+
+def test_importance_is_recorded_in_inference_mode_too():
+    model, config = tiny_m2m100(), RecordConfig(te=True)
+    expected = record(model, batches_of(), PAIRS, config)
+    with torch.inference_mode():
+        found = record(model, batches_of(), PAIRS, config)
+    for name, sums in expected.sums["te"].items():
+        torch.testing.assert_close(found.sums["te"][name], sums)
+
+
 def test_a_limit_on_sentences_is_kept_exactly():
     model, batches = tiny_m2m100().double(), batches_of(4)
     stats = record(model, batches, PAIRS, RecordConfig(max_sentences=3, te=True))
