@@ -5,6 +5,8 @@ made, so a wrong value is refused before any work is done. They have no `slots`,
 since jsonargparse reads the defaults of nested settings with `vars`.
 """
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +16,11 @@ from nspec_hf.errors import ConfigError
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names as a tuple; `"ffn"` alone is one name, not three letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _require_share(name: str, value: float, above_zero: bool = False) -> None:
@@ -57,6 +64,7 @@ class RecordConfig:
         _require(
             self.active_on in ("product", "gate"), f"active_on is 'product' or 'gate', got {self.active_on!r}"
         )
+        object.__setattr__(self, "kinds", as_names(self.kinds))
         _require(bool(self.kinds), "kinds names at least one of: ffn, attention, ffn_out")
         unknown = sorted(set(self.kinds) - {"ffn", "attention", "ffn_out"})
         _require(not unknown, f"unknown kinds {unknown}; kinds are: ffn, attention, ffn_out")
@@ -109,6 +117,7 @@ class SelectConfig:
         _require_share("general", self.general)
         _require_share("threshold", self.threshold)
         _require_share("density", self.density, above_zero=True)
+        object.__setattr__(self, "sides", as_names(self.sides))
         unknown = sorted(set(self.sides) - {"encoder", "decoder"})
         _require(bool(self.sides) and not unknown, f"sides are 'encoder' and 'decoder', got {self.sides}")
         _require(self.by in ("pair", "source", "target", "separate"), f"unknown variety by={self.by!r}")
@@ -125,7 +134,8 @@ class GateConfig:
 
     silence: Literal["neuron", "weights"] = "neuron"
     """`neuron`: h = σ(m·z), the neuron is gone, bias included (Eq. 4 as the paper explains it). `weights`:
-    h = σ(m·xW + b), the released code, where a silenced neuron still emits σ(b)."""
+    h = σ(m·xW + b), the released code, where a silenced neuron still emits σ(b). Mode `gradient` silences
+    nothing, so it warns of a choice here."""
 
     zero_shot: Literal["error", "compose"] = "error"
     """What to do with a pair without masks: refuse it, or compose its masks from those to and from the
@@ -154,3 +164,9 @@ class GateConfig:
         )
         _require(self.multiple_of is None or self.multiple_of > 0, "multiple_of is a positive number or None")
         _require(self.cache_bytes >= 0, "cache_bytes is not negative")
+        if self.mode == "gradient" and self.silence != "neuron":
+            warnings.warn(
+                f"silence={self.silence!r} has no effect in mode 'gradient', which silences no neuron: its "
+                "forward pass is dense; leave it out, or use mode 'mask' or 'slice'",
+                stacklevel=3,
+            )

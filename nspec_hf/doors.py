@@ -9,6 +9,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -136,6 +137,17 @@ class RoutedGenerate:
     def in_place(self) -> bool:
         """Whether this is what the model's `generate` is."""
         return vars(self._model).get("generate") is self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be looked up: read back by its name, the method would be this object."""
+        own = {name: vars(self)[name] for name in ("_model", "_routing", "_was_on_instance")}
+        return own | {"wrapped": self.__wrapped__ if self._was_on_instance else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Stand in for the `generate` of a model that was copied or unpickled."""
+        wrapped = state.pop("wrapped")
+        vars(self).update(state)
+        functools.update_wrapper(self, wrapped or MethodType(type(self._model).generate, self._model))
 
     def give_back(self) -> None:
         """Put back what was there; where somebody has wrapped this since, it lets all pass from now on."""

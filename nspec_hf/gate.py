@@ -96,13 +96,18 @@ class NeuronGate(Attachment):
     Raises:
         SiteMismatchError: If the masks name other sites than the model has, or other widths.
         UnsupportedModelError: If the model's neurons cannot be found.
-        ConfigError: If the mode is not there.
+        ConfigError: If the mode is not there, or masks or config are something else.
     """
 
     def __init__(self, model: nn.Module, masks: NeuronMasks, config: GateConfig | None = None) -> None:
         """Check that masks and model fit; the model is not touched before `attach`."""
         self.masks = masks
         self.config = config or GateConfig()
+        if not isinstance(masks, NeuronMasks) or not isinstance(self.config, GateConfig):
+            raise ConfigError(
+                "a gate takes NeuronMasks (NeuronMasks.from_pretrained reads saved ones) and a GateConfig, "
+                f"got {type(masks).__name__} and {type(self.config).__name__}"
+            )
         if self.config.mode not in MODES:
             raise ConfigError(f"mode {self.config.mode!r} is not there; modes are: {', '.join(MODES)}")
         plain = plain_model(model)

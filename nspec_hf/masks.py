@@ -8,6 +8,8 @@ part of the masks: a pair's position is its index in `pair_ids`.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +109,7 @@ class NeuronMasks(SavedMasks):
             coverage=coverage,
             coverage_decoder=coverage_decoder,
             by=by,
-            sides=tuple(sides),
+            sides=sides,
         )
         return cls.from_config(stats, config)
 
@@ -141,7 +143,7 @@ class NeuronMasks(SavedMasks):
         """
         if score not in ("te", "av"):
             raise ConfigError(f"score is 'te' or 'av', got {score!r}")
-        config = SelectConfig(method=score, general=general, threshold=threshold, by=by, sides=tuple(sides))
+        config = SelectConfig(method=score, general=general, threshold=threshold, by=by, sides=sides)
         return cls.from_config(stats, config)
 
     @classmethod
@@ -196,6 +198,12 @@ class NeuronMasks(SavedMasks):
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.pairs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let copy and pickle make the masks again, as they do with a model that has a gate on it."""
+        general = None if self.general is None else dict(self.general)
+        again = partial(NeuronMasks, general=general, recipe=self.recipe)
+        return again, (list(self.pairs), dict(self.keep))
 
     def __repr__(self) -> str:
         """Say in a line what the masks are."""
@@ -265,7 +273,10 @@ class NeuronMasks(SavedMasks):
 
         Raises:
             UnknownPairError: If one of them has no masks.
+            ConfigError: If there is none, or `pairs` is one string.
         """
+        if isinstance(pairs, str):
+            raise ConfigError(f"expected a list of pairs, got one string; write [{str(pairs)!r}]")
         pairs = [self.pairs[self.index(pair)] for pair in pairs]
         rows = [self.index(pair) for pair in pairs]
         keep = {name: keep_PF[rows] for name, keep_PF in self.keep.items()}
@@ -314,5 +325,5 @@ class NeuronMasks(SavedMasks):
 
 def _named(name: str) -> Pair:
     """Return the pair of that name; a name without a second language stands for both sides."""
-    text = str(name)
-    return Pair(name) if isinstance(name, Pair) or "-" in text else Pair(text, text)
+    whole = not isinstance(name, str) or isinstance(name, Pair) or "-" in name
+    return Pair(name) if whole else Pair(name, name)

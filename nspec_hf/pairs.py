@@ -33,6 +33,8 @@ class Pair(str):
             if isinstance(source, Pair):
                 return source
             source, target = _split(source)
+        if not isinstance(source, str) or not isinstance(target, str):
+            raise ConfigError(f"language codes are strings, got {source!r} and {target!r}")
         source, target = source.strip(), target.strip()
         if not source or not target:
             raise ConfigError(f"a pair needs two language codes, got source {source!r} and target {target!r}")
@@ -62,6 +64,8 @@ class Pair(str):
 
 
 def _split(text: str) -> tuple[str, str]:
+    if not isinstance(text, str):
+        raise ConfigError(f"a pair is written 'en-de' or Pair('en', 'de'), got {text!r}")
     parts = text.split("->") if "->" in text else text.split("-")
     if len(parts) != 2:
         raise ConfigError(

@@ -9,6 +9,7 @@ ZeRO-3 still hold the whole weight. The modes of a gate are subclasses of `Gated
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -44,6 +45,16 @@ class Takeover:
         while isinstance(holder, Takeover) and holder is not self:
             holder = getattr(holder.original, "__self__", None)
         return holder is self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out a method of the class: read back by its name, it would be what replaces it."""
+        return {**vars(self), "original": self.original if self._was_on_instance else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Stand in for the `forward` of a module that was copied or unpickled."""
+        vars(self).update(state)
+        if not self._was_on_instance:
+            self.original = MethodType(type(self.module).forward, self.module)
 
     def give_back(self) -> None:
         """Put the original back; where somebody has wrapped this since, it runs the original from now on."""

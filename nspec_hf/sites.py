@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nspec_hf.config import as_names
 from nspec_hf.errors import ConfigError, UnsupportedModelError
 
 KINDS = ("ffn", "attention", "ffn_out")
@@ -83,7 +84,7 @@ def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
             by one, an activation with σ(0) ≠ 0.
         ConfigError: If a kind is unknown.
     """
-    kinds = tuple(kinds)
+    kinds = as_names(kinds)
     if not kinds or set(kinds) - set(KINDS):
         raise ConfigError(f"kinds are among {', '.join(KINDS)}, got {kinds}")
     model = plain_model(model)

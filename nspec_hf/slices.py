@@ -257,10 +257,14 @@ class SlicePool:
         if not parts:
             self._pairs.pop(pair, None)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SlicePool":
-        """Return an empty pool: a copied model has weights of its own."""
-        twin = memo[id(self)] = SlicePool(self.bound)
-        twin.pair_bytes = self.pair_bytes
-        if self._handle is not None:
-            twin.watch()
-        return twin
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let copy and pickle make an empty pool: a copied model has weights of its own."""
+        return _empty_pool, (self.bound, self.pair_bytes, self._handle is not None)
+
+
+def _empty_pool(bound: int, pair_bytes: int, watching: bool) -> SlicePool:
+    pool = SlicePool(bound)
+    pool.pair_bytes = pair_bytes
+    if watching:
+        pool.watch()
+    return pool

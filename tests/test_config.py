@@ -62,6 +62,11 @@ def test_a_value_that_cannot_be_is_refused_and_named(kind, changes, message):
         kind(**changes)
 
 
+def test_one_name_is_one_name_and_not_its_letters():
+    assert RecordConfig(kinds="ffn") == RecordConfig(kinds=("ffn",))
+    assert SelectConfig(sides="decoder").sides == ("decoder",)
+
+
 def test_the_edges_of_ranges_are_allowed():
     SelectConfig(coverage=1, general=0, threshold=0, density=1)
     SelectConfig(general=1, threshold=1, sides=("decoder",))

@@ -1,6 +1,9 @@
 """NeuronGate: on and off again, copies, checkpointing, compilation, and what it says of itself."""
 
 import copy
+import functools
+import io
+import pickle
 import warnings
 
 import pytest
@@ -156,6 +159,67 @@ def test_a_deep_copy_of_a_gated_model_has_a_gate_of_its_own():
     other.detach()
     assert "generate" not in vars(twin)
     assert not torch.equal(gated, twin.generate(source, max_new_tokens=8, no_repeat_ngram_size=1))
+
+
+def saved_whole(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, saved_whole, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("mode", ["mask", "slice", "gradient"])
+def test_a_gated_model_can_be_pickled_and_its_gate_comes_along(mode, duplicate):
+    """As `torch.save(model)`, spawned processes and hyperparameter searches do."""
+    model, batch = tiny_m2m100(), random_batch()
+    dense = model(**without_ids(batch)).logits
+    source, chosen = batch["input_ids"], {"pair_ids": batch["pair_ids"], "max_new_tokens": 5}
+    gate = NeuronGate(model, random_masks(model), GateConfig(mode=mode)).attach()
+    expected, written = model(**batch).logits, model.generate(source, **chosen)
+    twin = duplicate(model)
+    other = attachment_of(twin)
+    assert other is not gate
+    assert other.model is twin
+    assert torch.equal(twin(**batch).logits, expected)
+    assert torch.equal(twin.generate(source, **chosen), written)
+    gate.detach()
+    assert other.status().in_place == other.status().expected > 0
+    other.detach()
+    assert torch.equal(twin(**without_ids(batch)).logits, dense)
+    assert all("forward" not in vars(module) for module in twin.modules())
+    assert "generate" not in vars(twin)
+
+
+def test_a_pickled_linear_keeps_the_forward_that_another_library_had_put_on_it():
+    model = tiny_m2m100()
+    fc1 = model.model.encoder.layers[0].fc1
+    fc1.forward = functools.partial(torch.nn.functional.linear, weight=fc1.weight)
+    gate = NeuronGate(model, random_masks(model)).attach()
+    twin = pickle.loads(pickle.dumps(model))
+    gate.detach()
+    attachment_of(twin).detach()
+    own = twin.model.encoder.layers[0].fc1
+    assert own.forward.keywords["weight"] is own.weight
+    assert fc1.forward.keywords["weight"] is fc1.weight
+
+
+def test_silence_has_no_meaning_in_mode_gradient_and_a_choice_of_it_is_warned_about():
+    with pytest.warns(UserWarning, match="no effect in mode 'gradient'"):
+        GateConfig(mode="gradient", silence="weights")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GateConfig(mode="gradient")
+        GateConfig(mode="mask", silence="weights")
+
+
+def test_a_gate_says_what_it_takes():
+    model = tiny_m2m100()
+    masks = random_masks(model)
+    with pytest.raises(ConfigError, match=r"NeuronMasks.from_pretrained .* got str"):
+        NeuronGate(model, "me/my-masks")
+    with pytest.raises(ConfigError, match="got NeuronMasks and str"):
+        NeuronGate(model, masks, "slice")
 
 
 def test_masks_for_another_model_are_refused_when_the_gate_is_built():

@@ -1,5 +1,8 @@
 """NeuronMasks: rows by pair, composition, union, subset, density, and the check against a model."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -191,3 +194,25 @@ class TestCheckModel:
         found = find_sites(self.model, ("ffn", "attention", "ffn_out"))
         assert NeuronMasks.random(found, PAIRS).sites == found
         assert all(isinstance(site, Site) for site in found)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_masks_can_be_copied_and_pickled(duplicate):
+    """Spawned processes and searches over settings send them from one process to another."""
+    stats = made_up_stats()
+    for masks in (NeuronMasks.from_coverage(stats, 0.8), NeuronMasks.from_importance(stats, general=0.5)):
+        twin = duplicate(masks)
+        assert twin == masks
+        assert (twin.recipe, twin.sites) == (masks.recipe, masks.sites)
+        assert (twin.general is None) == (masks.general is None)
+
+
+def test_one_name_where_several_are_expected_is_one_name_or_refused(masks):
+    stats = made_up_stats()
+    assert NeuronMasks.from_coverage(stats, sides="encoder") == NeuronMasks.from_coverage(
+        stats, sides=("encoder",)
+    )
+    with pytest.raises(ConfigError, match=r"one string; write \['en-de'\]"):
+        masks.subset("en-de")
+    with pytest.raises(ConfigError, match=r"'en-de'.* got 0"):
+        masks[0]

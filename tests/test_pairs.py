@@ -52,6 +52,14 @@ def test_a_copy_knows_its_languages(duplicate):
     assert (type(pair), pair, pair.source, pair.target) == (Pair, "zh-CN->en", "zh-CN", "en")
 
 
+@pytest.mark.parametrize("given", [None, 0, ("en", "de"), ["en", "de"]])
+def test_what_is_no_name_is_refused_with_how_to_write_one(given):
+    with pytest.raises(ConfigError, match="a pair is written 'en-de'"):
+        Pair(given)
+    with pytest.raises(ConfigError, match="language codes are strings"):
+        Pair("en", 7)
+
+
 @pytest.mark.parametrize("text", ["", "en", "en-", "-de", "en-de-fr", "zh-CN-en", "a->b->c", " - "])
 def test_what_does_not_name_two_languages_is_refused(text):
     with pytest.raises(ConfigError):
