@@ -163,7 +163,8 @@ class RunLog:
     def write(self, found: Mapping[str, Measured], seconds: float) -> None:
         """Write what there is."""
         if self.options.json:
-            run = {"size": self.options.size, "seconds": round(seconds, 1), "load_before": self.load}
+            run = {name: getattr(self.options, name) for name in ("size", "only", "threads")}
+            run |= {"seconds": round(seconds, 1), "load_before": self.load}
             results = {key: each.as_json() for key, each in found.items()}
             write_result(self.options.json, {**results, "runs": [*self.runs, run]}, self.config)
 

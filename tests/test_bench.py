@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib import rc_context
 from torch.nn import functional
 
 from nspec_hf.errors import ConfigError
@@ -22,6 +23,7 @@ import bench  # noqa: E402
 import bench_clock  # noqa: E402
 import bench_masks  # noqa: E402
 import bench_parts  # noqa: E402
+import bench_plots  # noqa: E402
 import bench_work  # noqa: E402
 
 sys.path.remove(RECIPES)
@@ -360,3 +362,50 @@ def test_a_trained_model_needs_masks_and_text(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--tiny", "--base", "model"])
     assert "go together" in capsys.readouterr().err
+
+
+def _measured(median, shape="16×64 block", density=0.75, **setting):
+    setting = {"shape": shape, "density": density, "floor": {"bytes": density, "flops": 0.1}, **setting}
+    return bench_clock.Measured(median=median, minimum=median - 0.1, maximum=median + 0.2, setting=setting)
+
+
+def test_a_curve_has_the_points_of_its_shape_by_density_and_its_line_ends_at_dense():
+    found = {
+        "decode_slice_vs_dense": _measured(0.9),
+        "decode_slice_vs_dense.d0.5": _measured(0.6, density=0.5),
+        "decode_slice_vs_dense.other": _measured(0.8, shape="other"),
+        "decode_slice_vs_dense.beam5": _measured(0.1, beams=5),
+        "decode_slice_vs_dense.multiple_of_8": _measured(0.1, multiple_of="as in the key"),
+        "decode_mask_vs_dense": bench_clock.Measured.missing("no time", shape="16×64 block", density=0.75),
+        "block_decode_slice_vs_dense": _measured(0.2),
+    }
+    curves = bench_plots.points_of(found, "decode")
+    assert curves.keys() == {("slice", "16×64 block"), ("slice", "other")}
+    densities, medians, low, high = zip(*curves["slice", "16×64 block"], strict=True)
+    assert (densities, medians) == ((0.5, 0.75), (0.6, 0.9))
+    assert (low, high) == (pytest.approx((0.1, 0.1)), pytest.approx((0.2, 0.2)))
+    assert bench_plots.floors_of(found, "decode")["16×64 block"] == [(0.5, 0.5), (0.75, 0.75), (1, 1)]
+
+
+def test_the_figure_shows_every_way_and_writes_down_what_lies_above_its_end(tmp_path):
+    found = {
+        "decode_slice_vs_dense": _measured(0.9),
+        "decode_slice_vs_dense.d0.5": _measured(0.6, density=0.5),
+        "decode_slice_vs_dense.small": _measured(0.7, shape="8×8"),
+        "decode_mask_vs_dense": _measured(1.0),
+        "decode_released_vs_dense": _measured(7.25),
+    }
+    path = tmp_path / "bench.svg"
+    with rc_context({"svg.fonttype": "none"}):
+        bench_plots.draw(found, str(path))
+    text = path.read_text(encoding="utf-8")
+    for words in ("mode slice, 16×64", "mode mask, 16×64", "as released, 16×64", ">7.2<", "in theory"):
+        assert words in text
+    assert "8×8" not in text  # one density is no curve
+
+
+def test_a_run_is_written_down_with_what_it_was_asked_for(tmp_path):
+    path = tmp_path / "bench.json"
+    bench.main(["--tiny", "--threads", THREADS, "--only", "mask_bytes_60_pairs", "--json", str(path)])
+    (run,) = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    assert (run["size"], run["only"], run["threads"]) == ("tiny", "mask_bytes_60_pairs", int(THREADS))
