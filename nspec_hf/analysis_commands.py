@@ -9,6 +9,7 @@ from pathlib import Path
 from nspec_hf.analysis import Analysis
 from nspec_hf.analysis import analyze as analyze_masks
 from nspec_hf.effect_plots import draw_all
+from nspec_hf.errors import ConfigError
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.report import write_report
 from nspec_hf.scoreboard import SystemScores
@@ -69,10 +70,7 @@ def analyze(
         pivot=pivot,
         seconds=math.nan if seconds is None else seconds,
         model_width=model_width,
-        by_setting={
-            setting: {value: _one(path, metric) for value, path in files.items()}
-            for setting, files in (by_setting or {}).items()
-        },
+        by_setting=_by_setting(by_setting or {}, metric),
     )
     found.save(output)
     drawn = draw_all(found, output) if figures else []
@@ -145,6 +143,24 @@ def _values(paths: Sequence[str], metric: str) -> dict[str, dict[str, float]] | 
     """Return system → pair → score of the files of scores."""
     systems = [_read_scores(path) for path in paths]
     return {each.name: {pair: each.value(pair, metric) for pair in each.pairs} for each in systems} or None
+
+
+def _by_setting(
+    files: Mapping[str, Mapping[float, str]], metric: str
+) -> dict[str, dict[float, dict[str, float]]]:
+    """Return setting → value → pair → score."""
+    return {
+        setting: {_number(setting, value): _one(path, metric) for value, path in paths.items()}
+        for setting, paths in files.items()
+    }
+
+
+def _number(setting: str, value: float | str) -> float:
+    """Return a setting's value; the keys of JSON are text, also where they are numbers."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"by_setting: the values of {setting!r} are numbers, got {value!r}") from None
 
 
 def _one(path: str, metric: str) -> dict[str, float]:

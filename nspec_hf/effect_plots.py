@@ -117,44 +117,33 @@ def draw_stability(result: Stability) -> Figure:
     axes.set_xticks(places, result.recordings, rotation=45, ha="right")
     axes.set_yticks(places, result.recordings)
     for (i, j), value in np.ndenumerate(mean):
-        axes.text(
-            j,
-            i,
-            f"{value:.2f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if value < 0.6 else "black",
-        )
+        # White on the dark half of the colours; the diagonal is grey.
+        ink = "white" if i != j and image.norm(value) < 0.5 else "black"
+        axes.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=7, color=ink)
     figure.colorbar(image, ax=axes, label="mean IoU of a pair's masks")
     return figure
 
 
 def draw_erasure(result: Erasure) -> Figure:
-    """Draw the change of score after each erasure, pair by pair (Xie et al., Fig. 5)."""
-    kinds = result.kinds[1:]
-    figure = Figure(
-        figsize=(max(5.0, 0.35 * len(result.pairs) * len(kinds) ** 0.5 + 2), 3.6), layout="constrained"
-    )
-    axes = figure.subplots()
-    width = 0.8 / len(kinds)
-    for place, kind in enumerate(kinds):
-        offset = (place - (len(kinds) - 1) / 2) * width
-        label = {
-            "general": f"{result.general_share:.0%} of general",
-            "own": f"{result.specific_share:.0%} of own",
-        }.get(kind, kind)
-        axes.bar(
-            np.arange(len(result.pairs)) + offset,
-            result.change[place + 1],
-            width,
-            label=label,
-            color=PALETTE[place % len(PALETTE)],
-        )
-    axes.set_xticks(range(len(result.pairs)), result.pairs, rotation=90 if len(result.pairs) > 8 else 0)
-    axes.axhline(0, color="black", lw=0.8)
-    axes.set_ylabel("change of score")
-    axes.legend(frameon=False, fontsize=8, title="erased neurons", title_fontsize=8)
+    """Draw the change of score after each erasure, a panel each, pair by pair (Xie et al., Fig. 5)."""
+    kinds, places = result.kinds[1:], range(len(result.pairs))
+    size = (max(5.0, min(14.0, 1.5 + 0.2 * len(places))), 1.0 + 1.5 * len(kinds))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(kinds), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    names = {
+        "general": f"{result.general_share:.0%} of general neurons",
+        "own": f"{result.specific_share:.0%} of each pair's own",
+    }
+    for axes, kind, change in zip(panels, kinds, result.change[1:], strict=True):
+        # Of another pair's neurons: that pair itself stands out.
+        colours = [ORANGE if kind == f"of {pair}" else BLUE for pair in result.pairs]
+        axes.bar(places, change, 0.8, color=colours)
+        axes.axhline(0, color="black", lw=0.8)
+        said = names.get(kind, f"{result.specific_share:.0%} {kind}'s own")
+        axes.set_title(f"erased: {said}", fontsize=9)
+    panels[-1].set_xticks(places, result.pairs, rotation=90, fontsize=max(5.0, min(9.0, 330 / len(places))))
+    panels[-1].set_xlim(-0.6, len(places) - 0.4)
+    figure.supylabel("change of score", fontsize=9)
     return figure
 
 

@@ -234,9 +234,12 @@ def test_probe_asks_the_model_about_erasure_stability_and_other_settings(flow):
     assert json.loads(untrained)["values"] == [0.5, 0.9]
 
 
-def test_analyze_takes_scores_of_models_trained_with_other_settings(flow):
+@pytest.mark.parametrize(
+    "settings", ["{coverage k: {0.8: ours.json}}", '{"coverage k": {"0.8": "ours.json"}}']
+)
+def test_analyze_takes_scores_of_models_trained_with_other_settings(flow, settings):
     folder, _ = flow
-    scores = ["--scores", "[dense.json,ours.json]", "--by-setting", "{coverage k: {0.8: ours.json}}"]
+    scores = ["--scores", "[dense.json,ours.json]", "--by-setting", settings]
     main_output(folder, "analyze", "--masks", "masks", *scores, "--figures", "false", "--output", "settings")
     trained = json.loads((folder / "settings" / "gains_against_coverage_k.json").read_text(encoding="utf-8"))
     gains = json.loads((folder / "settings" / "gains.json").read_text(encoding="utf-8"))
@@ -286,6 +289,7 @@ def test_analyze_and_report_write_tables_and_a_page(flow):
         (["evaluate", "--hypotheses", "nowhere", "--corpus.path", "data"], "nowhere"),
         (["evaluate", "--hypotheses", "ours_out"], "--references DIR"),
         (["analyze", "--masks", "nowhere"], "nowhere"),
+        (["analyze", "--masks", "masks", "--by_setting", "{k: {high: ours.json}}"], "'high'"),
         (["probe", "--masks", "masks", "--model", "nowhere", "--corpus.path", "data"], "nowhere"),
         (["probe", "--masks", "masks", "--model", "base", "--corpus.path", "data", "--coverages", "[1]"],
          "--stats FILE"),

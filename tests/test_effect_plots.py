@@ -83,10 +83,20 @@ def test_groups_and_zero_shot_and_erasure_and_stability_are_drawn():
     assert labels == ["better (1)", "not better (1)"]
     masks = kin_masks()
     erased = erasure_effect(masks, lambda given: {p: given.density(p) for p in PAIRS}, of=["en-de"])
-    heights = [bar.get_height() for bar in effect_plots.draw_erasure(erased).axes[0].patches]
-    np.testing.assert_allclose(heights, erased.change[1:].ravel())
+    panels = effect_plots.draw_erasure(erased).axes
+    heights = [[bar.get_height() for bar in axes.patches] for axes in panels]
+    np.testing.assert_allclose(heights, erased.change[1:])
+    assert ["general" in panels[0].get_title(), "of en-de" in panels[2].get_title()] == [True, True]
     stable = stability({"a": kin_stats(seed=0), "b": kin_stats(seed=1)})
     assert effect_plots.draw_stability(stable).axes[0].images
+
+
+def test_numbers_on_dark_cells_are_white_whatever_the_range_of_the_colours():
+    stable = stability({"a": kin_stats(seed=0), "b": kin_stats(seed=1), "c": kin_stats(seed=0)})
+    axes = effect_plots.draw_stability(stable).axes[0]
+    inks = {text.get_position(): text.get_color() for text in axes.texts}
+    # a and c are the same recording, the lightest cell; a and b are less alike, the darkest.
+    assert (inks[0, 2], inks[0, 1], inks[1, 1]) == ("black", "white", "black")
 
 
 def test_what_a_model_was_asked_is_drawn_and_written_too(analysis, tmp_path):
