@@ -1,7 +1,7 @@
 """What one pair's exported models are worth: their size, how many translations are the gate's, and BLEU.
 
-    python recipes/exports.py --model work/multi30k/neuron_specialization/model \
-        --masks work/multi30k/neuron_specialization/masks --data data/multi30k --json exports.json
+    python recipes/exports.py --model work/multi30k/neuron_specialization/s1/model \
+        --masks work/multi30k/neuron_specialization/s1/masks --data data/multi30k --json exports.json
 
 The pair is exported in every form as `nspec export` does it, proved on the first sentences of the split. Then
 each form is loaded as a user would load it and translates the whole split greedily: `zeroed` by a plain
