@@ -29,7 +29,8 @@ class PairCollator:
 
     A row is a dict that names its pair, as `pair` (`"en-de"`) or as `pair_id` (its index in `pairs`), and
     holds either `input_ids` and `labels` (as an `EncodedCorpus` gives them, language tags included) or text:
-    `source` and `target`, or `translation` (`{"en": …, "de": …}`). Other columns are left out.
+    `source` and `target`, or `translation` (`{"en": …, "de": …}`). Other columns are left out. Padding that a
+    row of ids brings along is taken off: positions of `attention_mask` 0, labels of -100, padding at the end.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -77,9 +78,12 @@ class PairCollator:
             `pair_ids` [B].
 
         Raises:
-            CorpusError: If a row names no pair, or holds neither ids nor text.
+            CorpusError: If there is no row, a row names no pair or two, it holds neither ids nor text, or its
+                ids have the tag of another language than its pair's.
             UnknownPairError: If a row's pair is none of the collator's.
         """
+        if not rows:
+            raise CorpusError("a batch needs a row, got none")
         pair_ids = [self._pair_id(row) for row in rows]
         sides = [self._encode(row, self.pairs[i]) for row, i in zip(rows, pair_ids, strict=True)]
         sources, labels = [list(side[0]) for side in sides], [list(side[1]) for side in sides]
@@ -104,9 +108,15 @@ class PairCollator:
         return torch.from_numpy(padded)
 
     def _pair_id(self, row: Mapping[str, Any]) -> int:
-        if "pair" in row:
-            return pair_index(self.pairs, row["pair"], "collator's pairs")
         number = row.get("pair_id", row.get("pair_ids"))
+        if "pair" in row:
+            index = pair_index(self.pairs, row["pair"], "collator's pairs")
+            if number is not None and int(number) != index:
+                raise CorpusError(
+                    f"a row has pair {str(row['pair'])!r}, which is number {index}, but pair_id {number}; "
+                    "leave one of them out"
+                )
+            return index
         if number is None:
             raise CorpusError(
                 f"a row names no pair; it has: {', '.join(row) or 'nothing'}. Give each row 'pair' ('en-de') "
@@ -118,9 +128,27 @@ class PairCollator:
             raise UnknownPairError(f"pair_id {int(number)} is none of the collator's pairs: {known}")
         return int(number)
 
+    def _without_padding(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """Return the ids of a row that was padded, as by `tokenizer(…, padding="max_length")`, unpadded."""
+        ids = [int(each) for each in row["input_ids"]]
+        labels = [int(each) for each in row["labels"] if each != IGNORED]
+        if row.get("attention_mask") is not None:
+            if len(row["attention_mask"]) != len(ids):
+                raise CorpusError(
+                    f"a row has {len(ids)} input_ids, but an attention_mask of {len(row['attention_mask'])}; "
+                    "leave it out where nothing is padded"
+                )
+            ids = [each for each, real in zip(ids, row["attention_mask"], strict=True) if real]
+        pad = self.tokenizer.pad_token_id
+        # Where padding is the end of sentence too, nobody can tell them apart.
+        pad = None if pad == self.tokenizer.eos_token_id else pad
+        return _stripped(ids, pad), _stripped(labels, pad)
+
     def _encode(self, row: Mapping[str, Any], pair: Pair) -> tuple[Sequence[int], Sequence[int]]:
         if "input_ids" in row and "labels" in row:
-            return row["input_ids"], row["labels"]
+            sides = self._without_padding(row)
+            self.tags.check_row(*sides, pair)
+            return sides
         if "translation" in row:
             source, target = (row["translation"].get(code) for code in (pair.source, pair.target))
         else:
@@ -131,6 +159,13 @@ class PairCollator:
                 f"translation with {pair.source!r} and {pair.target!r}"
             )
         return self.tags.encode_source([source], pair)[0], self.tags.encode_target([target], pair)[0]
+
+
+def _stripped(ids: list[int], filler: int | None) -> list[int]:
+    end = len(ids)
+    while end and ids[end - 1] == filler:
+        end -= 1
+    return ids[:end]
 
 
 def _usual_start(tags: LanguageTags) -> int:

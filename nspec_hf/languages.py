@@ -25,7 +25,7 @@ from difflib import get_close_matches
 
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.errors import UnknownLanguageError
+from nspec_hf.errors import CorpusError, UnknownLanguageError
 from nspec_hf.pairs import Pair
 
 TARGET_ON_SOURCE = "target_on_source"
@@ -88,6 +88,7 @@ class LanguageTags:
         vocabulary = _vocabulary(tokenizer)
         self._family = _FAMILIES[_family_name(tokenizer, vocabulary)]
         self._tags = _tags(self._family.pattern, vocabulary)
+        self._codes_by_id = {number: code for code, number in self._tags.items()}
 
     @property
     def family(self) -> str:
@@ -130,6 +131,29 @@ class LanguageTags:
     def encode_target(self, texts: Sequence[str], pair: str) -> list[list[int]]:
         """Return the labels of each text, tags and end of sentence included."""
         return self._encode(list(texts), self._family.target, Pair(pair), target=True)
+
+    def check_row(self, source_ids: Sequence[int], label_ids: Sequence[int], pair: str) -> None:
+        """Check that encoded text has no other language's tag where the pair's should be.
+
+        The trap: a tokenizer that was set to one pair has encoded another one. Ids without any tag pass.
+
+        Raises:
+            CorpusError: If a side has tags, and none of them is the one that the pair has there.
+        """
+        pair = Pair(pair)
+        for ids, parts, side in (
+            (source_ids, self._family.source, "source"),
+            (label_ids, self._family.target, "target"),
+        ):
+            expected = next((getattr(pair, part) for part in parts if part in ("source", "target")), None)
+            found = self._codes_by_id.keys() & set(ids) if expected is not None else set()
+            if found and self.tag_id(expected) not in found:
+                other = ", ".join(sorted(self._codes_by_id[each] for each in found))
+                raise CorpusError(
+                    f"the {side} of a row of {pair} has the tag of {other}, not of {expected!r}: the "
+                    "tokenizer was set to another pair when it was encoded; encode text pair by pair, as "
+                    "encode_corpus does, or give the collator text"
+                )
 
     def decoder_prefix(self, pair: str, decoder_start_token_id: int) -> list[int]:
         """Return the ids that generation begins with, so that the model writes the pair's target language."""

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -13,7 +14,7 @@ from transformers.models.mbart.modeling_mbart import shift_tokens_right as shift
 from nspec_hf.collator import IGNORED, PairCollator
 from nspec_hf.errors import ConfigError, CorpusError, UnknownLanguageError, UnknownPairError
 from tests.models import tiny_m2m100
-from tests.tiny_tokenizers import make_tokenizers
+from tests.tiny_tokenizers import TEXT, make_tokenizers
 
 PAIRS = ["en-de", "de-en", "fr-en"]
 ROWS = [
@@ -90,7 +91,7 @@ def test_encoded_rows_and_translations_give_the_same_batch(collator):
             "pair_id": PAIRS.index(row["pair"]),
             "input_ids": collator.tags.encode_source([row["source"]], row["pair"])[0],
             "labels": torch.tensor(collator.tags.encode_target([row["target"]], row["pair"])[0]),
-            "attention_mask": [1],
+            "other": [1],
         }
         for row in ROWS
     ]
@@ -193,3 +194,32 @@ def test_what_a_decoder_starts_from_is_known_given_or_asked_for(tokenizers):
 def test_several_targets_without_a_tag_are_warned_about(tokenizers):
     with pytest.warns(UserWarning, match="nothing tells the model which language to write: de, fr"):
         PairCollator(tokenizers["marian_one_target"], ["en-de", "en-fr"])
+
+
+def test_padding_that_rows_bring_along_is_taken_off(tokenizers):
+    """As `tokenizer(…, padding="max_length")` leaves it, with labels of -100 or of padding, left or right."""
+    tokenizer = tokenizers["m2m100"]
+    collator = PairCollator(tokenizer, ["en-de", "de-en"])
+    text = collator([{"pair": "en-de", "source": TEXT[2], "target": TEXT[3]}])
+    ids, labels, pad = text["input_ids"][0].tolist(), text["labels"][0].tolist(), tokenizer.pad_token_id
+    ones = [1] * len(ids)
+    right = {"input_ids": [*ids, pad, pad], "attention_mask": [*ones, 0, 0], "labels": [*labels, -100]}
+    left = {"input_ids": [pad, *ids], "attention_mask": [0, *ones], "labels": [-100, *labels]}
+    unsaid = {"input_ids": np.array([*ids, pad]), "labels": torch.tensor([*labels, pad, pad])}
+    for row in (right, left, unsaid):
+        batch = collator([{**row, "pair": "en-de"}])
+        assert all(torch.equal(batch[name], value) for name, value in text.items())
+
+
+def test_rows_that_contradict_themselves_are_refused(tokenizers):
+    collator = PairCollator(tokenizers["m2m100"], ["en-de", "de-en"])
+    with pytest.raises(CorpusError, match="number 1, but pair_id 0"):
+        collator([{"pair": "de-en", "pair_id": 0, "source": "a", "target": "b"}])
+    encoded = collator([{"pair": "en-de", "source": TEXT[2], "target": TEXT[3]}])
+    row = {name: encoded[name][0].tolist() for name in ("input_ids", "labels")}
+    with pytest.raises(CorpusError, match="has the tag of en, not of 'de'"):
+        collator([{**row, "pair": "de-en"}])
+    with pytest.raises(CorpusError, match="an attention_mask of 1;"):
+        collator([{**row, "pair": "en-de", "attention_mask": [1]}])
+    with pytest.raises(CorpusError, match="a batch needs a row"):
+        collator([])

@@ -9,8 +9,9 @@ from transformers.models.marian.modeling_marian import shift_tokens_right as shi
 from transformers.models.mbart.modeling_mbart import shift_tokens_right as shift_mbart
 from transformers.models.plbart.modeling_plbart import shift_tokens_right as shift_plbart
 
-from nspec_hf.errors import UnknownLanguageError
+from nspec_hf.errors import CorpusError, UnknownLanguageError
 from nspec_hf.languages import TARGET_ON_SOURCE, language_tags
+from nspec_hf.pairs import Pair
 from tests.tiny_tokenizers import make_tokenizers
 
 SOURCES = ["a small dog", "two men talk in the park", "a"]
@@ -171,3 +172,32 @@ def test_the_family_of_a_tokenizer_of_ones_own_is_told_from_its_tags():
 
 def test_subwords_that_only_look_like_tags_make_no_family():
     assert language_tags(words("__init__", "en_US", "abc_Defg", "<2go>")).family == "untagged"
+
+
+@pytest.mark.parametrize(
+    ("name", "pair", "other", "found"),
+    [
+        ("m2m100", "en-de", "de-en", "en"),
+        ("nllb", "eng_Latn-deu_Latn", "deu_Latn-eng_Latn", "eng_Latn"),
+        ("mbart", "en_XX-de_DE", "de_DE-en_XX", "en_XX"),
+        ("mbart50", "en_XX-de_DE", "de_DE-en_XX", "en_XX"),
+        ("marian", "eng-deu", "eng-fra", "deu"),
+    ],
+)
+def test_ids_with_another_languages_tag_are_refused(tokenizers, name, pair, other, found):
+    tags = language_tags(tokenizers[name])
+    source, labels = tags.encode_source(["two men"], pair)[0], tags.encode_target(["zwei"], pair)[0]
+    tags.check_row(source, labels, pair)
+    with pytest.raises(CorpusError, match=f"source of a row of {other} has the tag of {found}, not"):
+        tags.check_row(source, labels, other)
+    right = tags.encode_source(["two men"], other)[0]
+    if name == "marian":  # its targets have no tag
+        tags.check_row(right, labels, other)
+    else:
+        with pytest.raises(
+            CorpusError, match=f"target of a row of {other} has the tag of {Pair(pair).target}"
+        ):
+            tags.check_row(right, labels, other)
+    # Ids without a tag say nothing, and a sentence may quote one.
+    tags.check_row([5, 6], [7], other)
+    tags.check_row([*source, *right], [7], other)
