@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
+    DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -33,6 +34,12 @@ from nspec_hf.errors import TrainingSetupError
 from nspec_hf.languages import LanguageTags, language_tags
 from nspec_hf.loss import PairTally, TokenLoss
 from nspec_hf.pairs import Pair
+
+_NO_DECODER_INPUTS = (
+    "the batches of this DataCollatorForSeq2Seq have no decoder_input_ids, but the Trainer takes their "
+    "labels out for compute_loss_func and for label smoothing, so mBART and BART would train on the source "
+    "as their decoder's input, and others stop; use PairCollator(tokenizer, pairs)"
+)
 
 
 class SpecializationCallback(TrainerCallback):
@@ -60,6 +67,7 @@ class SpecializationCallback(TrainerCallback):
         self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=lambda: gate.last_rows)
         self.in_plain_trainer = True
         self._checked_loss = False
+        self._no_decoder_inputs = False
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -76,6 +84,8 @@ class SpecializationCallback(TrainerCallback):
         self._check_model(kwargs.get("model"))
         self._check_columns(args)
         self._check_pairs(loader)
+        check_decoder_start(self.gate.model, _collator(loader))
+        self._check_decoder_inputs(args, _collator(loader))
         self._check_target_languages(args, _collator(loader), tokenizer)
         self._check_layerdrop(args)
         if state.global_step:
@@ -97,6 +107,8 @@ class SpecializationCallback(TrainerCallback):
                 "average_tokens_across_devices=False makes the loss a mean of the processes' means, which is "
                 "wrong where their batches hold different numbers of tokens; leave it on"
             )
+        if self._no_decoder_inputs and self.loss.calls:
+            raise TrainingSetupError(_NO_DECODER_INPUTS)
         if self.loss.calls or not self.in_plain_trainer:
             return
         factor = args.gradient_accumulation_steps * args.world_size
@@ -161,6 +173,14 @@ class SpecializationCallback(TrainerCallback):
         check_same_pairs("masks", own, "collator", getattr(collator, "pairs", None))
         check_same_pairs("masks", own, "training corpus", getattr(corpus, "pairs", None))
 
+    def _check_decoder_inputs(self, args: TrainingArguments, collator: object) -> None:
+        """Check that there are decoder inputs wherever the Trainer takes the labels from the batch."""
+        makes = "prepare_decoder_input_ids_from_labels"
+        library = isinstance(collator, DataCollatorForSeq2Seq)
+        self._no_decoder_inputs = library and not hasattr(collator.model, makes)
+        if self._no_decoder_inputs and (args.label_smoothing_factor or not self.in_plain_trainer):
+            raise TrainingSetupError(_NO_DECODER_INPUTS)
+
     def _check_target_languages(
         self, args: TrainingArguments, collator: object, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
@@ -204,6 +224,27 @@ def check_same_pairs(
             f"{', '.join(expected)}, so pair_ids would stand for the wrong pairs; make both from the same "
             "list, for instance masks.pairs"
         )
+
+
+def check_decoder_start(model: nn.Module, collator: object) -> None:
+    """Check that the collator's decoder inputs begin as the model's do; a collator without tags passes.
+
+    Raises:
+        TrainingSetupError: If they do not.
+    """
+    tags, own = getattr(collator, "tags", None), getattr(collator, "decoder_start_token_id", None)
+    if tags is None or own is None:
+        return
+    for settings in ("config", "generation_config"):
+        start = getattr(getattr(model, settings, None), "decoder_start_token_id", None)
+        # A family that begins with the target's tag never uses the token.
+        used = any(own in tags.decoder_prefix(pair, own)[:1] for pair in collator.pairs)
+        if used and isinstance(start, int) and start != own:
+            raise TrainingSetupError(
+                f"the collator's decoder inputs begin with token {own}, but model.{settings} says "
+                f"decoder_start_token_id={start}, so translations would begin otherwise than in training; "
+                f"give PairCollator decoder_start_token_id=model.{settings}.decoder_start_token_id"
+            )
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

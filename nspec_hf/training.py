@@ -25,11 +25,12 @@ from transformers.trainer_utils import speed_metrics
 
 from nspec_hf.attachment import Attachment, attachment_of
 from nspec_hf.batches import BatchConfig, PairBatchSampler
-from nspec_hf.callback import SpecializationCallback, check_same_pairs
+from nspec_hf.callback import SpecializationCallback, check_decoder_start, check_same_pairs
 from nspec_hf.collator import IGNORED, PairCollator
 from nspec_hf.encoded import EncodedCorpus
 from nspec_hf.errors import TrainingSetupError
 from nspec_hf.loss import PairTally, TokenLoss, token_losses
+from nspec_hf.sites import plain_model
 
 __all__ = ["SpecializationCallback", "SpecializationTrainer"]
 
@@ -76,6 +77,7 @@ class SpecializationTrainer(Seq2SeqTrainer):
         if self.specialization is not None and isinstance(resume_from_checkpoint, str | PathLike):
             self.specialization.gate.shape_as(Path(resume_from_checkpoint))
             self.specialization.gate.check_beside(Path(resume_from_checkpoint))
+        check_decoder_start(plain_model(self.model), self.data_collator)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:

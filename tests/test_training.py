@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from nspec_hf.batches import BatchConfig
 from nspec_hf.callback import SpecializationCallback
@@ -18,6 +18,7 @@ from nspec_hf.gate import MASKS_FOLDER, NeuronGate
 from nspec_hf.loss import token_losses
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.training import SpecializationTrainer
+from tests.models import tiny_mbart
 from tests.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
 from tests.two_processes import run_in_processes
 
@@ -508,6 +509,35 @@ def test_a_collator_or_corpus_that_numbers_pairs_otherwise_is_refused(tmp_path):
     trainer = specialized(tmp_path)
     with pytest.raises(TrainingSetupError, match="wrong pairs"):
         trainer.evaluate(corpus(pairs=PAIRS[:2]))
+
+
+def test_a_collator_with_another_decoder_start_is_refused(tmp_path):
+    other = PairCollator(tokenizer(), PAIRS, decoder_start_token_id=tokenizer().bos_token_id)
+    message = "begin with token 0, but model.config says decoder_start_token_id=2"
+    data = Rows(corpus(count=4))
+    refused(plain_with_callback(tmp_path, data, model(), data_collator=other), message)
+    refused(specialized(tmp_path, data_collator=other), message)
+    refused(build(SpecializationTrainer, model(), tmp_path, data_collator=other), message)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_collator_that_makes_mbart_read_the_source_as_its_target_is_refused(tmp_path, smoothing):
+    """Its forward takes `input_ids` for the decoder's, shifted, where it gets neither those nor labels."""
+    ids = tokenizer()
+    network = tiny_mbart(vocab_size=len(ids))
+    rows = [corpus(count=4)[i] for i in range(16)]
+    data = [{"pair_ids": row["pair_id"], "input_ids": row["labels"], "labels": row["labels"]} for row in rows]
+    trainer = plain_with_callback(
+        tmp_path, data, network, data_collator=DataCollatorForSeq2Seq(ids), label_smoothing_factor=smoothing
+    )
+    before = copy.deepcopy(network.state_dict())
+    refused(trainer, "DataCollatorForSeq2Seq have no decoder_input_ids")
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    network = tiny_mbart(vocab_size=len(ids))
+    whole = DataCollatorForSeq2Seq(ids, model=network)
+    plain_with_callback(
+        tmp_path, data, network, data_collator=whole, label_smoothing_factor=smoothing
+    ).train()
 
 
 def test_layer_dropout_is_warned_about(tmp_path):
