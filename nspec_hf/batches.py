@@ -4,7 +4,9 @@ Shape letters: N = sentence pairs, S = slots of an epoch (as many as sentence pa
 
 The plan is a list of batches; a rank takes every `world_size`-th of them. So nothing is lost and nothing
 comes twice, whatever the number of processes, and one process that accumulates micro-batches sees what
-several processes see. (accelerate's own sharding of a batch sampler lost examples.)
+several processes see, if the number of batches divides by the number of processes. Where it does not, the
+largest batches are halved until it does: then the cuts differ, the sentences of an epoch do not.
+(accelerate's own sharding of a batch sampler lost examples.)
 
 An epoch is a row of slots, sorted by the longest sentence that each may hold. Which sentence fills a slot
 changes from epoch to epoch, the slots do not. Batches are cut from the slots, so every epoch has the same
@@ -62,7 +64,8 @@ class PairBatchSampler:
     """Plan batches by token budget: sentences of like length together, batches in random order.
 
     An epoch has the same number of batches on every rank and in every epoch. The plan depends on nothing
-    but the lengths, the settings and the epoch.
+    but the lengths, the settings, the epoch and, where batches have to be halved to be shared out evenly, the
+    number of processes: go on from a checkpoint in the middle of an epoch with as many as before.
 
     With a temperature above 1 an epoch still has N sentences. A pair that gets more than it has comes round
     several times, all of its sentences before any comes again; of a pair that gets fewer, neighbours in
