@@ -97,10 +97,10 @@ def draw_overlap_layers(course: Progression, families: Mapping[str, str]) -> Fig
                 axes, [families.get(course.languages[i], "") for i in order], colours, legend=False
             )
             # More names than these would not be legible at this size.
-            named = range(len(order)) if len(order) <= 12 else ()
+            named = range(len(order)) if len(order) <= 16 else ()
             codes = [course.languages[order[i]] for i in named]
-            axes.set_xticks(named, codes, rotation=90, fontsize=7)
-            axes.set_yticks(named, codes, fontsize=7)
+            axes.set_xticks(named, codes, rotation=90, fontsize=6)
+            axes.set_yticks(named, codes, fontsize=6)
             axes.set_title(site_label(course.sites[number]), fontsize=9)
     figure.colorbar(image, ax=grid, label=IOU, shrink=0.8)
     figure.legend(handles=_patches(colours), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
