@@ -146,17 +146,18 @@ class _Source:
     """The tensors that a part was cut from, to tell whether they are still the same and unchanged."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        # The alias holds the memory, so that no other tensor can come to lie at the same address.
+        # The alias holds the memory, so that no other tensor can come to lie at the same address; so what was
+        # moved to another device lies elsewhere too.
         self._seen = [(each, each._version, each.data_ptr(), each.dtype, each.detach()) for each in tensors]
 
     def unchanged(self, tensors: Sequence[Tensor]) -> bool:
         if len(tensors) != len(self._seen):
             return False
         # A plain loop, since it runs for every layer and token.
-        for now, (tensor, version, address, dtype, alias) in zip(tensors, self._seen, strict=True):
+        for now, (tensor, version, address, dtype, _) in zip(tensors, self._seen, strict=True):
             if now is not tensor or now._version != version or now.data_ptr() != address:
                 return False
-            if now.dtype != dtype or now.device != alias.device:
+            if now.dtype != dtype:
                 return False
         return True
 

@@ -195,11 +195,14 @@ class SlicedSite(MaskedSite):
         # Of a pair that keeps all rows a mixed batch may have left parts, but alone it is computed whole.
         if pair is None or self._size_P[pair] == self.site.width:
             return None
-        return self._pool.find(pair, self._key(linear, linear.weight.dtype), self._sources(linear))
+        sources = self._sources(linear)
+        return self._pool.find(pair, self._key(linear, sources[0].dtype), sources)
 
     def _sources(self, linear: nn.Linear) -> list[Tensor]:
         """Return what a part of this linear is made from."""
-        sources = [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+        # Each access to a module's parameter runs Python code, for every layer and token: so once each.
+        weight, bias = linear.weight, linear.bias
+        sources = [weight] if bias is None else [weight, bias]
         if self._folds and linear is self.down:
             sources.append(self.linear.bias)
         return sources
