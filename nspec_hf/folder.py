@@ -17,7 +17,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,6 +133,9 @@ class SavedMasks:
     ) -> CommitInfo:
         """Upload what `save_pretrained` writes in one commit; the repository is made where there is none.
 
+        Paths of this machine stay here: a folder that the recipe or the statistics name goes by its last
+        part. Only the base that the card's snippet has to load keeps its path, with a warning; give `model`.
+
         Args:
             repo: Its id, `user/name`.
             private: Whether a new repository is private; the account's default if not given.
@@ -143,14 +146,50 @@ class SavedMasks:
 
         Returns:
             The Hub's answer; its `oid` is a `revision` for `from_pretrained`.
+
+        Warns:
+            UserWarning: If the card names a folder of this machine.
         """
+        choice, model = self.choice(), contents.get("model")
+        loaded = model or choice.recipe.base_model
+        if _short(loaded) != loaded:
+            warnings.warn(
+                f"the card that is uploaded names a folder of this machine, {loaded}, which nobody else can "
+                "load; give the id of the model's repository: push_to_hub(…, model='user/name')",
+                stacklevel=2,
+            )
+        published = self.from_choice(_for_others(choice, keep_base=not model))
+        if contents.get("stats") is not None:
+            contents["stats"] = _stats_for_others(contents["stats"])
         api = HfApi(library_name=LIBRARY, library_version=__version__, token=token)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, repo=repo, **contents)
+            published.save_pretrained(folder, repo=repo, **contents)
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             return api.upload_folder(
                 repo_id=repo, folder_path=folder, commit_message=message, revision=revision
             )
+
+
+def _short(name: str) -> str:
+    """Return the last part of a path of this machine; anything else, a repository's id say, as it is."""
+    path = Path(name).expanduser()
+    return path.name if name and (path.is_absolute() or path.exists()) else name
+
+
+def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _short(value) if isinstance(value, str) else value for name, value in facts.items()}
+
+
+def _for_others(choice: Choice, keep_base: bool) -> Choice:
+    recipe = choice.recipe
+    base = recipe.base_model if keep_base else _short(recipe.base_model)
+    return replace(choice, recipe=replace(recipe, base_model=base, corpus=_without_paths(recipe.corpus)))
+
+
+def _stats_for_others(stats: ActivationStats) -> ActivationStats:
+    copied = stats.subset(stats.pairs)
+    copied.base, copied.corpus = _without_paths(stats.base), _without_paths(stats.corpus)
+    return copied
 
 
 def _described(choice: Choice) -> dict[str, Any]:

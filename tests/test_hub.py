@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nspec_hf.choice import Recipe
-from nspec_hf.folder import COPY_FILE, MASKS_FILE
+from nspec_hf.folder import COPY_FILE, MASKS_FILE, STATS_FILE
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.sites import find_sites
+from nspec_hf.stats import ActivationStats
 from tests.hub_stand_in import TOKEN, HubStandIn
 from tests.models import VOCABULARY, tiny_m2m100
 
@@ -166,3 +167,43 @@ def test_what_cannot_be_pushed_or_pulled_is_refused_with_its_reason(hub, tmp_pat
     assert found["no masks"] == (
         "FileNotFoundError: somebody/empty holds no nspec_masks.safetensors; was it made by save_pretrained?"
     )
+
+
+PUSH_WHAT_NAMES_FOLDERS = """
+import json, sys, warnings
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.stats import ActivationStats
+
+repo, folder, stats, model = sys.argv[1:]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    more = {"model": model} if model else {}
+    NeuronMasks.from_pretrained(folder).push_to_hub(repo, stats=ActivationStats.load(stats), **more)
+print(json.dumps([str(each.message) for each in caught if "this machine" in str(each.message)]))
+"""
+
+
+@pytest.mark.parametrize("model", ["", "somebody/specialized"])
+def test_paths_of_this_machine_are_not_published(hub, tmp_path, model):
+    base, text = tmp_path / "secret-project" / "base", tmp_path / "secret-project" / "dev-text"
+    sites = find_sites(tiny_m2m100())
+    stats = ActivationStats(PAIRS, sites, base={"id": str(base)}, corpus={"path": str(text), "split": "dev"})
+    stats.save(tmp_path / "stats")
+    keep = NeuronMasks.random(sites, PAIRS).keep
+    recipe = Recipe(method="coverage", base_model=str(base), corpus=stats.corpus)
+    NeuronMasks(PAIRS, keep, recipe=recipe).save_pretrained(tmp_path / "masks")
+    arguments = (REPO, tmp_path / "masks", tmp_path / "stats", model)
+    warned = run(hub, tmp_path / "home", PUSH_WHAT_NAMES_FOLDERS, *arguments)
+    files = hub.commits[REPO][-1][1]
+    assert b"dev-text" in files[MASKS_FILE]
+    assert b"dev-text" in files[STATS_FILE]
+    if model:
+        assert warned == []
+        assert all(b"secret-project" not in content for content in files.values())
+        assert b'"base"' in files[COPY_FILE]
+    else:
+        # Without the id of a repository the snippet can only run here, and says so.
+        assert str(base) in warned[0]
+        assert str(base).encode() in files["README.md"]
+        assert all(str(text).encode() not in content for content in files.values())
+        assert b"secret-project" not in files[STATS_FILE]
