@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.doors import Door, RoutedGenerate, called_from_outside
-from nspec_hf.errors import ConfigError, UnknownPairError
+from nspec_hf.errors import ConfigError, UnknownPairError, UnsupportedModelError
 from nspec_hf.languages import LanguageTags, language_tags
 from nspec_hf.pairs import Pair
 from nspec_hf.routing import Route, Routing, TokenReader
@@ -189,6 +189,20 @@ class Attachment:
         """For each replaced forward, hook and `generate` that `attach` put there, whether it still is."""
         there = [each for part in (*self._doors, *self._parts) for each in part.in_place]
         return there if self._generate is None else [*there, self._generate.in_place]
+
+    def check_in_place(self) -> None:
+        """Check that the layers that it acts on are still those of the model.
+
+        Raises:
+            UnsupportedModelError: If another library has wrapped or replaced one since, as PEFT does.
+        """
+        displaced = [part.site.name for part in self._parts if getattr(part, "displaced", False)]
+        if displaced:
+            raise UnsupportedModelError(
+                f"after the gate was attached, layers were wrapped or replaced: {', '.join(displaced)}. What "
+                "the new ones add would not be silenced; take the gate off, then make and attach one for the "
+                "wrapped model, NeuronGate(get_peft_model(model, config), masks)"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return what tells it from others beyond the weights, as plain values: for results and caches."""

@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,13 @@ def warn_replaced(name: str, module: nn.Module) -> None:
     )
 
 
+class Holder(Protocol):
+    """What a door belongs to: the gate or another attachment."""
+
+    def check_in_place(self) -> None:
+        """Raise if it no longer acts where it should."""
+
+
 class Door:
     """The forward of one module that is called from outside, with a hook before it and one behind it.
 
@@ -51,7 +58,7 @@ class Door:
         outermost: Whether the module is the model itself.
     """
 
-    def __init__(self, module: nn.Module, routing: Routing, holder: object, outermost: bool) -> None:
+    def __init__(self, module: nn.Module, routing: Routing, holder: Holder, outermost: bool) -> None:
         """Remember the module; it is not touched before `open`."""
         self.module = module
         self.holder = holder
@@ -86,6 +93,8 @@ class Door:
                 "nn.DataParallel runs copies of the model in threads that share one gate, so rows would get "
                 "each other's pairs; start one process a device with `accelerate launch` or `torchrun`"
             )
+        if self._outermost and not torch.compiler.is_compiling():
+            self.holder.check_in_place()
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         pair_ids = inputs.pop("pair_ids", None)
         self._routing.enter(self, pair_ids, inputs, self._outermost)

@@ -94,6 +94,7 @@ class GatedSite:
         self._routing = routing
         self._config = config
         self._taken: list[Takeover] = []
+        self._places = [_place(model, name) for name in (site.name, site.up, site.down) if name]
 
     facts = ""
     """What the mode has to say in `status()`, beyond what every gate says."""
@@ -126,8 +127,17 @@ class GatedSite:
 
     @property
     def in_place(self) -> list[bool]:
-        """For each module that was taken over, whether it still is."""
-        return [taken.in_place for taken in self._taken]
+        """For each module that was taken over, whether it still is, and is still in the model."""
+        return [taken.in_place and not self.displaced for taken in self._taken]
+
+    @property
+    def displaced(self) -> bool:
+        """Whether a module that was taken over is no longer what the model has in its place (LoRA …)."""
+        taken = [each.module for each in self._taken]
+        return any(
+            parent._modules.get(child) is not module and any(module is each for each in taken)
+            for parent, child, module in self._places
+        )
 
     def keep(self, rows: Tensor) -> Tensor:
         """Return the masks of the rows that a linear has or makes: bool [R, 1, F] for a tensor [R, L, …].
@@ -144,6 +154,11 @@ class GatedSite:
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
         """Return the modules to take over and what each of them runs instead."""
         raise NotImplementedError
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str, nn.Module]:
+    parent, _, child = name.rpartition(".")
+    return model.get_submodule(parent), child, model.get_submodule(name)
 
 
 class MaskedSite(GatedSite):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nspec_hf.attachment import attachment_of
 from nspec_hf.config import GateConfig
-from nspec_hf.errors import RoutingError
+from nspec_hf.errors import RoutingError, UnsupportedModelError
 from nspec_hf.gate import NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.sites import find_sites
@@ -249,6 +249,28 @@ def test_lora_layers_are_gated_with_what_they_add():
     off_F = ~masks["de-en"]["model.encoder.layers.0.fc1"]
     assert up[off_F].abs().max() == 0
     assert up[~off_F].abs().max() > 0
+
+
+@pytest.mark.parametrize("mode", ["mask", "slice", "gradient"])
+def test_lora_that_is_put_on_gated_layers_later_is_refused_and_not_left_unsilenced(mode):
+    """PEFT wraps the gated linear, and adds to its silenced output what nobody silences."""
+    peft = pytest.importorskip("peft")
+    model, batch = tiny_m2m100(), random_batch()
+    ids = batch["pair_ids"]
+    gate = NeuronGate(model, random_masks(model), GateConfig(mode=mode)).attach()
+    expected = model(**batch).logits
+    lora = peft.get_peft_model(model, peft.LoraConfig(target_modules=["fc1"], init_lora_weights=False))
+    assert gate.status().in_place < gate.status().expected
+    reason = r"model.encoder.layers.0.fc1, .*wrapped model"
+    with pytest.raises(UnsupportedModelError, match=reason):
+        lora(**batch)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        lora.generate(input_ids=batch["input_ids"], pair_ids=ids, max_new_tokens=2)
+    model = lora.unload()
+    assert torch.equal(model(**batch).logits, expected)
+    # Elsewhere it may come at any time.
+    other = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    assert not torch.equal(other(**batch).logits, expected)
 
 
 def test_a_generate_that_was_wrapped_by_others_stays_theirs_and_lets_everything_pass():
