@@ -85,6 +85,10 @@ def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
         ConfigError: If a kind is unknown.
     """
     kinds = as_names(kinds)
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"expected a model, got {type(model).__name__}; load it with AutoModelForSeq2SeqLM"
+        )
     if not kinds or set(kinds) - set(KINDS):
         raise ConfigError(f"kinds are among {', '.join(KINDS)}, got {kinds}")
     model = plain_model(model)

@@ -95,7 +95,7 @@ class Translator:
 
     Raises:
         SiteMismatchError: If the masks are for another model.
-        ConfigError: If `gate_config` is given without masks.
+        ConfigError: If `gate_config` is given without masks, or masks are something else.
     """
 
     def __init__(
@@ -113,6 +113,11 @@ class Translator:
         elif gate_config is not None:
             raise ConfigError(
                 "gate_config goes with masks; a gate has its own, and without masks there is none"
+            )
+        if not isinstance(masks, Attachment | None):
+            raise ConfigError(
+                "a translator takes NeuronMasks (NeuronMasks.from_pretrained reads saved ones) or a gate, "
+                f"got {type(masks).__name__}"
             )
         self.gate = masks
         self.config = config or TranslateConfig()
@@ -141,14 +146,18 @@ class Translator:
         Raises:
             UnknownPairError: If masks hold no such pair and are not to be composed.
             UnknownLanguageError: If the tokenizer has no tag for a language.
-            ConfigError: If there are not as many pairs as texts, or a setting asks for several translations
-                of one text.
+            ConfigError: If there are not as many pairs as texts, a text is no string, or a setting asks for
+                several translations of one text.
 
         Warns:
             UserWarning: If a source is cut, or a translation reached its longest length without an end.
         """
         if isinstance(texts, str):
             return self.translate([texts], pair, **generation)[0]
+        texts = list(texts)
+        if not all(isinstance(text, str) for text in texts):
+            odd = next(i for i, text in enumerate(texts) if not isinstance(text, str))
+            raise ConfigError(f"texts are strings, but text {odd} is {texts[odd]!r}")
         pairs = [Pair(pair)] * len(texts) if isinstance(pair, str) else [Pair(each) for each in pair]
         if len(pairs) != len(texts):
             raise ConfigError(

@@ -201,6 +201,11 @@ def test_lora_does_not_show_in_the_names():
     assert find_sites(peft.get_peft_model(tiny_m2m100(), config), KINDS) == expected
 
 
+def test_a_name_in_place_of_a_model_is_refused():
+    with pytest.raises(UnsupportedModelError, match="expected a model, got str"):
+        find_sites("facebook/m2m100_418M")
+
+
 def test_one_kind_may_be_given_by_its_name():
     model = tiny_m2m100()
     assert find_sites(model, "attention") == find_sites(model, ("attention",))

@@ -241,3 +241,15 @@ def test_your_own_codes_are_understood():
     plain = Translator(network, tokenizer(), config=BEAMS).translate("one two", "en-de")
     mapped = Translator(network, tokenizer(), config=BEAMS, codes={"eng": "en", "ger": "de"})
     assert mapped.translate("one two", "eng-ger") == plain
+
+
+def test_what_is_no_text_or_no_masks_is_refused_and_any_iterable_of_texts_is_taken():
+    network = model()
+    translator = Translator(network, tokenizer(), masks(network), TranslateConfig(num_beams=1))
+    said = ["one two", "three"]
+    expected = translator.translate(said, "en-de", max_new_tokens=4)
+    assert translator.translate((text for text in said), "en-de", max_new_tokens=4) == expected
+    with pytest.raises(ConfigError, match="text 1 is None"):
+        translator.translate(["one", None], "en-de")
+    with pytest.raises(ConfigError, match=r"from_pretrained reads saved ones\) or a gate, got str"):
+        Translator(network, tokenizer(), "me/my-masks")
