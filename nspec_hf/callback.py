@@ -15,10 +15,11 @@ with.
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -64,7 +65,7 @@ class SpecializationCallback(TrainerCallback):
 
     def __init__(self, gate: Attachment) -> None:
         self.gate = gate
-        self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=lambda: gate.last_rows)
+        self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=partial(_last_rows, gate))
         self.in_plain_trainer = True
         self._checked_loss = False
         self._no_decoder_inputs = False
@@ -250,6 +251,11 @@ def check_decoder_start(model: nn.Module, collator: object) -> None:
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     """Return the folder of the checkpoint of the current step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _last_rows(gate: Attachment) -> Tensor | None:
+    # A function, not a lambda: a callback that is copied or pickled must ask its own gate.
+    return gate.last_rows
 
 
 def _collator(loader: DataLoader | None) -> object:

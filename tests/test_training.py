@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -538,6 +539,19 @@ def test_a_collator_that_makes_mbart_read_the_source_as_its_target_is_refused(tm
     plain_with_callback(
         tmp_path, data, network, data_collator=whole, label_smoothing_factor=smoothing
     ).train()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copied_callback_asks_its_own_gate_for_the_pairs(duplicate):
+    network = model()
+    callback = SpecializationCallback(NeuronGate(network, masks(network)))
+    twin = duplicate(callback)
+    rows, data = [0, 3], corpus(count=4)
+    batch = PairCollator(tokenizer(), PAIRS)([data[0], data[12]])
+    with twin.gate, torch.no_grad():
+        twin.gate.model(**batch)
+    assert twin.loss.pair_ids().tolist() == rows
+    assert callback.loss.pair_ids() is None
 
 
 def test_layer_dropout_is_warned_about(tmp_path):
