@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from bench_clock import Measured
 from bench_parts import Bench, Found
+from bench_work import Shape
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.collator import PairCollator
@@ -75,7 +76,9 @@ def _speed(
         {name: value.to(bench.device) for name, value in batch.items() if name != "pair_ids"}
         for batch in batches
     ]
-    tokens = sum(int((batch["labels"] >= 0).sum() + batch["attention_mask"].sum()) for batch in batches)
+    rows = sum(len(batch["labels"]) for batch in batches)
+    source = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    target = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
     setting = {
         "shape": f"{model.config.d_model}×{model.config.encoder_ffn_dim}",
         "parameters": model.num_parameters(),
@@ -88,11 +91,10 @@ def _speed(
         bench.open_ways(bench.ways("base_train_{}_vs_dense"), model, masks),
         lambda runner, pair: runner.train_step(optimizer, batches[pair], pair),
         bench.plan.long_rounds,
-        {**setting, "tokens": f"{tokens / len(batches):.0f} a step, without padding"},
-        {},
+        {**setting, "tokens": f"{(source + target) / len(batches):.0f} a step, without padding"},
+        {"flops": flops_floor(model, masks, source / rows, target / rows)},
     )
-    rows = {name: slice(0, 16) for name in ("input_ids", "attention_mask")}
-    few = [{name: batch[name][part] for name, part in rows.items()} for batch in batches]
+    few = [{name: batch[name][:16] for name in ("input_ids", "attention_mask")} for batch in batches]
     warm = dataclasses.replace(bench.plan.long_rounds, warm=len(masks.pairs))
     yield from bench.compare(
         "base_decode_{}_vs_dense",
@@ -100,8 +102,40 @@ def _speed(
         lambda runner, pair: runner.decode(few[pair], pair, 5, 32),
         warm,
         {**setting, "tokens": "16 sentences, 32 generated", "beams": 5},
-        {},
+        {"flops": flops_floor(model, masks, source / rows, 32, beams=5)},
     )
+
+
+def flops_floor(
+    model: PreTrainedModel, masks: NeuronMasks, source: float, target: float, beams: int = 1
+) -> float:
+    """Return what is computed with the masks' neurons over what is computed with all, counted in operations.
+
+    Args:
+        model: The model.
+        masks: Its masks; each side counts with its mean density.
+        source: Tokens of a sentence.
+        target: Tokens of its translation.
+        beams: How many translations of each are computed.
+    """
+    config = model.config
+    shape = Shape(
+        d_model=config.d_model,
+        d_ff=config.encoder_ffn_dim,
+        layers=config.encoder_layers,
+        vocabulary=config.vocab_size,
+    )
+    kept = {
+        side: [masks.keep[site.name].double().mean().item() for site in masks.sites if site.side == side]
+        for side in ("encoder", "decoder")
+    }
+    # A side without masks keeps all.
+    density = {side: sum(each) / len(each) if each else 1.0 for side, each in kept.items()}
+    sliced, dense = (
+        shape.step_flops(1, source, 0, encoder) + beams * shape.step_flops(1, 0, target, decoder)
+        for encoder, decoder in ((density["encoder"], density["decoder"]), (1.0, 1.0))
+    )
+    return sliced / dense
 
 
 def _bleu(

@@ -43,7 +43,7 @@ class Shape:
         """Return `1024×4096, 4+4 layers, vocabulary 8000`."""
         return f"{self.d_model}×{self.d_ff}, {self.layers}+{self.layers} layers, vocabulary {self.vocabulary}"
 
-    def step_flops(self, rows: int, source: int, target: int, density: float = 1.0) -> float:
+    def step_flops(self, rows: int, source: float, target: float, density: float = 1.0) -> float:
         """Return multiplications and additions of a forward pass; a training step does three times as many.
 
         Biases, norms, softmax and the optimizer are left out.

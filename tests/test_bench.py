@@ -20,6 +20,7 @@ from tests.models import random_batch, tiny_m2m100
 RECIPES = str(Path(__file__).resolve().parents[1] / "recipes")
 sys.path.insert(0, RECIPES)
 import bench  # noqa: E402
+import bench_base  # noqa: E402
 import bench_clock  # noqa: E402
 import bench_masks  # noqa: E402
 import bench_parts  # noqa: E402
@@ -354,6 +355,7 @@ def test_a_trained_model_is_measured_with_its_own_masks_and_scored_with_all_and_
     }
     assert str(tmp_path) not in path.read_text(encoding="utf-8")
     assert found["base_train_slice_vs_dense"]["setting"]["masks"] == masks.fingerprint()
+    assert 0 < found["base_train_slice_vs_dense"]["setting"]["floor"]["flops"] < 1
     assert found["base_bleu_pruned.en-de"]["setting"]["density"] == masks.density("en-de")
     assert "tok:13a" in found["base_bleu_dense.en-de"]["setting"]["signature"]
 
@@ -409,3 +411,19 @@ def test_a_run_is_written_down_with_what_it_was_asked_for(tmp_path):
     bench.main(["--tiny", "--threads", THREADS, "--only", "mask_bytes_60_pairs", "--json", str(path)])
     (run,) = json.loads(path.read_text(encoding="utf-8"))["runs"]
     assert (run["size"], run["only"], run["threads"]) == ("tiny", "mask_bytes_60_pairs", int(THREADS))
+
+
+def test_the_least_operations_of_a_trained_model_follow_the_density_of_each_side():
+    model = tiny_m2m100()
+    sites = find_sites(model)
+    keep = {site.name: torch.ones(2, site.width, dtype=torch.bool) for site in sites}
+    for site in sites:
+        keep[site.name][:, ::2] = site.side == "decoder"
+    config = model.config
+    d, d_ff, source, target = config.d_model, config.encoder_ffn_dim, 6, 4
+    shape = bench_work.Shape(d_model=d, d_ff=d_ff, layers=config.encoder_layers, vocabulary=config.vocab_size)
+    # Half of the encoder's feed-forward operations, of its two products of 2·D·F each.
+    spared = source * config.encoder_layers * 4 * d * d_ff / 2
+    dense = shape.step_flops(1, source, 0) + 5 * shape.step_flops(1, 0, target)
+    found = bench_base.flops_floor(model, NeuronMasks(["en-de", "de-en"], keep), source, target, beams=5)
+    assert found == pytest.approx(1 - spared / dense)
