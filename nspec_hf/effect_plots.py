@@ -213,7 +213,7 @@ def draw_zero_shot(result: Gains, system: str, pivot: str = "en") -> Figure:
     axes.plot(
         x[~better], y[~better], "v", color=ORANGE, ms=5, alpha=0.8, label=f"not better ({(~better).sum()})"
     )
-    top = float(np.nanmax([*x, *y, 1.0])) * 1.05
+    top = 1.05 * float(np.nanmax([*x, *y, 0.0])) or 1.0
     axes.plot([0, top], [0, top], color="#444444", lw=0.8)
     axes.set(xlim=(0, top), ylim=(0, top), xlabel=result.baseline, ylabel=system, aspect="equal")
     axes.legend(frameon=False)
