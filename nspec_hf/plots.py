@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
@@ -42,12 +44,14 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(paths[0], dpi=150)
+    # The canvases themselves: `Figure.savefig` draws everything once more to find out how large it is.
+    figure.set_dpi(150)
+    FigureCanvasAgg(figure).print_png(paths[0])
     # The layout is settled; working it out again takes as long as drawing.
     figure.set_layout_engine("none")
     # Without a date and with fixed names inside, equal figures are equal files.
     with rc_context({"svg.hashsalt": "nspec_hf"}):
-        figure.savefig(paths[1], dpi=150, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(paths[1], metadata={"Date": None})
     return paths
 
 
