@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# All that a borrowed GPU is for, in parts that can be stopped at any time and go on when started again.
+set -u
+
+usage() {
+    cat <<'END'
+usage: recipes/gpu.sh [--dry] OUT DATA MINUTES [PART ...]
+
+  OUT      folder for logs, results and work; give the same one again to go on
+  DATA     folder that holds multi30k/ and bible/
+  MINUTES  time for each part; what is not done by then goes on next time
+  PART     of: tests quick full d64 d128 d192 bible; without any, all of them in this order
+  --dry    print the commands instead of running them
+
+Environment: PYTHON (python3), JOBS (runs of a comparison at a time: 4), EXTRA (arguments for the recipes).
+A part that fails stops no other; the exit code is the number of parts that failed or were not finished.
+A comparison that was stopped has no tables: compare.py --tables-only makes them. No network is needed.
+END
+}
+
+dry=
+if [ "${1:-}" = --dry ]; then dry=1; shift; fi
+if [ "${1:-}" = --help ]; then usage; exit 0; elif [ $# -lt 3 ]; then usage >&2; exit 2; fi
+case $3 in '' | 0* | *[!0-9]*) echo "gpu.sh: MINUTES is a whole number above 0, got '$3'" >&2; exit 2 ;; esac
+if [ ! -d "$2" ]; then echo "gpu.sh: there is no folder $2 with data" >&2; exit 2; fi
+
+root=$(cd "$(dirname "$0")/.." && pwd) && data=$(cd "$2" && pwd) || exit 2
+case $1 in /*) out=$1 ;; *) out=$PWD/$1 ;; esac
+if [ -z "$dry" ]; then mkdir -p "$out" || exit 2; fi
+minutes=$3 python=${PYTHON:-python3}
+shift 3
+cd "$root" || exit 2
+read -r -a extra <<<"${EXTRA:-}"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+
+# run LOG COMMAND...: with what is left of the part's time; output goes to the screen and to OUT/LOG.log
+run() {
+    local log=$1 left=$((ends - SECONDS))
+    shift
+    if [ -n "$dry" ]; then printf '%q ' "$@"; echo; return; fi
+    if [ "$left" -le 0 ]; then return 124; fi
+    timeout --kill-after=30 "$left" "$@" 2>&1 | tee -a "$out/$log.log"
+    return "${PIPESTATUS[0]}"
+}
+
+# experiment NAME TEXT FILE...: train the base, then run the plan
+experiment() {
+    local name=$1 text=$2
+    shift 2
+    local arguments=("$@" --work "$out/work/$name" --results "$out/results" --data.corpus.path "$data/$text")
+    run "$name" "$python" recipes/pretrain.py "${arguments[@]}" ${extra[@]+"${extra[@]}"} || return
+    run "$name" "$python" recipes/compare.py "${arguments[@]}" --jobs "${JOBS:-4}" ${extra[@]+"${extra[@]}"}
+}
+
+part() {
+    local configs=recipes/configs bench=("$python" recipes/bench.py --json "$out/bench.cuda.json")
+    # A fifth of the time is for the comparison that is under way, the table and the figure.
+    bench+=(--plot "$out/bench.cuda.png" --resume --minutes "$((minutes * 8 / 10)).$((minutes * 8 % 10))")
+    case $1 in
+        tests) run tests "$python" -m pytest -m gpu -p no:cacheprovider ;;
+        quick) run bench "${bench[@]}" --quick ;;
+        full) run bench "${bench[@]}" --full ;;
+        d64 | d128 | d192)
+            experiment "$1" multi30k "$configs/multi30k_all.yaml" --config "$configs/multi30k_all/$1.yaml" ;;
+        bible) experiment bible bible "$configs/bible.yaml" ;;
+        *) echo "gpu.sh: no such part: $1" >&2; return 2 ;;
+    esac
+}
+
+failed=0
+if [ $# -eq 0 ]; then set -- tests quick full d64 d128 d192 bible; fi
+for name in "$@"; do
+    ends=$((SECONDS + 60 * minutes))
+    echo "== $name"
+    part "$name" && continue
+    echo "gpu.sh: $name is not done (exit $?; 124: out of time, goes on next time)" >&2
+    failed=$((failed + 1))
+done
+exit "$failed"
