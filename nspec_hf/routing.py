@@ -41,7 +41,7 @@ class Route:
     """That index where all rows are known to share one; else None."""
     origin: str
     """Where the route came from, in words, for `status()` and errors."""
-    _groups: dict[int, dict[int, Tensor]] = field(default_factory=dict, repr=False)
+    _groups: dict[tuple[int, torch.device], dict[int, Tensor]] = field(default_factory=dict, repr=False)
 
     def rows_for(self, output: Tensor) -> Tensor:
         """Return the pair index of each entry along the first axis of a layer's output.
@@ -74,12 +74,16 @@ class Route:
         Raises:
             RoutingError: As `rows_for`.
         """
-        entries = output.shape[0]
-        if entries not in self._groups:
+        # A model may lie on several devices.
+        key = output.shape[0], output.device
+        if key not in self._groups:
             rows = self.rows_for(output)
-            pairs = rows.unique().tolist()
-            self._groups[entries] = {pair: (rows == pair).nonzero()[:, 0] for pair in pairs}
-        return self._groups[entries]
+            # Looked for on the host: on a GPU each look at values waits for all that it has to do.
+            numbers = rows.cpu()
+            pairs = numbers.unique().tolist()
+            found = {pair: (numbers == pair).nonzero()[:, 0].to(output.device) for pair in pairs}
+            self._groups[key] = found
+        return self._groups[key]
 
 
 class TokenReader:
@@ -263,7 +267,8 @@ class Routing:
             raise RoutingError(f"pair_ids has {rows.shape[0]} rows, the batch has {sample.shape[0]}")
         if torch.compiler.is_compiling():  # looking at values would break the graph
             return Route(rows, None, "pair_ids")
-        low, high = (bound.item() for bound in torch.aminmax(rows))
+        # One look for both: on a GPU each waits for all that it has to do.
+        low, high = torch.stack(torch.aminmax(rows)).tolist()
         if low < 0 or high >= len(self.pairs):
             known = ", ".join(f"{index} {pair}" for index, pair in enumerate(self.pairs))
             raise UnknownPairError(f"pair_ids holds {low if low < 0 else high}, but masks hold: {known}")

@@ -145,11 +145,14 @@ class GatedSite:
         Raises:
             RoutingError: If a row's pair is not known.
         """
-        if self.keep_PF.device != rows.device:
-            # The model was moved after the gate was attached.
-            self.keep_PF = self.keep_PF.to(rows.device)
-        keep_RF = self.keep_PF[self._routing.current().rows_for(rows)]
+        keep_RF = self._keep_on(rows.device)[self._routing.current().rows_for(rows)]
         return keep_RF.view(keep_RF.shape[0], *[1] * (rows.dim() - 2), keep_RF.shape[1])
+
+    def _keep_on(self, device: torch.device) -> Tensor:
+        """Return the masks [P, F] where the model is; it may have been moved since the gate was made."""
+        if self.keep_PF.device != device:
+            self.keep_PF = self.keep_PF.to(device)
+        return self.keep_PF
 
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
         """Return the modules to take over and what each of them runs instead."""

@@ -116,10 +116,8 @@ class SlicedSite(MaskedSite):
     def take_masks(self, keep_PF: Tensor) -> None:
         """Go on with these masks."""
         super().take_masks(keep_PF)
-        step = self._config.multiple_of or (64 if self.keep_PF.is_cuda else 8)
         self._kept_P = keep_PF.sum(dim=1).tolist()
-        full = self.site.width
-        self._size_P = [min(full, max(1, -(-kept // step)) * step) for kept in self._kept_P]
+        self._round_sizes()
 
     @property
     def bytes_of_widest(self) -> int:
@@ -140,6 +138,7 @@ class SlicedSite(MaskedSite):
     def attach(self) -> None:
         """Take the site's modules over."""
         super().attach()
+        self._follow(self.linear.weight)
         self._pool.watch()
 
     def detach(self) -> None:
@@ -209,6 +208,7 @@ class SlicedSite(MaskedSite):
 
     def _plan(self, x: Tensor) -> _Groups | None:
         """Return who slices what, or None to mask; the same for all linears of a block."""
+        self._follow(x)
         route = self._routing.current()
         tokens = x.shape[:-1].numel()
         copies = self._copies_each_time()
@@ -235,6 +235,23 @@ class SlicedSite(MaskedSite):
             return None
         self._pool.say_once("mixed batches are split by pair", tokens)
         return [(rows, pair) for pair, rows in groups.items()]
+
+    def _follow(self, there: Tensor) -> None:
+        """Take the masks to where a tensor is, and the multiple that is right there.
+
+        A Trainer moves the model after the gate was made. That is noticed before a block's first product,
+        since all of its products must agree on the size.
+        """
+        if self.keep_PF.device != there.device:
+            before = self.bytes_of_widest
+            self._keep_on(there.device)
+            self._round_sizes()
+            self._pool.pair_bytes += self.bytes_of_widest - before
+
+    def _round_sizes(self) -> None:
+        step = self._config.multiple_of or (64 if self.keep_PF.is_cuda else 8)
+        full = self.site.width
+        self._size_P = [min(full, max(1, -(-kept // step)) * step) for kept in self._kept_P]
 
     def _copies_each_time(self) -> bool:
         """Return whether parts are used once: in training, and where the cache cannot hold a pair."""
@@ -268,7 +285,7 @@ class SlicedSite(MaskedSite):
         folds = self._folds and linear is self.down
 
         def make() -> Part:
-            keep_F = self._keep_of(pair, linear.weight.device)
+            keep_F = self._keep_on(linear.weight.device)[pair]
             index_K = torch.nonzero_static(keep_F, size=self._size_P[pair], fill_value=0)[:, 0]
             bias = self._folded_bias(pair) if folds else linear.bias
             return cut(linear, index_K, self._kept_P[pair], int(linear is self.down), dtype, bias)
@@ -280,15 +297,9 @@ class SlicedSite(MaskedSite):
     def _key(self, linear: nn.Linear, dtype: torch.dtype) -> tuple:
         return self.site.name, linear is self.down, linear is self.up, dtype
 
-    def _keep_of(self, pair: int, device: torch.device) -> Tensor:
-        if self.keep_PF.device != device:
-            self.keep_PF = self.keep_PF.to(device)
-        return self.keep_PF[pair]
-
     def _folded_bias(self, pair: int) -> Tensor:
         """Return b2 + W2[:, off] σ(b1[off]), [D]."""
-        keep_F = self._keep_of(pair, self.linear.bias.device)
-        return self._fold(keep_F)
+        return self._fold(self._keep_on(self.linear.bias.device)[pair])
 
     def _fold(self, keep_F: Tensor) -> Tensor:
         check_whole(self.site, self.linear.bias)
@@ -302,7 +313,7 @@ class SlicedSite(MaskedSite):
         size = max(self._size_P)
         if rows.shape[0] != 1 or size == self.site.width:
             return None, None
-        keep_F = self.keep_PF.to(x.device)[rows.to(x.device)][0]
+        keep_F = self._keep_on(x.device)[rows.to(x.device)][0]
         # Kept neurons first, in their order; what follows up to K is masked.
         return torch.argsort(keep_F.to(torch.uint8), descending=True, stable=True)[:size], keep_F
 
