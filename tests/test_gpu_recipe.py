@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from nspec_hf.experiment import ExperimentConfig, read_settings
+from tests.test_bench import bench
 from tests.tiny_experiment import RECIPES
 
 PARTS = ["tests", "quick", "full", "d64", "d128", "d192", "bible"]
@@ -66,7 +67,9 @@ def test_a_dry_run_shows_commands_that_the_recipes_understand_and_runs_none(tmp_
     assert commands[0] == ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
     for command in commands[1:3]:
         assert command[:3] == ["recipes/bench.py", "--json", str(tmp_path / "out" / "bench.cuda.json")]
-        assert {"--resume", "--plot", "--minutes", "4.0"} <= set(command)
+        options = bench.read_options(command[1:])
+        assert (options.size, options.resume, options.minutes) == (command[-1][2:], True, 4.0)
+        assert options.plot == str(tmp_path / "out" / "bench.cuda.png")
     names = []
     for script, *arguments in commands[3:]:
         placed = [str(RECIPES.parent / each) if each.startswith("recipes/") else each for each in arguments]
