@@ -230,7 +230,9 @@ class Attachment:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        # Weights that accelerate offloads are nowhere until their layer runs, and a route follows its rows.
+        found = next(self.model.parameters()).device
+        return torch.device("cpu") if found.type == "meta" else found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it with its model: a copied model has an attachment of its own."""

@@ -90,7 +90,8 @@ class GatedSite:
         self.linear = model.get_submodule(site.name)
         self.up = model.get_submodule(site.up) if site.up else None
         """The linear of a gated block that is multiplied to the activated branch."""
-        self.keep_PF = keep_PF.to(self.linear.weight.device)
+        # Weights that accelerate offloads are nowhere ("meta") until their layer runs.
+        self.keep_PF = keep_PF if self.linear.weight.is_meta else keep_PF.to(self.linear.weight.device)
         self._routing = routing
         self._config = config
         self._taken: list[Takeover] = []

@@ -242,7 +242,7 @@ class SlicedSite(MaskedSite):
         A Trainer moves the model after the gate was made. That is noticed before a block's first product,
         since all of its products must agree on the size.
         """
-        if self.keep_PF.device != there.device:
+        if self.keep_PF.device != there.device and not there.is_meta:
             before = self.bytes_of_widest
             self._keep_on(there.device)
             self._round_sizes()

@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForSeq2SeqLM
@@ -362,6 +363,19 @@ def test_masks_are_taken_to_the_device_once(device, mode):
     assert device.type == "cpu" or len(first.found) >= len(gate._sites)
     assert places == [site.keep_PF.data_ptr() for site in gate._sites]
     assert all(site.keep_PF.device.type == device.type for site in gate._sites)
+
+
+def test_weights_that_lie_on_the_host_until_their_layer_runs_are_gated_too(device):
+    model, batch = tiny_m2m100(), to(random_batch(), device)
+    masks = random_masks(model)
+    with torch.no_grad():
+        expected = zeroed(model, masks, 1).to(device)(**plain(batch)).logits
+        cpu_offload(model, execution_device=device)
+        assert model.get_submodule(find_sites(model)[0].name).weight.is_meta
+        with gated(model, masks, "mask") as gate:
+            torch.testing.assert_close(model(**one_pair(batch, 1)).logits, expected, rtol=0, atol=1e-5)
+            gate.use("de-en")
+            torch.testing.assert_close(model(**plain(batch)).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_rows_of_pairs_are_found_for_every_device_that_asks(device):

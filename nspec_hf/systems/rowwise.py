@@ -200,8 +200,10 @@ class RowwiseAttachment(Attachment):
         if not self.attached:
             super().attach()
             if self.own is not None:
-                # The model may have been moved since the weights were made.
-                self.own.to(self._device)
+                # The model may have been moved since the weights were made; "meta" is no place to be at.
+                device = next(self.model.parameters()).device
+                if device.type != "meta":
+                    self.own.to(device)
                 self.model.add_module(OWN_WEIGHTS, self.own)
         return self
 
