@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nspec_hf.analysis import Analysis
 from nspec_hf.analysis import analyze as analyze_masks
@@ -58,17 +59,17 @@ def analyze(
             '{coverage k: {0.9: a.json, 0.95: b.json}}'; adds mean gains over the baseline.
         figures: Whether to draw; without, only tables are written.
     """
-    found = analyze_masks(
-        NeuronMasks.from_pretrained(masks),
-        ActivationStats.load(stats) if stats else None,
-        _values(scores, metric),
-        families,
-        comparison=_comparison(comparison),
-        baseline=baseline,
+    found = _analyzed(
+        masks,
+        stats,
+        scores,
+        comparison,
+        seconds,
         metric=metric,
+        families=families,
+        baseline=baseline,
         tiers=tiers,
         pivot=pivot,
-        seconds=math.nan if seconds is None else seconds,
         model_width=model_width,
         by_setting=_by_setting(by_setting or {}, metric),
     )
@@ -112,21 +113,43 @@ def report(
         seconds: How long recording and selection took, for the table of costs.
         model_width: Width D of the model; adds the size of the masks in the released format.
     """
-    found = analyze_masks(
-        NeuronMasks.from_pretrained(masks),
-        ActivationStats.load(stats) if stats else None,
-        _values(scores, metric),
-        families,
-        comparison=_comparison(comparison),
-        baseline=baseline,
+    found = _analyzed(
+        masks,
+        stats,
+        scores,
+        comparison,
+        seconds,
         metric=metric,
+        families=families,
+        baseline=baseline,
         tiers=tiers,
         pivot=pivot,
-        seconds=math.nan if seconds is None else seconds,
         model_width=model_width,
     )
     path = write_report(found, output, title)
     sys.stdout.write(f"{path}: {path.stat().st_size / 1024:.0f} KiB\n")
+
+
+def _analyzed(
+    masks: str,
+    stats: str | None,
+    scores: Sequence[str],
+    comparison: str | None,
+    seconds: float | None,
+    *,
+    metric: str,
+    **settings: Any,
+) -> Analysis:
+    """Read the files and return what they say; `settings` are arguments of `nspec_hf.analyze`."""
+    return analyze_masks(
+        NeuronMasks.from_pretrained(masks),
+        ActivationStats.load(stats) if stats else None,
+        _values(scores, metric),
+        comparison=_comparison(comparison),
+        metric=metric,
+        seconds=math.nan if seconds is None else seconds,
+        **settings,
+    )
 
 
 def _agreement_table(found: Analysis) -> Table:

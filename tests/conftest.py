@@ -9,6 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hypothesis
 import pytest
 
+from tests.tiny_experiment import experiment, recipe
+
 # No timed assertions: a busy machine is not a bug.
 hypothesis.settings.register_profile("nspec", deadline=None)
 hypothesis.settings.load_profile("nspec")
@@ -22,3 +24,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real parallel text in {folder.name}/ beside the project")
     return folder
+
+
+@pytest.fixture(scope="module")
+def based(request, tmp_path_factory) -> tuple[Path, str]:
+    """Train the base of a tiny experiment once for a file of tests; return its folder and settings' file."""
+    folder = tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])
+    file = experiment(folder)
+    recipe("pretrain")([file])
+    return folder, file

@@ -6,17 +6,10 @@ from safetensors.torch import load_file
 from transformers import M2M100Config, M2M100ForConditionalGeneration
 
 from nspec_hf.training import SpecializationTrainer
-from tests.test_recipes import Killed, experiment, recipe
+from tests.tiny_experiment import Killed, recipe
 from tests.tiny_text import PAIRS
 
 TESTED = {*PAIRS, "de-fr", "fr-de"}
-
-
-def train_base(folder):
-    """Return a folder, and the settings' file of an experiment in it whose base is trained."""
-    file = experiment(folder)
-    recipe("pretrain")([file])
-    return folder, file
 
 
 def run(file, system, row="", settings=None, options=()):

@@ -18,8 +18,8 @@ from nspec_hf.comparison_runs import planned_rows
 from nspec_hf.errors import ConfigError
 from nspec_hf.provenance import plain
 from tests.finished_runs import experiment, finish
-from tests.test_recipes import experiment as trainable
-from tests.test_recipes import recipe
+from tests.tiny_experiment import experiment as trainable
+from tests.tiny_experiment import recipe
 
 COMPARE = Path(__file__).resolve().parents[1] / "recipes" / "compare.py"
 

@@ -15,22 +15,13 @@ from nspec_hf.stats import ActivationStats
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.hub_stand_in import TOKEN, HubStandIn
-from tests.tiny_experiment import RECIPES, experiment, recipe, result
+from tests.tiny_experiment import RECIPES, Killed, experiment, recipe, result
 from tests.tiny_text import PAIRS
 
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
 TESTED = [*PAIRS, "de-fr", "fr-de"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
-
-
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    """Train a base once, by the script."""
-    folder = tmp_path_factory.mktemp("recipes")
-    file = experiment(folder)
-    recipe("pretrain")([file])
-    return folder, file
 
 
 def test_a_base_is_left_with_its_scores_and_the_whole_recipe(based):
@@ -101,10 +92,6 @@ def test_what_is_there_is_neither_recorded_trained_nor_translated_again(based, m
     recipe("specialize")([file])
     after = result(folder, "neuron_specialization")
     assert after == before
-
-
-class Killed(BaseException):
-    """Stands for kill -9."""
 
 
 def test_a_stopped_recipe_goes_on(tmp_path, monkeypatch, based):

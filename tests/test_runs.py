@@ -19,6 +19,7 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import record
 from nspec_hf.runs import TrainConfig, record_corpus, train, training_arguments
 from nspec_hf.training import SpecializationTrainer
+from tests.tiny_experiment import Killed
 from tests.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
 
 
@@ -64,10 +65,6 @@ def test_a_run_leaves_a_model_its_tokenizer_and_its_log(whole):
 
 def test_the_state_dict_is_that_of_a_plain_model(whole):
     assert whole[1].state_dict().keys() == model().state_dict().keys()
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing catches it, nothing is put in order."""
 
 
 def kill(monkeypatch, method, step):

@@ -26,8 +26,8 @@ from nspec_hf.systems.adapters import (
 from nspec_hf.systems.families import Families, cut_tree, named_families
 from nspec_hf.training import SpecializationTrainer
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
-from tests.systems import TESTED, numbers, plain, run, shape, stopped, train_base, weights
-from tests.test_recipes import result
+from tests.systems import TESTED, numbers, plain, run, shape, stopped, weights
+from tests.tiny_experiment import result
 from tests.tiny_text import PAIRS as TRAINED
 from tests.tiny_text import corpus, tokenizer
 from tests.tiny_text import model as text_model
@@ -354,11 +354,6 @@ def test_weights_that_are_missing_or_have_no_place_are_not_loaded(tmp_path):
     with pytest.raises(RuntimeError, match=r"0 are missing \(none\), 144 are not this model's"):
         load_weights(model, tmp_path / "adapted")
     load_weights(model, tmp_path / "plain")
-
-
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    return train_base(tmp_path_factory.mktemp("adapters"))
 
 
 CASES = {

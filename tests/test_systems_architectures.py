@@ -14,8 +14,8 @@ from nspec_hf.systems.system import make_system
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.models import tiny_marian, tiny_t5
-from tests.systems import TESTED, numbers, run, shape, stopped, train_base, weights
-from tests.test_recipes import result
+from tests.systems import TESTED, numbers, run, shape, stopped, weights
+from tests.tiny_experiment import result
 from tests.tiny_text import same_weights, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -102,11 +102,6 @@ def test_a_fresh_model_is_of_the_trained_ones_architecture(tmp_path, make):
     base = make()
     base.save_pretrained(tmp_path)
     assert type(fresh_model(str(tmp_path), {}, seed=1)) is type(base)
-
-
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    return train_base(tmp_path_factory.mktemp("architectures"))
 
 
 @pytest.mark.parametrize("name", SYSTEMS_HERE)

@@ -30,7 +30,7 @@ from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
 from tests.test_runs import config
-from tests.tiny_experiment import experiment, recipe, result
+from tests.tiny_experiment import Killed, recipe, result
 from tests.tiny_text import PAIRS as TEXT_PAIRS
 from tests.tiny_text import corpus, tokenizer
 from tests.tiny_text import model as text_model
@@ -302,10 +302,6 @@ def test_only_so_many_are_split_a_round_and_those_with_most_interference():
     assert expected[0].interference >= expected[1].interference > 0
 
 
-class Killed(BaseException):
-    """Stands for kill -9."""
-
-
 def run(folder, steps=4, **more):
     """Train with two rounds of splitting: after updates 2 and 3 of 4."""
     own = text_model(0, dropout=0.2)
@@ -375,15 +371,6 @@ def test_the_best_checkpoint_is_kept_with_the_copies_that_it_had(tmp_path):
     more = ClonedUnits(text_model_6, TEXT_PAIRS, "en").attach()
     load_weights(text_model_6, tmp_path / "checkpoint-6")
     assert more.extra_parameters > cloned.extra_parameters
-
-
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    """Train a base once."""
-    folder = tmp_path_factory.mktemp("differentiation")
-    file = experiment(folder)
-    recipe("pretrain")([file])
-    return folder, file
 
 
 @pytest.mark.parametrize("start", ["scratch", "base"])

@@ -11,21 +11,12 @@ from nspec_hf.systems import SYSTEMS
 from nspec_hf.systems.system import Workbench, make_system
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
-from tests.tiny_experiment import experiment, recipe, result
+from tests.tiny_experiment import Killed, recipe, result
 from tests.tiny_text import PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
 
 SETTINGS = ["--system", "individual", "--settings.shape.encoder_ffn_dim", "20"]
-
-
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    """Train a base once: 4 updates, and 2 more are the continuation."""
-    folder = tmp_path_factory.mktemp("individual")
-    file = experiment(folder)
-    recipe("pretrain")([file])
-    return folder, file
 
 
 def bench(based, folder, *arguments):
@@ -114,10 +105,6 @@ def test_each_direction_is_translated_by_its_own_model(based, tmp_path, monkeypa
     for pair, (_, weights) in zip(PAIRS, asked, strict=True):
         saved = type(own.base()).from_pretrained(tmp_path / pair / "model").state_dict()
         assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
-
-
-class Killed(BaseException):
-    """Stands for kill -9."""
 
 
 def test_a_killed_run_trains_no_model_again_and_ends_as_one_that_was_not(based, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from nspec_hf.systems.zero_shot import StandIns
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
-from tests.tiny_experiment import experiment, recipe, result
+from tests.tiny_experiment import Killed, recipe, result
 from tests.tiny_text import PAIRS as TEXT_PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -188,15 +188,6 @@ def test_sub_networks_of_another_model_are_refused():
         SubnetworkAttachment(tiny_m2m100(encoder_ffn_dim=28), found, "en")
 
 
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    """Train a base once."""
-    folder = tmp_path_factory.mktemp("lass")
-    file = experiment(folder)
-    recipe("pretrain")([file])
-    return folder, file
-
-
 def bench_of(based, folder):
     return Workbench(config=read_settings(ExperimentConfig, [based[1]])[0], folder=folder)
 
@@ -252,10 +243,6 @@ def test_each_pair_is_fine_tuned_on_its_own_text_from_the_base(based, tmp_path, 
         assert (set(text.pair_ids), len(text)) == ({index}, 40)
         assert (set(validation.pair_ids), len(validation)) == ({index}, 8)
         assert all(torch.equal(tensor, base[name]) for name, tensor in start.items())
-
-
-class Killed(BaseException):
-    """Stands for kill -9."""
 
 
 def test_a_killed_run_fine_tunes_no_pair_again_and_ends_as_one_that_was_not(based, tmp_path, monkeypatch):

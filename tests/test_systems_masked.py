@@ -12,21 +12,12 @@ from nspec_hf.runs import record_corpus
 from nspec_hf.systems import SYSTEMS
 from nspec_hf.systems.system import System, Workbench, make_system
 from nspec_hf.training import SpecializationTrainer
-from tests.tiny_experiment import experiment, recipe, result
+from tests.tiny_experiment import Killed, recipe, result
 from tests.tiny_text import PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
 
 OFTEN = ["--specialize.arguments.save_steps", "1", "--specialize.arguments.max_steps", "4"]
-
-
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    """Train a base once."""
-    folder = tmp_path_factory.mktemp("masked")
-    file = experiment(folder)
-    recipe("pretrain")([file])
-    return folder, file
 
 
 def bench(based, seed=1):
@@ -109,9 +100,6 @@ def test_a_run_that_selects_anew_and_is_killed_ends_as_one_that_is_not(tmp_path,
     row = ["--settings.refresh_every", "2", *OFTEN, *where, *base]
     recipe("specialize")([file, "--row", "whole", *row])
     plain = SpecializationTrainer._save_rng_state
-
-    class Killed(BaseException):
-        """Stands for kill -9."""
 
     def die(self, folder):
         plain(self, folder)

@@ -13,8 +13,8 @@ from nspec_hf.systems.target_attention import target_attention
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
-from tests.systems import TESTED, numbers, plain, run, shape, stopped, train_base, weights
-from tests.test_recipes import result
+from tests.systems import TESTED, numbers, plain, run, shape, stopped, weights
+from tests.tiny_experiment import result
 
 PAIRS = as_pairs(["en-de", "de-en", "en-fr", "fr-en"])
 ATTENTIONS = ("self_attn", "encoder_attn")
@@ -119,11 +119,6 @@ def test_zero_shot_is_defined_for_targets_that_were_trained():
         torch.testing.assert_close(found, model(**{**batch, "pair_ids": torch.tensor([2, 2])}).logits)
         with pytest.raises(UnknownPairError, match="'en-cs'"):
             attachment.pair_id("en-cs")
-
-
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    return train_base(tmp_path_factory.mktemp("target_attention"))
 
 
 def test_a_run_is_from_scratch_scores_all_and_is_not_done_again(based, monkeypatch):

@@ -11,6 +11,10 @@ from tests.tiny_text import write_text
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
 def experiment(folder):
     """Write text and settings of a run of seconds; return the settings' file."""
     write_text(folder / "text", train=40, valid=8, test=4)

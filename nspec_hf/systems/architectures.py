@@ -84,7 +84,19 @@ class Gelu(Architecture):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shallow(Architecture):
+class OtherDepth(Architecture):
+    """A base with another number of layers."""
+
+    layers: float = 1.0
+    """Factor of the number of layers in both stacks, rounded, at least one layer."""
+
+    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Return the other depth."""
+        return _scaled(config, self.layers, *(f"{side}_layers" for side in _SIDES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shallow(OtherDepth):
     """Fewer layers, as in Tan et al. 2024, Fig. 3: where there is less room, pairs interfere more.
 
     Half the base's layers here; a study of its own depths is a run with other `layers` each.
@@ -94,26 +106,16 @@ class Shallow(Architecture):
     source: ClassVar[str] = "after Tan et al. 2024, shallow base"
 
     layers: float = 0.5
-    """Factor of the number of layers in both stacks, rounded, at least one layer."""
-
-    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
-        """Return the other depth."""
-        return _scaled(config, self.layers, *(f"{side}_layers" for side in _SIDES))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deep(Architecture):
+class Deep(OtherDepth):
     """More layers of the base's width: parameters for everybody in the place of any pair's own."""
 
     name: ClassVar[str] = "deep"
     source: ClassVar[str] = "after Tan et al. 2024, deep base"
 
     layers: float = 2.0
-    """Factor of the number of layers in both stacks, rounded."""
-
-    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
-        """Return the other depth."""
-        return _scaled(config, self.layers, *(f"{side}_layers" for side in _SIDES))
 
 
 @dataclass(frozen=True, kw_only=True)
