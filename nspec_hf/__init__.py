@@ -23,16 +23,16 @@ READING_ORDER = """
     errors pairs textfiles outputs languages config vocabulary artefact processes sites soundlaws synthetic
     corpus encoded batches collator stats tally recording
     bits selection choice card folder masks
-    routing doors attachment silence gradient slices sliceable slicing gate translate
+    routing doors attachment silence gradient slices sliceable slicing gate baking growth translate
     tables scores offtarget comet scoreboard grouping trials significance
     provenance checkpoints base loss callback training runs evaluation comparison_plan experiment
     results overlap kinship allocation erasure sweeps effects probing analysis plots effect_plots report
-    systems.system systems.rowwise systems.plain systems.masked
+    systems.system systems.rowwise systems.plain systems.masked systems.own_neurons
     systems.individual systems.zero_shot systems.subnetworks systems.lass
     systems.clones systems.differentiation systems.families systems.adapters
     systems.target_attention systems.architectures systems systems.running
     jobs comparison_runs paired_runs standings comparison comparison_tables
-    baking ctranslate proof export
+    ctranslate proof export
     commands export_commands evaluation_commands analysis_commands probing_commands
     showcase demo_settings demo cli __main__
 """.split()
@@ -53,6 +53,7 @@ _PUBLIC = {
     "selection": ("select_by_coverage", "allocate_by_importance", "select_random"),
     "masks": ("NeuronMasks",),
     "gate": ("NeuronGate",),
+    "growth": ("grow",),
     "export": ("ExportConfig", "export_model", "load_pruned"),
     "translate": ("TranslateConfig", "Translator"),
     "scores": ("score",),

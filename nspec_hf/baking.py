@@ -43,7 +43,7 @@ def zeroed(model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str =
     keep = masks[pair]
     twin = _plain_copy(plain_model(model))
     gated = [site for site in sites if site.name in keep]
-    _refuse_changed(twin, gated)
+    plain_linears(twin, gated)
     # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
     for site in sorted(gated, key=lambda site: site.kind != "ffn"):
         _zero(twin, site, keep[site.name], silence)
@@ -120,14 +120,19 @@ def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
         down.weight[:, off_F] = 0
 
 
-def _refuse_changed(model: nn.Module, sites: Sequence[Site]) -> None:
+def plain_linears(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Refuse feed-forward blocks whose weights cannot be written to.
+
+    Raises:
+        UnsupportedModelError: If one of their layers is not a plain linear (LoRA, quantized).
+    """
     for site in sites:
         for path in filter(None, (site.name, site.up, site.down)):
             linear = model.get_submodule(path)
             if type(linear).forward is not nn.Linear.forward or not linear.weight.is_floating_point():
                 raise UnsupportedModelError(
-                    f"{path!r} is a {type(linear).__name__}; only plain nn.Linear layers can be baked: merge "
-                    "LoRA layers (merge_and_unload), load without quantization"
+                    f"{path!r} is a {type(linear).__name__}; only plain nn.Linear layers can be written "
+                    "to: merge LoRA layers (merge_and_unload), load without quantization"
                 )
 
 

@@ -176,6 +176,15 @@ def choose_random_like(choice: Choice, seed: int = 1, settings: Mapping[str, Any
     return Choice(pairs=choice.pairs, keep=keep, recipe=recipe)
 
 
+def group_numbers(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
+    """Return the group number of each pair, int64 [P]: equal where pairs share the language that counts."""
+    if by == "separate":
+        by = "source" if side == "encoder" else "target"
+    keys = [pair if by == "pair" else getattr(pair, by) for pair in pairs]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([numbers[key] for key in keys])
+
+
 def _by_coverage(stats: ActivationStats, config: SelectConfig) -> Choice:
     sites = [site for site in _sites_of(stats, config.sides) if site.kind == "ffn"]
     if not sites:
@@ -186,7 +195,7 @@ def _by_coverage(stats: ActivationStats, config: SelectConfig) -> Choice:
     _warn_silent(stats.pairs, counts, "nothing")
     keep = {}
     for site in sites:
-        group_P = _groups(stats.pairs, config.by, site.side)
+        group_P = group_numbers(stats.pairs, config.by, site.side)
         counts_GF = torch.zeros(int(group_P.max()) + 1, site.width, dtype=counts[site.name].dtype)
         counts_GF.index_add_(0, group_P, counts[site.name])
         own = config.coverage_decoder if site.side == "decoder" else None
@@ -201,7 +210,7 @@ def _by_importance(stats: ActivationStats, config: SelectConfig) -> Choice:
     _warn_silent(stats.pairs, importance, "the general neurons only")
     keep, general = {}, {}
     for site in sites:
-        group_P = _groups(stats.pairs, config.by, site.side)
+        group_P = group_numbers(stats.pairs, config.by, site.side)
         tokens_P = torch.tensor([stats.tokens(pair, site.positions) for pair in stats.pairs])
         importance_GF = _pooled(importance[site.name], tokens_P, group_P)
         keep_GF, general[site.name] = allocate_by_importance(importance_GF, config.general, config.threshold)
@@ -217,15 +226,6 @@ def _sites_of(stats: ActivationStats, sides: Sequence[str]) -> list[Site]:
     if not sites:
         raise ConfigError(f"the statistics hold no site of the side {' or '.join(missing)}")
     return sites
-
-
-def _groups(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
-    """Return the group number of each pair, int64 [P]: equal where pairs share the language that counts."""
-    if by == "separate":
-        by = "source" if side == "encoder" else "target"
-    keys = [pair if by == "pair" else getattr(pair, by) for pair in pairs]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return torch.tensor([numbers[key] for key in keys])
 
 
 def _pooled(importance_PF: Tensor, tokens_P: Tensor, group_P: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from nspec_hf.systems.differentiation import ParameterDifferentiation
 from nspec_hf.systems.individual import Individual
 from nspec_hf.systems.lass import LaSS
 from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
+from nspec_hf.systems.own_neurons import OwnNeurons
 from nspec_hf.systems.plain import Baseline, FineTune
 from nspec_hf.systems.system import System
 from nspec_hf.systems.target_attention import TargetAttention
@@ -20,6 +21,7 @@ SYSTEMS: dict[str, type[System]] = {
         Allocation,
         AllocationByValue,
         NeuronSpecialization,
+        OwnNeurons,
         LaSS,
         ParameterDifferentiation,
         PairAdapters,

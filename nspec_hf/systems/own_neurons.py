@@ -1,0 +1,54 @@
+"""Own neurons: a wider feed-forward layer in which each pair has some neurons of its own."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from transformers import PreTrainedModel
+
+from nspec_hf.errors import ConfigError
+from nspec_hf.growth import add_neurons, grown_masks
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.sites import find_sites
+from nspec_hf.systems.masked import NeuronSpecialization
+from nspec_hf.systems.system import Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnNeurons(NeuronSpecialization):
+    """Add neurons to a trained base, give each pair its own of them, and go on training all (`growth.py`).
+
+    Masks by coverage only take away; where the base is too small for its pairs, this gives. Its controls are
+    the same neurons for everybody: `owner` all with as many as a pair computes here, or as many as there are.
+    """
+
+    name: ClassVar[str] = "own_neurons"
+    source: ClassVar[str] = "beyond the papers: growth.py"
+
+    share: float = 0.25
+    """New neurons of each owner, as a share of a layer's."""
+
+    owner: Literal["pair", "source", "target", "separate", "all"] = "pair"
+    """Who shares new neurons; `separate`: by source in the encoder, by target in the decoder."""
+
+    old: Literal["all", "specialized"] = "all"
+    """Which of the base's neurons a pair keeps; `specialized`: by coverage, with the settings of
+    `neuron_specialization`."""
+
+    def check(self, bench: Workbench) -> None:
+        """Refuse masks that are selected anew: what a new neuron does is not counted yet."""
+        if self.refresh_every is not None:
+            raise ConfigError("own neurons keep their masks; refresh_every is for neuron_specialization")
+
+    def model(self, bench: Workbench) -> PreTrainedModel:
+        """Return the wider base."""
+        model = bench.base()
+        add_neurons(model, {site.name: site.width for site in self._grown(bench).sites}, bench.seed)
+        return model
+
+    def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
+        """Return which old and new neurons each pair has."""
+        old = super().masks(bench.base(), bench) if self.old == "specialized" else None
+        return self._grown(bench, old)
+
+    def _grown(self, bench: Workbench, old: NeuronMasks | None = None) -> NeuronMasks:
+        return grown_masks(find_sites(bench.base()), bench.pairs, self.share, self.owner, old)
