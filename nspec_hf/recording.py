@@ -59,7 +59,7 @@ def record(
     Raises:
         EmptyPairError: If no sentence of a pair came by; it names the pairs.
         RoutingError: If a batch has no `pair_ids`, or some that do not index the pairs.
-        UnsupportedModelError: If the model's neurons cannot be found.
+        UnsupportedModelError: If the model's neurons cannot be found, or weights are offloaded.
         ConfigError: If nothing tells a batch's padding, TE is wanted of a batch without labels, or `batches`
             is one batch.
         SiteMismatchError: If the mask of a batch and the model's activations differ in length.
@@ -70,6 +70,12 @@ def record(
         raise ConfigError("batches is a list or another iterable of batches, got one batch; write [batch]")
     plain = plain_model(model)
     sites = find_sites(plain, config.kinds)
+    away = [name for name, parameter in plain.named_parameters() if parameter.is_meta]
+    if away:
+        raise UnsupportedModelError(
+            f"{len(away)} weights are not in memory ({away[0]}, …): load the model without offloading to CPU "
+            "or disk; a smaller dtype or device_map='auto' over several GPUs may make it fit"
+        )
     stats = ActivationStats(pairs, sites, config, _base(plain, sites), corpus)
     recorder = _Recorder(plain, sites, pairs, config)
     with recorder.attached():

@@ -165,6 +165,8 @@ class Translator:
             )
         if generation.get("num_return_sequences", 1) != 1:
             raise ConfigError("num_return_sequences is 1: a translator returns one translation a text")
+        if generation.get("return_dict_in_generate"):
+            raise ConfigError("a translator returns text; call model.generate for scores and hidden states")
         gate = self.acting_gate
         pair_ids = {each: gate.pair_id(each) if gate else 0 for each in dict.fromkeys(pairs)}
         rows = self._shortened(self._encode(texts, pairs))
@@ -253,6 +255,7 @@ class Translator:
             "num_beams": self.config.num_beams,
             "length_penalty": self.config.length_penalty,
             "do_sample": False,
+            "return_dict_in_generate": False,
             "forced_bos_token_id": None,
             **generation,
         }

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch.nn import functional
 
 from nspec_hf.config import GateConfig, RecordConfig
@@ -442,6 +443,12 @@ def test_importance_without_labels_is_refused():
     batch["decoder_attention_mask"] = batch.pop("labels") != -100
     with pytest.raises(ConfigError, match="labels"):
         record(tiny_m2m100(), [batch], PAIRS, RecordConfig(te=True))
+
+
+def test_a_model_whose_weights_are_offloaded_is_refused_with_the_reason():
+    model = cpu_offload(tiny_m2m100(), execution_device=torch.device("cpu"))
+    with pytest.raises(UnsupportedModelError, match=r"not in memory \(.*without offloading"):
+        record(model, [random_batch()], ["en-de", "de-en", "en-fr"])
 
 
 def test_a_layer_that_runs_twice_is_no_single_site():

@@ -161,6 +161,11 @@ def test_generation_settings_overrule_and_max_length_is_followed():
     assert {int(output[0, 1]) for output in seen} == {language_tags(tokenizer()).tag_id("de")}
     with pytest.raises(ConfigError, match="num_return_sequences is 1"):
         translator.translate("one", "en-de", num_return_sequences=2)
+    with pytest.raises(ConfigError, match="returns text; call"):
+        translator.translate("one", "en-de", return_dict_in_generate=True)
+    before = translator.translate("one two three", "en-de")
+    network.generation_config.return_dict_in_generate = True
+    assert translator.translate("one two three", "en-de") == before
 
 
 @pytest.mark.parametrize("training", [True, False])
