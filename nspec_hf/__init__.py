@@ -27,7 +27,7 @@ READING_ORDER = """
     tables scores offtarget comet scoreboard grouping trials significance
     provenance checkpoints base loss callback training runs evaluation comparison_plan experiment
     results overlap kinship allocation erasure sweeps effects probing analysis plots effect_plots report
-    systems.system systems.rowwise systems.plain systems.masked systems.own_neurons
+    systems.system systems.rowwise systems.plain systems.masked systems.own_neurons systems.untrained
     systems.individual systems.zero_shot systems.subnetworks systems.lass
     systems.clones systems.differentiation systems.families systems.adapters
     systems.target_attention systems.architectures systems systems.running

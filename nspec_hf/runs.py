@@ -153,23 +153,10 @@ def train(
         log = _read_json(output / "trainer_state.json").get("log_history", [])
         return TrainResult(updates=finished["updates"], seconds=finished["seconds"], log=log)
     set_seed(arguments.seed)
-    if gate is not None:
-        # Before the Trainer is made: it moves the model, and all that is on it, to its device.
-        gate.attach()
-        if gate.leaves_parameters_unused:
-            arguments.ddp_find_unused_parameters = True
-    trainer = SpecializationTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=corpus,
-        eval_dataset=validation,
-        data_collator=PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id, codes),
-        processing_class=tokenizer,
-        gate=gate,
-        batch_config=config.batches,
-        callbacks=[*callbacks, *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
-    )
-    trainer.add_callback(RunClock())
+    trainer = _trainer(model, tokenizer, corpus, config.batches, arguments, gate, codes, validation)
+    patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
+    for callback in (*callbacks, *patience, RunClock()):
+        trainer.add_callback(callback)
     if not shows_progress:
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -181,6 +168,34 @@ def train(
         done = {"until": until, "updates": trainer.state.global_step, "seconds": seconds}
         write_json(output / _FINISHED_FILE, done)
     return TrainResult(updates=trainer.state.global_step, seconds=seconds, log=trainer.state.log_history)
+
+
+def text_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: EncodedCorpus,
+    config: TrainConfig,
+    output: str | Path,
+    gate: Attachment | None = None,
+    codes: Mapping[str, str] | None = None,
+) -> float:
+    """Return the mean loss of a corpus in nats a target token, language tags left out; nothing is trained.
+
+    Args:
+        model: As it is, moved to the Trainer's device.
+        tokenizer: Its tokenizer.
+        corpus: Encoded text.
+        config: The run that it is compared with: batches, precision.
+        output: Folder that the Trainer may write to.
+        gate: What makes each row run as its pair does.
+        codes: Your language codes → the tokenizer's, where they differ.
+    """
+    arguments = training_arguments(config, Path(output))
+    trainer = _trainer(model, tokenizer, corpus, config.batches, arguments, gate, codes)
+    # Its log of one line is the caller's to show.
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer.evaluate(corpus)["eval_text_loss"]
 
 
 def join_processes() -> PartialState:
@@ -268,6 +283,33 @@ class _Sized(Iterable):
 
     def __len__(self) -> int:
         return self._length
+
+
+def _trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: EncodedCorpus,
+    batches: BatchConfig,
+    arguments: Seq2SeqTrainingArguments,
+    gate: Attachment | None,
+    codes: Mapping[str, str] | None,
+    validation: EncodedCorpus | None = None,
+) -> SpecializationTrainer:
+    if gate is not None:
+        # Before the Trainer is made: it moves the model, and all that is on it, to its device.
+        gate.attach()
+        if gate.leaves_parameters_unused:
+            arguments.ddp_find_unused_parameters = True
+    return SpecializationTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=corpus,
+        eval_dataset=validation,
+        data_collator=PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id, codes),
+        processing_class=tokenizer,
+        gate=gate,
+        batch_config=batches,
+    )
 
 
 def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:

@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import M2M100Config, M2M100ForConditionalGeneration
 
-from nspec_hf.training import SpecializationTrainer
-from tests.tiny_experiment import Killed, recipe
+from tests.tiny_experiment import recipe, saving
 from tests.tiny_text import PAIRS
 
 TESTED = {*PAIRS, "de-fr", "fr-de"}
@@ -19,22 +18,12 @@ def run(file, system, row="", settings=None, options=()):
     recipe("specialize")([file, "--system", system, *named, *chosen, *options])
 
 
-def stopped(folder, file, elsewhere, monkeypatch, saves, system, row="", settings=None):
+def stopped(folder, file, elsewhere, saves, system, row="", settings=None):
     """Run a system on the same base in another folder, killed at its checkpoint number `saves`, and again."""
     options = ["--work", str(elsewhere), "--results", str(elsewhere / "results")]
     options += ["--base", str(folder / "work" / "base" / "model"), "--specialize.arguments.save_steps", "1"]
-    save, done = SpecializationTrainer._save_rng_state, []
-
-    def die(self, where):
-        done.append(where)
-        if len(done) == saves:
-            raise Killed
-        return save(self, where)
-
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", die)
-    with pytest.raises(Killed):
+    with saving(kill=lambda _folder, _update, begun: begun == saves):
         run(file, system, row, settings, options)
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", save)
     with pytest.warns(UserWarning, match="is not whole"):
         run(file, system, row, settings, options)
 

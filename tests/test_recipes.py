@@ -15,7 +15,7 @@ from nspec_hf.stats import ActivationStats
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.hub_stand_in import TOKEN, HubStandIn
-from tests.tiny_experiment import RECIPES, Killed, experiment, recipe, result
+from tests.tiny_experiment import RECIPES, Killed, experiment, recipe, result, saving
 from tests.tiny_text import PAIRS
 
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
@@ -96,23 +96,15 @@ def test_what_is_there_is_neither_recorded_trained_nor_translated_again(based, m
 
 def test_a_stopped_recipe_goes_on(tmp_path, monkeypatch, based):
     file = experiment(tmp_path)
-    plain_save, plain_translate = SpecializationTrainer._save_rng_state, Translator.translate
-
-    def die(self, folder):
-        if self.state.global_step == 4:
-            raise Killed
-        return plain_save(self, folder)
-
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", die)
-    with pytest.raises(Killed):
+    with saving(kill=lambda _folder, update, _begun: update == 4):
         recipe("pretrain")([file])
     assert what_is_broken(tmp_path / "work" / "base" / "checkpoint-4")
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", plain_save)
+    plain_translate = Translator.translate
 
-    def die_too(self, *args, **kwargs):
+    def die(self, *args, **kwargs):
         raise Killed
 
-    monkeypatch.setattr(Translator, "translate", die_too)
+    monkeypatch.setattr(Translator, "translate", die)
     with pytest.raises(Killed), pytest.warns(UserWarning, match="checkpoint-4 is not whole"):
         recipe("pretrain")([file])
     monkeypatch.setattr(Translator, "translate", plain_translate)

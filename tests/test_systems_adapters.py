@@ -410,12 +410,12 @@ def test_a_frozen_base_stays_what_it_is_and_the_adapters_do_not(based):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_run_ends_with_the_same_weights(based, case, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_weights(based, case, tmp_path):
     folder, file = based
     system, settings = CASES[case]
     run(file, system, case, settings)
     # The second checkpoint of the continuation.
-    stopped(folder, file, tmp_path, monkeypatch, 4 if case == "scratch" else 2, system, case, settings)
+    stopped(folder, file, tmp_path, 4 if case == "scratch" else 2, system, case, settings)
     one, other = weights(folder / "work" / case / "s1"), weights(tmp_path / case / "s1")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -122,10 +122,10 @@ def test_a_run_trains_its_shape_scores_and_is_not_done_again(based, name, monkey
     assert result(folder, name) == found
 
 
-def test_a_killed_run_ends_with_the_same_weights(based, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_weights(based, tmp_path):
     folder, file = based
     run(file, "expansion")
-    stopped(folder, file, tmp_path, monkeypatch, 4, "expansion")
+    stopped(folder, file, tmp_path, 4, "expansion")
     one, other = (weights(each / "expansion" / "s1") for each in (folder / "work", tmp_path))
     assert one["model.encoder.layers.0.fc1.weight"].shape == (35, 16)
     assert one.keys() == other.keys()

@@ -30,7 +30,7 @@ from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
 from tests.test_runs import config
-from tests.tiny_experiment import Killed, recipe, result
+from tests.tiny_experiment import recipe, result, saving
 from tests.tiny_text import PAIRS as TEXT_PAIRS
 from tests.tiny_text import corpus, tokenizer
 from tests.tiny_text import model as text_model
@@ -323,20 +323,11 @@ def weights(folder):
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_run_that_is_killed_ends_bit_for_bit_as_one_that_was_not(tmp_path, monkeypatch):
+def test_a_run_that_is_killed_ends_bit_for_bit_as_one_that_was_not(tmp_path):
     _, whole, _ = run(tmp_path / "whole")
     assert whole.extra_parameters > 0
-    plain = SpecializationTrainer._save_rng_state
-
-    def die(self, folder):
-        plain(self, folder)
-        if self.state.global_step == 4:
-            raise Killed
-
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", die)
-    with pytest.raises(Killed):
+    with saving(kill=lambda _folder, update, _begun: update == 4):
         run(tmp_path / "killed")
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", plain)
     with pytest.warns(UserWarning, match="checkpoint-4 is not whole"):
         _, killed, _ = run(tmp_path / "killed")
     assert killed.facts() == whole.facts()

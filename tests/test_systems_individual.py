@@ -11,7 +11,7 @@ from nspec_hf.systems import SYSTEMS
 from nspec_hf.systems.system import Workbench, make_system
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
-from tests.tiny_experiment import Killed, recipe, result
+from tests.tiny_experiment import recipe, result, saving
 from tests.tiny_text import PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -107,29 +107,16 @@ def test_each_direction_is_translated_by_its_own_model(based, tmp_path, monkeypa
         assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
 
 
-def test_a_killed_run_trains_no_model_again_and_ends_as_one_that_was_not(based, tmp_path, monkeypatch):
+def test_a_killed_run_trains_no_model_again_and_ends_as_one_that_was_not(based, tmp_path):
     _, file = based
     base = str(based[0] / "work" / "base" / "model")
     where = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results"), "--base", base]
     recipe("specialize")([file, *SETTINGS, "--row", "whole", *where])
-    plain, trained = SpecializationTrainer._save_rng_state, []
-
-    def save(self, folder):
-        trained.append(folder)
-        plain(self, folder)
-        # In the third model, while the second checkpoint of its first phase is written.
-        if "en-fr/pretraining" in folder and self.state.global_step == 4:
-            raise Killed
-
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", save)
     killed = [file, *SETTINGS, "--row", "killed", *where]
-    with pytest.raises(Killed):
+    # In the third model, while the second checkpoint of its first phase is written.
+    with saving(kill=lambda folder, update, _: "en-fr/pretraining" in folder and update == 4):
         recipe("specialize")(killed)
-    trained.clear()
-    monkeypatch.setattr(
-        SpecializationTrainer, "_save_rng_state", lambda self, to: (trained.append(to), plain(self, to))
-    )
-    with pytest.warns(UserWarning, match="checkpoint-4 is not whole"):
+    with saving() as trained, pytest.warns(UserWarning, match="checkpoint-4 is not whole"):
         recipe("specialize")(killed)
     first, last = ("/".join(folder.split("/")[-3:]) for folder in (trained[0], trained[-1]))
     assert (first, last) == ("en-fr/pretraining/checkpoint-4", "s1/fr-en/checkpoint-2")

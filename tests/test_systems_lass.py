@@ -19,7 +19,7 @@ from nspec_hf.systems.zero_shot import StandIns
 from nspec_hf.training import SpecializationTrainer
 from nspec_hf.translate import Translator
 from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
-from tests.tiny_experiment import Killed, recipe, result
+from tests.tiny_experiment import recipe, result, saving
 from tests.tiny_text import PAIRS as TEXT_PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -245,28 +245,14 @@ def test_each_pair_is_fine_tuned_on_its_own_text_from_the_base(based, tmp_path, 
         assert all(torch.equal(tensor, base[name]) for name, tensor in start.items())
 
 
-def test_a_killed_run_fine_tunes_no_pair_again_and_ends_as_one_that_was_not(based, tmp_path, monkeypatch):
+def test_a_killed_run_fine_tunes_no_pair_again_and_ends_as_one_that_was_not(based, tmp_path):
     _, file = based
     recipe("specialize")([file, *SETTINGS, "--row", "whole", *at(based, tmp_path)])
-    plain, trained = SpecializationTrainer._save_rng_state, []
-
-    def save(self, folder):
-        trained.append(folder)
-        plain(self, folder)
-        # In the middle of the third pair, while its second checkpoint is written.
-        if "en-fr" in folder and self.state.global_step == 3:
-            raise Killed
-
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", save)
     killed = [file, *SETTINGS, "--row", "killed", *at(based, tmp_path)]
-    with pytest.raises(Killed):
+    # In the middle of the third pair, while its second checkpoint is written.
+    with saving(kill=lambda folder, update, _begun: "en-fr" in folder and update == 3) as first:
         recipe("specialize")(killed)
-    first = list(trained)
-    trained.clear()
-    monkeypatch.setattr(
-        SpecializationTrainer, "_save_rng_state", lambda self, to: (trained.append(to), plain(self, to))
-    )
-    with pytest.warns(UserWarning, match="checkpoint-3 is not whole"):
+    with saving() as trained, pytest.warns(UserWarning, match="checkpoint-3 is not whole"):
         recipe("specialize")(killed)
     assert any("en-de" in folder for folder in first)
     assert not any("en-de" in folder for folder in trained)

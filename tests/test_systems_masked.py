@@ -11,8 +11,7 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.runs import record_corpus
 from nspec_hf.systems import SYSTEMS
 from nspec_hf.systems.system import System, Workbench, make_system
-from nspec_hf.training import SpecializationTrainer
-from tests.tiny_experiment import Killed, recipe, result
+from tests.tiny_experiment import recipe, result, saving
 from tests.tiny_text import PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -93,23 +92,14 @@ def test_masks_selected_anew_are_those_of_the_weights_at_that_time(based):
     assert result(folder, "anew")["attachment"]["masks"] == kept[4].fingerprint()
 
 
-def test_a_run_that_selects_anew_and_is_killed_ends_as_one_that_is_not(tmp_path, based, monkeypatch):
+def test_a_run_that_selects_anew_and_is_killed_ends_as_one_that_is_not(tmp_path, based):
     _, file = based
     where = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     base = ["--base", str(based[0] / "work" / "base" / "model")]
     row = ["--settings.refresh_every", "2", *OFTEN, *where, *base]
     recipe("specialize")([file, "--row", "whole", *row])
-    plain = SpecializationTrainer._save_rng_state
-
-    def die(self, folder):
-        plain(self, folder)
-        if self.state.global_step == 3:
-            raise Killed
-
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", die)
-    with pytest.raises(Killed):
+    with saving(kill=lambda _folder, update, _begun: update == 3):
         recipe("specialize")([file, "--row", "killed", *row])
-    monkeypatch.setattr(SpecializationTrainer, "_save_rng_state", plain)
     recipe("specialize")([file, "--row", "killed", *row])
     whole, killed = (result(tmp_path, name) for name in ("whole", "killed"))
     assert whole["attachment"] == killed["attachment"]

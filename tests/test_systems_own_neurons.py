@@ -47,10 +47,10 @@ def test_a_run_has_the_neurons_that_it_says(based, settings, owners):
     assert whole == ("old" not in settings)
 
 
-def test_a_killed_run_ends_with_the_same_weights(based, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_weights(based, tmp_path):
     folder, file = based
     run(file, "own_neurons")
-    stopped(folder, file, tmp_path, monkeypatch, 2, "own_neurons")
+    stopped(folder, file, tmp_path, 2, "own_neurons")
     one, other = (weights(each / "own_neurons" / "s1") for each in (folder / "work", tmp_path))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

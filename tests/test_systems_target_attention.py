@@ -138,11 +138,11 @@ def test_a_run_is_from_scratch_scores_all_and_is_not_done_again(based, monkeypat
     assert result(folder, "target_attention") == found
 
 
-def test_a_killed_run_ends_with_the_same_weights(based, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_weights(based, tmp_path):
     folder, file = based
     run(file, "target_attention")
     # The second checkpoint of the continuation: two of the beginning come before.
-    stopped(folder, file, tmp_path, monkeypatch, 4, "target_attention")
+    stopped(folder, file, tmp_path, 4, "target_attention")
     one, other = (weights(each / "target_attention" / "s1") for each in (folder / "work", tmp_path))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

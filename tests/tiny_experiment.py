@@ -2,10 +2,14 @@
 
 import importlib.util
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import yaml
 
+from nspec_hf.training import SpecializationTrainer
 from tests.tiny_text import write_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -13,6 +17,31 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 class Killed(BaseException):
     """Stands for kill -9."""
+
+
+@contextmanager
+def saving(kill: Callable[[str, int, int], bool] | None = None) -> Iterator[list[str]]:
+    """Give the folders of the checkpoints that trainings write, in order.
+
+    Args:
+        kill: Told a checkpoint's folder, its update and how many were begun, says whether to die while it is
+            written; then the block must end by that.
+    """
+    plain, written = SpecializationTrainer._save_rng_state, []
+
+    def save(self, folder):
+        written.append(folder)
+        if kill is not None and kill(folder, self.state.global_step, len(written)):
+            raise Killed
+        return plain(self, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpecializationTrainer, "_save_rng_state", save)
+        if kill is None:
+            yield written
+        else:
+            with pytest.raises(Killed):
+                yield written
 
 
 def experiment(folder):

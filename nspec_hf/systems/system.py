@@ -37,7 +37,15 @@ from nspec_hf.experiment import ExperimentConfig
 from nspec_hf.languages import LanguageTags, language_tags
 from nspec_hf.pairs import Pair
 from nspec_hf.provenance import plain
-from nspec_hf.runs import TrainConfig, TrainResult, join_processes, load_weights, record_corpus, train
+from nspec_hf.runs import (
+    TrainConfig,
+    TrainResult,
+    join_processes,
+    load_weights,
+    record_corpus,
+    text_loss,
+    train,
+)
 from nspec_hf.stats import ActivationStats
 from nspec_hf.translate import Translator
 
@@ -167,6 +175,17 @@ class Workbench:
             self.config.data.codes,
             callbacks,
         )
+
+    def loss(self, model: PreTrainedModel, attachment: Attachment | None = None) -> float:
+        """Return the loss of the validation text, see `runs.text_loss`; nothing is trained.
+
+        Args:
+            model: What is looked at.
+            attachment: What makes each row run as its pair does.
+        """
+        codes = self.config.data.codes
+        budget = self.budget()
+        return text_loss(model, self.tokenizer, self.validation, budget, self.folder, attachment, codes)
 
     def budget(self, phase: str = "specialize", **arguments: Any) -> TrainConfig:
         """Return the experiment's training of that phase with this run's seed."""
