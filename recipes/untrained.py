@@ -4,10 +4,11 @@
     python recipes/untrained.py recipes/configs/multi30k.yaml --rows finetune 'ns*'
 
 The plan is that of `compare.py`; rows that are no masks stand for the base, once. Seconds a row, where a
-training takes minutes or hours: for choosing a coverage, and for seeing which settings matter at all. Results
-go to `recipes/results/NAME.untrained.json`.
+training takes minutes or hours: for choosing a coverage, and for seeing which settings matter at all. The
+table has all rows that were looked at, now or before, and goes to `recipes/results/NAME.untrained.json`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from nspec_hf.provenance import write_result
 from nspec_hf.runs import join_processes
 from nspec_hf.systems.masked import Masked
 from nspec_hf.systems.system import Workbench
-from nspec_hf.systems.untrained import untrained, untrained_table
+from nspec_hf.systems.untrained import FILE, untrained, untrained_table
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,12 +31,14 @@ def main(argv: list[str] | None = None) -> None:
         rows={"nargs": "+", "default": None, "help": "Rows to look at, or patterns such as 'ns*'; else all."},
         seeds={"nargs": "+", "type": int, "default": None, "help": "Seeds to look at; else all."},
     )
-    runs = chosen_runs(planned_rows(config), chosen.rows, chosen.seeds)
-    base = next((run for run in runs if not isinstance(run.system, Masked)), None)
+    rows = planned_rows(config)
+    everything = _masks_and_base(chosen_runs(rows))
+    wanted = chosen_runs(rows, chosen.rows, chosen.seeds)
     found = []
-    for run in tqdm([run for run in runs if isinstance(run.system, Masked) or run is base], disable=None):
-        name = "base" if run is base else run.row
-        found.append(untrained(name, run.system, _bench(run)))
+    for name, run in tqdm(everything.items(), disable=None):
+        bench = _bench(name, run)
+        if name[0] == "base" or run in wanted or (bench.folder / f"{FILE}.json").is_file():
+            found.append(untrained(name[0], run.system, bench))
     if join_processes().is_main_process:
         about = f"{config.data.valid_split} of {config.name}, base {Path(config.base_model).name}"
         print(untrained_table(found, about))
@@ -44,8 +47,15 @@ def main(argv: list[str] | None = None) -> None:
         print(f"kept in {path}")
 
 
-def _bench(run: Run) -> Workbench:
-    folder = Path(run.config.work) / "untrained" / run.row / f"s{run.seed}"
+def _masks_and_base(runs: Sequence[Run]) -> dict[tuple[str, int], Run]:
+    """Return the runs by name and seed; the first of those that are no masks stands for the base."""
+    found = {(run.row, run.seed): run for run in runs if isinstance(run.system, Masked)}
+    bases = [run for run in runs if not isinstance(run.system, Masked)]
+    return {("base", run.seed): run for run in bases[:1]} | found
+
+
+def _bench(name: tuple[str, int], run: Run) -> Workbench:
+    folder = Path(run.config.work) / "untrained" / name[0] / f"s{name[1]}"
     return Workbench(config=run.config, folder=folder, seed=run.seed)
 
 

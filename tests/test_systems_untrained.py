@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from nspec_hf.errors import ConfigError
 from nspec_hf.experiment import ExperimentConfig, read_settings
 from nspec_hf.gate import NeuronGate
 from nspec_hf.masks import NeuronMasks
@@ -69,7 +70,7 @@ def test_the_loss_is_that_of_a_plain_loop(based, tmp_path, name, settings):
 def test_the_base_stands_for_what_is_no_masks(based, tmp_path):
     own = bench(based, tmp_path)
     found = untrained("base", make_system(SYSTEMS["finetune"], {}), own)
-    assert found == {"name": "base", "seed": 1, "loss": found["loss"]}
+    assert found == {"name": "base", "seed": 1, "seconds": 0.0, "loss": found["loss"]}
     assert found["loss"] == pytest.approx(slow_loss(own), abs=1e-5)
 
 
@@ -83,7 +84,7 @@ def test_the_table_has_the_least_loss_first_and_the_difference_from_the_base():
     ]
 
 
-def test_the_recipe_looks_at_the_masks_of_a_plan_and_at_the_base_once(based, tmp_path, capsys):
+def test_the_recipe_looks_at_the_masks_of_a_plan_and_at_the_base_once(based, tmp_path, capsys, monkeypatch):
     folder, file = based
     plan = tmp_path / "plan.yaml"
     rows = "{finetune: {}, baseline: {}, ns: {system: neuron_specialization, sweep: {coverage: [0.5, 0.9]}}}"
@@ -99,6 +100,9 @@ def test_the_recipe_looks_at_the_masks_of_a_plan_and_at_the_base_once(based, tmp
     ordered = [each["name"] for each in sorted(found, key=lambda each: each["loss"])]
     first = [(line.split() or [""])[0] for line in shown.splitlines()]
     assert [name for name in first if name in ordered] == ordered
+    # What was looked at is not looked at again, and stays in the table.
+    monkeypatch.setattr("nspec_hf.runs.record", None)
     recipe("untrained")([file, "--config", str(plan), *places, "--rows", "ns*0.9"])
-    again = json.loads((tmp_path / "results" / "tiny.untrained.json").read_text())["rows"]
-    assert [each["masks"] for each in again] == [found[2]["masks"]]
+    assert json.loads((tmp_path / "results" / "tiny.untrained.json").read_text())["rows"] == found
+    with pytest.raises(ConfigError, match=r"select.silence|settings|gate.silence"):
+        recipe("untrained")([file, "--config", str(plan), *places, "--gate.silence", "weights"])

@@ -14,6 +14,9 @@ from nspec_hf.systems.masked import Masked
 from nspec_hf.systems.system import System, Workbench, settings_of
 from nspec_hf.tables import Table
 
+FILE = "untrained"
+"""Name of the result in a run's folder."""
+
 
 def untrained(name: str, system: System, bench: Workbench) -> dict[str, Any]:
     """Return what a system that is masks does to the base; the base itself, for any other system.
@@ -21,15 +24,23 @@ def untrained(name: str, system: System, bench: Workbench) -> dict[str, Any]:
     Args:
         name: What tables call it.
         system: With its settings.
-        bench: Experiment, folder and seed; the masks are left in the folder.
+        bench: Experiment, folder and seed. Masks and result are left in the folder, and found there again.
 
     Returns:
-        `loss` in nats a token of the text, language tags left out. Of masks also `density`, the share of
-        neurons kept at the gated sites of each side, and the `seconds` that recording and selecting took.
+        `loss` in nats a token of the text, language tags left out, and the `seconds` that recording and
+        selecting took. Of masks also `density`, the share of neurons kept at the gated sites of each side.
+
+    Raises:
+        ConfigError: If the folder holds a look at other settings, or the system cannot work.
     """
+    bench.claim(system)
     system.check(bench)
+    return bench.once(FILE, lambda: _looked_at(name, system, bench))
+
+
+def _looked_at(name: str, system: System, bench: Workbench) -> dict[str, Any]:
     model = system.model(bench)
-    facts: dict[str, Any] = {"name": name, "seed": bench.seed}
+    facts: dict[str, Any] = {"name": name, "seed": bench.seed, "seconds": 0.0}
     if not isinstance(system, Masked):
         return facts | {"loss": bench.loss(model)}
     facts |= {"system": system.name, "settings": settings_of(system)}
