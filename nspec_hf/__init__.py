@@ -27,10 +27,10 @@ READING_ORDER = """
     tables scores offtarget comet scoreboard grouping trials significance
     provenance checkpoints base loss callback training runs evaluation comparison_plan experiment
     results overlap kinship allocation erasure sweeps effects probing analysis plots effect_plots report
-    systems.system systems.rowwise systems.plain systems.masked systems.own_neurons systems.untrained
+    systems.system systems.rowwise systems.plain systems.masked systems.own_neurons
     systems.individual systems.zero_shot systems.subnetworks systems.lass
     systems.clones systems.differentiation systems.families systems.adapters
-    systems.target_attention systems.architectures systems systems.running
+    systems.target_attention systems.architectures systems systems.running systems.untrained
     jobs comparison_runs paired_runs standings comparison comparison_tables
     ctranslate proof export
     commands export_commands evaluation_commands analysis_commands probing_commands

@@ -179,17 +179,7 @@ def text_loss(
     gate: Attachment | None = None,
     codes: Mapping[str, str] | None = None,
 ) -> float:
-    """Return the mean loss of a corpus in nats a target token, language tags left out; nothing is trained.
-
-    Args:
-        model: As it is, moved to the Trainer's device.
-        tokenizer: Its tokenizer.
-        corpus: Encoded text.
-        config: The run that it is compared with: batches, precision.
-        output: Folder that the Trainer may write to.
-        gate: What makes each row run as its pair does.
-        codes: Your language codes → the tokenizer's, where they differ.
-    """
+    """Return the mean loss in nats a target token, language tags left out; arguments as in `train`."""
     arguments = training_arguments(config, Path(output))
     trainer = _trainer(model, tokenizer, corpus, config.batches, arguments, gate, codes)
     # Its log of one line is the caller's to show.

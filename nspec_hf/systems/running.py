@@ -5,11 +5,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nspec_hf.checkpoints import claim_folder
 from nspec_hf.comparison_plan import ComparisonPlan
 from nspec_hf.provenance import write_result
 from nspec_hf.runs import join_processes
 from nspec_hf.scoreboard import SystemScores, score_system
+from nspec_hf.sites import find_sites, weight_fingerprint
 from nspec_hf.systems.system import System, Workbench, settings_of
+
+
+def claim(bench: Workbench, system: System) -> None:
+    """Take the folder for this system; a run with other settings or on another base is not gone on with.
+
+    Raises:
+        ConfigError: If the folder holds one.
+    """
+    base, begun_with = bench.base(), bench.config.begun_with("base", "record", "select", "gate")
+    begun_with |= {"system": system.name, "settings": settings_of(system), "seed": bench.seed}
+    begun_with |= {"base_weights": weight_fingerprint(base, find_sites(base))}
+    claim_folder(bench.folder, begun_with)
 
 
 def run_system(name: str, system: System, bench: Workbench, result: Path) -> SystemScores | None:
@@ -27,7 +41,7 @@ def run_system(name: str, system: System, bench: Workbench, result: Path) -> Sys
     Raises:
         ConfigError: If the folder holds a run with other settings, or the system cannot work.
     """
-    bench.claim(system)
+    claim(bench, system)
     system.check(bench)
     # Read before training, so that a file that is missing is missed now.
     tests = bench.tests

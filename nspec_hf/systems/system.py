@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.attachment import Attachment
 from nspec_hf.base import fresh_model, load_base
-from nspec_hf.checkpoints import claim_folder, write_json
+from nspec_hf.checkpoints import write_json
 from nspec_hf.config import RecordConfig
 from nspec_hf.corpus import PairText
 from nspec_hf.encoded import EncodedCorpus, encode_corpus
@@ -46,7 +46,6 @@ from nspec_hf.runs import (
     text_loss,
     train,
 )
-from nspec_hf.sites import find_sites, weight_fingerprint
 from nspec_hf.stats import ActivationStats
 from nspec_hf.translate import Translator
 
@@ -178,15 +177,9 @@ class Workbench:
         )
 
     def loss(self, model: PreTrainedModel, attachment: Attachment | None = None) -> float:
-        """Return the loss of the validation text, see `runs.text_loss`; nothing is trained.
-
-        Args:
-            model: What is looked at.
-            attachment: What makes each row run as its pair does.
-        """
-        codes = self.config.data.codes
-        budget = self.budget()
-        return text_loss(model, self.tokenizer, self.validation, budget, self.folder, attachment, codes)
+        """Return the loss of the validation text, see `runs.text_loss`; nothing is trained."""
+        text, codes = self.validation, self.config.data.codes
+        return text_loss(model, self.tokenizer, text, self.budget(), self.folder, attachment, codes)
 
     def budget(self, phase: str = "specialize", **arguments: Any) -> TrainConfig:
         """Return the experiment's training of that phase with this run's seed."""
@@ -217,17 +210,6 @@ class Workbench:
         texts = [text for text in self.tests if pairs is None or text.pair in pairs]
         known = [text for text in texts if attachment is None or attachment.knows(text.pair)]
         return translate_test_set(translator, known, self.folder / folder)
-
-    def claim(self, system: "System") -> None:
-        """Take the folder for this system; a run with other settings or on another base is not gone on with.
-
-        Raises:
-            ConfigError: If the folder holds one.
-        """
-        base, begun_with = self.base(), self.config.begun_with("base", "record", "select", "gate")
-        begun_with |= {"system": system.name, "settings": settings_of(system), "seed": self.seed}
-        begun_with |= {"base_weights": weight_fingerprint(base, find_sites(base))}
-        claim_folder(self.folder, begun_with)
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what `work` returned when it was first done in this folder, and the `seconds` it took.

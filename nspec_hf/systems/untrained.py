@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nspec_hf.systems.masked import Masked
+from nspec_hf.systems.running import claim
 from nspec_hf.systems.system import System, Workbench, settings_of
 from nspec_hf.tables import Table
 
@@ -33,7 +34,7 @@ def untrained(name: str, system: System, bench: Workbench) -> dict[str, Any]:
     Raises:
         ConfigError: If the folder holds a look at other settings, or the system cannot work.
     """
-    bench.claim(system)
+    claim(bench, system)
     system.check(bench)
     return bench.once(FILE, lambda: _looked_at(name, system, bench))
 
