@@ -43,7 +43,7 @@ def zeroed(model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str =
     keep = masks[pair]
     twin = _plain_copy(plain_model(model))
     gated = [site for site in sites if site.name in keep]
-    plain_linears(twin, gated)
+    refuse_changed_linears(twin, gated)
     # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
     for site in sorted(gated, key=lambda site: site.kind != "ffn"):
         _zero(twin, site, keep[site.name], silence)
@@ -89,6 +89,20 @@ def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
             _narrow(model, site, torch.arange(widths[site.name]))
 
 
+def resize(linear: nn.Linear, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+    """Give a linear other weights and the sizes that they have; frozen ones stay frozen.
+
+    Args:
+        linear: Changed in place.
+        weight_OI: New weights, [outputs, inputs].
+        bias_O: New biases; None where it has none.
+    """
+    linear.out_features, linear.in_features = weight_OI.shape
+    linear.weight = nn.Parameter(weight_OI.detach().contiguous(), linear.weight.requires_grad)
+    if bias_O is not None and bias_O is not linear.bias:
+        linear.bias = nn.Parameter(bias_O.detach().contiguous(), linear.bias.requires_grad)
+
+
 def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model without the gate that may be on it."""
     twin = copy.deepcopy(model)
@@ -120,11 +134,11 @@ def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
         down.weight[:, off_F] = 0
 
 
-def plain_linears(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse feed-forward blocks whose weights cannot be written to.
+def refuse_changed_linears(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Refuse sites whose weights, or those of the down and up projections beside them, cannot be written to.
 
     Raises:
-        UnsupportedModelError: If one of their layers is not a plain linear (LoRA, quantized).
+        UnsupportedModelError: If one of these layers is not a plain linear (LoRA, quantized).
     """
     for site in sites:
         for path in filter(None, (site.name, site.up, site.down)):
@@ -146,11 +160,6 @@ def _narrow(model: nn.Module, site: Site, index_K: Tensor) -> None:
     for path in filter(None, (site.name, site.up)):
         linear = model.get_submodule(path)
         index = index_K.to(linear.weight.device)
-        linear.weight = nn.Parameter(linear.weight.detach()[index], linear.weight.requires_grad)
-        if linear.bias is not None:
-            linear.bias = nn.Parameter(linear.bias.detach()[index], linear.bias.requires_grad)
-        linear.out_features = len(index_K)
+        resize(linear, linear.weight[index], None if linear.bias is None else linear.bias[index])
     down = model.get_submodule(site.down)
-    index = index_K.to(down.weight.device)
-    down.weight = nn.Parameter(down.weight.detach()[:, index].contiguous(), down.weight.requires_grad)
-    down.in_features = len(index_K)
+    resize(down, down.weight[:, index_K.to(down.weight.device)], down.bias)

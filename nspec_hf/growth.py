@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf.attachment import attachment_of
-from nspec_hf.baking import plain_linears
+from nspec_hf.baking import refuse_changed_linears, resize
 from nspec_hf.choice import Recipe, group_numbers
 from nspec_hf.errors import ConfigError, TrainingSetupError, UnsupportedModelError
 from nspec_hf.masks import NeuronMasks
@@ -124,7 +124,7 @@ def add_neurons(model: PreTrainedModel, widths: dict[str, int], seed: int = 1) -
         raise ConfigError(
             f"widths are for all {len(sites)} sites and not below theirs; see {', '.join(wrong)}"
         )
-    plain_linears(model, sites)
+    refuse_changed_linears(model, sites)
     _write_widths(model, sites, widths)
     generator = torch.Generator().manual_seed(seed)
     for site in sites:
@@ -133,8 +133,7 @@ def add_neurons(model: PreTrainedModel, widths: dict[str, int], seed: int = 1) -
             _add_rows(model.get_submodule(path), more, generator)
         down = model.get_submodule(site.down)
         silent_DW = down.weight.new_zeros(down.out_features, more)
-        _replace(down, "weight", torch.cat([down.weight.detach(), silent_DW], dim=1))
-        down.in_features = widths[site.name]
+        resize(down, torch.cat([down.weight, silent_DW], dim=1), down.bias)
 
 
 def _owners(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
@@ -146,19 +145,13 @@ def _owners(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
 
 
 def _add_rows(linear: nn.Linear, more: int, generator: torch.Generator) -> None:
-    weight_FD = linear.weight.detach()
+    weight_FD, bias_F = linear.weight, linear.bias
     drawn_WD = torch.randint(len(weight_FD), (more, weight_FD.shape[1]), generator=generator)
     new_WD = weight_FD.gather(0, drawn_WD.to(weight_FD.device))
-    _replace(linear, "weight", torch.cat([weight_FD, new_WD]))
-    if linear.bias is not None:
+    if bias_F is not None:
         drawn_W = torch.randint(len(weight_FD), (more,), generator=generator)
-        bias_F = linear.bias.detach()
-        _replace(linear, "bias", torch.cat([bias_F, bias_F[drawn_W.to(bias_F.device)]]))
-    linear.out_features += more
-
-
-def _replace(linear: nn.Linear, name: str, value: Tensor) -> None:
-    setattr(linear, name, nn.Parameter(value.contiguous(), getattr(linear, name).requires_grad))
+        bias_F = torch.cat([bias_F, bias_F[drawn_W.to(bias_F.device)]])
+    resize(linear, torch.cat([weight_FD, new_WD]), bias_F)
 
 
 def _write_widths(model: PreTrainedModel, sites: Sequence[Site], widths: dict[str, int]) -> None:

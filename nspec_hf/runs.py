@@ -153,13 +153,10 @@ def train(
         log = _read_json(output / "trainer_state.json").get("log_history", [])
         return TrainResult(updates=finished["updates"], seconds=finished["seconds"], log=log)
     set_seed(arguments.seed)
-    trainer = _trainer(model, tokenizer, corpus, config.batches, arguments, gate, codes, validation)
+    trainer = _trainer(model, tokenizer, corpus, config, arguments, gate, codes, validation, shows_progress)
     patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
     for callback in (*callbacks, *patience, RunClock()):
         trainer.add_callback(callback)
-    if not shows_progress:
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
     seconds = _fit(trainer, last_checkpoint(output))
     trainer.save_model(str(output / "model"))
     if trainer.is_world_process_zero():
@@ -181,10 +178,8 @@ def text_loss(
 ) -> float:
     """Return the mean loss in nats a target token, language tags left out; arguments as in `train`."""
     arguments = training_arguments(config, Path(output))
-    trainer = _trainer(model, tokenizer, corpus, config.batches, arguments, gate, codes)
     # Its log of one line is the caller's to show.
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+    trainer = _trainer(model, tokenizer, corpus, config, arguments, gate, codes, shown=False)
     return trainer.evaluate(corpus)["eval_text_loss"]
 
 
@@ -279,18 +274,19 @@ def _trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     corpus: EncodedCorpus,
-    batches: BatchConfig,
+    config: TrainConfig,
     arguments: Seq2SeqTrainingArguments,
     gate: Attachment | None,
     codes: Mapping[str, str] | None,
     validation: EncodedCorpus | None = None,
+    shown: bool = True,
 ) -> SpecializationTrainer:
     if gate is not None:
         # Before the Trainer is made: it moves the model, and all that is on it, to its device.
         gate.attach()
         if gate.leaves_parameters_unused:
             arguments.ddp_find_unused_parameters = True
-    return SpecializationTrainer(
+    trainer = SpecializationTrainer(
         model=model,
         args=arguments,
         train_dataset=corpus,
@@ -298,8 +294,12 @@ def _trainer(
         data_collator=PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id, codes),
         processing_class=tokenizer,
         gate=gate,
-        batch_config=batches,
+        batch_config=config.batches,
     )
+    if not shown:
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+    return trainer
 
 
 def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:

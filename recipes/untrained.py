@@ -21,6 +21,9 @@ from nspec_hf.systems.masked import Masked
 from nspec_hf.systems.system import Workbench
 from nspec_hf.systems.untrained import FILE, untrained, untrained_table
 
+BASE = "base"
+"""What the table calls the base; no row of a plan may be called so."""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
@@ -32,13 +35,12 @@ def main(argv: list[str] | None = None) -> None:
         seeds={"nargs": "+", "type": int, "default": None, "help": "Seeds to look at; else all."},
     )
     rows = planned_rows(config)
-    everything = _masks_and_base(chosen_runs(rows))
-    wanted = chosen_runs(rows, chosen.rows, chosen.seeds)
-    found = []
-    for name, run in tqdm(everything.items(), disable=None):
-        bench = _bench(name, run)
-        if name[0] == "base" or run in wanted or (bench.folder / f"{FILE}.json").is_file():
-            found.append(untrained(name[0], run.system, bench))
+    wanted, found = chosen_runs(rows, chosen.rows, chosen.seeds), []
+    for name, run in tqdm(_base_and_masks(chosen_runs(rows)), disable=None):
+        folder = Path(config.work) / "untrained" / name / f"s{run.seed}"
+        if name == BASE or run in wanted or (folder / f"{FILE}.json").is_file():
+            bench = Workbench(config=run.config, folder=folder, seed=run.seed)
+            found.append(untrained(name, run.system, bench))
     if join_processes().is_main_process:
         about = f"{config.data.valid_split} of {config.name}, base {Path(config.base_model).name}"
         print(untrained_table(found, about))
@@ -47,16 +49,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"kept in {path}")
 
 
-def _masks_and_base(runs: Sequence[Run]) -> dict[tuple[str, int], Run]:
-    """Return the runs by name and seed; the first of those that are no masks stands for the base."""
-    found = {(run.row, run.seed): run for run in runs if isinstance(run.system, Masked)}
+def _base_and_masks(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Return the runs with what they are called; the first that is no masks stands for the base."""
     bases = [run for run in runs if not isinstance(run.system, Masked)]
-    return {("base", run.seed): run for run in bases[:1]} | found
-
-
-def _bench(name: tuple[str, int], run: Run) -> Workbench:
-    folder = Path(run.config.work) / "untrained" / name[0] / f"s{name[1]}"
-    return Workbench(config=run.config, folder=folder, seed=run.seed)
+    return [(BASE, run) for run in bases[:1]] + [
+        (run.row, run) for run in runs if isinstance(run.system, Masked)
+    ]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from transformers import PreTrainedModel
 
 from nspec_hf.errors import ConfigError
-from nspec_hf.growth import add_neurons, grown_masks
+from nspec_hf.growth import grow, grown_masks
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.sites import find_sites
 from nspec_hf.systems.masked import NeuronSpecialization
@@ -42,13 +42,11 @@ class OwnNeurons(NeuronSpecialization):
     def model(self, bench: Workbench) -> PreTrainedModel:
         """Return the wider base."""
         model = bench.base()
-        add_neurons(model, {site.name: site.width for site in self._grown(bench).sites}, bench.seed)
+        grow(model, bench.pairs, self.share, self.owner, seed=bench.seed)
         return model
 
     def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
         """Return which old and new neurons each pair has."""
-        old = super().masks(bench.base(), bench) if self.old == "specialized" else None
-        return self._grown(bench, old)
-
-    def _grown(self, bench: Workbench, old: NeuronMasks | None = None) -> NeuronMasks:
-        return grown_masks(find_sites(bench.base()), bench.pairs, self.share, self.owner, old)
+        base = bench.base()
+        old = super().masks(base, bench) if self.old == "specialized" else None
+        return grown_masks(find_sites(base), bench.pairs, self.share, self.owner, old)
