@@ -3,7 +3,7 @@
 The pipeline, which is also the order of the files:
 
     texts   = read_corpus(CorpusConfig(path="data"), ["en-de", "de-en"], "train")   # parallel text
-    corpus  = encode_corpus(texts, language_tags(tokenizer))                       # pair-tagged token ids
+    corpus  = encode_corpus(texts, LanguageTags(tokenizer))                       # pair-tagged token ids
     stats   = record(model, batches, pairs)                                        # who fires for whom
     masks   = NeuronMasks.from_coverage(stats, coverage=0.95)                      # what a pair keeps
     gate    = NeuronGate(model, masks)                                             # each row runs its own
@@ -11,72 +11,82 @@ The pipeline, which is also the order of the files:
     Translator(model, tokenizer, masks).translate(["A dog."], "en-de")             # any mix of pairs
     masks.push_to_hub("me/my-masks")                                               # a few hundred kilobytes
 
-Names below are loaded when they are first used, so that importing the package loads neither matplotlib nor
-datasets. A file imports only from files above it in `READING_ORDER`.
+Names below are loaded when they are first used, so that importing the package loads neither torch nor
+matplotlib. `ROOMS` is the map of the house, read from top to bottom.
 """
 
-import importlib
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.core import Pair as Pair
+    from nspec_hf.data import (
+        BatchConfig as BatchConfig,
+        CorpusConfig as CorpusConfig,
+        EncodedCorpus as EncodedCorpus,
+        PairBatchSampler as PairBatchSampler,
+        PairCollator as PairCollator,
+        encode_corpus as encode_corpus,
+        LanguageTags as LanguageTags,
+        read_corpus as read_corpus,
+    )
+    from nspec_hf.recording import (
+        ActivationStats as ActivationStats,
+        RecordConfig as RecordConfig,
+        Site as Site,
+        find_sites as find_sites,
+        record as record,
+    )
+    from nspec_hf.masks import (
+        NeuronMasks as NeuronMasks,
+        SelectConfig as SelectConfig,
+        allocate_by_importance as allocate_by_importance,
+        select_by_coverage as select_by_coverage,
+        select_random as select_random,
+    )
+    from nspec_hf.gating import GateConfig as GateConfig, NeuronGate as NeuronGate, grow as grow
+    from nspec_hf.training import (
+        SpecializationCallback as SpecializationCallback,
+        SpecializationTrainer as SpecializationTrainer,
+        TokenLoss as TokenLoss,
+    )
+    from nspec_hf.evaluation import (
+        TranslateConfig as TranslateConfig,
+        Translator as Translator,
+        compare as compare,
+        score as score,
+    )
+    from nspec_hf.export import (
+        ExportConfig as ExportConfig,
+        export_model as export_model,
+        load_pruned as load_pruned,
+    )
 
 __version__ = "0.1.0"
 
-READING_ORDER = """
-    errors pairs textfiles outputs languages config vocabulary artefact processes sites soundlaws synthetic
-    corpus encoded batches collator stats tally recording
-    bits selection choice card folder masks
-    routing doors attachment silence gradient slices sliceable slicing gate baking growth translate
-    tables scores offtarget comet scoreboard grouping trials significance
-    provenance checkpoints base loss callback training runs evaluation comparison_plan experiment
-    results overlap kinship allocation erasure sweeps effects probing analysis plots effect_plots report
-    systems.system systems.rowwise systems.plain systems.masked systems.own_neurons
-    systems.individual systems.zero_shot systems.subnetworks systems.lass
-    systems.clones systems.differentiation systems.families systems.adapters
-    systems.target_attention systems.architectures systems systems.running systems.untrained
-    jobs comparison_runs paired_runs standings comparison comparison_tables
-    ctranslate proof export
-    commands export_commands evaluation_commands analysis_commands probing_commands
-    showcase demo_settings demo cli __main__
-""".split()
-"""The files of the package as a newcomer reads them; `tests/test_layers.py` holds it."""
-
-_PUBLIC = {
-    "pairs": ("Pair",),
-    "languages": ("language_tags",),
-    "config": ("RecordConfig", "SelectConfig", "GateConfig"),
-    "sites": ("Site", "find_sites"),
-    "corpus": ("CorpusConfig", "read_corpus"),
-    "encoded": ("EncodedCorpus", "encode_corpus"),
-    "batches": ("BatchConfig", "PairBatchSampler"),
-    "collator": ("PairCollator",),
-    "stats": ("ActivationStats",),
-    # Not record.py: once imported, a file of that name would hide the function.
-    "recording": ("record",),
-    "selection": ("select_by_coverage", "allocate_by_importance", "select_random"),
-    "masks": ("NeuronMasks",),
-    "gate": ("NeuronGate",),
-    "growth": ("grow",),
-    "export": ("ExportConfig", "export_model", "load_pruned"),
-    "translate": ("TranslateConfig", "Translator"),
-    "scores": ("score",),
-    "significance": ("compare",),
-    "loss": ("TokenLoss",),
-    "callback": ("SpecializationCallback",),
-    "training": ("SpecializationTrainer",),
+ROOMS: dict[str, str] = {
+    "core": "lazy errors pairs tables files bits artifact distributed provenance",
+    "data": "language_tags tokenizer corpus dataset sampler collator translations sound_changes synthetic",
+    "recording": "config sites stats accumulator recorder",
+    "masks": "config rules select model_card hub masks",
+    "gating": "config routing entry_points attachment mask_mode gradient_mode linears slice_cache "
+    "slice_mode gate widen",
+    "training": "loss checkpoints callback trainer run base_model",
+    "evaluation": "translator metrics comet language_id system_scores groups generate paired_test "
+    "significance",
+    "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
+    "analysis figures.neurons figures.gains report.page",
+    "export": "prune ctranslate2 verify export",
+    "systems": "plan experiment system parts.rowwise parts.zero_shot parts.subnetworks parts.clones plain "
+    "masked own_neurons individual lass differentiation families adapters target_attention "
+    "architectures registry run before_training",
+    "comparison": "jobs runs paired_runs table_data aggregate tables",
+    "demo": "settings display demo",
+    "cli": "pipeline export evaluate analyze probe main",
 }
-_FILE_OF = {name: file for file, names in _PUBLIC.items() for name in names}
+"""Room → its files as a newcomer reads them. A room imports only from the public names of rooms above it, a
+file only from files above it in its room; `tests/test_layers.py` holds both."""
 
-__all__ = ["READING_ORDER", "__version__", *sorted(_FILE_OF)]
-
-
-def __getattr__(name: str) -> object:
-    """Load a public name from its file."""
-    if name not in _FILE_OF:
-        raise AttributeError(f"nspec_hf has no {name!r}; it has: {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"nspec_hf.{_FILE_OF[name]}"), name)
-    # Kept, so that `nspec_hf.recording` is the function also after the file of that name was imported.
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = attach(__name__)
+__all__ += ["ROOMS", "__version__"]

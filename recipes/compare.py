@@ -4,7 +4,7 @@
     python recipes/compare.py recipes/configs/multi30k.yaml --rows finetune 'ns*' --seeds 1 2 --jobs 2
     python recipes/compare.py recipes/configs/multi30k.yaml --tables-only
 
-The plan is `compare:` in the experiment's file (see `nspec_hf/comparison_plan.py`). Each run is a process of
+The plan is `compare:` in the experiment's file (see `nspec_hf/systems/plan.py`). Each run is a process of
 `recipes/specialize.py`; what has been run is not run again, and a plan that was stopped in whatever way goes
 on. Logs lie in `work/compare`; the tables go to `recipes/results/NAME.comparison.md` and `.json`.
 """
@@ -22,14 +22,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from nspec_hf.checkpoints import write_json
-from nspec_hf.comparison import compare_rows
-from nspec_hf.comparison_runs import Row, Run, chosen_runs, planned_rows
-from nspec_hf.comparison_tables import comparison_tables, markdown
-from nspec_hf.errors import ConfigError
-from nspec_hf.experiment import ExperimentConfig, read_settings
-from nspec_hf.jobs import Failure, Job, places, run_jobs, usable_cores
-from nspec_hf.tables import join_tables
+from nspec_hf.comparison import (
+    Failure,
+    Job,
+    Row,
+    Run,
+    chosen_runs,
+    compare_rows,
+    comparison_tables,
+    markdown,
+    places,
+    planned_rows,
+    run_jobs,
+    usable_cores,
+)
+from nspec_hf.core import ConfigError, join_tables
+from nspec_hf.systems import ExperimentConfig, read_settings
+from nspec_hf.training import write_json
 
 SPECIALIZE = Path(__file__).resolve().with_name("specialize.py")
 

@@ -18,14 +18,21 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
-from nspec_hf.corpus import CorpusConfig, PairText, read_corpus
-from nspec_hf.ctranslate import decode
-from nspec_hf.export import ExportConfig, ExportReport, export_model, load_pruned
-from nspec_hf.languages import LanguageTags, language_tags
+from nspec_hf.core import write_result
+from nspec_hf.data import CorpusConfig, LanguageTags, PairText, read_corpus
+from nspec_hf.evaluation import score
+from nspec_hf.export import (
+    ExportConfig,
+    ExportReport,
+    decode,
+    export_model,
+    gated_tokens,
+    greedy,
+    load_pruned,
+    start_token,
+    until_end,
+)
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.proof import gated_tokens, greedy, start_token, until_end
-from nspec_hf.provenance import write_result
-from nspec_hf.scores import score
 
 FORMS = {
     "zeroed": {"format": "zeroed"},
@@ -45,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     masks = NeuronMasks.from_pretrained(options.masks)
     (text,) = read_corpus(CorpusConfig(path=options.data), [options.pair], options.split)
-    tags = language_tags(tokenizer)
+    tags = LanguageTags(tokenizer)
     sources = tags.encode_source(text.sources, text.pair)
     own, longest = masks.subset([text.pair]), options.max_new_tokens
     expected = gated_tokens(model, tags, own, {text.pair: sources}, "neuron", longest)[text.pair]

@@ -53,7 +53,7 @@ experiment() {
 }
 
 part() {
-    local configs=recipes/configs bench=("$python" recipes/bench.py --json "$out/bench.cuda.json")
+    local configs=recipes/configs bench=("$python" -m recipes.bench --json "$out/bench.cuda.json")
     # A fifth of the time is for the comparison that is under way, the table and the figure.
     bench+=(--plot "$out/bench.cuda.png" --resume --minutes "$((minutes * 8 / 10)).$((minutes * 8 % 10))")
     case $1 in

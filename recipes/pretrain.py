@@ -13,15 +13,11 @@ from pathlib import Path
 
 from transformers import M2M100ForConditionalGeneration
 
-from nspec_hf.base import make_model, make_tokenizer
-from nspec_hf.checkpoints import claim_folder
-from nspec_hf.encoded import encode_corpus
-from nspec_hf.evaluation import evaluate_system
-from nspec_hf.experiment import ExperimentConfig, read_settings
-from nspec_hf.languages import language_tags
-from nspec_hf.provenance import write_result
-from nspec_hf.runs import join_processes, train
-from nspec_hf.translate import Translator
+from nspec_hf.core import write_result
+from nspec_hf.data import LanguageTags, encode_corpus
+from nspec_hf.evaluation import Translator, evaluate_system
+from nspec_hf.systems import ExperimentConfig, read_settings
+from nspec_hf.training import claim_folder, join_processes, make_model, make_tokenizer, train
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     tests = data.read(data.test_split, data.tested_pairs())
     with state.main_process_first():
         tokenizer = make_tokenizer(texts, config.vocabulary, folder / "tokenizer")
-    tags = language_tags(tokenizer, data.codes)
+    tags = LanguageTags(tokenizer, data.codes)
     for text in tests:
         tags.check(text.pair)
     max_length = config.pretrain.batches.max_length

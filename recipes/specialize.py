@@ -11,14 +11,18 @@ the whole recipe go to `recipes/results/NAME.SYSTEM.sSEED.json`.
 
 from pathlib import Path
 
-from nspec_hf.errors import ConfigError
-from nspec_hf.experiment import ExperimentConfig, read_settings
+from nspec_hf.core import ConfigError
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.runs import join_processes
-from nspec_hf.systems import SYSTEMS
-from nspec_hf.systems.masked import Masked
-from nspec_hf.systems.running import run_system
-from nspec_hf.systems.system import Workbench, make_system
+from nspec_hf.systems import (
+    SYSTEMS,
+    ExperimentConfig,
+    Masked,
+    Workbench,
+    make_system,
+    read_settings,
+    run_system,
+)
+from nspec_hf.training import join_processes
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,13 +13,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nspec_hf.comparison_runs import Run, chosen_runs, planned_rows
-from nspec_hf.experiment import ExperimentConfig, read_settings
-from nspec_hf.provenance import write_result
-from nspec_hf.runs import join_processes
-from nspec_hf.systems.masked import Masked
-from nspec_hf.systems.system import Workbench
-from nspec_hf.systems.untrained import FILE, untrained, untrained_table
+from nspec_hf.comparison import Run, chosen_runs, planned_rows
+from nspec_hf.core import write_result
+from nspec_hf.systems import (
+    FILE,
+    ExperimentConfig,
+    Masked,
+    Workbench,
+    read_settings,
+    untrained,
+    untrained_table,
+)
+from nspec_hf.training import join_processes
 
 BASE = "base"
 """What the table calls the base; no row of a plan may be called so."""

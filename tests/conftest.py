@@ -9,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hypothesis
 import pytest
 
-from tests.tiny_experiment import experiment, recipe
+from tests.helpers.tiny_experiment import experiment, recipe
 
 # No timed assertions: a busy machine is not a bug.
 hypothesis.settings.register_profile("nspec", deadline=None)

@@ -13,28 +13,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForSeq2SeqLM
 
-from nspec_hf import slicing
-from nspec_hf.attachment import OWN_WEIGHTS
-from nspec_hf.config import GateConfig, RecordConfig
+from nspec_hf.core import as_pairs
+from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import ExportConfig, export_model, load_pruned
-from nspec_hf.gate import NeuronGate
-from nspec_hf.loss import token_losses
+from nspec_hf.gating import OWN_WEIGHTS, GateConfig, NeuronGate, slice_mode as slicing
+from nspec_hf.gating.routing import Route
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.pairs import as_pairs
-from nspec_hf.recording import record
-from nspec_hf.routing import Route
-from nspec_hf.sites import find_sites
-from nspec_hf.stats import ActivationStats
+from nspec_hf.recording import ActivationStats, RecordConfig, find_sites, record
 from nspec_hf.systems.adapters import Adapters
-from nspec_hf.systems.clones import ClonedUnits
 from nspec_hf.systems.differentiation import Differentiate
-from nspec_hf.systems.subnetworks import SubnetworkAttachment, Subnetworks
+from nspec_hf.systems.parts.clones import ClonedUnits
+from nspec_hf.systems.parts.subnetworks import SubnetworkAttachment, Subnetworks
 from nspec_hf.systems.target_attention import target_attention
-from nspec_hf.translate import TranslateConfig, Translator
-from tests import tiny_text
-from tests.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
-from tests.test_training import specialized
-from tests.two_processes import run_in_processes
+from nspec_hf.training import token_losses
+from tests.helpers import tiny_text
+from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
+from tests.helpers.two_processes import run_in_processes
+from tests.training.test_trainer import specialized
 
 PAIRS = as_pairs(["en-de", "de-en", "en-fr"])
 MODES = ("mask", "slice", "gradient")

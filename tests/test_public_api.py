@@ -43,7 +43,7 @@ def test_importing_the_package_loads_neither_matplotlib_nor_datasets_nor_torch()
     assert not {"matplotlib", "datasets", "torch", "transformers"} & set(loaded)
 
 
-@pytest.mark.parametrize("first", ["import nspec_hf.runs", "import nspec_hf.recording"])
+@pytest.mark.parametrize("first", ["import nspec_hf.training.run", "import nspec_hf.recording.recorder"])
 def test_record_is_the_function_whatever_was_imported_before(first):
     assert run_python(f"{first}; from nspec_hf import record; print(callable(record))").strip() == "True"
 

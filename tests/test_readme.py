@@ -9,9 +9,9 @@ import jsonargparse
 import pytest
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from nspec_hf.cli import COMMANDS
-from nspec_hf.experiment import ExperimentConfig, read_settings
-from tests import tiny_text
+from nspec_hf.cli.main import COMMANDS
+from nspec_hf.systems import ExperimentConfig, read_settings
+from tests.helpers import tiny_text
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,37 +1,24 @@
-"""The compared systems by name; each is a file here, and `system.py` says what a system is."""
+"""What the papers compare with: one file a system, each trained on one budget."""
 
-from nspec_hf.systems.adapters import FamilyAdapters, PairAdapters
-from nspec_hf.systems.architectures import Deep, Expansion, Gelu, Shallow, Wide
-from nspec_hf.systems.differentiation import ParameterDifferentiation
-from nspec_hf.systems.individual import Individual
-from nspec_hf.systems.lass import LaSS
-from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
-from nspec_hf.systems.own_neurons import OwnNeurons
-from nspec_hf.systems.plain import Baseline, FineTune
-from nspec_hf.systems.system import System
-from nspec_hf.systems.target_attention import TargetAttention
+from typing import TYPE_CHECKING
 
-SYSTEMS: dict[str, type[System]] = {
-    kind.name: kind
-    for kind in (
-        Baseline,
-        Individual,
-        FineTune,
-        RandomMasks,
-        Allocation,
-        AllocationByValue,
-        NeuronSpecialization,
-        OwnNeurons,
-        LaSS,
-        ParameterDifferentiation,
-        PairAdapters,
-        FamilyAdapters,
-        TargetAttention,
-        Expansion,
-        Gelu,
-        Shallow,
-        Wide,
-        Deep,
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.systems.plan import RowPlan as RowPlan
+    from nspec_hf.systems.experiment import (
+        DataConfig as DataConfig,
+        ExperimentConfig as ExperimentConfig,
+        read_settings as read_settings,
     )
-}
-"""Name → class; a new system is added here."""
+    from nspec_hf.systems.system import System as System, Workbench as Workbench, make_system as make_system
+    from nspec_hf.systems.masked import Masked as Masked
+    from nspec_hf.systems.registry import SYSTEMS as SYSTEMS
+    from nspec_hf.systems.run import run_system as run_system
+    from nspec_hf.systems.before_training import (
+        FILE as FILE,
+        untrained as untrained,
+        untrained_table as untrained_table,
+    )
+
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -22,15 +22,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.attachment import OWN_WEIGHTS, Attachment
-from nspec_hf.errors import ConfigError
-from nspec_hf.pairs import Pair
-from nspec_hf.routing import Routing
-from nspec_hf.sites import find_sites
+from nspec_hf.core import ConfigError, Pair
+from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
+from nspec_hf.recording import find_sites
 from nspec_hf.systems.families import Families, found_families, named_families
-from nspec_hf.systems.rowwise import Key, KeyOf, Keys, OwnModules, RowwiseAttachment, RowwiseOutput
+from nspec_hf.systems.parts.rowwise import Key, KeyOf, Keys, OwnModules, RowwiseAttachment, RowwiseOutput
+from nspec_hf.systems.parts.zero_shot import StandIns
 from nspec_hf.systems.system import System, Workbench
-from nspec_hf.systems.zero_shot import StandIns
 
 _LAYER = re.compile(r"^.*?\.\d+(?=\.)")
 

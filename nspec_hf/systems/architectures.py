@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from nspec_hf.errors import ConfigError
+from nspec_hf.core import ConfigError
 from nspec_hf.systems.system import System, Workbench
 
 _SIDES = ("encoder", "decoder")

@@ -19,15 +19,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from nspec_hf.attachment import Attachment, attachment_of
-from nspec_hf.batches import BatchConfig, PairBatchSampler
-from nspec_hf.collator import PairCollator
-from nspec_hf.errors import ConfigError
-from nspec_hf.loss import token_losses
-from nspec_hf.pairs import Pair
-from nspec_hf.runs import join_processes
-from nspec_hf.systems.clones import ClonedUnits
+from nspec_hf.core import ConfigError, Pair
+from nspec_hf.data import BatchConfig, PairBatchSampler, PairCollator
+from nspec_hf.gating import Attachment, attachment_of
+from nspec_hf.systems.parts.clones import ClonedUnits
 from nspec_hf.systems.system import System, Workbench
+from nspec_hf.training import join_processes, token_losses
 
 _ROUNDS = 20
 

@@ -10,11 +10,9 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster
 from transformers import PreTrainedModel
 
-from nspec_hf.errors import ConfigError
-from nspec_hf.kinship import LanguageTree, language_tree
+from nspec_hf.analysis import LanguageTree, language_tree, overlap, progression
+from nspec_hf.core import ConfigError, Pair
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.overlap import overlap, progression
-from nspec_hf.pairs import Pair
 from nspec_hf.systems.system import Workbench
 
 

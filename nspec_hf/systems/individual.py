@@ -6,10 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from nspec_hf.errors import ConfigError
-from nspec_hf.pairs import Pair
-from nspec_hf.runs import load_weights
+from nspec_hf.core import ConfigError, Pair
 from nspec_hf.systems.system import Outputs, System, Workbench
+from nspec_hf.training import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)

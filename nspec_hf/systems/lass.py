@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from nspec_hf.attachment import Attachment
-from nspec_hf.errors import ConfigError
-from nspec_hf.pairs import Pair
-from nspec_hf.runs import join_processes
-from nspec_hf.systems.subnetworks import SubnetworkAttachment, Subnetworks
+from nspec_hf.core import ConfigError, Pair
+from nspec_hf.gating import Attachment
+from nspec_hf.systems.parts.subnetworks import SubnetworkAttachment, Subnetworks
 from nspec_hf.systems.system import System, Workbench
+from nspec_hf.training import join_processes
 
 _FILE = "subnetworks.safetensors"
 

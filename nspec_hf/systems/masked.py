@@ -14,15 +14,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from nspec_hf.attachment import Attachment, attachment_of
-from nspec_hf.checkpoints import last_checkpoint
-from nspec_hf.config import GateConfig, RecordConfig, SelectConfig
-from nspec_hf.errors import ConfigError
-from nspec_hf.gate import MASKS_FOLDER, NeuronGate
-from nspec_hf.masks import NeuronMasks
-from nspec_hf.provenance import plain
-from nspec_hf.stats import ActivationStats
+from nspec_hf.core import ConfigError, plain
+from nspec_hf.gating import MASKS_FOLDER, Attachment, GateConfig, NeuronGate, attachment_of
+from nspec_hf.masks import NeuronMasks, SelectConfig
+from nspec_hf.recording import ActivationStats, RecordConfig
 from nspec_hf.systems.system import System, Workbench
+from nspec_hf.training import last_checkpoint
 
 _MASKS = "masks"
 

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from nspec_hf.errors import ConfigError
-from nspec_hf.growth import grow, grown_masks
+from nspec_hf.core import ConfigError
+from nspec_hf.gating import grow, grown_masks
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.sites import find_sites
+from nspec_hf.recording import find_sites
 from nspec_hf.systems.masked import NeuronSpecialization
 from nspec_hf.systems.system import Workbench
 

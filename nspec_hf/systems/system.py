@@ -25,29 +25,24 @@ from typing import Any, ClassVar
 import jsonargparse
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from nspec_hf.attachment import Attachment
-from nspec_hf.base import fresh_model, load_base
-from nspec_hf.checkpoints import write_json
-from nspec_hf.config import RecordConfig
-from nspec_hf.corpus import PairText
-from nspec_hf.encoded import EncodedCorpus, encode_corpus
-from nspec_hf.errors import ConfigError
-from nspec_hf.evaluation import translate_test_set
-from nspec_hf.experiment import ExperimentConfig
-from nspec_hf.languages import LanguageTags, language_tags
-from nspec_hf.pairs import Pair
-from nspec_hf.provenance import plain
-from nspec_hf.runs import (
+from nspec_hf.core import ConfigError, Pair, plain
+from nspec_hf.data import EncodedCorpus, LanguageTags, PairText, encode_corpus
+from nspec_hf.evaluation import Translator, translate_test_set
+from nspec_hf.gating import Attachment
+from nspec_hf.recording import ActivationStats, RecordConfig
+from nspec_hf.systems.experiment import ExperimentConfig
+from nspec_hf.training import (
     TrainConfig,
     TrainResult,
+    fresh_model,
     join_processes,
+    load_base,
     load_weights,
     record_corpus,
     text_loss,
     train,
+    write_json,
 )
-from nspec_hf.stats import ActivationStats
-from nspec_hf.translate import Translator
 
 Outputs = dict[Pair, list[str]]
 
@@ -73,7 +68,7 @@ class Workbench:
     @cached_property
     def tags(self) -> LanguageTags:
         """How the tokenizer spells languages."""
-        return language_tags(self.tokenizer, self.config.data.codes)
+        return LanguageTags(self.tokenizer, self.config.data.codes)
 
     @cached_property
     def pairs(self) -> list[Pair]:

@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.attachment import Attachment
-from nspec_hf.pairs import Pair
-from nspec_hf.routing import Routing
-from nspec_hf.sites import find_sites
-from nspec_hf.systems.rowwise import Key, Keys, OwnModules, RowwiseAttachment, RowwisePart
+from nspec_hf.core import Pair
+from nspec_hf.gating import Attachment, Routing
+from nspec_hf.recording import find_sites
+from nspec_hf.systems.parts.rowwise import Key, Keys, OwnModules, RowwiseAttachment, RowwisePart
 from nspec_hf.systems.system import System, Workbench
 
 

@@ -1,0 +1,43 @@
+"""Look at the neurons: who shares them, what they do, and one page that shows it."""
+
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.analysis.result import Result as Result, site_label as site_label
+    from nspec_hf.analysis.mask_overlap import (
+        find_pivot as find_pivot,
+        overlap as overlap,
+        progression as progression,
+    )
+    from nspec_hf.analysis.language_families import (
+        LanguageTree as LanguageTree,
+        language_tree as language_tree,
+    )
+    from nspec_hf.analysis.ablation import Erasure as Erasure, erasure_effect as erasure_effect
+    from nspec_hf.analysis.sweeps import stability as stability
+    from nspec_hf.analysis.gain_tables import gains as gains
+    from nspec_hf.analysis.probing import (
+        masked_gains as masked_gains,
+        recordings as recordings,
+        scorer as scorer,
+    )
+    from nspec_hf.analysis.analysis import Analysis as Analysis, analyze as analyze, file_name as file_name
+    from nspec_hf.analysis.figures.neurons import (
+        BLUE as BLUE,
+        ORANGE as ORANGE,
+        RED as RED,
+        Figure as Figure,
+        draw_overlap_layers as draw_overlap_layers,
+        save_figure as save_figure,
+    )
+    from nspec_hf.analysis.figures.gains import (
+        draw_all as draw_all,
+        draw_erasure as draw_erasure,
+        draw_setting_gains as draw_setting_gains,
+        draw_stability as draw_stability,
+    )
+    from nspec_hf.analysis.report.page import write_report as write_report
+
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -1,0 +1,1 @@
+"""Figures of both papers; the only files that import matplotlib."""

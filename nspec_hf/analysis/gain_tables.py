@@ -1,0 +1,236 @@
+"""What specialization did to the scores, and what it costs.
+
+Gains are scores minus a baseline's, pair by pair and in groups. With bilingual models as the baseline a
+loss is interference and a gain is synergy (Tan et al., EMNLP 2024, Table 4); on zero-shot pairs they are
+Fig. 4; one system for each coverage k gives Fig. 5 (`setting_gains`). Costs are extra parameters, extra
+memory and extraction time (Table 5).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nspec_hf.analysis.result import Result, axes
+from nspec_hf.core import ConfigError, Pair, UnknownPairError, as_pairs
+from nspec_hf.masks import NeuronMasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gains(Result):
+    """Scores of systems on the baseline's pairs, and how far they lie above the baseline's."""
+
+    baseline: str
+    systems: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    score: np.ndarray = field(metadata=axes(system="systems", pair="pairs"))
+    """float64, NaN where a system has no score for a pair."""
+    change: np.ndarray = field(metadata=axes(system="systems", pair="pairs"))
+    """Score minus the baseline's."""
+    reference: np.ndarray = field(metadata=axes(pair="pairs"))
+    """The baseline's scores."""
+    groups: tuple[str, ...]
+    """Group of each pair: its direction, and its language's resource tier where tiers are known."""
+    metric: str = ""
+    """Which score; empty if it was not said."""
+
+    def by_group(self) -> "GroupedGains":
+        """Return mean gain and the number of gains and losses in each group, and over all pairs."""
+        names = tuple(dict.fromkeys(self.groups))
+        member_GP = np.array([[own == name for own in self.groups] for name in names])
+        member_GP = np.vstack([member_GP, np.ones((1, len(self.pairs)), dtype=bool)]).astype(int)
+        scored_SP = ~np.isnan(self.change)
+        change_SP = np.where(scored_SP, self.change, 0.0)
+        count = scored_SP.astype(int) @ member_GP.T
+        total = change_SP @ member_GP.T
+        return GroupedGains(
+            systems=self.systems,
+            groups=(*names, "all"),
+            mean=np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0),
+            gained=(change_SP > 0).astype(int) @ member_GP.T,
+            lost=(change_SP < 0).astype(int) @ member_GP.T,
+            pairs=count,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedGains(Result):
+    """Gains by group of pairs (Tan et al., Table 4: against bilingual models, lost = interference)."""
+
+    systems: tuple[str, ...]
+    groups: tuple[str, ...]
+    mean: np.ndarray = field(metadata=axes(system="systems", group="groups"))
+    """Mean change of the score."""
+    gained: np.ndarray = field(metadata=axes(system="systems", group="groups"))
+    """Pairs that score higher than the baseline (synergy)."""
+    lost: np.ndarray = field(metadata=axes(system="systems", group="groups"))
+    """Pairs that score lower than the baseline (interference)."""
+    pairs: np.ndarray = field(metadata=axes(system="systems", group="groups"))
+    """Pairs with a score."""
+
+
+def gains(
+    scores: Mapping[str, Mapping[str, float]],
+    baseline: str,
+    *,
+    tiers: Mapping[str, str] | None = None,
+    pivot: str = "en",
+    metric: str = "",
+) -> Gains:
+    """Compare each system's scores with the baseline's.
+
+    Args:
+        scores: System → pair → score, the baseline among them.
+        baseline: Its name; its pairs are the ones that are compared.
+        tiers: Language → resource tier (`high`, `med`, `low`). A pair's tier is that of its language other
+            than the pivot; of a zero-shot pair both are named.
+        pivot: The language that trained pairs share.
+        metric: The name of the score.
+
+    Raises:
+        ConfigError: If the baseline has no scores.
+        UnknownPairError: If a system shares no pair with the baseline.
+    """
+    if not scores.get(baseline):
+        raise ConfigError(f"no scores of the baseline {baseline!r}; there are scores of: {', '.join(scores)}")
+    pairs = tuple(as_pairs(scores[baseline]))
+    systems = tuple(name for name in scores if name != baseline)
+    for name in systems:
+        if not set(scores[name]) & set(pairs):
+            raise UnknownPairError(f"{name!r} and the baseline {baseline!r} have no pair in common")
+    reference_P = np.array([scores[baseline][pair] for pair in pairs], dtype=float)
+    score_SP = np.array([[scores[name].get(pair, np.nan) for pair in pairs] for name in systems], dtype=float)
+    score_SP = score_SP.reshape(len(systems), len(pairs))
+    return Gains(
+        baseline=baseline,
+        systems=systems,
+        pairs=pairs,
+        score=score_SP,
+        change=score_SP - reference_P,
+        reference=reference_P,
+        groups=tuple(_group(pair, tiers or {}, pivot) for pair in pairs),
+        metric=metric,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingGains(Result):
+    """Mean gain over a baseline against one setting.
+
+    With coverage k as the setting these are Tan et al., Fig. 5; with the threshold k or the share ρ, Xie et
+    al., Fig. 4 and Table 3.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+    """The setting's values, in rising order."""
+    groups: tuple[str, ...]
+    """Groups of pairs, and `all`."""
+    mean: np.ndarray = field(metadata=axes(value="values", group="groups"))
+    """Mean change of the score."""
+    pairs: np.ndarray = field(metadata=axes(value="values", group="groups"))
+    """Pairs with a score."""
+
+
+def setting_gains(
+    setting: str,
+    scores: Mapping[float, Mapping[str, float]],
+    baseline: Mapping[str, float],
+    *,
+    pivot: str = "en",
+) -> SettingGains:
+    """Return mean gains by group for each value of a setting.
+
+    Args:
+        setting: What the setting is called: `coverage k`.
+        scores: Value → pair → score.
+        baseline: Pair → score, the same for all values.
+        pivot: The language that trained pairs share.
+
+    Raises:
+        ConfigError: If there is no value, or the baseline has no scores.
+        UnknownPairError: If a value's scores share no pair with the baseline's.
+    """
+    values = sorted(scores)
+    if not values:
+        raise ConfigError(f"no values of {setting} were given")
+    named = {"baseline": baseline, **{f"{value:g}": scores[value] for value in values}}
+    grouped = gains(named, "baseline", pivot=pivot).by_group()
+    return SettingGains(
+        setting=setting,
+        values=tuple(values),
+        groups=grouped.groups,
+        mean=grouped.mean,
+        pairs=grouped.pairs,
+    )
+
+
+def _group(pair: Pair, tiers: Mapping[str, str], pivot: str) -> str:
+    found = [tiers[code] for code in (pair.source, pair.target) if code != pivot and code in tiers]
+    return " ".join([pair.group(pivot), "–".join(found)]).strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one system adds to a model; NaN where it was not measured."""
+
+    system: str
+    extra_parameters: float
+    extra_bytes: float
+    """On disk and in memory, all pairs together."""
+    extraction_seconds: float = float("nan")
+    """Time to find what to add, before training."""
+    computed: float = 1.0
+    """Share of the gated rows that one pair computes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency(Result):
+    """Extra parameters, memory and time of each system (Tan et al., Table 5)."""
+
+    systems: tuple[str, ...]
+    extra_parameters: np.ndarray = field(metadata=axes(system="systems"))
+    extra_bytes: np.ndarray = field(metadata=axes(system="systems"))
+    extraction_seconds: np.ndarray = field(metadata=axes(system="systems"))
+    computed: np.ndarray = field(metadata=axes(system="systems"))
+
+
+def efficiency(
+    masks: NeuronMasks,
+    *,
+    seconds: float = float("nan"),
+    model_width: int | None = None,
+    others: Sequence[Cost] = (),
+) -> Efficiency:
+    """Return the cost of the masks beside that of other systems.
+
+    Masks are bits: a site of F neurons takes P · ceil(F / 8) bytes, and no parameter.
+
+    Args:
+        masks: The masks.
+        seconds: How long recording and selection took.
+        model_width: D; adds the row of the released format, one boolean a weight of fc1, P · F · D bytes.
+        others: Rows of other systems.
+    """
+    count = len(masks.pairs)
+    kept = sum(int(masks.keep[site.name].sum()) for site in masks.sites)
+    neurons = count * sum(site.width for site in masks.sites)
+    own = Cost(
+        system="masks, packed bits",
+        extra_parameters=0,
+        extra_bytes=sum(count * -(-site.width // 8) for site in masks.sites),
+        extraction_seconds=seconds,
+        computed=kept / neurons,
+    )
+    rows = [own]
+    if model_width is not None:
+        released = neurons * model_width
+        rows.append(Cost(system="masks, a boolean a weight", extra_parameters=0, extra_bytes=released))
+    rows += others
+    return Efficiency(
+        systems=tuple(row.system for row in rows),
+        extra_parameters=np.array([row.extra_parameters for row in rows], dtype=float),
+        extra_bytes=np.array([row.extra_bytes for row in rows], dtype=float),
+        extraction_seconds=np.array([row.extraction_seconds for row in rows], dtype=float),
+        computed=np.array([row.computed for row in rows], dtype=float),
+    )

@@ -1,0 +1,245 @@
+"""Does the overlap of neurons follow the families of languages? A tree, and a test.
+
+Shape letters: L = languages, S = sites, N = relabelings, F = families.
+
+The tree is that of Tan et al. (EMNLP 2024), Fig. 7: scipy's complete linkage of the distances 1 − IoU,
+leaves in optimal order. The test asks whether languages of one family overlap more than languages of two:
+mean IoU within minus mean IoU across families, against the same difference after the family names were
+dealt out anew.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.cluster.hierarchy import ClusterNode, cophenet, leaves_list, linkage, to_tree
+from scipy.spatial.distance import squareform
+
+from nspec_hf.analysis.mask_overlap import Progression
+from nspec_hf.analysis.result import Result, axes
+from nspec_hf.core import ConfigError
+from nspec_hf.recording import Site
+
+_MEMBERS = {
+    "Germanic": "af da de en fo is lb nl nn nb no sv yi fy",
+    "Romance": "ca es fr gl it oc pt ro ast",
+    "Slavic": "be bg bs cs hr mk pl ru sk sl sr uk",
+    "Baltic": "lt lv",
+    "Celtic": "br cy ga gd",
+    "Indo-Aryan": "bn gu hi mr ne or pa sd si ur as",
+    "Iranian": "fa ku ps tg",
+    "Afro-Asiatic": "am ar ha he mt ti so",
+    "Dravidian": "kn ml ta te",
+    "Turkic": "az ba kk ky tr tt uz",
+    "Uralic": "et fi hu",
+    "Austronesian": "ceb id ilo jv mg ms su tl",
+    "Sino-Tibetan": "my zh",
+    "Niger-Congo": "ff ig lg ln ns rw sn ss sw tn wo xh yo zu",
+    "Austroasiatic": "km vi",
+    "Tai-Kadai": "lo th",
+    "Japonic": "ja",
+    "Koreanic": "ko",
+    "Constructed": "eo",
+}
+FAMILIES: dict[str, str] = {code: family for family, codes in _MEMBERS.items() for code in codes.split()}
+"""Family of each language by its two-letter code; Indo-European by branch, as in Tan et al., Table 7."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageTree(Result):
+    """A tree of languages from their overlap at one site (Tan et al., Fig. 7)."""
+
+    languages: tuple[str, ...]
+    """In the order of the distance matrix that was clustered."""
+
+    distance: np.ndarray = field(metadata=axes(language="languages", other_language="languages"))
+    """1 − IoU, float64 [L, L], zero on the diagonal."""
+
+    linkage: np.ndarray
+    """scipy's linkage matrix, float64 [L − 1, 4]: the two joined clusters, their distance, the size."""
+
+    left_out: tuple[str, ...] = ()
+    """Languages whose overlap with another is undefined, since both keep no neuron."""
+
+    @property
+    def leaves(self) -> list[str]:
+        """The languages from left to right, similar ones side by side."""
+        return [self.languages[i] for i in leaves_list(self.linkage)]
+
+    @property
+    def cophenetic(self) -> float:
+        """Correlation of the tree's distances with the true ones: how much of the matrix the tree tells."""
+        return _correlation(cophenet(self.linkage), squareform(self.distance, checks=False))
+
+    def to_text(self) -> str:
+        """Return the tree drawn with lines, one language a row, closer languages joined further right."""
+        return "\n".join(_draw(to_tree(self.linkage), self.languages))
+
+
+def language_tree(languages: Sequence[str], iou_LL: np.ndarray) -> LanguageTree:
+    """Cluster languages by complete linkage of 1 − IoU with optimal leaf order.
+
+    Args:
+        languages: Names of the rows.
+        iou_LL: Symmetric overlaps, shape [L, L]; the diagonal is ignored. Languages with undefined overlaps
+            are left out, the one with the most first, until none is left.
+
+    Raises:
+        ConfigError: If fewer than two languages remain.
+    """
+    kept = _defined(iou_LL)
+    if len(kept) < 2:
+        raise ConfigError(
+            f"a tree needs two languages with defined overlap, got {len(kept)} of {len(languages)}"
+        )
+    distance_LL = 1.0 - iou_LL[np.ix_(kept, kept)]
+    np.fill_diagonal(distance_LL, 0.0)
+    joined = linkage(squareform(distance_LL, checks=False), method="complete", optimal_ordering=True)
+    left_out = tuple(code for i, code in enumerate(languages) if i not in kept)
+    names = tuple(languages[i] for i in kept)
+    return LanguageTree(languages=names, distance=distance_LL, linkage=joined, left_out=left_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyAgreement(Result):
+    """How far the overlap at each site follows the families of languages. NaN where it cannot be said."""
+
+    sites: tuple[Site, ...]
+    within: np.ndarray = field(metadata=axes(site="sites"))
+    """Mean IoU of two languages of one family."""
+    across: np.ndarray = field(metadata=axes(site="sites"))
+    """Mean IoU of two languages of different families."""
+    p_value: np.ndarray = field(metadata=axes(site="sites"))
+    """One-sided: share of relabelings whose difference within − across is at least the one found."""
+    relabelings: np.ndarray = field(metadata=axes(site="sites"))
+    """How many relabelings were looked at."""
+    exact: np.ndarray = field(metadata=axes(site="sites"))
+    """Whether these were all there are; otherwise they were drawn, and p = (1 + hits) / (1 + drawn)."""
+    tree_correlation: np.ndarray = field(metadata=axes(site="sites"))
+    """Correlation of the tree's cophenetic distances with the families (0 same, 1 different)."""
+    cophenetic: np.ndarray = field(metadata=axes(site="sites"))
+    """Cophenetic correlation of the tree with the distances that it was made from."""
+    families: Mapping[str, str]
+    """Family of each language that took part."""
+    seed: int
+
+
+def family_agreement(
+    result: Progression, families: Mapping[str, str], *, limit: int = 10_000, seed: int = 1
+) -> FamilyAgreement:
+    """Compare the overlap within and across families at every site, with a permutation test.
+
+    Args:
+        result: Overlap of languages; drop the pivot first, since every pair shares it.
+        families: Language → family; languages without one are left out.
+        limit: All relabelings are enumerated where there are at most this many, else this many are drawn.
+        seed: Of the draws; the same draws serve all sites.
+    """
+    named = result.without([code for code in result.languages if code not in families])
+    rows = [_agreement_at(named, number, families, limit, seed) for number in range(len(named.sites))]
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    names = ("within", "across", "p_value", "relabelings", "exact", "tree_correlation", "cophenetic")
+    return FamilyAgreement(
+        sites=named.sites,
+        families={code: families[code] for code in named.languages},
+        seed=seed,
+        **dict(zip(names, columns, strict=True)),
+    )
+
+
+def _agreement_at(
+    named: Progression, number: int, families: Mapping[str, str], limit: int, seed: int
+) -> tuple[float, float, float, int, bool, float, float]:
+    kept = _defined(named.iou[number])
+    labels_L = [families[named.languages[i]] for i in kept]
+    iou_LL = named.iou[number][np.ix_(kept, kept)]
+    upper = np.triu_indices(len(kept), k=1)
+    same = np.array([labels_L[i] == labels_L[j] for i, j in zip(*upper, strict=True)], dtype=bool)
+    if not same.any() or same.all():
+        return (math.nan, math.nan, math.nan, 0, True, math.nan, math.nan)
+    found = iou_LL[upper]
+    p_value, count, exact = permutation_test(iou_LL, labels_L, limit=limit, seed=seed)
+    tree = language_tree([named.languages[i] for i in kept], iou_LL)
+    tree_correlation = _correlation(cophenet(tree.linkage), (~same).astype(float))
+    return (found[same].mean(), found[~same].mean(), p_value, count, exact, tree_correlation, tree.cophenetic)
+
+
+def permutation_test(
+    iou_LL: np.ndarray, labels: Sequence[str], *, limit: int = 10_000, seed: int = 1
+) -> tuple[float, int, bool]:
+    """Test whether rows with the same label overlap more than chance; one-sided.
+
+    The number of couples within a label is the same under every relabeling, so the difference of the means
+    rises and falls with the sum of IoU within labels, which is what is compared.
+
+    Args:
+        iou_LL: Defined overlaps, shape [L, L]; the diagonal is ignored.
+        labels: The label of each row.
+        limit: Enumerate where there are at most this many distinct relabelings, else draw this many.
+        seed: Of the draws.
+
+    Returns:
+        The p-value, the number of relabelings looked at, and whether these were all there are.
+    """
+    upper = np.triu_indices(len(labels), k=1)
+    found = iou_LL[upper]
+    codes = np.unique(labels, return_inverse=True)[1]
+    total = _relabeling_count(labels)
+    exact = total <= limit
+    if exact:
+        dealt_NL = np.array(list(_relabelings(Counter(codes.tolist()), len(labels))))
+    else:
+        generator = np.random.default_rng(seed)
+        dealt_NL = generator.permuted(np.tile(codes, (limit, 1)), axis=1)
+    observed = float(found[codes[upper[0]] == codes[upper[1]]].sum())
+    within_N = (dealt_NL[:, upper[0]] == dealt_NL[:, upper[1]]) @ found
+    # Relabelings that only rename families give the same sum in another order of addition.
+    hits = int((within_N >= observed - 1e-9).sum())
+    return (hits / total, total, True) if exact else ((1 + hits) / (1 + limit), limit, False)
+
+
+def _relabeling_count(labels: Sequence[str]) -> int:
+    count = math.factorial(len(labels))
+    for size in Counter(labels).values():
+        count //= math.factorial(size)
+    return count
+
+
+def _relabelings(left: Counter[int], places: int) -> Iterator[tuple[int, ...]]:
+    if places == 0:
+        yield ()
+        return
+    for code in sorted(left):
+        if left[code]:
+            left[code] -= 1
+            for rest in _relabelings(left, places - 1):
+                yield (code, *rest)
+            left[code] += 1
+
+
+def _defined(iou_LL: np.ndarray) -> list[int]:
+    kept = list(range(len(iou_LL)))
+    gaps_LL = np.isnan(iou_LL) & ~np.eye(len(iou_LL), dtype=bool)
+    while kept:
+        gaps = gaps_LL[np.ix_(kept, kept)].sum(axis=1)
+        if not gaps.any():
+            break
+        kept.pop(int(gaps.argmax()))
+    return kept
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _draw(node: ClusterNode, languages: Sequence[str]) -> list[str]:
+    if node.is_leaf():
+        return [f" {languages[node.id]}"]
+    first, *others = _draw(node.left, languages)
+    upper = [f"┬─{first}", *(f"│ {line}" for line in others)]
+    first, *others = _draw(node.right, languages)
+    return [*upper, f"└─{first}", *(f"  {line}" for line in others)]

@@ -1,0 +1,202 @@
+"""What `nspec evaluate` and `nspec compare` do: score translations, and test differences between systems.
+
+Both read translations in a folder, one file a pair (`en-de.txt`, `de-en.hyp.xz` …), whoever made them.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nspec_hf.core import ConfigError, Pair, TableFormat, join_tables
+from nspec_hf.data import CorpusConfig, Outputs, read_corpus, read_outputs
+from nspec_hf.evaluation import (
+    COMET_MODEL,
+    SystemScores,
+    compare as compare_systems,
+    grouped_table,
+    off_target,
+    read_comet,
+    score_system,
+    tiers_from_sizes,
+    write_comet,
+)
+
+
+def evaluate(
+    hypotheses: str,
+    references: str | None = None,
+    sources: str | None = None,
+    corpus: CorpusConfig | None = None,
+    split: str = "test",
+    name: str | None = None,
+    metric: str | Sequence[str] = ("bleu", "chrf++"),
+    pivot: str = "en",
+    tiers: dict[str, str] | None = None,
+    tiers_from: str | None = None,
+    off_target_languages: bool = False,
+    style: TableFormat = "text",
+    output: str | None = None,
+    comet_out: str | None = None,
+    comet_in: str | None = None,
+    comet_model: str = COMET_MODEL,
+) -> None:
+    """Score one system's translations, each direction and averages by group, with signatures.
+
+    Example: nspec evaluate --hypotheses outputs --corpus.path data --split test --metric bleu,chrf++
+
+    COMET cannot be installed beside transformers 5. `--comet-out DIR` writes its files and a script; run that
+    where unbabel-comet is installed, then read the scores back with `--comet-in DIR`.
+
+    Args:
+        hypotheses: Folder of translations, one file a pair: en-de.txt, de-en.hyp.xz …, a sentence a line.
+        references: Folder of references, one file a pair; or give --corpus.path.
+        sources: Folder of sources, for COMET and for metrics that look at them; not needed with a corpus.
+        corpus: Parallel text that holds sources and references: --corpus.path DIR with DIR/test.en,
+            DIR/test.de … Its other settings: --corpus.help CorpusConfig.
+        split: Which split of the corpus was translated.
+        name: The system's name in tables; null takes the folder's.
+        metric: bleu, bleu:none (text that is tokenized already), spbleu, chrf, chrf++, ter, or evaluate:NAME
+            for one of the `evaluate` library (its name or a folder); one, or several with commas.
+        pivot: The language that tells one-to-many from many-to-one.
+        tiers: Language → resource tier, for averages by tier: '{de: high, sv: low}'.
+        tiers_from: Split of the corpus (train, say) whose sizes decide the tiers, instead of --tiers.
+        off_target_languages: Also give the share of translations in the wrong language; needs
+            `pip install nspec-hf[langid]`.
+        style: How tables are printed.
+        output: File that the scores are written to, as JSON; `nspec analyze` and `nspec report` read it.
+        comet_out: Folder that COMET's files and script are written to.
+        comet_in: The same folder, once the script has run; its scores are added.
+        comet_model: The COMET model that the script asks for.
+    """
+    outputs = read_outputs(hypotheses)
+    gold, original = _gold(list(outputs), references, sources, corpus, split)
+    if comet_out:
+        if original is None:
+            raise ConfigError("COMET needs the sources; give --sources DIR or --corpus.path DIR")
+        script = write_comet(comet_out, outputs, gold, original, comet_model)
+        sys.stdout.write(f"run where unbabel-comet is installed: sh {script}; then: --comet-in {comet_out}\n")
+    if tiers_from and not tiers:
+        tiers = _tiers(corpus, list(outputs), tiers_from, pivot)
+    about: dict[str, Any] = {"pivot": pivot, "tiers": tiers or {}}
+    if off_target_languages:
+        about["off_target"] = off_target(outputs, gold)
+    scores = score_system(
+        name or Path(hypotheses).name, outputs, gold, _listed(metric), sources=original, **about
+    )
+    if comet_in:
+        scores = _with_comet(scores, comet_in)
+    tables = [scores.table(), *(grouped_table([scores], each) for each in scores.metrics)]
+    if tiers:
+        tables += [grouped_table([scores], each, by="tier") for each in scores.metrics]
+    sys.stdout.write(join_tables(tables, style))
+    if output:
+        scores.save(output)
+
+
+def compare(
+    baseline: str,
+    system: str | Sequence[str],
+    references: str | None = None,
+    corpus: CorpusConfig | None = None,
+    split: str = "test",
+    baseline_ending: str = "",
+    system_ending: str = "",
+    references_ending: str = "",
+    metric: str | Sequence[str] = ("bleu", "chrf++"),
+    test: Literal["ar", "bs"] = "ar",
+    n_samples: int = 10_000,
+    seed: int = 12345,
+    n_jobs: int | None = None,
+    style: TableFormat = "text",
+    output: str | None = None,
+) -> None:
+    """Test on every direction whether a system is better or worse than a baseline, or neither.
+
+    Example: nspec compare --baseline finetune/outputs --system specialized/outputs --corpus.path data
+
+    Args:
+        baseline: Folder of the baseline's translations, one file a pair: en-de.txt, de-en.hyp.xz …
+        system: Folder of a system's translations, or several folders: `[DIR,DIR]`.
+        references: Folder of references, one file a pair; or give --corpus.path.
+        corpus: Parallel text that holds the references: --corpus.path DIR with DIR/test.en, DIR/test.de …
+        split: Which split of the corpus was translated.
+        baseline_ending: Which files of the folder are the baseline's, where it holds several a pair:
+            `hyp` reads en-de.hyp.
+        system_ending: The same for the system's files.
+        references_ending: The same for the references.
+        metric: bleu, spbleu, chrf, chrf++ or ter; one, or several with commas.
+        test: ar: paired approximate randomization; bs: paired bootstrap.
+        n_samples: How many trials a direction; the smallest p is 1 / (n_samples + 1).
+        seed: Of the trials; 0 is a seed like any other.
+        n_jobs: How many processes; null takes all processors.
+        style: How the table is printed.
+        output: File that all rows are written to, as JSON; `nspec analyze` and `nspec report` read it.
+    """
+    folders = [system] if isinstance(system, str) else list(system)
+    base = read_outputs(baseline, baseline_ending)
+    base_name, *names = _names([baseline, *folders], [baseline_ending, *[system_ending] * len(folders)])
+    systems = {base_name: base}
+    systems |= {name: read_outputs(each, system_ending) for name, each in zip(names, folders, strict=True)}
+    gold, _ = _gold(list(base), references, None, corpus, split, references_ending)
+    found = compare_systems(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
+    sys.stdout.write(found.table().render(style))
+    if output:
+        Path(output).write_text(found.to_json(), encoding="utf-8")
+
+
+def _listed(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(metrics.split(",") if isinstance(metrics, str) else metrics)
+
+
+def _tiers(corpus: CorpusConfig | None, pairs: list[Pair], split: str, pivot: str) -> dict[str, str]:
+    """Return the tier of every language other than the pivot, by the size of its text with the pivot."""
+    if corpus is None:
+        raise ConfigError("tiers come from the sizes of a corpus; give --corpus.path DIR, or --tiers")
+    languages = dict.fromkeys(code for pair in pairs for code in (pair.source, pair.target) if code != pivot)
+    texts = read_corpus(corpus, [Pair(pivot, code) for code in languages], split)
+    return tiers_from_sizes({text.pair.target: len(text) for text in texts})
+
+
+def _gold(
+    pairs: list[Pair],
+    references: str | None,
+    sources: str | None,
+    corpus: CorpusConfig | None,
+    split: str,
+    ending: str = "",
+) -> tuple[Outputs, Outputs | None]:
+    """Return references, and sources where they are known."""
+    if (references is None) == (corpus is None):
+        raise ConfigError("give the references as --references DIR or as --corpus.path DIR, and not both")
+    if corpus is not None:
+        texts = read_corpus(corpus, pairs, split)
+        return {text.pair: list(text.targets) for text in texts}, {
+            text.pair: list(text.sources) for text in texts
+        }
+    return read_outputs(references, ending), read_outputs(sources) if sources else None
+
+
+def _names(folders: Sequence[str], endings: Sequence[str]) -> list[str]:
+    """Return a name for each folder: the shortest end of its path that tells it from the others.
+
+    What all end in says nothing: `ours/outputs` and `theirs/outputs` are `ours` and `theirs`.
+    """
+    paths = [Path(folder).resolve().parts for folder in folders]
+    while len(set(paths)) == len(paths) and len({path[-1] for path in paths}) == 1:
+        paths = [path[:-1] for path in paths]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path[-1]}.{ending}" for path, ending in zip(paths, endings, strict=True)]
+
+
+def _with_comet(scores: SystemScores, folder: str) -> SystemScores:
+    comet = read_comet(folder)
+    rows = {
+        pair: {**own, **({"comet": comet[pair]} if pair in comet else {})}
+        for pair, own in scores.scores.items()
+    }
+    return replace(scores, scores=rows)

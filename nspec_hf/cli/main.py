@@ -1,0 +1,86 @@
+"""The command line: `nspec COMMAND …`. A command is a function; its arguments and help are the function's.
+
+A command's file is loaded when the command runs, so that `nspec --help` is quick and `nspec record` does not
+load matplotlib. This is the one file of the package that imports inside functions.
+"""
+
+import argparse
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+
+from nspec_hf import __version__
+from nspec_hf.core import NspecError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "record": ("cli.pipeline", "count which neurons a trained model uses for which pair"),
+    "select": ("cli.pipeline", "choose each pair's neurons from those counts"),
+    "train": ("cli.pipeline", "continue training, each pair with its own neurons"),
+    "translate": ("cli.pipeline", "translate, each sentence with its pair's neurons"),
+    "inspect": ("cli.pipeline", "show what masks, statistics or a model hold"),
+    "export": ("cli.export", "make a smaller model of a pair's own neurons, also for CTranslate2"),
+    "evaluate": ("cli.evaluate", "score translations, with signatures"),
+    "compare": ("cli.evaluate", "test which directions got better or worse"),
+    "analyze": ("cli.analyze", "draw and tabulate which neurons pairs share"),
+    "probe": ("cli.probe", "ask a model what erasing neurons costs, and how stable its masks are"),
+    "report": ("cli.analyze", "one HTML page that shows what each pair's neurons do"),
+    "demo": ("demo.demo", "run the whole method on made-up language families, in minutes"),
+}
+"""Command → the file that holds its function, and what it does."""
+
+_EXAMPLES = """
+The pipeline, step by step:
+
+  nspec record    --model MODEL --pairs en-de,de-en --corpus.path data --split valid
+  nspec select    --stats nspec_stats.safetensors --output masks
+  nspec train     --model MODEL --masks masks --corpus.path data --output runs/mine
+  nspec translate --model runs/mine/model --masks masks --pair en-de < input > output
+
+Every setting can also stand in a YAML file: nspec train --config mine.yaml
+`nspec COMMAND --help` shows a command's settings.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, or 2 where something was asked that cannot be."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if arguments[0] == "--version":
+        sys.stdout.write(f"nspec {__version__}\n")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        sys.stderr.write(f"nspec: there is no command {name!r}; commands are: {', '.join(COMMANDS)}\n")
+        return 2
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
+    try:
+        arguments = [_underscored(argument) for argument in rest]
+        # jsonargparse shows the first paragraph alone; the example is below it, and must not be wrapped.
+        about = (inspect.getdoc(function) or "").partition("Args:")[0].strip()
+        shape = type("Help", (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter), {})
+        said = {"prog": f"nspec {name}", "description": about, "formatter_class": shape}
+        jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said)
+    except (NspecError, OSError) as error:  # OSError: a file or model that is not there
+        sys.stderr.write(f"nspec {name}: {error}\n")
+        return 2
+    return 0
+
+
+def _underscored(argument: str) -> str:
+    """Return an option's name as the functions spell it: `--comet-out` is `--comet_out`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: nspec COMMAND [settings]", "", "commands:", *lines, _EXAMPLES])

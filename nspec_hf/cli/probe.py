@@ -1,0 +1,132 @@
+"""What `nspec probe` does: it asks a model what erasing neurons costs, and how stable its masks are."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from nspec_hf.analysis import (
+    Erasure,
+    Figure,
+    Result,
+    draw_erasure,
+    draw_setting_gains,
+    draw_stability,
+    erasure_effect,
+    file_name,
+    find_pivot,
+    masked_gains,
+    recordings,
+    save_figure,
+    scorer,
+    stability,
+)
+from nspec_hf.core import ArtefactError, ConfigError, Table
+from nspec_hf.data import CorpusConfig, LanguageTags, PairText, encode_corpus, read_corpus
+from nspec_hf.evaluation import TranslateConfig
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import ActivationStats, RecordConfig
+
+
+def probe(
+    masks: str,
+    model: str,
+    corpus: CorpusConfig,
+    output: str = "analysis",
+    stats: str | None = None,
+    split: str = "valid",
+    test_split: str = "test",
+    lines: int = 200,
+    erase: bool = True,
+    erase_of: Sequence[str] = (),
+    sizes: Sequence[int] = (100, 200, 500),
+    seeds: Sequence[int] = (1, 2, 3),
+    coverages: Sequence[float] = (),
+    generals: Sequence[float] = (),
+    metric: str = "bleu",
+    translate: TranslateConfig = TranslateConfig(num_beams=1),
+    codes: Mapping[str, str] | None = None,
+    figures: bool = True,
+) -> None:
+    """Ask a model: what does erasing neurons cost, what do masks of other settings, how stable are they?
+
+    It translates and records, so it takes as long as the text is long; `nspec analyze` works on files alone.
+
+    Example: nspec probe --masks masks --model runs/mine/model --corpus.path data --lines 100
+
+    Args:
+        masks: Folder or Hub repository of masks.
+        model: Hub id or folder of the model that was trained with them.
+        corpus: Where the text lies: --corpus.path DIR with DIR/test.en, DIR/test.de …
+        output: Folder of tables (JSON, CSV) and figures (PNG, SVG).
+        stats: File of the statistics that the masks were selected from; `coverages` and `generals` need it.
+        split: Text that is recorded for stability.
+        test_split: Text that is translated.
+        lines: Sentences of each pair that are translated.
+        erase: Whether to erase a fifth of the general neurons, and half of each pair's own.
+        erase_of: Pairs, `[en-de,en-fr]`: half of the own neurons of each are taken from all pairs, one
+            erasure each, which shows whether the others need them too.
+        sizes: Numbers of sentences a pair to record, beside all of them, to see how masks change with the
+            amount of text; `[]` leaves stability out.
+        seeds: Of random samples of the smallest size, which are recorded too.
+        coverages: Coverages k whose masks are tried without training.
+        generals: Shares ρ of general neurons whose masks are tried without training.
+        metric: What translations are scored by: bleu, chrf++ …
+        translate: How text is decoded.
+        codes: Your language codes → the tokenizer's, where they differ.
+        figures: Whether to draw; without, only tables are written.
+    """
+    held = NeuronMasks.from_pretrained(masks)
+    recorded = ActivationStats.load(stats) if stats else None
+    if (coverages or generals) and recorded is None:
+        raise ConfigError("masks of other settings are selected from statistics; give --stats FILE")
+    network, tokenizer = _load(model)
+    found: dict[str, Result] = {}
+    drawn: dict[str, Figure] = {}
+    if erase or coverages or generals:
+        tests = [_first(text, lines) for text in read_corpus(corpus, held.pairs, test_split)]
+        score = scorer(network, tokenizer, tests, metric, translate, codes)
+        if erase:
+            found["erasure"] = erasure_effect(held, score, erase_of)
+            drawn["erasure"] = draw_erasure(found["erasure"])
+        pivot = find_pivot(held.pairs) or "en"
+        for each in masked_gains(score, recorded, coverages, generals, pivot=pivot) if recorded else []:
+            name = file_name("gains against", each.setting)
+            found[name], drawn[name] = each, draw_setting_gains(each)
+    if sizes:
+        texts = read_corpus(corpus, held.pairs, split)
+        encoded = encode_corpus(texts, LanguageTags(tokenizer, codes))
+        count = RecordConfig(count=recorded.count) if recorded else RecordConfig()
+        samples = recordings(network, tokenizer, encoded, sizes, seeds, count, codes)
+        found["stability"] = stability(samples, held.recipe.settings.get("coverage", 0.95))
+        drawn["stability"] = draw_stability(found["stability"])
+    paths = [path for name, result in found.items() for path in result.save(output, name)]
+    if figures:
+        paths += [path for name, figure in drawn.items() for path in save_figure(figure, output, name)]
+    if isinstance(found.get("erasure"), Erasure):
+        sys.stdout.write(f"{_erasure_table(found['erasure'], metric, lines)}\n")
+    sys.stdout.write(f"{output}: {', '.join(path.name for path in paths)}\n")
+
+
+def _load(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        return AutoModelForSeq2SeqLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    except OSError as error:
+        raise ArtefactError(f"{model} is no model's folder, nor was it found on the Hub: {error}") from error
+
+
+def _first(text: PairText, lines: int) -> PairText:
+    return PairText(text.pair, text.sources[:lines], text.targets[:lines])
+
+
+def _erasure_table(found: Erasure, metric: str, lines: int) -> Table:
+    rows = tuple((kind, *found.mean_change(row)) for row, kind in enumerate(found.kinds))
+    about = (
+        f"of general: {found.general_share:.0%}, of specific: {found.specific_share:.0%}; seed {found.seed}"
+    )
+    return Table(
+        title=f"{metric} after erasing neurons, mean over {len(found.pairs)} directions",
+        columns=("erased", metric, "change", "of the pair itself", "of the others"),
+        rows=rows,
+        notes=(about, f"the first {lines} sentences of each direction"),
+    )

@@ -1,0 +1,24 @@
+"""Many systems, many seeds, one table."""
+
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.comparison.jobs import (
+        Failure as Failure,
+        Job as Job,
+        places as places,
+        run_jobs as run_jobs,
+        usable_cores as usable_cores,
+    )
+    from nspec_hf.comparison.runs import (
+        Row as Row,
+        Run as Run,
+        chosen_runs as chosen_runs,
+        planned_rows as planned_rows,
+    )
+    from nspec_hf.comparison.aggregate import compare_rows as compare_rows
+    from nspec_hf.comparison.tables import comparison_tables as comparison_tables, markdown as markdown
+
+__getattr__, __dir__, __all__ = attach(__name__)

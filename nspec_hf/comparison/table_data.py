@@ -1,0 +1,145 @@
+"""What a comparison of systems found: a row a system, with scores, differences, verdicts and costs.
+
+A number over seeds is a `Spread`: mean and sample standard deviation. Directions stand in blocks: one-to-many
+and many-to-one, trained directions between other languages, all trained ones, and zero-shot ones, each also
+by resource tier where the experiment has tiers. A block's average counts every direction once, and is
+undefined where a system lacks one. `comparison.py` fills all this in, `comparison_tables.py` prints it.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Pair
+from nspec_hf.evaluation import TIERS, SystemScores, Verdict
+from nspec_hf.systems import DataConfig
+
+TRAINED = "trained"
+BETWEEN = "between others"
+REFERENCES = ("baseline", "finetune")
+"""Systems that rows are compared with: the base, and all weights trained with the same budget."""
+
+Numbers = dict[str, "Spread"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A number over seeds."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation (n - 1); None for one seed."""
+    values: tuple[float, ...]
+    """Seed by seed."""
+
+    @classmethod
+    def over(cls, values: Iterable[float | None]) -> "Spread | None":
+        """Return the spread of the values that there are; None if there are none."""
+        known = tuple(value for value in values if value is not None)
+        if not known:
+            return None
+        sd = statistics.stdev(known) if len(known) > 1 else None
+        return cls(mean=math.fsum(known) / len(known), sd=sd, values=known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """One row against another: differences of scores, and verdicts of paired tests."""
+
+    reference: str
+    """Name of the other row."""
+    pairs: Mapping[str, Numbers]
+    """Metric → pair → difference."""
+    blocks: Mapping[str, Numbers]
+    """Metric → block → difference of averages."""
+    verdicts: Mapping[str, Mapping[str, tuple[Verdict, ...]]]
+    """Metric → pair → verdict for each seed; no pair where the translations are gone."""
+    p_values: Mapping[str, Mapping[str, tuple[float, ...]]]
+    """Metric → pair → p for each seed, each direction alone."""
+    counts: Mapping[str, Mapping[str, Mapping[Verdict, int]]]
+    """Metric → block → verdict → how often, over directions and seeds."""
+    doubtful: tuple[str, ...] = ()
+    """Verdicts that stand on so few differing sentences that they should not be trusted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """One row."""
+
+    name: str
+    system: str
+    source: str
+    settings: Mapping[str, Any]
+    train: Mapping[str, Any]
+    """Arguments of training that are this row's own."""
+    seeds: tuple[int, ...]
+    """Those that were run."""
+    missing: Mapping[str, str]
+    """Seed that was not run → the command that runs it."""
+    scores: Mapping[str, Numbers] = field(default_factory=dict)
+    """Metric → pair → score."""
+    averages: Mapping[str, Numbers] = field(default_factory=dict)
+    """Metric → block → average."""
+    against: Mapping[str, Against] = field(default_factory=dict)
+    """`baseline` and `finetune` → the comparison with the row of that system."""
+    extra_parameters: int | None = None
+    extra_bytes: int | None = None
+    """What is kept besides parameters (masks …)."""
+    extraction_seconds: Spread | None = None
+    """From the base to masks, before training."""
+    training_seconds: Spread | None = None
+    """Training from scratch, where it is, included."""
+    updates: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemsComparison:
+    """All rows."""
+
+    name: str
+    metrics: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    blocks: Mapping[str, tuple[Pair, ...]]
+    tiers: Mapping[str, tuple[Pair, ...]]
+    """The blocks by resource tier, `one-to-many high` …; empty if there are no tiers."""
+    rows: tuple[RowResult, ...]
+    n_samples: int
+    """Trials of the paired tests."""
+    notes: tuple[str, ...]
+    """Signatures of the metrics, decoding, hardware."""
+
+    def row(self, name: str) -> RowResult | None:
+        """Return a row that has been run with any seed, by its name."""
+        return next((row for row in self.rows if row.name == name and row.seeds), None)
+
+
+def blocks_of(data: DataConfig) -> dict[str, tuple[Pair, ...]]:
+    """Return block → its directions, in the order of the tables, without blocks that hold none."""
+    trained = data.trained_pairs()
+    # A trained direction without the pivot is no zero-shot direction, whatever its group is called elsewhere.
+    groups = {ONE_TO_MANY: ONE_TO_MANY, MANY_TO_ONE: MANY_TO_ONE, BETWEEN: ZERO_SHOT}
+    blocks = {
+        name: tuple(pair for pair in trained if pair.group(data.pivot) == group)
+        for name, group in groups.items()
+    }
+    blocks |= {TRAINED: tuple(trained), ZERO_SHOT: tuple(data.zero_shot_pairs())}
+    return {name: pairs for name, pairs in blocks.items() if pairs}
+
+
+def tiers_of(data: DataConfig) -> dict[str, tuple[Pair, ...]]:
+    """Return the blocks by resource tier: `one-to-many high` → its directions."""
+    if not data.tiers:
+        return {}
+    of = SystemScores(name="", scores={}, pivot=data.pivot, tiers=data.tiers)
+    found: dict[str, tuple[Pair, ...]] = {}
+    for name, pairs in blocks_of(data).items():
+        if name != TRAINED:
+            for tier in sorted({of.tier(pair) or "" for pair in pairs}, key=_tier_order):
+                found[f"{name} {tier}"] = tuple(pair for pair in pairs if of.tier(pair) == tier)
+    return found
+
+
+def _tier_order(tier: str) -> list[int]:
+    return [TIERS.index(part) if part in TIERS else len(TIERS) for part in tier.split("-")]

@@ -1,0 +1,272 @@
+"""The tables of a comparison of systems, as text and as a Markdown page.
+
+Cells over several seeds read `mean ± sample standard deviation`. Verdicts of paired tests read `better /
+worse / not significant`, counted over directions and seeds at p < 0.05, each direction alone. A row that has
+not been run says so, and the command that runs it stands under the tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nspec_hf.analysis import gains
+from nspec_hf.comparison.table_data import REFERENCES, TRAINED, RowResult, Spread, SystemsComparison
+from nspec_hf.core import ZERO_SHOT, Cell, Table
+from nspec_hf.evaluation import VERDICTS, Verdict
+
+NOT_RUN = "not run"
+_INDIVIDUAL = "individual"
+_THRESHOLDS = (5, 10)
+
+
+def comparison_tables(comparison: SystemsComparison) -> list[Table]:
+    """Return all tables, those of the first metric first."""
+    tables = []
+    for metric in comparison.metrics:
+        tables.append(averages_table(comparison, metric))
+        if ZERO_SHOT in comparison.blocks:
+            tables.append(zero_shot_table(comparison, metric))
+        if comparison.tiers:
+            tables.append(tiers_table(comparison, metric))
+        table = interference_table(comparison, metric)
+        tables += [] if table is None else [table]
+        if any(row.seeds for row in comparison.rows):
+            tables.append(directions_table(comparison, metric))
+    return [*tables, costs_table(comparison)]
+
+
+def averages_table(comparison: SystemsComparison, metric: str) -> Table:
+    """Return the averages of each block, and the trained directions against base and fine-tuning."""
+    blocks = list(comparison.blocks)
+    return Table(
+        title=f"{metric}: means over directions; Δ and verdicts over the trained ones",
+        columns=("system", "seeds", *blocks, *_against_columns(comparison)),
+        rows=tuple(
+            _row(row, [_text(row.averages[metric].get(block)) for block in blocks], metric, TRAINED)
+            if row.seeds
+            else _not_run(row, 2 + len(blocks) + 4)
+            for row in comparison.rows
+        ),
+        notes=_reading_notes(comparison),
+    )
+
+
+def zero_shot_table(comparison: SystemsComparison, metric: str) -> Table:
+    """Return the zero-shot directions: mean, how many reach 5 and 10 BLEU (Tan et al., Tables 15, 16), Δ."""
+    counted = _THRESHOLDS if metric.lower().startswith("bleu") else ()
+    rows = []
+    for row in comparison.rows:
+        scores = [row.scores[metric].get(pair) for pair in comparison.blocks[ZERO_SHOT]] if row.seeds else []
+        known = None not in scores
+        counts = [sum(s.mean >= t for s in scores if s) if known else None for t in counted]
+        cells = [_text(row.averages[metric].get(ZERO_SHOT)), *counts] if row.seeds else []
+        rows.append(_row(row, cells, metric, ZERO_SHOT) if row.seeds else _not_run(row, 3 + len(counted) + 4))
+    return Table(
+        title=f"{metric}: zero-shot directions",
+        columns=(
+            *("system", "seeds", "mean", *(f"≥ {threshold}" for threshold in counted)),
+            *_against_columns(comparison),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def tiers_table(comparison: SystemsComparison, metric: str) -> Table:
+    """Return averages by resource tier: the base's own, and the others' differences (Tan et al., Table 2)."""
+    columns, rows = list(comparison.tiers), []
+    for row in comparison.rows:
+        against = row.against.get("baseline")
+        if not row.seeds:
+            rows.append(_not_run(row, 2 + len(columns)))
+        elif against is None:
+            cells = [_text(row.averages[metric].get(tier)) for tier in columns]
+            rows.append((row.name, _seeds(row), *cells))
+        else:
+            cells = [_text(against.blocks[metric].get(tier), signed=True) for tier in columns]
+            rows.append((row.name, _seeds(row), *cells))
+    return Table(
+        title=f"{metric}: means by resource tier; rows with a sign are differences from the base",
+        columns=("system", "seeds", *columns),
+        rows=tuple(rows),
+    )
+
+
+def interference_table(comparison: SystemsComparison, metric: str) -> Table | None:
+    """Return gains over individual models, and where systems win (synergy) or lose (interference).
+
+    Tan et al. 2024, Table 4. None if the individual models have not been run.
+    """
+    individual = next((r for r in comparison.rows if r.system == _INDIVIDUAL and r.seeds), None)
+    if individual is None or not individual.scores.get(metric):
+        return None
+    scores = {
+        row.name: {pair: found.mean for pair, found in row.scores[metric].items()}
+        for row in comparison.rows
+        if row.seeds and set(row.scores[metric]) & set(individual.scores[metric])
+    }
+    if len(scores) < 2:
+        return None
+    groups = comparison.tiers or {name: own for name, own in comparison.blocks.items() if name != TRAINED}
+    found = gains(scores, individual.name, metric=metric)
+    named = [next((name for name, own in groups.items() if pair in own), "") for pair in found.pairs]
+    grouped = replace(found, groups=tuple(named)).by_group()
+    rows = [
+        (
+            system,
+            *(
+                cell
+                for column in range(len(grouped.groups))
+                for cell in _gain(grouped.mean[number, column], grouped.gained, grouped.lost, number, column)
+            ),
+        )
+        for number, system in enumerate(grouped.systems)
+    ]
+    return Table(
+        title=f"{metric} against individual models: mean gain, and directions with synergy / interference",
+        columns=("system", *(each for group in grouped.groups for each in (group, f"{group} +/−"))),
+        rows=tuple(rows),
+    )
+
+
+def directions_table(comparison: SystemsComparison, metric: str) -> Table:
+    """Return every direction: a line each, a column a row that has been run."""
+    run = [row for row in comparison.rows if row.seeds]
+    return Table(
+        title=f"{metric} of every direction",
+        columns=("direction", *(row.name for row in run)),
+        rows=tuple(
+            (str(pair), *(_text(row.scores[metric].get(pair)) for row in run)) for pair in comparison.pairs
+        ),
+    )
+
+
+def costs_table(comparison: SystemsComparison) -> Table:
+    """Return what each system adds and takes (Tan et al. 2024, Table 5)."""
+    rows = [
+        (
+            row.name,
+            row.extra_parameters,
+            _memory(row),
+            _seconds(row.extraction_seconds),
+            _seconds(row.training_seconds),
+            row.updates,
+        )
+        if row.seeds
+        else _not_run(row, 6)
+        for row in comparison.rows
+    ]
+    return Table(
+        title="Costs of one run",
+        columns=(
+            *("system", "extra parameters", "extra memory KiB", "extraction s", "training s", "updates"),
+        ),
+        rows=tuple(rows),
+        notes=("extra memory: parameters at four bytes each, and masks", *comparison.notes),
+    )
+
+
+def markdown(comparison: SystemsComparison, command: str) -> str:
+    """Return everything as a Markdown page.
+
+    Args:
+        comparison: What to print.
+        command: What made it.
+    """
+    parts = [f"# {comparison.name}: comparison of systems", f"Made by `{command}`."]
+    parts += [table.render("markdown").rstrip("\n") for table in comparison_tables(comparison)]
+    missing = missing_runs(comparison)
+    if missing:
+        lines = "\n".join(f"- {name}: `{own}`" for name, own in missing.items())
+        parts.append(f"## Not run\n\n{lines}")
+    return "\n\n".join(parts) + "\n"
+
+
+def missing_runs(comparison: SystemsComparison) -> dict[str, str]:
+    """Return the runs that are missing, `row, seed 1` → the command that runs it."""
+    return {
+        f"{row.name}, seed {seed}": command
+        for row in comparison.rows
+        for seed, command in row.missing.items()
+    }
+
+
+def _row(row: RowResult, cells: Sequence[Cell], metric: str, block: str) -> tuple[Cell, ...]:
+    """Return a row's cells, and after them how it stands against base and fine-tuning."""
+    ends: list[Cell] = []
+    for name in REFERENCES:
+        against = row.against.get(name)
+        if against is None:
+            ends += [None, None]
+        else:
+            difference = against.blocks[metric].get(block)
+            ends += [_text(difference, signed=True), _counts(against.counts.get(metric, {}).get(block))]
+    return (row.name, _seeds(row), *cells, *ends)
+
+
+def _seeds(row: RowResult) -> Cell:
+    """Return how many seeds were run, `1 of 3` while some are missing."""
+    return f"{len(row.seeds)} of {len(row.seeds) + len(row.missing)}" if row.missing else len(row.seeds)
+
+
+def _not_run(row: RowResult, width: int) -> tuple[Cell, ...]:
+    return (row.name, NOT_RUN, *[None] * (width - 2))
+
+
+def _against_columns(comparison: SystemsComparison) -> tuple[str, ...]:
+    """Return the heads of `_row`'s last cells: the name of the row that is compared with."""
+    names = []
+    for name in REFERENCES:
+        used = {row.against[name].reference for row in comparison.rows if name in row.against}
+        only = next(iter(used)) if len(used) == 1 else name
+        names += [f"Δ {only}", f"vs {only}: b / w / n"]
+    return tuple(names)
+
+
+def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
+    notes = [
+        f"b / w / n: better, worse, not significant; paired randomization, {comparison.n_samples} trials"
+    ]
+    notes += [
+        f"{row.name}: its own training ("
+        + ", ".join(f"{name}={value}" for name, value in row.train.items())
+        + f"), compared with {row.against['finetune'].reference if 'finetune' in row.against else 'no row'}"
+        for row in comparison.rows
+        if row.train
+    ]
+    doubts = [doubt for row in comparison.rows for own in row.against.values() for doubt in own.doubtful]
+    if doubts:
+        shown = "; ".join(doubts[:3]) + (" …" if len(doubts) > 3 else "")
+        notes.append(
+            f"{len(doubts)} verdicts of all metrics are not to be trusted, too few sentences differ: {shown}"
+        )
+    return tuple(notes)
+
+
+def _text(spread: Spread | None, signed: bool = False) -> str | None:
+    if spread is None:
+        return None
+    mean = f"{spread.mean:+.2f}" if signed else f"{spread.mean:.2f}"
+    return mean if spread.sd is None else f"{mean} ± {spread.sd:.2f}"
+
+
+def _counts(counts: Mapping[Verdict, int] | None) -> str | None:
+    return None if counts is None else " / ".join(str(counts[verdict]) for verdict in VERDICTS)
+
+
+def _gain(mean: float, gained: np.ndarray, lost: np.ndarray, row: int, column: int) -> tuple[Cell, Cell]:
+    if np.isnan(mean):
+        return None, None
+    return f"{mean:+.2f}", f"{gained[row, column]} / {lost[row, column]}"
+
+
+def _memory(row: RowResult) -> float | None:
+    if row.extra_parameters is None or row.extra_bytes is None:
+        return None
+    return (4 * row.extra_parameters + row.extra_bytes) / 1024
+
+
+def _seconds(spread: Spread | None) -> str | None:
+    if spread is None:
+        return None
+    return f"{spread.mean:.1f}" if spread.sd is None else f"{spread.mean:.1f} ± {spread.sd:.1f}"

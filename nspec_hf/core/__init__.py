@@ -1,0 +1,63 @@
+"""What every room needs: errors, pairs, tables, files, the artefact, processes, provenance."""
+
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.core.errors import (
+        ArtefactError as ArtefactError,
+        ConfigError as ConfigError,
+        CorpusError as CorpusError,
+        EmptyPairError as EmptyPairError,
+        ExportError as ExportError,
+        NspecError as NspecError,
+        RoutingError as RoutingError,
+        SiteMismatchError as SiteMismatchError,
+        TrainingSetupError as TrainingSetupError,
+        UnknownLanguageError as UnknownLanguageError,
+        UnknownPairError as UnknownPairError,
+        UnsupportedModelError as UnsupportedModelError,
+        as_names as as_names,
+        require as require,
+        require_share as require_share,
+    )
+    from nspec_hf.core.pairs import (
+        MANY_TO_ONE as MANY_TO_ONE,
+        ONE_TO_MANY as ONE_TO_MANY,
+        ZERO_SHOT as ZERO_SHOT,
+        Pair as Pair,
+        as_pairs as as_pairs,
+        english_centric as english_centric,
+        pair_index as pair_index,
+        zero_shot as zero_shot,
+    )
+    from nspec_hf.core.tables import (
+        Cell as Cell,
+        Table as Table,
+        TableFormat as TableFormat,
+        join_tables as join_tables,
+    )
+    from nspec_hf.core.files import (
+        PACKED as PACKED,
+        decode_line as decode_line,
+        read_lines as read_lines,
+        read_raw_lines as read_raw_lines,
+    )
+    from nspec_hf.core.bits import pack as pack, packed_width as packed_width, unpack as unpack
+    from nspec_hf.core.artifact import (
+        FORMAT as FORMAT,
+        read_artefact as read_artefact,
+        write_artefact as write_artefact,
+    )
+    from nspec_hf.core.distributed import (
+        add_up as add_up,
+        gather as gather,
+        in_step as in_step,
+        rank as rank,
+        real_rows as real_rows,
+        world_size as world_size,
+    )
+    from nspec_hf.core.provenance import plain as plain, versions as versions, write_result as write_result
+
+__getattr__, __dir__, __all__ = attach(__name__)

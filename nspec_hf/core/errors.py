@@ -1,0 +1,76 @@
+"""The errors of the package: each says what was found, what was expected and what to do.
+
+Each is also a builtin (`UnknownPairError` is a `KeyError`), so that code which does not know this package
+still catches the right thing.
+"""
+
+from collections.abc import Iterable
+
+
+class NspecError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message as it was written; `KeyError` alone would print its repr."""
+        return "\n".join(str(part) for part in self.args)
+
+
+class ConfigError(NspecError, ValueError):
+    """A setting has a value that it cannot have, or two settings contradict each other."""
+
+
+class UnknownPairError(NspecError, KeyError):
+    """A pair was asked for that the statistics, masks or corpus do not hold."""
+
+
+class UnknownLanguageError(NspecError, ValueError):
+    """A tokenizer has no tag for a language code."""
+
+
+class UnsupportedModelError(NspecError, TypeError):
+    """A model's neurons cannot be found, or could only be gated wrongly."""
+
+
+class CorpusError(NspecError, ValueError):
+    """Parallel text is not parallel, not UTF-8 or not there; the message names file and line."""
+
+
+class EmptyPairError(NspecError, ValueError):
+    """A pair was to be recorded or trained, but no sentence of it came by."""
+
+
+class ArtefactError(NspecError, ValueError):
+    """A saved file is cut off, altered, of another kind or of a newer format."""
+
+
+class SiteMismatchError(NspecError, ValueError):
+    """Masks or statistics name other sites, or sites of other widths, than the model has."""
+
+
+class RoutingError(NspecError, RuntimeError):
+    """A row of a batch belongs to no pair or to a pair without a mask, so no neurons can be chosen."""
+
+
+class TrainingSetupError(NspecError, ValueError):
+    """Training is set up in a way that is known to give a silently wrong model."""
+
+
+class ExportError(NspecError, RuntimeError):
+    """A model that was baked for a pair does not write what the gate writes, so it is not handed out."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ConfigError with this message where a condition does not hold."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names as a tuple; `"ffn"` alone is one name, not three letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def require_share(name: str, value: float, above_zero: bool = False) -> None:
+    """Raise a ConfigError where a value is no share."""
+    within = value <= 1 and (value > 0 if above_zero else value >= 0)
+    require(within, f"{name} is a share and must lie in {'(' if above_zero else '['}0, 1], got {value}")

@@ -1,0 +1,34 @@
+"""Public names of a room that are loaded when they are first used.
+
+Importing torch takes seconds, and `nspec record --help` needs none of it. So a room's `__init__.py` says its
+names once, in a block that type checkers read and Python skips; `attach` reads the same block.
+"""
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def attach(room: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return a package's `__getattr__`, `__dir__` and `__all__`.
+
+    Args:
+        room: The package's name; its `__init__.py` imports its public names under `if TYPE_CHECKING:`.
+    """
+    module = sys.modules[room]
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
+    file_of = {alias.name: node.module for node in imports for alias in node.names}
+
+    def load(name: str) -> Any:
+        if name not in file_of:
+            raise AttributeError(f"{room} has no {name!r}; it has: {', '.join(sorted(file_of))}")
+        value = getattr(importlib.import_module(str(file_of[name])), name)
+        setattr(module, name, value)
+        return value
+
+    return load, lambda: sorted({*vars(module), *file_of}), sorted(file_of)

@@ -1,0 +1,115 @@
+"""The language pair: a translation direction such as `en-de`, and how pairs group.
+
+A `Pair` is a string, its printed name, so it can stand wherever `"en-de"` can: as a key, in JSON, in YAML,
+in a file name. All functions of this package take either.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from nspec_hf.core.errors import ConfigError, UnknownPairError
+
+ONE_TO_MANY = "one-to-many"
+MANY_TO_ONE = "many-to-one"
+ZERO_SHOT = "zero-shot"
+
+
+class Pair(str):
+    """A translation direction.
+
+    `Pair("en", "de")` and `Pair("en-de")` are the same pair, equal to the string `"en-de"`. A code that
+    holds a hyphen itself needs two arguments or an arrow: `Pair("zh-CN->en")`.
+
+    Raises:
+        ConfigError: If a language code is empty or the text does not name exactly two.
+    """
+
+    source: str
+    target: str
+    __slots__ = ("source", "target")
+
+    def __new__(cls, source: str, target: str | None = None) -> "Pair":
+        """Make a pair from two codes, or from its printed name."""
+        if target is None:
+            if isinstance(source, Pair):
+                return source
+            source, target = _split(source)
+        if not isinstance(source, str) or not isinstance(target, str):
+            raise ConfigError(f"language codes are strings, got {source!r} and {target!r}")
+        source, target = source.strip(), target.strip()
+        if not source or not target:
+            raise ConfigError(f"a pair needs two language codes, got source {source!r} and target {target!r}")
+        separator = "->" if "-" in source + target else "-"
+        pair = super().__new__(cls, f"{source}{separator}{target}")
+        pair.source, pair.target = source, target
+        return pair
+
+    def __getnewargs__(self) -> tuple[str, str]:
+        """Let copy and pickle rebuild the pair from its codes."""
+        return self.source, self.target
+
+    def __repr__(self) -> str:
+        """Print as the call that makes it."""
+        return f"Pair({self.source!r}, {self.target!r})"
+
+    @property
+    def reverse(self) -> "Pair":
+        """The other direction."""
+        return Pair(self.target, self.source)
+
+    def group(self, pivot: str = "en") -> str:
+        """Return `one-to-many` (out of the pivot), `many-to-one` (into it) or `zero-shot` (without it)."""
+        if self.source == pivot:
+            return ONE_TO_MANY
+        return MANY_TO_ONE if self.target == pivot else ZERO_SHOT
+
+
+def _split(text: str) -> tuple[str, str]:
+    if not isinstance(text, str):
+        raise ConfigError(f"a pair is written 'en-de' or Pair('en', 'de'), got {text!r}")
+    parts = text.split("->") if "->" in text else text.split("-")
+    if len(parts) != 2:
+        raise ConfigError(
+            f"cannot read a pair from {text!r}; write 'en-de', or 'zh-CN->en' where a code has a hyphen"
+        )
+    return parts[0], parts[1]
+
+
+def as_pairs(pairs: Iterable[str]) -> list[Pair]:
+    """Return a list of pairs in the order given.
+
+    Raises:
+        ConfigError: If a pair is named twice, since its position is its index in `pair_ids`; or if `pairs` is
+            one string.
+    """
+    if isinstance(pairs, str):
+        raise ConfigError(f"expected a list of pairs, got one string; write [{str(pairs)!r}]")
+    found = [Pair(pair) for pair in pairs]
+    if len(set(found)) != len(found):
+        twice = sorted({pair for pair in found if found.count(pair) > 1})
+        raise ConfigError(f"each pair may be named once; named again: {', '.join(twice)}")
+    return found
+
+
+def pair_index(pairs: Sequence[Pair], pair: str, holder: str) -> int:
+    """Return the position of `pair` in `pairs`; `holder` names whose pairs they are in the error.
+
+    Raises:
+        UnknownPairError: If it is not among them; the message lists those that are.
+    """
+    try:
+        return list(pairs).index(Pair(pair))
+    except ValueError:
+        known = ", ".join(sorted(pairs)) or "none"
+        raise UnknownPairError(f"pair {str(pair)!r} is not in the {holder}; {holder} hold: {known}") from None
+
+
+def english_centric(languages: Iterable[str], pivot: str = "en") -> list[Pair]:
+    """Return all directions out of and into the pivot: `en-de, de-en, en-fr, fr-en, …` in the order given."""
+    others = [code for code in languages if code != pivot]
+    return [pair for code in others for pair in (Pair(pivot, code), Pair(code, pivot))]
+
+
+def zero_shot(languages: Iterable[str], pivot: str = "en") -> list[Pair]:
+    """Return all directions between two languages other than the pivot."""
+    others = [code for code in languages if code != pivot]
+    return [Pair(source, target) for source in others for target in others if source != target]

@@ -1,0 +1,32 @@
+"""Text → tagged ids → batches: languages and their tags, corpora, batches that know their pairs."""
+
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.data.language_tags import LanguageTags as LanguageTags
+    from nspec_hf.data.tokenizer import (
+        VocabularyConfig as VocabularyConfig,
+        train_vocabulary as train_vocabulary,
+    )
+    from nspec_hf.data.corpus import (
+        CorpusConfig as CorpusConfig,
+        PairText as PairText,
+        read_corpus as read_corpus,
+    )
+    from nspec_hf.data.dataset import EncodedCorpus as EncodedCorpus, encode_corpus as encode_corpus
+    from nspec_hf.data.sampler import BatchConfig as BatchConfig, PairBatchSampler as PairBatchSampler
+    from nspec_hf.data.collator import IGNORED as IGNORED, PairCollator as PairCollator
+    from nspec_hf.data.translations import (
+        Outputs as Outputs,
+        read_outputs as read_outputs,
+        require_parallel as require_parallel,
+        write_sentences as write_sentences,
+    )
+    from nspec_hf.data.synthetic import (
+        LanguageFamilies as LanguageFamilies,
+        SyntheticConfig as SyntheticConfig,
+    )
+
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -1,0 +1,186 @@
+"""The collator: rows of any pairs become one padded batch that says which pair each row belongs to.
+
+Shape letters: B = samples, S = source tokens, T = target tokens.
+
+The traps: without `decoder_input_ids` label smoothing crashes on M2M-100 and mBART trains on wrong decoder
+inputs without a word, so they are always there; and the Trainer strips a column that the model does not
+name, so a row without a pair is an error.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownPairError, as_pairs, pair_index
+from nspec_hf.data.language_tags import LanguageTags
+
+IGNORED = -100
+"""The label of a padding position."""
+
+
+class PairCollator:
+    """Pad rows of any pairs into one batch, with decoder inputs and `pair_ids`.
+
+    A row is a dict that names its pair, as `pair` (`"en-de"`) or as `pair_id` (its index in `pairs`), and
+    holds either `input_ids` and `labels` (as an `EncodedCorpus` gives them, language tags included) or text:
+    `source` and `target`, or `translation` (`{"en": …, "de": …}`). Other columns are left out. Padding that a
+    row of ids brings along is taken off: positions of `attention_mask` 0, labels of -100, padding at the end.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        pairs: What `pair_ids` indexes; the same as the masks' pairs, in their order.
+        decoder_start_token_id: The model's (`model.config.decoder_start_token_id`). By default what the
+            tokenizer's family is known to use: the end of sentence for M2M-100, NLLB and mBART-50, padding
+            for Marian, T5 and Pegasus. mBART-25 and PLBart begin with the target's tag instead.
+        codes: Your language codes → the tokenizer's, where they differ.
+        pad_to_multiple_of: Pad lengths up to a multiple of this.
+
+    Raises:
+        UnknownLanguageError: If the tokenizer has no tag for a pair's language.
+        ConfigError: If `decoder_start_token_id` is needed and nothing tells it (MADLAD).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Iterable[str],
+        decoder_start_token_id: int | None = None,
+        codes: Mapping[str, str] | None = None,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        self.tokenizer, self.pairs = tokenizer, as_pairs(pairs)
+        self.tags = LanguageTags(tokenizer, codes)
+        for pair in self.pairs:
+            self.tags.check(pair)
+        targets = sorted({pair.target for pair in self.pairs})
+        if self.tags.family == "untagged" and len(targets) > 1:
+            warnings.warn(
+                "the tokenizer has no language tags, so nothing tells the model which language to write: "
+                + ", ".join(targets),
+                stacklevel=2,
+            )
+        if decoder_start_token_id is None:
+            decoder_start_token_id = _usual_start(self.tags)
+        self.decoder_start_token_id = decoder_start_token_id
+        self.pad_to_multiple_of = pad_to_multiple_of or 1
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch.
+
+        Returns:
+            `input_ids` and `attention_mask` [B, S], `labels` (-100 = padding) and `decoder_input_ids` [B, T],
+            `pair_ids` [B].
+
+        Raises:
+            CorpusError: If there is no row, a row names no pair or two, it holds neither ids nor text, or its
+                ids have the tag of another language than its pair's.
+            UnknownPairError: If a row's pair is none of the collator's.
+        """
+        if not rows:
+            raise CorpusError("a batch needs a row, got none")
+        pair_ids = [self._pair_id(row) for row in rows]
+        sides = [self._encode(row, self.pairs[i]) for row, i in zip(rows, pair_ids, strict=True)]
+        sources, labels = [list(side[0]) for side in sides], [list(side[1]) for side in sides]
+        decoder_inputs = [
+            self.tags.decoder_inputs(row, self.pairs[i], self.decoder_start_token_id)
+            for row, i in zip(labels, pair_ids, strict=True)
+        ]
+        pad = self.tokenizer.pad_token_id
+        return {
+            "input_ids": self._pad(sources, pad),
+            "attention_mask": self._pad([[1] * len(row) for row in sources], 0),
+            "labels": self._pad(labels, IGNORED),
+            "decoder_input_ids": self._pad(decoder_inputs, pad),
+            "pair_ids": torch.tensor(pair_ids),
+        }
+
+    def _pad(self, rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+        width = -(-max(map(len, rows)) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        padded = np.full((len(rows), width), filler, dtype=np.int64)
+        for i, row in enumerate(rows):
+            padded[i, : len(row)] = row
+        return torch.from_numpy(padded)
+
+    def _pair_id(self, row: Mapping[str, Any]) -> int:
+        number = row.get("pair_id", row.get("pair_ids"))
+        if "pair" in row:
+            index = pair_index(self.pairs, row["pair"], "collator's pairs")
+            if number is not None and int(number) != index:
+                raise CorpusError(
+                    f"a row has pair {str(row['pair'])!r}, which is number {index}, but pair_id {number}; "
+                    "leave one of them out"
+                )
+            return index
+        if number is None:
+            raise CorpusError(
+                f"a row names no pair; it has: {', '.join(row) or 'nothing'}. Give each row 'pair' ('en-de') "
+                "or 'pair_id', and train with remove_unused_columns=False, since the Trainer strips columns "
+                "that the model does not name"
+            )
+        if not 0 <= int(number) < len(self.pairs):
+            known = ", ".join(f"{i} {pair}" for i, pair in enumerate(self.pairs))
+            raise UnknownPairError(f"pair_id {int(number)} is none of the collator's pairs: {known}")
+        return int(number)
+
+    def _without_padding(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """Return the ids of a row that was padded, as by `tokenizer(…, padding="max_length")`, unpadded."""
+        ids = [int(each) for each in row["input_ids"]]
+        labels = [int(each) for each in row["labels"] if each != IGNORED]
+        if row.get("attention_mask") is not None:
+            if len(row["attention_mask"]) != len(ids):
+                raise CorpusError(
+                    f"a row has {len(ids)} input_ids, but an attention_mask of {len(row['attention_mask'])}; "
+                    "leave it out where nothing is padded"
+                )
+            ids = [each for each, real in zip(ids, row["attention_mask"], strict=True) if real]
+        pad = self.tokenizer.pad_token_id
+        # Where padding is the end of sentence too, nobody can tell them apart.
+        pad = None if pad == self.tokenizer.eos_token_id else pad
+        return _stripped(ids, pad), _stripped(labels, pad)
+
+    def _encode(self, row: Mapping[str, Any], pair: Pair) -> tuple[Sequence[int], Sequence[int]]:
+        if "input_ids" in row and "labels" in row:
+            sides = self._without_padding(row)
+            self.tags.check_row(*sides, pair)
+            return sides
+        if "translation" in row:
+            source, target = (row["translation"].get(code) for code in (pair.source, pair.target))
+        else:
+            source, target = row.get("source"), row.get("target")
+        if not isinstance(source, str) or not isinstance(target, str):
+            raise CorpusError(
+                f"a row of {pair} has {', '.join(row)}; expected input_ids and labels, source and target, or "
+                f"translation with {pair.source!r} and {pair.target!r}"
+            )
+        return self.tags.encode_source([source], pair)[0], self.tags.encode_target([target], pair)[0]
+
+
+def _stripped(ids: list[int], filler: int | None) -> list[int]:
+    end = len(ids)
+    while end and ids[end - 1] == filler:
+        end -= 1
+    return ids[:end]
+
+
+def _usual_start(tags: LanguageTags) -> int:
+    """Return what a family's decoder starts from; families that start with a tag never use it."""
+    tokenizer, name = tags.tokenizer, type(tags.tokenizer).__name__
+    if tags.family in ("marian", "t5") or name.startswith(("Marian", "Pegasus")):
+        return tokenizer.pad_token_id
+    if tags.family == "madlad":
+        raise ConfigError(
+            "MADLAD's tokenizer does not show what its decoder starts from; give the collator "
+            "decoder_start_token_id=model.config.decoder_start_token_id"
+        )
+    if tags.family == "untagged":
+        warnings.warn(
+            f"nothing shows what the decoder starts from, so it is taken to be {tokenizer.eos_token}; give "
+            "the collator decoder_start_token_id=model.config.decoder_start_token_id",
+            stacklevel=3,
+        )
+    return tokenizer.eos_token_id

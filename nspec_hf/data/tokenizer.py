@@ -1,0 +1,127 @@
+"""Train a subword vocabulary and wrap it as a tokenizer with a tag for every language.
+
+The tokenizer is a plain `PreTrainedTokenizerFast`, saved as one `tokenizer.json`, so `AutoTokenizer` loads
+it without code of ours. It splits text as the SentencePiece model does that it was made from. Tags are
+spelled as M2M-100 spells them (`__en__`), for any code; `languages.py` puts them around the text.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import sentencepiece
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import import_protobuf
+
+from nspec_hf.core import ConfigError
+from nspec_hf.data.language_tags import TARGET_ON_SOURCE
+
+# In the order of their ids, 0 to 3, as M2M-100 and mBART have them.
+_SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
+_LONGEST_LINE = 1 << 20  # bytes; SentencePiece would leave lines over 4,192 out without a word
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """A joint subword vocabulary of all languages."""
+
+    size: int = 32000
+    """Number of subwords, the four special tokens included and language tags not; fewer where the text does
+    not give so many."""
+
+    kind: Literal["unigram", "bpe"] = "unigram"
+    """`unigram` (Tan et al.) or `bpe` (Xie et al.)."""
+
+    target_on_source: bool = False
+    """Put the target's tag on the source and none on the target (Xie et al.); else both sides have one."""
+
+    coverage: float = 0.9999
+    """Share of characters that get a piece, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.kind not in ("unigram", "bpe"):
+            raise ConfigError(f"kind is 'unigram' or 'bpe', got {self.kind!r}")
+        if self.size < 8 or not 0 < self.coverage <= 1:
+            raise ConfigError(
+                f"size is 8 or more and coverage in (0, 1], got {self.size} and {self.coverage}"
+            )
+
+
+def train_vocabulary(
+    sentences: Iterable[str], languages: Sequence[str], config: VocabularyConfig
+) -> PreTrainedTokenizerFast:
+    """Train a joint subword vocabulary.
+
+    Args:
+        sentences: Text of all languages, each as often as it should count.
+        languages: Codes that get a tag.
+        config: Size and kind.
+
+    Raises:
+        ConfigError: If the text does not give such a vocabulary; the message is SentencePiece's.
+    """
+    file = io.BytesIO()
+    special = {f"{name}_id": number for number, name in enumerate(_SPECIAL)}
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=file,
+            vocab_size=config.size,
+            model_type=config.kind,
+            character_coverage=config.coverage,
+            max_sentence_length=_LONGEST_LINE,
+            hard_vocab_limit=False,
+            num_threads=1,
+            minloglevel=2,
+            **special,
+            **{f"{name}_piece": piece for name, piece in _SPECIAL.items()},
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"no vocabulary of {config.size} subwords comes from this text: {error}") from None
+    style = {"language_style": TARGET_ON_SOURCE} if config.target_on_source else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_as_tokenizer(file.getvalue(), config.kind),
+        additional_special_tokens=[f"__{code}__" for code in languages],
+        clean_up_tokenization_spaces=False,
+        **{f"{name}_token": piece for name, piece in _SPECIAL.items()},
+        **style,
+    )
+
+
+def _as_tokenizer(model: bytes, kind: str) -> Tokenizer:
+    proto = import_protobuf().ModelProto()
+    proto.ParseFromString(model)
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    if kind == "bpe":
+        tokenizer = Tokenizer(_bpe(pieces))
+    else:
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id))
+    # What SentencePiece does before it splits: its table of characters, then single spaces.
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Strip(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", proto.trainer_spec.eos_id)]
+    )
+    return tokenizer
+
+
+def _bpe(pieces: Sequence[tuple[str, float]]) -> models.BPE:
+    """Recover the merges: SentencePiece joins the two neighbours whose joint piece was found first."""
+    ids = {piece: number for number, (piece, _) in enumerate(pieces)}
+    merges = []
+    # Pieces are in the order in which they were found. All ways to join one have the same rank, but the
+    # library wants an order among them; any will do.
+    for piece in ids:
+        halves = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        merges += [(left, right) for left, right in halves if left in ids and right in ids]
+    return models.BPE(ids, merges, unk_token=_SPECIAL["unk"], fuse_unk=True)

@@ -1,0 +1,132 @@
+"""Translations on disk: a folder with one file a pair, one sentence a line.
+
+What a system translated and what it is compared with have the same shape in memory, `{pair: [sentence, …]}`,
+and on disk, `en-de.txt`, `de-en.ref`, `en-fr.hyp.xz` …: the first part of the name between dots that reads
+as a pair says which pair it is. The ending is free; `.gz` and `.xz` are unpacked. Scores, significance and
+COMET read from here.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nspec_hf.core import PACKED, ConfigError, CorpusError, Pair, read_lines
+
+Outputs = dict[Pair, list[str]]
+
+
+def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
+    """Read every pair's sentences from a folder.
+
+    Args:
+        folder: Holds one file a pair.
+        ending: Where a folder holds several files a pair (`en-de.base`, `en-de.ref`), which ones to read:
+            `"ref"` takes files that end in `.ref`, `.ref.gz` or `.ref.xz`.
+
+    Returns:
+        The sentences of each pair, pairs in alphabetical order. Empty lines are kept, since they keep the
+        place of a sentence; a byte order mark and carriage returns are not.
+
+    Raises:
+        CorpusError: If the folder is missing or has no file of a pair, two files are of the same pair, or a
+            file is not UTF-8 or cannot be unpacked.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CorpusError(f"there is no folder {folder}")
+    found: dict[Pair, Path] = {}
+    nameless = []
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name.startswith(".") or not _has_ending(path, ending):
+            continue
+        pair = pair_of_file(path)
+        if pair is None:
+            nameless.append(path.name)
+        elif pair in found:
+            raise CorpusError(
+                f"{folder} has two files of {pair}: {found[pair].name} and {path.name}; keep one file a "
+                f"pair, or say which ones to read (ending={_bare_name(path).rsplit('.', 1)[-1]!r})"
+            )
+        else:
+            found[pair] = path
+    if not found:
+        raise CorpusError(
+            f"{folder} has no file of a pair{_with(ending)}; expected names such as en-de.txt or de-en.xz"
+        )
+    if nameless:
+        warnings.warn(f"{folder}: not read, since they name no pair: {', '.join(nameless)}", stacklevel=2)
+    return {pair: read_lines(path) for pair, path in sorted(found.items())}
+
+
+def write_outputs(
+    folder: str | os.PathLike, outputs: Mapping[str, Sequence[str]], ending: str = "txt"
+) -> list[Path]:
+    """Write one file a pair, `en-de.txt`, into a folder, which is made if needed; return their paths.
+
+    Raises:
+        CorpusError: If a sentence holds a line break, which would shift all lines after it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        write_sentences(folder / f"{pair}.{ending}", sentences, pair) for pair, sentences in outputs.items()
+    ]
+
+
+def write_sentences(path: Path, sentences: Sequence[str], pair: str) -> Path:
+    """Write one sentence a line; `pair` is named in the error.
+
+    Raises:
+        CorpusError: If a sentence holds a line break.
+    """
+    for number, sentence in enumerate(sentences, start=1):
+        if "\n" in sentence or "\r" in sentence:
+            raise CorpusError(
+                f"{pair}, sentence {number} holds a line break: {sentence!r}; replace it by a space"
+            )
+    # newline="": Windows would write \r\n, and other programs would read another sentence.
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.writelines(f"{sentence}\n" for sentence in sentences)
+    return path
+
+
+def pair_of_file(path: Path) -> Pair | None:
+    """Return the pair that a file's name names: the first part between dots that reads as one, or None."""
+    for part in _bare_name(path).split("."):
+        try:
+            return Pair(part)
+        except ConfigError:
+            continue
+    return None
+
+
+def require_parallel(
+    pair: str, hypotheses: Sequence[str], references: Sequence[str], system: str = "system"
+) -> None:
+    """Check that a pair has sentences, and as many references as hypotheses.
+
+    Raises:
+        CorpusError: If it has not; the message names the pair and both counts.
+    """
+    if isinstance(hypotheses, str) or isinstance(references, str):
+        raise CorpusError(f"{pair}: expected a list of sentences, got one string")
+    if len(hypotheses) != len(references):
+        raise CorpusError(
+            f"{pair}: {system} has {len(hypotheses)} lines, the references have {len(references)}; line by "
+            "line they must be the same sentences"
+        )
+    if not references:
+        raise CorpusError(f"{pair}: there is no sentence to score")
+
+
+def _bare_name(path: Path) -> str:
+    return path.stem if path.suffix in PACKED else path.name
+
+
+def _has_ending(path: Path, ending: str) -> bool:
+    return not ending or _bare_name(path).endswith(f".{ending.removeprefix('.')}")
+
+
+def _with(ending: str) -> str:
+    return f" with the ending {ending!r}" if ending else ""

@@ -1,0 +1,1 @@
+"""The two-minute tour: the whole method on made-up language families."""

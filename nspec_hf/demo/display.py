@@ -1,0 +1,187 @@
+"""How the demo shows what it does: one bar a training run, and the few tables that tell the result.
+
+On a terminal, bars say how far a step is. Elsewhere (a log file, CI) there are no bars, only a line a stage.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from nspec_hf.analysis import Analysis, site_label
+from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Cell, Table
+from nspec_hf.data import LanguageFamilies
+from nspec_hf.evaluation import Comparison, SystemScores, notes_of
+
+NAMES = {
+    "base": "base",
+    "finetune": "fine-tune",
+    "neuron_specialization": "neuron spec.",
+    "random": "random masks",
+}
+"""System → heading of its column."""
+
+_MEANS = {
+    "mean out of the pivot": ONE_TO_MANY,
+    "mean into the pivot": MANY_TO_ONE,
+    "mean of zero-shot": ZERO_SHOT,
+}
+
+
+class Speaker:
+    """Prints headings with the seconds since the start, and tables."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def heading(self, text: str) -> None:
+        """Print what begins now."""
+        self._console.print(f"\n[dim]{self.seconds:4.0f} s[/dim]  [bold]{text}[/bold]")
+
+    def show(self, what: object) -> None:
+        """Print a text or a table."""
+        self._console.print(str(what), markup=False)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Switch off the bars that transformers draws for every model that is loaded or saved."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class TrainingBar(TrainerCallback):
+    """One bar for a training run, in the place of the Trainer's own and of its log of every pair's loss.
+
+    Args:
+        name: Stands before the bar.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw the bar, where standard error is a terminal; a resumed run begins where it stood."""
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self._name, unit="update", disable=None
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        self._bar.update(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the loss behind the bar."""
+        if logs and "loss" in logs:
+            self._bar.set_postfix(loss=f"{logs['loss']:.2f}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+def example_table(world: LanguageFamilies) -> Table:
+    """Return the first test sentence in the pivot and in two languages of each family."""
+    meaning = world.meanings("test", 1)[0]
+    shown = [world.pivot]
+    for first in range(1, len(world.languages), world.config.languages):
+        shown += world.languages[first : first + 2]
+    rows = tuple((code, world.family_of(code), world.language(code).say(meaning)) for code in shown)
+    note = "words of one family have one root, which each language has changed by its own sound laws"
+    columns = ("language", "family", "sentence")
+    return Table(title="The first test sentence", columns=columns, rows=rows, notes=(note,))
+
+
+def scores_table(systems: Mapping[str, SystemScores], comparison: Comparison) -> Table:
+    """Return BLEU of every trained direction and system, averages, and what the significance test says.
+
+    Args:
+        systems: What each scored; `finetune` and `neuron_specialization` among them.
+        comparison: Of the systems against `finetune`, on the trained directions.
+    """
+    tested = {row.pair: row for row in comparison.rows if row.system_name == "neuron_specialization"}
+    columns = ("direction", *(NAMES[name] for name in systems), "gain", "p", "verdict")
+    rows: list[tuple[Cell, ...]] = []
+    for pair, row in tested.items():
+        values = {name: scores.value(pair, "bleu") for name, scores in systems.items()}
+        rows.append((str(pair), *values.values(), _gain(values), f"{row.p_value:.3f}", row.verdict))
+    some = next(iter(systems.values()))
+    for label, group in _MEANS.items():
+        pairs = some.select(group)
+        values = {name: scores.average("bleu", group) for name, scores in systems.items()}
+        if pairs:
+            rows.append((f"{label} ({len(pairs)})", *values.values(), _gain(values), "", ""))
+    counts = comparison.counts("bleu", "neuron_specialization")
+    return Table(
+        title="BLEU on unseen sentences; gain = neuron specialization − fine-tune",
+        columns=columns,
+        rows=tuple(rows),
+        notes=(
+            f"neuron specialization against fine-tune, {len(tested)} directions: "
+            f"{', '.join(f'{number} {verdict}' for verdict, number in counts.items())} at p < "
+            f"{comparison.alpha} (paired bootstrap, {comparison.n_samples} trials)",
+            "one seed and a tiny model: it shows how the method runs, not how much it gains",
+            *notes_of([some], ["bleu"])[:1],
+        ),
+        digits=1,
+    )
+
+
+def kinship_table(analysis: Analysis) -> Table:
+    """Return, layer by layer, how sparse the masks are and whether languages of one family share neurons."""
+    found = analysis.agreement
+    rows = tuple(
+        (
+            site_label(site),
+            f"{1 - float(analysis.density.density[number].mean()):.2f}",
+            float(found.within[number]),
+            float(found.across[number]),
+            f"{found.p_value[number]:.4f}",
+        )
+        for number, site in enumerate(found.sites)
+    )
+    dealt = f"{'all' if found.exact.all() else 'of'} {int(found.relabelings.max())}"
+    return Table(
+        title="Overlap (IoU) of the neurons of two languages",
+        columns=("layer", "sparsity", "within families", "across families", "p"),
+        rows=rows,
+        notes=(
+            "encoder: neurons of X → pivot; decoder: of pivot → X; sparsity: mean share of neurons off",
+            f"p: share of {dealt} ways to deal out the family names in which families overlap as much",
+        ),
+        digits=3,
+    )
+
+
+def _gain(values: Mapping[str, float | None]) -> float:
+    return values["neuron_specialization"] - values["finetune"]

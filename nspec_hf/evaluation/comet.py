@@ -1,0 +1,144 @@
+"""COMET by way of files, since it cannot be installed beside transformers 5.
+
+Three steps: `write_comet` lays out the sentences and a script; the script runs `comet-score` in an
+environment of its own (`pip install unbabel-comet`); `read_comet` takes the scores back and checks that
+they belong to these sentences.
+
+    folder/comet.sh                 one call of comet-score a pair; arguments are passed on: sh comet.sh
+    --gpus 0 folder/comet.json               the model, the pairs and their numbers of sentences
+    folder/en-de.src .hyp .ref      one sentence a line folder/en-de.scores.json        what comet-score
+    writes
+"""
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownPairError, read_lines
+from nspec_hf.data import require_parallel, write_sentences
+from nspec_hf.evaluation.metrics import Score
+
+COMET_MODEL = "Unbabel/wmt22-comet-da"
+"""The model that papers of these years report."""
+
+
+def write_comet(
+    folder: str | os.PathLike,
+    hypotheses: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]] | None,
+    sources: Mapping[str, Sequence[str]],
+    model: str = COMET_MODEL,
+) -> Path:
+    """Write what comet-score reads, and the script that runs it.
+
+    Args:
+        folder: Made if needed. One folder a system.
+        hypotheses: The system's translations: `{pair: [sentence, …]}`.
+        references: One a sentence; None for a model that needs none.
+        sources: What was translated.
+        model: Name of a COMET model, or path of its checkpoint.
+
+    Returns:
+        The path of the script.
+
+    Raises:
+        UnknownPairError: If a direction has no sources or references.
+        CorpusError: If line counts differ or a sentence holds a line break.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sides = {"src": sources, "hyp": hypotheses} | ({} if references is None else {"ref": references})
+    commands = []
+    for pair in map(Pair, hypotheses):
+        for side, texts in sides.items():
+            if pair not in texts:
+                held = ", ".join(texts) or "none"
+                raise UnknownPairError(f"{pair} has no sentences for .{side}; there are those of: {held}")
+            require_parallel(pair, hypotheses[pair], texts[pair])
+            write_sentences(folder / f"{pair}.{side}", texts[pair], pair)
+        # Scores of earlier translations must not be taken for those of these.
+        (folder / f"{pair}.scores.json").unlink(missing_ok=True)
+        files = " ".join(
+            f"-{flag[0]} {shlex.quote(f'{pair}.{side}')}" for flag, side in _FLAGS if side in sides
+        )
+        target = shlex.quote(f"{pair}.scores.json")
+        commands.append(f'comet-score {files} --model {shlex.quote(model)} --to_json {target} --quiet "$@"')
+    manifest = {"model": model, "pairs": {str(pair): len(lines) for pair, lines in hypotheses.items()}}
+    (folder / "comet.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    script = folder / "comet.sh"
+    script.write_text(
+        "\n".join(["#!/bin/sh", "set -e", 'cd "$(dirname "$0")"', *commands, ""]), encoding="utf-8"
+    )
+    return script
+
+
+def read_comet(folder: str | os.PathLike) -> dict[Pair, Score]:
+    """Read the scores that comet-score wrote into a folder of `write_comet`.
+
+    Returns:
+        For each pair the mean over its sentences, times 100, as metric `comet`.
+
+    Raises:
+        ConfigError: If the folder was not written by `write_comet`, or a pair was not scored yet.
+        CorpusError: If scores are missing, or belong to other sentences than the folder's translations.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "comet.json").read_text(encoding="utf-8"))
+        model, pairs = manifest["model"], manifest["pairs"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder} was not written for COMET (comet.json: {error!r})") from None
+    scores = {}
+    for pair in map(Pair, pairs):
+        segments = _read_segments(folder / f"{pair}.scores.json", pair)
+        _check_segments(segments, read_lines(folder / f"{pair}.hyp"), pair)
+        values = [float(segment["COMET"]) for segment in segments]
+        scores[pair] = Score(
+            metric="comet",
+            value=100 * math.fsum(values) / len(values),
+            signature=f"comet|model:{model}|scale:100",
+            sentences=len(values),
+        )
+    return scores
+
+
+_FLAGS = (("sources", "src"), ("translations", "hyp"), ("references", "ref"))
+
+
+def _read_segments(path: Path, pair: Pair) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigError(
+            f"{pair} is not scored yet: there is no {path}; run comet.sh where comet-score is installed"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"{path} is cut off or no JSON: {error}") from None
+    # COMET 1.1 and later write {file: [segment, …]}, the first versions a bare list.
+    if isinstance(content, dict) and len(content) == 1:
+        content = next(iter(content.values()))
+    if not isinstance(content, list) or not all(
+        isinstance(entry, dict) and "COMET" in entry for entry in content
+    ):
+        raise CorpusError(
+            f"{path} is not what comet-score --to_json writes: a list of segments with a COMET score"
+        )
+    return content
+
+
+def _check_segments(segments: Sequence[Mapping[str, Any]], hypotheses: Sequence[str], pair: Pair) -> None:
+    if len(segments) != len(hypotheses) or not segments:
+        raise CorpusError(
+            f"{pair}: {len(segments)} COMET scores for {len(hypotheses)} translations; score again"
+        )
+    for number, (segment, sentence) in enumerate(zip(segments, hypotheses, strict=True), start=1):
+        # comet-score strips the lines that it reads.
+        if segment.get("mt", sentence).strip() != sentence.strip():
+            raise CorpusError(
+                f"{pair}, sentence {number}: COMET scored {segment['mt']!r}, the translation is "
+                f"{sentence!r}; these scores belong to other translations, so score again"
+            )

@@ -1,0 +1,164 @@
+"""Translate a test set and score it: any number of pairs in one go, outputs kept, a stopped run goes on.
+
+The translations are written one file a pair, so that a significance test or COMET can read them later, and
+so that nothing is translated twice. What made them stands beside them: translations of other weights, masks
+or settings are not taken for these.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nspec_hf.core import Pair, plain, read_lines
+from nspec_hf.data import PairText, write_sentences
+from nspec_hf.evaluation.system_scores import SystemScores, score_system
+from nspec_hf.evaluation.translator import Translator
+from nspec_hf.training import write_json
+
+MAKER_FILE = ".made_by.json"
+
+_AT_ONCE = 2048  # sentences between two savings of outputs
+
+
+def translate_test_set(
+    translator: Translator, texts: Sequence[PairText], folder: Path
+) -> dict[Pair, list[str]]:
+    """Translate every pair and keep the outputs in `folder` (`en-de.txt` …).
+
+    A pair whose translations lie there already is not translated again, if the same weights, masks and
+    settings made them of the same text. A line break in a translation becomes a space.
+
+    Args:
+        translator: The system.
+        texts: What `read_corpus` returned.
+        folder: Made if needed.
+
+    Raises:
+        UnknownPairError: If there are masks, but none for a pair.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if translator.acting_gate is not None:
+        for text in texts:
+            translator.acting_gate.pair_id(text.pair)  # composed now, if need be, not halfway
+    maker, kept = _maker(translator), _read_maker(folder)
+    # Text that was made otherwise is forgotten first: a run that is stopped leaves nothing of two makers.
+    done = kept["texts"] if kept["maker"] == maker else {}
+    write_json(folder / MAKER_FILE, {"maker": maker, "texts": done})
+    digests = {text.pair: _digest(text.sources) for text in texts}
+    outputs: dict[Pair, list[str]] = {}
+    todo: list[PairText] = []
+    for text in texts:
+        path = folder / f"{text.pair}.txt"
+        lines = read_lines(path) if done.get(text.pair) == digests[text.pair] and path.is_file() else []
+        if len(lines) == len(text):
+            outputs[text.pair] = lines
+        else:
+            todo.append(text)
+    for part in _in_parts(todo):
+        outputs |= _translate_part(translator, part, folder)
+        done |= {text.pair: digests[text.pair] for text in part}
+        write_json(folder / MAKER_FILE, {"maker": maker, "texts": done})
+    return {text.pair: outputs[text.pair] for text in texts}
+
+
+def evaluate_system(
+    name: str,
+    translator: Translator,
+    texts: Sequence[PairText],
+    folder: Path,
+    metrics: Sequence[str] = ("bleu", "chrf++"),
+    pivot: str = "en",
+    tiers: Mapping[str, str] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> SystemScores:
+    """Translate and score a system on every pair.
+
+    Args:
+        name: What tables call it.
+        translator: The system.
+        texts: Sources and references.
+        folder: Where its translations are kept.
+        metrics: See `scores.score`.
+        pivot: The language that tells one-to-many from many-to-one.
+        tiers: Language → resource tier.
+        recipe: What made it, kept with the scores beside the decoding settings and the masks' fingerprint.
+    """
+    outputs = translate_test_set(translator, texts, folder)
+    generation = _settings(translator) | dict(recipe or {})
+    if translator.acting_gate is not None:
+        generation |= translator.acting_gate.facts()
+    return score_system(
+        name,
+        outputs,
+        {text.pair: text.targets for text in texts},
+        metrics,
+        sources={text.pair: text.sources for text in texts},
+        generation=generation,
+        pivot=pivot,
+        tiers=tiers or {},
+    )
+
+
+def _translate_part(translator: Translator, part: list[PairText], folder: Path) -> dict[Pair, list[str]]:
+    sources = [source for text in part for source in text.sources]
+    pairs = [text.pair for text in part for _ in text.sources]
+    translated = iter(translator.translate(sources, pairs))
+    outputs: dict[Pair, list[str]] = {}
+    for text in part:
+        outputs[text.pair] = [re.sub(r"[\r\n]+", " ", next(translated)) for _ in text.sources]
+        temporary = folder / f".{text.pair}.tmp"
+        write_sentences(temporary, outputs[text.pair], text.pair)
+        temporary.replace(folder / f"{text.pair}.txt")
+    return outputs
+
+
+def _maker(translator: Translator) -> dict[str, Any]:
+    """Return all that a translation depends on, but for its source."""
+    gate = translator.acting_gate
+    return {
+        "settings": _settings(translator),
+        "weights": _weights_digest(translator.model),
+        "gate": gate and gate.facts(),
+        "codes": dict(translator.tags.codes),
+    }
+
+
+def _settings(translator: Translator) -> dict[str, Any]:
+    return {name: value for name, value in plain(translator.config).items() if name != "progress"}
+
+
+def _read_maker(folder: Path) -> dict[str, Any]:
+    path = folder / MAKER_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"maker": None, "texts": {}}
+
+
+def _weights_digest(model: torch.nn.Module) -> str:
+    """Return a hash of all weights, adapters and other additions included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _in_parts(texts: Sequence[PairText]) -> list[list[PairText]]:
+    """Cut a list of pairs into parts of about `_AT_ONCE` sentences.
+
+    A part is large enough for mixed batches, and small enough that a stopped run loses little.
+    """
+    parts: list[list[PairText]] = []
+    for text in texts:
+        if parts and sum(map(len, parts[-1])) < _AT_ONCE:
+            parts[-1].append(text)
+        else:
+            parts.append([text])
+    return parts

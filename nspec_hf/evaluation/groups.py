@@ -1,0 +1,191 @@
+"""Systems side by side: averages over groups of directions and resource tiers, as in the papers' tables.
+
+Tan et al.'s Tables 2, 6, 11 and 14 are `grouped_table(systems, by="tier")`, Tables 15 and 16 its counts of
+zero-shot directions that reach 5 and 10 BLEU. An average counts every direction once.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, ConfigError, Table
+from nspec_hf.evaluation.system_scores import SystemScores, notes_of
+
+GROUPS = (ONE_TO_MANY, MANY_TO_ONE, ZERO_SHOT)
+TIERS = ("high", "med", "low")
+
+
+def grouped_table(
+    systems: Sequence[SystemScores],
+    metric: str = "bleu",
+    by: Literal["group", "tier"] = "group",
+    baseline: str | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> Table:
+    """Compare systems by their averages.
+
+    Args:
+        systems: A line each.
+        metric: Whose averages.
+        by: A column for each group of directions, or for each tier within each group.
+        baseline: If given, the other systems' lines show the difference from this one.
+        thresholds: Also count the zero-shot directions that reach these values; None: 5 and 10 for BLEU, and
+            none for other metrics. Neither counts nor the share of output in the wrong language, which is
+            shown where it was looked for, are ever differences.
+
+    Raises:
+        ConfigError: If there are no systems, the baseline is not among them, or they differ in pairs, pivot
+            or tiers.
+        UnknownPairError: If a system lacks a score.
+    """
+    _check_alike(systems, baseline)
+    first = systems[0]
+    columns = _columns(first, by)
+    if thresholds is None:
+        thresholds = (5, 10) if metric.lower().startswith("bleu") else ()
+    counted = tuple(thresholds) if first.select(ZERO_SHOT) else ()
+    looked = any(wrong_language(system) is not None for system in systems)
+    averages = {
+        system.name: [system.average(metric, group, tier) for group, tier in columns.values()]
+        for system in systems
+    }
+    rows = []
+    for system in systems:
+        cells = averages[system.name]
+        if baseline not in (None, system.name):
+            cells = [own - base for own, base in zip(cells, averages[baseline], strict=True)]
+        counts = [system.at_least(threshold, metric) for threshold in counted]
+        rows.append((system.name, *cells, *counts, *([wrong_language(system)] if looked else [])))
+    sense = f"{metric}, mean over directions" + (f"; differences from {baseline}" if baseline else "")
+    return Table(
+        title=sense,
+        columns=(
+            *("system", *columns, *(f"zero-shot ≥ {threshold:g}" for threshold in counted)),
+            *(["zero-shot wrong language %"] if looked else []),
+        ),
+        rows=tuple(rows),
+        notes=notes_of(systems, [metric]),
+    )
+
+
+def seeds_table(
+    runs: Mapping[str, Sequence[SystemScores]], metric: str = "bleu", by: Literal["group", "tier"] = "group"
+) -> Table:
+    """Return averages over several seeds, mean ± standard deviation (Tan et al., Tables 12 and 13).
+
+    Args:
+        runs: System → the scores of its runs, one a seed; two or more.
+        metric: Whose averages.
+        by: As in `grouped_table`.
+
+    Raises:
+        ConfigError: If a system has fewer than two runs, or the runs differ in pairs, pivot or tiers.
+        UnknownPairError: If a run lacks a score.
+    """
+    few = [f"{name} ({len(own)})" for name, own in runs.items() if len(own) < 2]
+    if few or not runs:
+        raise ConfigError(f"a spread over seeds needs two runs or more of every system, got {few or 'none'}")
+    every = [
+        replace(run, name=f"{name} {seed}")
+        for name, own in runs.items()
+        for seed, run in enumerate(own, start=1)
+    ]
+    _check_alike(every, None)
+    columns = _columns(every[0], by)
+    rows = []
+    for name, own in runs.items():
+        values = [[run.average(metric, *column) for run in own] for column in columns.values()]
+        spread = tuple(f"{statistics.mean(each):.2f} ± {statistics.stdev(each):.2f}" for each in values)
+        rows.append((name, len(own), *spread))
+    return Table(
+        title=f"{metric}, mean over directions; mean ± standard deviation over seeds",
+        columns=("system", "seeds", *columns),
+        rows=tuple(rows),
+        notes=notes_of(every, [metric]),
+    )
+
+
+def wrong_language(system: SystemScores) -> float | None:
+    """Return the mean share of zero-shot output in the wrong language, in percent; None if not looked for.
+
+    Directions into languages that the identifier does not know are left out.
+    """
+    found = [system.off_target[pair].share for pair in system.select(ZERO_SHOT) if pair in system.off_target]
+    known = [share for share in found if share is not None]
+    return 100 * math.fsum(known) / len(known) if known else None
+
+
+def tiers_from_sizes(
+    sizes: Mapping[str, int], high: int | None = None, med: int | None = None
+) -> dict[str, str]:
+    """Sort languages into `high`, `med` and `low` by how many training sentences they have.
+
+    Args:
+        sizes: Language → number of sentences.
+        high: From how many sentences on a language is `high`.
+        med: From how many on it is `med`. Without bounds, the range from the smallest to the largest size
+            is cut into thirds on a logarithmic scale: 5,000,000, 1,000,000 and 100,000 (EC30) become high,
+            med and low.
+
+    Raises:
+        ConfigError: If a size is not positive, or only one of the bounds is given or they are in the wrong
+            order.
+    """
+    if not sizes or min(sizes.values()) < 1:
+        raise ConfigError(f"every language has at least one sentence, got {dict(sizes)}")
+    if (high is None) != (med is None):
+        raise ConfigError("give both bounds, high and med, or neither")
+    if high is None or med is None:
+        low, top = math.log(min(sizes.values())), math.log(max(sizes.values()))
+        med_log, high_log = low + (top - low) / 3, low + 2 * (top - low) / 3
+    else:
+        med_log, high_log = math.log(max(med, 1)), math.log(max(high, 1))
+    if med_log > high_log:
+        raise ConfigError(f"high starts at more sentences than med, got high={high} and med={med}")
+    return {
+        language: "high" if math.log(size) >= high_log else "med" if math.log(size) >= med_log else "low"
+        for language, size in sizes.items()
+    }
+
+
+def _columns(system: SystemScores, by: str) -> dict[str, tuple[str | None, str | None]]:
+    """Return each column's heading, group and tier, in the order of the papers."""
+    if by not in ("group", "tier"):
+        raise ConfigError(f"tables are grouped by 'group' or 'tier', got {by!r}")
+    if by == "tier" and not system.tiers:
+        raise ConfigError(f"{system.name} has no tiers to group by; give tiers (see tiers_from_sizes)")
+    columns: dict[str, tuple[str | None, str | None]] = {}
+    for group in GROUPS:
+        pairs = system.select(group)
+        if by == "tier":
+            tiers = sorted({system.tier(pair) or "" for pair in pairs}, key=_tier_order)
+            columns |= {f"{group} {tier}": (group, tier) for tier in tiers}
+        if pairs:
+            columns[f"{group} all" if by == "tier" else group] = (group, None)
+    groups = {group for group, _ in columns.values()}
+    return columns | {"all": (None, None)} if len(groups) > 1 else columns
+
+
+def _tier_order(tier: str) -> list[tuple[int, str]]:
+    return [(TIERS.index(part) if part in TIERS else len(TIERS), part) for part in tier.split("-")]
+
+
+def _check_alike(systems: Sequence[SystemScores], baseline: str | None) -> None:
+    names = [system.name for system in systems]
+    if not systems or len(set(names)) != len(names) or (baseline is not None and baseline not in names):
+        raise ConfigError(
+            f"a table needs systems of different names, the baseline {baseline!r} too; got {names}"
+        )
+    first = systems[0]
+    for system in systems[1:]:
+        if set(system.pairs) != set(first.pairs):
+            differ = ", ".join(sorted(set(system.pairs) ^ set(first.pairs)))
+            raise ConfigError(
+                f"{system.name} and {first.name} were not scored on the same pairs; differing: {differ}"
+            )
+        if (system.pivot, dict(system.tiers)) != (first.pivot, dict(first.tiers)):
+            raise ConfigError(
+                f"{system.name} and {first.name} differ in pivot or tiers, so their groups do too"
+            )

@@ -1,0 +1,345 @@
+"""Which systems are better than the baseline, and on how many directions? Verdicts that do not count on luck.
+
+`compare` runs a paired test (see `trials.py`) on every direction, metric and system. A verdict is `better`,
+`worse` or `not significant`, and is given twice: at p < 0.05 for the direction alone, as papers report it,
+and after Holm's correction, since of sixty directions three would pass by chance alone.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Literal
+
+from nspec_hf.core import ConfigError, Pair, Table, UnknownPairError, as_pairs
+from nspec_hf.data import Outputs, require_parallel
+from nspec_hf.evaluation.metrics import SacrebleuMetric, sacrebleu_metric
+from nspec_hf.evaluation.paired_test import PairedResult, PairedTest, paired_test
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Verdict = Literal["better", "worse", "not significant"]
+VERDICTS: tuple[Verdict, ...] = ("better", "worse", "not significant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One system against the baseline on one direction and metric."""
+
+    pair: Pair
+    metric: str
+    """The metric's name as it was asked for."""
+    system_name: str
+    baseline: float
+    """The baseline's score."""
+    system: float
+    """The system's score."""
+    delta: float
+    """`system - baseline`."""
+    p_value: float
+    """Of this direction alone."""
+    p_holm: float
+    """Corrected for looking at all directions (Holm, 1979), within one system and metric."""
+    verdict: Verdict
+    """By `p_value`; whether more is better depends on the metric."""
+    verdict_holm: Verdict
+    """By `p_holm`."""
+    signature: str
+    """sacreBLEU's signature, with test, trials and seed."""
+    p_with_ties: float | None = None
+    """The same p, with trials counted that differ exactly as much; see `trials.py`."""
+    differing: int | None = None
+    """Sentences in which the two systems differ, as the metric sees it."""
+
+    def owed_to_ties(self, alpha: float) -> bool:
+        """Return whether the verdict holds only because sacreBLEU does not count ties."""
+        return self.p_with_ties is not None and self.p_value < alpha <= self.p_with_ties
+
+    def verdict_in_words(self, alpha: float) -> str:
+        """Return the verdict with what speaks against it."""
+        if self.owed_to_ties(alpha):
+            return f"{self.verdict} (but few sentences differ: {self.differing})"
+        return self.verdict if self.verdict == self.verdict_holm else f"{self.verdict} (not after Holm)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All rows, system by system and metric by metric, and how they were made."""
+
+    rows: tuple[ComparisonRow, ...]
+    baseline_name: str
+    test: PairedTest
+    n_samples: int
+    seed: int | None
+    alpha: float = 0.05
+
+    def counts(
+        self, metric: str | None = None, system_name: str | None = None, *, holm: bool = False
+    ) -> dict[Verdict, int]:
+        """Return how many rows have each verdict: of one metric, of one system, or of all."""
+        counts = dict.fromkeys(VERDICTS, 0)
+        for row in self.rows:
+            if metric in (None, row.metric) and system_name in (None, row.system_name):
+                counts[row.verdict_holm if holm else row.verdict] += 1
+        return counts
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a data frame with a line a row.
+
+        Raises:
+            ConfigError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd  # an extra, and slow to import: scoring needs none of it
+        except ImportError:
+            raise ConfigError("to_pandas needs `pip install nspec-hf[analysis]`") from None
+        return pd.DataFrame([{**asdict(row), "pair": str(row.pair)} for row in self.rows])
+
+    def to_json(self) -> str:
+        """Return everything as JSON; `from_json` reads it back."""
+        return json.dumps({**asdict(self), "counts": self.counts()}, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Comparison":
+        """Return the comparison that `to_json` wrote.
+
+        Raises:
+            ConfigError: If the text is no comparison.
+        """
+        try:
+            content = json.loads(text)
+            content.pop("counts")
+            rows = [ComparisonRow(**{**row, "pair": Pair(row["pair"])}) for row in content.pop("rows")]
+            return cls(rows=tuple(rows), **content)
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(f"this is not a comparison written by to_json: {error!r}") from None
+
+    def table(self) -> Table:
+        """Return a table with a line a row; its notes count the verdicts and carry the signatures."""
+        name = {"ar": "approximate randomization", "bs": "bootstrap resampling"}[self.test]
+        return Table(
+            title=f"Against {self.baseline_name}: paired {name}, {self.n_samples} trials, seed {self.seed}",
+            columns=("pair", "system", "metric", "baseline", "score", "delta", "p", "p (Holm)", "verdict"),
+            rows=tuple(_cells(row, self.alpha) for row in self.rows),
+            notes=(*self._summaries(), *sorted({f"{row.metric}: {row.signature}" for row in self.rows})),
+        )
+
+    def doubts(self) -> str:
+        """Name the rows whose verdict rests on sacreBLEU's not counting ties; empty if there are none."""
+        doubtful = [
+            f"{r.pair} ({r.system_name}, {r.metric}: {r.differing} differ, p = {r.p_with_ties:.3f} with ties)"
+            for r in self.rows
+            if r.owed_to_ties(self.alpha)
+        ]
+        why = "do not trust the verdict where few sentences differ, since sacreBLEU counts no ties"
+        return f"{why}: {', '.join(doubtful)}" if doubtful else ""
+
+    def _summaries(self) -> list[str]:
+        groups = dict.fromkeys((row.system_name, row.metric) for row in self.rows)
+        return [
+            f"{system}, {metric}: {_in_words(self.counts(metric, system))} at p < {self.alpha}; "
+            f"after Holm's correction {_in_words(self.counts(metric, system, holm=True))}"
+            for system, metric in groups
+        ] + ([self.doubts()] if self.doubts() else [])
+
+
+def compare(
+    systems: Mapping[str, Mapping[str, Sequence[str]]],
+    references: Mapping[str, Sequence[str]],
+    baseline: str,
+    metrics: Sequence[str] = ("bleu", "chrf++"),
+    test: PairedTest = "ar",
+    n_samples: int = 10_000,
+    seed: int | None = 12345,
+    n_jobs: int | None = None,
+) -> Comparison:
+    """Test every system against the baseline, on every direction and metric.
+
+    Args:
+        systems: For each system's name, its translations: `{pair: [sentence, …]}`; the baseline among them.
+        references: One reference a sentence. Directions that no system translated may be there too.
+        baseline: The name of the system that the others are compared with.
+        metrics: Names of sacreBLEU's metrics (see `scores.py`).
+        test: `ar`, approximate randomization, or `bs`, bootstrap resampling.
+        n_samples: How many trials.
+        seed: Of the random stream, which starts anew for each direction, as sacreBLEU's does; None: not
+            repeatable.
+        n_jobs: How many processes; None takes the processors that this process may use.
+
+    Raises:
+        UnknownPairError: If the systems do not hold the same directions, or references lack one.
+        CorpusError: If line counts differ; the message names the pair and both counts.
+        ConfigError: If a setting is wrong, or a metric has no statistics by sentence.
+
+    Warns:
+        UserWarning: If a verdict stands on too few differing sentences: sacreBLEU's p does not count ties.
+    """
+    _check_settings(metrics, n_samples, n_jobs)
+    outputs = {name: _by_pair(texts) for name, texts in systems.items()}
+    wanted = _by_pair(references)
+    _check_outputs(outputs, wanted, baseline)
+    tasks = [
+        _Task(
+            baseline=outputs[baseline][pair],
+            systems={name: outputs[name][pair] for name in outputs if name != baseline},
+            references=wanted[pair],
+            metrics=[_with_statistics(metric, pair) for metric in metrics],
+            test=test,
+            n_samples=n_samples,
+            seed=seed,
+        )
+        for pair in outputs[baseline]
+    ]
+    found = dict(zip(outputs[baseline], _run(tasks, n_jobs), strict=True))
+    comparison = Comparison(rows=(), baseline_name=baseline, test=test, n_samples=n_samples, seed=seed)
+    rows: list[ComparisonRow] = []
+    for name in tasks[0].systems:
+        for settings in tasks[0].metrics:
+            group = {pair: results[name, settings.name] for pair, results in found.items()}
+            rows += _judge(group, name, settings, comparison.alpha)
+    comparison = replace(comparison, rows=tuple(rows))
+    if comparison.doubts():
+        warnings.warn(comparison.doubts(), stacklevel=2)
+    return comparison
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in the order given (Holm, 1979).
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; a corrected value is at most 1, and
+    never below that of a smaller p.
+    """
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """All that a process needs to test one direction."""
+
+    baseline: list[str]
+    systems: dict[str, list[str]]
+    references: list[str]
+    metrics: list[SacrebleuMetric]
+    test: PairedTest
+    n_samples: int
+    seed: int | None
+
+    def run(self) -> dict[tuple[str, str], PairedResult]:
+        return paired_test(**vars(self))
+
+
+def _run(tasks: Sequence[_Task], n_jobs: int | None) -> list[dict[tuple[str, str], PairedResult]]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(tasks), n_jobs or usable)
+    if workers == 1:
+        return [task.run() for task in tasks]
+    # Forked processes need no `if __name__ == "__main__"` in the caller's script and start at once; these
+    # touch neither torch nor CUDA. macOS and Windows cannot fork safely, or at all.
+    method = "fork" if sys.platform.startswith("linux") else "spawn"
+    with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
+        return list(pool.map(_Task.run, tasks))
+
+
+def _judge(
+    group: Mapping[Pair, PairedResult], name: str, settings: SacrebleuMetric, alpha: float
+) -> list[ComparisonRow]:
+    """Return the rows of one system and metric, corrected for how many they are."""
+    corrected = holm([result.p_value for result in group.values()])
+    rows = []
+    for (pair, result), p_holm in zip(group.items(), corrected, strict=True):
+        delta = result.system - result.baseline
+        direction: Verdict = "better" if (delta < 0) == settings.lower_is_better else "worse"
+        rows.append(
+            ComparisonRow(
+                pair=pair,
+                metric=settings.name,
+                system_name=name,
+                baseline=result.baseline,
+                system=result.system,
+                delta=delta,
+                p_value=result.p_value,
+                p_holm=p_holm,
+                verdict=direction if result.p_value < alpha else "not significant",
+                verdict_holm=direction if p_holm < alpha else "not significant",
+                signature=result.signature,
+                p_with_ties=result.p_with_ties,
+                differing=result.differing,
+            )
+        )
+    return rows
+
+
+def _with_statistics(name: str, pair: Pair) -> SacrebleuMetric:
+    settings = sacrebleu_metric(name, pair)
+    if settings is None:
+        raise ConfigError(
+            f"{name!r} cannot be tested: a paired test needs a metric of sacreBLEU (bleu, "
+            "bleu:<tokenizer>, spbleu, chrf, chrf++, ter)"
+        )
+    return settings
+
+
+def _by_pair(texts: Mapping[str, Sequence[str]]) -> Outputs:
+    return dict(zip(as_pairs(texts), map(list, texts.values()), strict=True))
+
+
+def _check_settings(metrics: Sequence[str], n_samples: int, n_jobs: int | None) -> None:
+    if isinstance(metrics, str) or not metrics or len(set(metrics)) != len(metrics):
+        raise ConfigError(f"metrics is a list of different names such as ('bleu', 'chrf++'), got {metrics!r}")
+    if n_samples < 1 or (n_jobs is not None and n_jobs < 1):
+        raise ConfigError(f"n_samples and n_jobs are at least 1, got {n_samples} and {n_jobs}")
+    if n_samples < 100:
+        warnings.warn(
+            f"{n_samples} trials: no p-value can be below {1 / (n_samples + 1):.3f}; papers use 1,000 to "
+            "10,000",
+            stacklevel=3,
+        )
+
+
+def _check_outputs(outputs: Mapping[str, Outputs], references: Outputs, baseline: str) -> None:
+    if baseline not in outputs or len(outputs) < 2:
+        raise ConfigError(
+            f"compare needs the baseline {baseline!r} and another system; systems are: "
+            f"{', '.join(outputs) or 'none'}"
+        )
+    pairs = outputs[baseline]
+    if not pairs:
+        raise ConfigError(f"the baseline {baseline!r} has no direction")
+    for name, held in {**outputs, "references": references}.items():
+        missing = [pair for pair in pairs if pair not in held]
+        extra = [pair for pair in held if pair not in pairs and name != "references"]
+        if missing or extra:
+            raise UnknownPairError(
+                f"{name} and the baseline {baseline} hold different directions: {name} lacks "
+                f"{', '.join(missing) or 'none'}, the baseline lacks {', '.join(extra) or 'none'}"
+            )
+    for name, held in outputs.items():
+        for pair, lines in held.items():
+            require_parallel(pair, lines, references[pair], name)
+
+
+def _cells(row: ComparisonRow, alpha: float) -> tuple[str | float, ...]:
+    scores = (row.baseline, row.system, row.delta)
+    return (
+        str(row.pair),
+        row.system_name,
+        row.metric,
+        *scores,
+        f"{row.p_value:.4f}",
+        f"{row.p_holm:.4f}",
+        row.verdict_in_words(alpha),
+    )
+
+
+def _in_words(counts: Mapping[Verdict, int]) -> str:
+    return ", ".join(f"{number} {verdict}" for verdict, number in counts.items())

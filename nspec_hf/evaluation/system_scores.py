@@ -1,0 +1,218 @@
+"""The scores of one system: every direction and metric, and averages over the groups that papers report.
+
+A direction belongs to a group (one-to-many out of the pivot, many-to-one into it, zero-shot without it) and
+to a resource tier: that of its language other than the pivot (`high`), or, for a zero-shot direction, those
+of both (`high-low`). `grouping.py` sets several systems side by side.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nspec_hf.core import ZERO_SHOT, Cell, ConfigError, Pair, Table, UnknownPairError
+from nspec_hf.evaluation.language_id import OffTarget
+from nspec_hf.evaluation.metrics import Score, score
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemScores:
+    """What one system scored."""
+
+    name: str
+    scores: Mapping[Pair, Mapping[str, Score]]
+    """For each pair, metric name → score."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How the translations were made: beams, length penalty, checkpoint, mask fingerprint … JSON values."""
+    pivot: str = "en"
+    tiers: Mapping[str, str] = field(default_factory=dict)
+    """Language → resource tier; empty: no tiers. The pivot needs none."""
+    off_target: Mapping[Pair, OffTarget] = field(default_factory=dict)
+    """Shares of output in the wrong language, where they were looked for."""
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs that were scored."""
+        return list(self.scores)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that any pair has, in order of appearance."""
+        return list(dict.fromkeys(metric for own in self.scores.values() for metric in own))
+
+    def tier(self, pair: str) -> str | None:
+        """Return a pair's resource tier, `high` or, without the pivot, `high-low`; None without tiers.
+
+        Raises:
+            ConfigError: If there are tiers but a language of the pair has none.
+        """
+        if not self.tiers:
+            return None
+        pair = Pair(pair)
+        languages = [code for code in (pair.source, pair.target) if code != self.pivot]
+        missing = [code for code in languages if code not in self.tiers]
+        if missing:
+            raise ConfigError(f"{pair}: {', '.join(missing)} has no tier; tiers are: {dict(self.tiers)}")
+        return "-".join(self.tiers[code] for code in languages)
+
+    def select(self, group: str | None = None, tier: str | None = None) -> list[Pair]:
+        """Return the pairs of a group, of a tier, or of both."""
+        return [
+            pair
+            for pair in self.scores
+            if group in (None, pair.group(self.pivot)) and (tier is None or tier == self.tier(pair))
+        ]
+
+    def value(self, pair: str, metric: str) -> float:
+        """Return one value.
+
+        Raises:
+            UnknownPairError: If the pair has no such score.
+        """
+        own = self.scores.get(Pair(pair), {})
+        if metric not in own:
+            raise UnknownPairError(
+                f"{self.name} has no {metric} of {pair}; it has: {', '.join(own) or 'nothing'}"
+            )
+        return own[metric].value
+
+    def average(self, metric: str, group: str | None = None, tier: str | None = None) -> float | None:
+        """Return the mean over directions, each counting once; None if there is no direction.
+
+        Raises:
+            UnknownPairError: If a direction lacks that score: a mean over some directions would mislead.
+        """
+        values = [self.value(pair, metric) for pair in self.select(group, tier)]
+        return math.fsum(values) / len(values) if values else None
+
+    def at_least(self, threshold: float, metric: str = "bleu", group: str | None = ZERO_SHOT) -> int:
+        """Return how many directions reach a threshold (Tan et al., Tables 15 and 16: 5 and 10 BLEU)."""
+        return sum(self.value(pair, metric) >= threshold for pair in self.select(group))
+
+    def table(self) -> Table:
+        """Return a table with a line a direction and a column a metric, and off-target shares if known."""
+        columns = ["pair", "group", *(["tier"] if self.tiers else []), *self.metrics]
+        columns += ["wrong language %", "of references %"] if self.off_target else []
+        rows = tuple(self._row(pair) for pair in self.scores)
+        return Table(title=self.name, columns=tuple(columns), rows=rows, notes=notes_of([self], self.metrics))
+
+    def _row(self, pair: Pair) -> tuple[Cell, ...]:
+        cells: list[Cell] = [str(pair), pair.group(self.pivot), *([self.tier(pair)] if self.tiers else [])]
+        own, found = self.scores[pair], self.off_target.get(pair)
+        cells += [own[metric].value if metric in own else None for metric in self.metrics]
+        if self.off_target:
+            cells += [_percent(found and found.share), _percent(found and found.floor)]
+        return tuple(cells)
+
+    def to_json(self) -> str:
+        """Return everything as JSON; `from_json` reads it back."""
+        content = {
+            "name": self.name,
+            "pivot": self.pivot,
+            "tiers": dict(self.tiers),
+            "generation": dict(self.generation),
+            "scores": {
+                pair: {name: _plain(s) for name, s in own.items()} for pair, own in self.scores.items()
+            },
+            "off_target": {pair: asdict(found) for pair, found in self.off_target.items()},
+        }
+        return json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SystemScores":
+        """Return the scores that `to_json` wrote.
+
+        Raises:
+            ConfigError: If the text is something else.
+        """
+        try:
+            content = json.loads(text)
+            scores = {
+                Pair(pair): {name: _score(own) for name, own in scores.items()}
+                for pair, scores in content.pop("scores").items()
+            }
+            off_target = {
+                Pair(pair): OffTarget(**{**found, "pair": Pair(pair)})
+                for pair, found in content.pop("off_target").items()
+            }
+            return cls(scores=scores, off_target=off_target, **content)
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(f"these are not scores written by to_json: {error!r}") from None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `to_json` to a file."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "SystemScores":
+        """Read a file of `save`."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def score_system(
+    name: str,
+    outputs: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    metrics: Sequence[str] = ("bleu", "chrf++"),
+    *,
+    sources: Mapping[str, Sequence[str]] | None = None,
+    **about: Any,
+) -> SystemScores:
+    """Score all directions of one system.
+
+    Args:
+        name: The system's name.
+        outputs: Its translations: `{pair: [sentence, …]}`.
+        references: One a sentence, for at least these pairs.
+        metrics: Names as in `scores.py`.
+        sources: What was translated, for metrics that look at it.
+        **about: Further fields of `SystemScores`: `generation`, `pivot`, `tiers`, `off_target`.
+
+    Raises:
+        UnknownPairError: If a direction has no references.
+        CorpusError: If line counts differ; the message names the pair and both counts.
+    """
+    scores = {}
+    wanted = {Pair(pair): lines for pair, lines in references.items()}
+    for pair, sentences in ((Pair(pair), lines) for pair, lines in outputs.items()):
+        if pair not in wanted:
+            raise UnknownPairError(
+                f"{pair} has no references; there are those of: {', '.join(wanted) or 'none'}"
+            )
+        own = sources[pair] if sources is not None else None
+        scores[pair] = {metric: score(sentences, wanted[pair], metric, pair, own) for metric in metrics}
+    return SystemScores(name=name, scores=scores, **about)
+
+
+def notes_of(systems: Sequence[SystemScores], metrics: Sequence[str]) -> tuple[str, ...]:
+    """Return the signatures behind the numbers, and how each system translated."""
+    signatures = {
+        f"{metric}: {own[metric].signature}"
+        for system in systems
+        for own in system.scores.values()
+        for metric in metrics
+        if metric in own
+    }
+    made = [
+        f"{system.name}: " + ", ".join(f"{key}={value}" for key, value in system.generation.items())
+        for system in systems
+        if system.generation
+    ]
+    return (*sorted(signatures), *made)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _plain(found: Score) -> dict[str, Any]:
+    value = found.value if math.isfinite(found.value) else None
+    return {**asdict(found), "value": value}
+
+
+def _score(content: Mapping[str, Any]) -> Score:
+    value = content["value"]
+    return Score(**{**content, "value": math.nan if value is None else value})

@@ -1,0 +1,23 @@
+"""A pair's own model: without the neurons that it does not use, also for CTranslate2."""
+
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.export.prune import pruned as pruned
+    from nspec_hf.export.ctranslate2 import convert as convert, decode as decode
+    from nspec_hf.export.verify import (
+        gated_tokens as gated_tokens,
+        greedy as greedy,
+        start_token as start_token,
+        until_end as until_end,
+    )
+    from nspec_hf.export.export import (
+        ExportConfig as ExportConfig,
+        ExportReport as ExportReport,
+        export_model as export_model,
+        load_pruned as load_pruned,
+    )
+
+__getattr__, __dir__, __all__ = attach(__name__)

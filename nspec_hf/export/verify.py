@@ -1,0 +1,121 @@
+"""The proof of an exported model: the sample that it must translate as the gate does, and the gate's tokens.
+
+Decoding is greedy, and without the settings of a model's own `generation_config` that other runtimes lack.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nspec_hf.core import ConfigError, Pair
+from nspec_hf.data import LanguageTags
+from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
+from nspec_hf.masks import NeuronMasks
+
+_BATCH = 16
+
+Tokens = dict[Pair, list[list[int]]]
+"""Token ids of each pair's sentences."""
+
+
+def samples(
+    tags: LanguageTags, pairs: Sequence[Pair], texts: Mapping[str, Sequence[str]] | None, count: int
+) -> Tokens:
+    """Return the encoder's token ids of each pair's sample.
+
+    Args:
+        tags: How the tokenizer spells languages.
+        pairs: Which pairs.
+        texts: Pair → sentences; None makes sentences up.
+        count: How many to make up.
+
+    Raises:
+        ConfigError: If texts are given, but none for one of the pairs.
+    """
+    if texts is not None:
+        given = {Pair(pair): list(each) for pair, each in texts.items()}
+        missing = [str(pair) for pair in pairs if not given.get(pair)]
+        if missing:
+            raise ConfigError(f"no sample text for {', '.join(missing)}")
+    else:
+        given = dict.fromkeys(pairs, _made_up(tags.tokenizer, count))
+    return {pair: tags.encode_source(given[pair], pair) for pair in pairs}
+
+
+def _made_up(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
+    generator = torch.Generator().manual_seed(1)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    known = [number for number in range(tokenizer.vocab_size) if number not in special]
+    picks = torch.randint(len(known), (count, 10), generator=generator).tolist()
+    lengths = [3 + number % 8 for number in range(count)]
+    return [
+        tokenizer.decode([known[pick] for pick in row[:length]])
+        for row, length in zip(picks, lengths, strict=True)
+    ]
+
+
+def gated_tokens(
+    model: PreTrainedModel,
+    tags: LanguageTags,
+    masks: NeuronMasks,
+    sample: Tokens,
+    silence: str,
+    max_new_tokens: int,
+) -> Tokens:
+    """Return what a gate with the first of these masks' pairs writes, for each pair's sample."""
+    other = attachment_of(model)
+    if other is not None:
+        other.detach()
+    was_training = model.training
+    model.eval()
+    try:
+        with NeuronGate(model, masks, GateConfig(silence=silence)) as gate:
+            gate.use(masks.pairs[0])
+            return {pair: greedy(model, tags, pair, rows, max_new_tokens) for pair, rows in sample.items()}
+    finally:
+        model.train(was_training)
+        if other is not None:
+            other.attach()
+
+
+def greedy(
+    model: PreTrainedModel, tags: LanguageTags, pair: Pair, rows: list[list[int]], max_new_tokens: int
+) -> list[list[int]]:
+    """Return the greedy translations of encoded sentences, without prompt and end of sentence."""
+    prefix = tags.decoder_prefix(pair, start_token(model))
+    found = []
+    for first in range(0, len(rows), _BATCH):
+        batch = tags.tokenizer.pad({"input_ids": rows[first : first + _BATCH]}, return_tensors="pt")
+        ids = batch["input_ids"].to(model.device)
+        with torch.no_grad():
+            outputs = model.generate(
+                input_ids=ids,
+                attention_mask=batch["attention_mask"].to(model.device),
+                decoder_input_ids=torch.tensor([prefix] * len(ids), device=model.device),
+                decoder_start_token_id=prefix[0],
+                num_beams=1,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                min_length=0,
+                no_repeat_ngram_size=0,
+                repetition_penalty=1.0,
+                forced_bos_token_id=None,
+                forced_eos_token_id=None,
+            )
+        found += [until_end(row[len(prefix) :], tags.tokenizer) for row in outputs.tolist()]
+    return found
+
+
+def until_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens before the end of the sentence."""
+    ids = list(ids)
+    return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
+
+
+def start_token(model: PreTrainedModel) -> int:
+    """Return the token that the decoder starts from."""
+    for config in (model.generation_config, model.config):
+        if isinstance(getattr(config, "decoder_start_token_id", None), int):
+            return config.decoder_start_token_id
+    raise ConfigError("the model says no decoder_start_token_id; set it in model.generation_config")

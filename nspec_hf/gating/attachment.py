@@ -1,0 +1,250 @@
+"""Attachment: what is put onto a model so that each row of a batch runs as its own language pair does.
+
+The gate is one (`gate.py`: each pair's own neurons); adapters, own attention weights and the other compared
+systems are others (`systems/`). All of them share what stands here: the doors through which `pair_ids` come
+in, the route, and exact removal. What happens inside the layers is the business of an attachment's parts.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from nspec_hf.core import ConfigError, Pair, UnknownPairError, UnsupportedModelError
+from nspec_hf.data import LanguageTags
+from nspec_hf.gating.entry_points import Door, RoutedGenerate, called_from_outside
+from nspec_hf.gating.routing import Route, Routing, TokenReader
+from nspec_hf.recording import plain_model
+
+OWN_WEIGHTS = "nspec_own"
+"""Name under which a model holds the weights of an attachment that has some, while it is on it."""
+
+
+class Part(Protocol):
+    """What an attachment does at one place inside the model."""
+
+    def attach(self) -> None:
+        """Put it there."""
+
+    def detach(self) -> None:
+        """Leave the place exactly as it was."""
+
+    @property
+    def in_place(self) -> list[bool]:
+        """For each thing that was put there, whether it still is."""
+
+
+class Attachment:
+    """Makes each row of a batch run as its pair does, from `attach` to `detach`.
+
+    Args:
+        model: A Hugging Face model; wrappers of DDP, `torch.compile` and PEFT are looked through.
+        pairs: In the order that `pair_ids` index.
+        routing: The same that the parts ask for each row's pair.
+        parts: What it does inside the model.
+        inside: Dotted names of the modules that the parts act on; from these follows where calls enter.
+    """
+
+    def __init__(
+        self, model: nn.Module, routing: Routing, parts: Sequence[Part], inside: Iterable[str]
+    ) -> None:
+        """Remember the parts; the model is not touched before `attach`."""
+        self.model = plain_model(model)
+        self._routing = routing
+        self._parts = list(parts)
+        self._doors = [
+            Door(module, self._routing, self, outermost=module is self.model)
+            for module in called_from_outside(self.model, inside)
+        ]
+        self._generate: RoutedGenerate | None = None
+        self._entered: list[bool] = []
+        self.attached = False
+        """Whether it is on the model."""
+
+    one_pair_a_batch = False
+    """Whether it is faster on batches of one pair each."""
+
+    leaves_parameters_unused = False
+    """Whether a batch may leave parameters without a gradient, which DDP must be told."""
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs that it knows, in the order that `pair_ids` index."""
+        return list(self._routing.pairs)
+
+    def attach(self) -> Self:
+        """Put it on the model; what is on it already stays.
+
+        Raises:
+            ConfigError: If another attachment is on the model.
+            UnsupportedModelError: If a part cannot act on a layer; then nothing is changed.
+        """
+        if self.attached:
+            return self
+        other = attachment_of(self.model)
+        if other is not None:
+            raise ConfigError(
+                f"this {type(self.model).__name__} has a gate already, for {', '.join(other.pairs)}; "
+                "take it off first: attachment_of(model).detach()"
+            )
+        try:
+            for door in self._doors:
+                door.open()
+            for part in self._parts:
+                part.attach()
+            if callable(getattr(self.model, "generate", None)):
+                self._generate = RoutedGenerate(self.model, self._routing)
+        except BaseException:
+            self.detach()
+            raise
+        self.attached = True
+        return self
+
+    def detach(self) -> None:
+        """Take it off; the model is what it was before `attach`."""
+        for door in self._doors:
+            door.close()
+        # In reverse: one module may be taken over for two parts, and the last one goes first.
+        for part in reversed(self._parts):
+            part.detach()
+        if self._generate is not None:
+            self._generate.give_back()
+            self._generate = None
+        self.attached = False
+
+    def __enter__(self) -> Self:
+        """Attach, unless it is attached already."""
+        self._entered.append(not self.attached)
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detach, if this `with` attached it."""
+        if self._entered.pop():
+            self.detach()
+
+    def use(self, pair: str | None) -> None:
+        """Take one pair for all calls that bring no `pair_ids`; None takes that back.
+
+        Raises:
+            UnknownPairError: If it does not know the pair.
+        """
+        if pair is None:
+            self._routing.choose(None)
+            return
+        index = self.pair_id(pair)
+        origin = f"gate.use({str(pair)!r})"
+        self._routing.choose(Route(torch.tensor([index], device=self._device), index, origin))
+
+    def read_languages(
+        self, tokenizer: PreTrainedTokenizerBase | LanguageTags, codes: Mapping[str, str] | None = None
+    ) -> None:
+        """Read each row's pair from its language tokens, where neither `pair_ids` nor `use` tells it.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            codes: Languages of the pairs → codes of the tokenizer, where they differ.
+
+        Raises:
+            ConfigError: If its family does not show both languages (Marian, MADLAD, T5 …).
+            UnknownLanguageError: If it has no tag for a language of the pairs.
+        """
+        tags = tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer, codes)
+        self._routing.reader = TokenReader(tags, self.pairs, self.pair_id)
+
+    def pair_id(self, pair: str) -> int:
+        """Return the index of a pair.
+
+        Raises:
+            UnknownPairError: If it does not know the pair.
+        """
+        pairs = self.pairs
+        if pair not in pairs:
+            raise UnknownPairError(f"there is no pair {str(pair)!r}; there are: {', '.join(pairs)}")
+        return pairs.index(Pair(pair))
+
+    def knows(self, pair: str) -> bool:
+        """Return whether rows of that pair can be run: it was trained, or all that it needs is there."""
+        return pair in self.pairs
+
+    @property
+    def last_rows(self) -> Tensor | None:
+        """Pair index of each row of the last forward pass, [B], or [1] where all share one; None before."""
+        return None if self._routing.last is None else self._routing.last.rows
+
+    @property
+    def routes_itself(self) -> bool:
+        """Whether it knows pairs without `pair_ids`: from `use` or from language tokens."""
+        return self._routing.chosen is not None or self._routing.reader is not None
+
+    @property
+    def in_place(self) -> list[bool]:
+        """For each replaced forward, hook and `generate` that `attach` put there, whether it still is."""
+        there = [each for part in (*self._doors, *self._parts) for each in part.in_place]
+        return there if self._generate is None else [*there, self._generate.in_place]
+
+    def check_in_place(self) -> None:
+        """Check that the layers that it acts on are still those of the model.
+
+        Raises:
+            UnsupportedModelError: If another library has wrapped or replaced one since, as PEFT does.
+        """
+        displaced = [part.site.name for part in self._parts if getattr(part, "displaced", False)]
+        if displaced:
+            raise UnsupportedModelError(
+                f"after the gate was attached, layers were wrapped or replaced: {', '.join(displaced)}. What "
+                "the new ones add would not be silenced; take the gate off, then make and attach one for the "
+                "wrapped model, NeuronGate(get_peft_model(model, config), masks)"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what tells it from others beyond the weights, as plain values: for results and caches."""
+        raise NotImplementedError
+
+    def measures(self) -> dict[str, float]:
+        """Return what a training log says of it."""
+        return {}
+
+    def save_beside(self, checkpoint: Path) -> None:
+        """Put into a checkpoint's folder what must be there again when training goes on."""
+
+    def check_beside(self, checkpoint: Path) -> None:
+        """Check that a checkpoint was trained with the same attachment; one that holds none passes.
+
+        Raises:
+            TrainingSetupError: If it was not.
+        """
+
+    def shape_as(self, folder: Path) -> None:
+        """Take the structure that it had when a folder's weights were saved; called before they are loaded.
+
+        For attachments whose structure changes in training; most have only one.
+        """
+
+    @property
+    def _device(self) -> torch.device:
+        # Weights that accelerate offloads are nowhere until their layer runs, and a route follows its rows.
+        found = next(self.model.parameters()).device
+        return torch.device("cpu") if found.type == "meta" else found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy it with its model: a copied model has an attachment of its own."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        for name, value in vars(self).items():
+            setattr(twin, name, copy.deepcopy(value, memo))
+        return twin
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """Return what is on a model, or None; a deep copy of a model that has one has one of its own."""
+    for hook in plain_model(model)._forward_pre_hooks.values():
+        door = getattr(hook, "__self__", None)
+        if isinstance(door, Door):
+            return door.holder
+    return None

@@ -1,0 +1,58 @@
+"""How masks act on a model."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from nspec_hf.core import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """How masks act on a model."""
+
+    mode: Literal["mask", "slice", "gradient"] = "mask"
+    """`mask`: compute all neurons, silence those that the pair does not keep; any mix of pairs in a batch.
+    `slice`: compute only the kept rows, faster. `gradient`: a dense forward pass, but each pair's loss
+    trains only its own rows."""
+
+    silence: Literal["neuron", "weights"] = "neuron"
+    """`neuron`: h = σ(m·z), the neuron is gone, bias included (Eq. 4 as the paper explains it). `weights`:
+    h = σ(m·xW + b), the released code, where a silenced neuron still emits σ(b). Mode `gradient` silences
+    nothing, so it warns of a choice here."""
+
+    zero_shot: Literal["error", "compose"] = "error"
+    """What to do with a pair without masks: refuse it, or compose its masks from those to and from the
+    pivot."""
+
+    pivot: str = "en"
+    """The language that zero-shot composition goes through."""
+
+    multiple_of: int | None = None
+    """For `slice`: round the number of computed rows up to a multiple of this. None: 8 on a CPU, the fastest
+    of 1 to 128 in training a 1024×4096 block, though they differ by no more than the rounds do
+    (`recipes/results/bench.cpu.json`); 64 on CUDA, a guess for tensor cores that nobody has measured."""
+
+    cache_bytes: int = 2 << 30
+    """For `slice`: memory bound in bytes of the slices that are kept between batches in eval mode."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require(
+            self.mode in ("mask", "slice", "gradient"), f"mode is mask, slice or gradient, got {self.mode!r}"
+        )
+        require(
+            self.silence in ("neuron", "weights"), f"silence is 'neuron' or 'weights', got {self.silence!r}"
+        )
+        require(
+            self.zero_shot in ("error", "compose"),
+            f"zero_shot is 'error' or 'compose', got {self.zero_shot!r}",
+        )
+        require(self.multiple_of is None or self.multiple_of > 0, "multiple_of is a positive number or None")
+        require(self.cache_bytes >= 0, "cache_bytes is not negative")
+        if self.mode == "gradient" and self.silence != "neuron":
+            warnings.warn(
+                f"silence={self.silence!r} has no effect in mode 'gradient', which silences no neuron: its "
+                "forward pass is dense; leave it out, or use mode 'mask' or 'slice'",
+                stacklevel=3,
+            )

@@ -1,0 +1,225 @@
+"""NeuronGate: lets each row of a batch run with the neurons of its own language pair.
+
+A gate touches a model in three places, all of them counted by `status()` and given back exactly by
+`detach()`: the `forward` of every gated linear (what happens there is the mode, see `MODES`), hooks on the
+modules that are called from outside, which take `pair_ids` out of the batch, and `generate`, which would
+refuse the argument. It adds no parameter, no buffer and no key: state dict, config and `save_pretrained`
+stay those of the plain model.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from nspec_hf.core import ArtefactError, ConfigError, Pair, TrainingSetupError, UnknownPairError
+from nspec_hf.gating.attachment import Attachment
+from nspec_hf.gating.config import GateConfig
+from nspec_hf.gating.gradient_mode import GradientSite
+from nspec_hf.gating.mask_mode import GatedSite, MaskedSite
+from nspec_hf.gating.routing import Routing
+from nspec_hf.gating.slice_mode import SlicedSite
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import find_sites, plain_model, weight_fingerprint
+
+MODES: dict[str, type[GatedSite]] = {
+    "mask": MaskedSite,
+    "slice": SlicedSite,
+    "gradient": GradientSite,
+}
+"""What each mode does at a site."""
+
+MASKS_FOLDER = "nspec_masks"
+"""Where a checkpoint keeps its masks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateStatus:
+    """What a gate is doing; `print(gate.status())` shows it as a table."""
+
+    attached: bool
+    mode: str
+    silence: str
+    in_place: int
+    """Replaced forwards, hooks and `generate` that are in place now."""
+    expected: int
+    """How many of them `attach` has put there."""
+    gated_sites: int
+    dense_sites: int
+    """Sites of the same kinds that the masks do not hold."""
+    pairs: tuple[Pair, ...]
+    density: float
+    """Share of neurons kept, over all pairs and gated sites."""
+    route: str
+    """Which pair the next rows belong to, and which the last ones belonged to."""
+    weights: str
+    """Whether the model has the weights that the masks were counted on."""
+    slices: str = ""
+    """Mode `slice`: pairs and memory in its cache, and the sites that it cannot slice."""
+
+    def __str__(self) -> str:
+        """Return one line a fact."""
+        lines = {
+            "gate": "attached" if self.attached else "not attached",
+            "mode": f"{self.mode}, silence {self.silence}",
+            "in place": f"{self.in_place} of {self.expected} (forwards, hooks, generate)",
+            "sites": f"{self.gated_sites} gated, {self.dense_sites} dense",
+            "pairs": f"{len(self.pairs)}: {', '.join(self.pairs)}",
+            "density": f"{self.density:.3f}",
+            "route": self.route,
+            "weights": self.weights,
+            **({"slices": self.slices} if self.slices else {}),
+        }
+        return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+class NeuronGate(Attachment):
+    """Applies masks to a model.
+
+        gate = NeuronGate(model, masks)
+        with gate:
+            model(**batch, pair_ids=pair_ids)        # index into masks.pairs, one a row
+            model.generate(**batch, pair_ids=pair_ids)
+            gate.use("en-de")                        # for all calls without pair_ids
+
+    Trap: under gradient checkpointing the backward pass runs layers again, so it must happen before
+    `detach`; the gate raises otherwise.
+
+    Args:
+        model: A Hugging Face model; wrappers of DDP, `torch.compile` and PEFT are looked through.
+        masks: Which neurons each pair keeps.
+        config: Mode, meaning of silence, zero-shot pairs.
+
+    Raises:
+        SiteMismatchError: If the masks name other sites than the model has, or other widths.
+        UnsupportedModelError: If the model's neurons cannot be found.
+        ConfigError: If the mode is not there, or masks or config are something else.
+    """
+
+    def __init__(self, model: nn.Module, masks: NeuronMasks, config: GateConfig | None = None) -> None:
+        """Check that masks and model fit; the model is not touched before `attach`."""
+        self.masks = masks
+        self.config = config or GateConfig()
+        if not isinstance(masks, NeuronMasks) or not isinstance(self.config, GateConfig):
+            raise ConfigError(
+                "a gate takes NeuronMasks (NeuronMasks.from_pretrained reads saved ones) and a GateConfig, "
+                f"got {type(masks).__name__} and {type(self.config).__name__}"
+            )
+        if self.config.mode not in MODES:
+            raise ConfigError(f"mode {self.config.mode!r} is not there; modes are: {', '.join(MODES)}")
+        plain = plain_model(model)
+        found = find_sites(plain, {site.kind for site in masks.sites})
+        masks.check_model(found)
+        sites = [site for site in found if site.name in masks.keep]
+        self._dense_sites = len(found) - len(sites)
+        routing = Routing(masks.pairs)
+        self._sites = MODES[self.config.mode].at_all(plain, sites, masks.keep, routing, self.config)
+        super().__init__(plain, routing, self._sites, [site.name for site in sites])
+
+    @property
+    def one_pair_a_batch(self) -> bool:
+        """Whether it is faster on batches of one pair each."""
+        return self.config.mode == "slice"
+
+    def status(self) -> GateStatus:
+        """Return what the gate is doing; reads all gated weights, so not for every step."""
+        in_place = self.in_place
+        return GateStatus(
+            attached=self.attached,
+            mode=self.config.mode,
+            silence=self.config.silence,
+            in_place=sum(in_place),
+            expected=len(in_place),
+            gated_sites=len(self._sites),
+            dense_sites=self._dense_sites,
+            pairs=tuple(self.masks.pairs),
+            density=float(self.masks.density()),
+            route=self._routing.in_words(),
+            weights=self._compare_weights(),
+            slices=next((site.facts for site in self._sites if site.facts), ""),
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the gate with its model; the masks are shared."""
+        memo[id(self.masks)] = self.masks
+        return super().__deepcopy__(memo)
+
+    def pair_id(self, pair: str) -> int:
+        """Return the index of a pair, composing its masks where that is wanted."""
+        if pair not in self.masks and self.config.zero_shot == "compose":
+            self.masks = self.masks.compose(pair, pivot=self.config.pivot)
+            self._routing.pairs = self.masks.pairs
+            for site in self._sites:
+                site.take_masks(self.masks.keep[site.site.name])
+        try:
+            return self.masks.index(pair)
+        except UnknownPairError as error:
+            hint = f"; GateConfig(zero_shot='compose') composes its masks through {self.config.pivot!r}"
+            raise UnknownPairError(f"{error}{hint}") from None
+
+    def knows(self, pair: str) -> bool:
+        """Return whether the pair has masks, or they can and may be composed."""
+        if pair in self.masks or self.config.zero_shot != "compose":
+            return pair in self.masks
+        pair, pivot = Pair(pair), self.config.pivot
+        return {Pair(pair.source, pivot), Pair(pivot, pair.target)} <= set(self.masks.pairs)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the masks' fingerprint and how they act."""
+        return {"masks": self.masks.fingerprint(), "gate": dataclasses.asdict(self.config)}
+
+    def measures(self) -> dict[str, float]:
+        """Return the share of neurons kept, over all pairs and gated sites."""
+        return {"density": round(self.masks.density(), 4)}
+
+    def save_beside(self, checkpoint: Path) -> None:
+        """Put the masks into a checkpoint."""
+        self.masks.save_pretrained(checkpoint / MASKS_FOLDER)
+
+    def check_beside(self, checkpoint: Path) -> None:
+        """Check that a checkpoint was trained with the gate's masks; one that holds none passes.
+
+        Raises:
+            TrainingSetupError: If it was not, or its masks cannot be read.
+        """
+        folder, own = checkpoint / MASKS_FOLDER, self.masks
+        if not folder.is_dir():
+            return
+        try:
+            saved = NeuronMasks.from_pretrained(folder)
+        except (ArtefactError, FileNotFoundError) as error:
+            raise TrainingSetupError(
+                f"the masks of {checkpoint} cannot be read: {error}. Go on from an older checkpoint, or "
+                f"delete {folder} if you know that it was trained with the gate's masks"
+            ) from error
+        # The masks of pairs that were composed during the run may have come in addition.
+        if not set(own.pairs) <= set(saved.pairs) or saved.subset(own.pairs) != own:
+            raise TrainingSetupError(
+                f"{checkpoint} was trained with other masks ({saved.fingerprint()}) than the gate has "
+                f"({own.fingerprint()}); load those with NeuronMasks.from_pretrained({str(folder)!r})"
+            )
+
+    def replace_masks(self, masks: NeuronMasks) -> None:
+        """Go on with other masks for the same pairs and sites, as when they are selected anew in training.
+
+        Raises:
+            ConfigError: If pairs or sites differ, or the mode is `slice`, which keeps slices of the old ones.
+        """
+        if self.config.mode == "slice":
+            raise ConfigError("mode 'slice' cannot change masks on the way; use mode 'mask' or 'gradient'")
+        if masks.pairs != self.masks.pairs or set(masks.keep) != set(self.masks.keep):
+            raise ConfigError("other masks must be for the same pairs and sites; make a new gate for others")
+        self.masks = masks
+        for site in self._sites:
+            site.take_masks(masks.keep[site.site.name])
+
+    def _compare_weights(self) -> str:
+        counted = self.masks.recipe.weight_fingerprint
+        if not counted:
+            return "the masks do not say which weights they were counted on"
+        now = weight_fingerprint(self.model, find_sites(self.model))
+        if now == counted:
+            return f"as counted ({counted})"
+        return f"changed since the masks were counted ({counted}, now {now}), as training does"

@@ -1,0 +1,18 @@
+"""What a pair keeps: rules that turn statistics into masks, and the folder that they are saved in."""
+
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.masks.config import SelectConfig as SelectConfig
+    from nspec_hf.masks.rules import (
+        allocate_by_importance as allocate_by_importance,
+        select_by_coverage as select_by_coverage,
+        select_random as select_random,
+    )
+    from nspec_hf.masks.select import Recipe as Recipe, group_numbers as group_numbers
+    from nspec_hf.masks.hub import MASKS_FILE as MASKS_FILE
+    from nspec_hf.masks.masks import NeuronMasks as NeuronMasks
+
+__getattr__, __dir__, __all__ = attach(__name__)

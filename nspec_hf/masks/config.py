@@ -1,0 +1,56 @@
+"""Which rule turns statistics into masks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nspec_hf.core import as_names, require, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Which rule turns statistics into masks, and its settings."""
+
+    method: Literal["coverage", "te", "av", "random"] = "coverage"
+    """`coverage`: the most active neurons that cover a share of the activations (Tan et al., Eq. 1). `te` and
+    `av`: allocation by importance (Xie et al., Eq. 9). `random`: the control."""
+
+    coverage: float = 0.95
+    """For `coverage`: k of Eq. 1, the share of a layer's activations to cover, in (0, 1]."""
+
+    coverage_decoder: float | None = None
+    """For `coverage`: the decoder's k, where it is not the encoder's; None takes `coverage` on both sides."""
+
+    sides: tuple[str, ...] = ("encoder", "decoder")
+    """Which sides get masks; sites of the other side stay dense."""
+
+    general: float = 0.9
+    """For `te` and `av`: ρ, the share of neurons that every pair keeps, in [0, 1]."""
+
+    threshold: float = 0.7
+    """For `te` and `av`: k of Eq. 9; a pair gets a specific neuron where its importance exceeds k·max, in
+    [0, 1]."""
+
+    by: Literal["pair", "source", "target", "separate"] = "pair"
+    """Select per pair, per source language, per target language, or per source in the encoder and per target
+    in the decoder; pairs that share the language share one mask. Not for `random`."""
+
+    density: float = 0.7
+    """For `random`: the share of neurons kept at every site, in (0, 1]."""
+
+    seed: int = 1
+    """For `random`: the seed."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        methods = ("coverage", "te", "av", "random")
+        require(self.method in methods, f"method is one of {', '.join(methods)}, got {self.method!r}")
+        require_share("coverage", self.coverage, above_zero=True)
+        if self.coverage_decoder is not None:
+            require_share("coverage_decoder", self.coverage_decoder, above_zero=True)
+        require_share("general", self.general)
+        require_share("threshold", self.threshold)
+        require_share("density", self.density, above_zero=True)
+        object.__setattr__(self, "sides", as_names(self.sides))
+        unknown = sorted(set(self.sides) - {"encoder", "decoder"})
+        require(bool(self.sides) and not unknown, f"sides are 'encoder' and 'decoder', got {self.sides}")
+        require(self.by in ("pair", "source", "target", "separate"), f"unknown variety by={self.by!r}")

@@ -1,0 +1,268 @@
+"""The folder that masks are saved in, here and on the Hub: which files, what is in them, how they get there.
+
+Shape letters: P = pairs, F = neurons of a site.
+
+    nspec_masks.safetensors   the truth: packed bits and the recipe; the other files can be lost
+    nspec_config.json         a readable copy of what is not bits
+    config.json               small; the Hub counts its downloads
+    README.md                 the model card
+    figures/                  the card's images, where there are any
+    nspec_stats.safetensors   what the masks were selected from, where it is given
+"""
+
+import json
+import os
+import re
+import tempfile
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+from nspec_hf import __version__
+from nspec_hf.core import FORMAT, ArtefactError, ConfigError, read_artefact, unpack, write_artefact
+from nspec_hf.masks.model_card import card_text
+from nspec_hf.masks.select import LIBRARY, Choice, Recipe, payload
+from nspec_hf.recording import ActivationStats
+
+KIND = "nspec_masks"
+MASKS_FILE = "nspec_masks.safetensors"
+COPY_FILE = "nspec_config.json"
+STATS_FILE = "nspec_stats.safetensors"
+FIGURES = "figures"
+
+_Masks = TypeVar("_Masks", bound="SavedMasks")
+
+
+class SavedMasks:
+    """Saving, loading and publishing, for `NeuronMasks`, which says what there is to save."""
+
+    def choice(self) -> Choice:
+        """Return what is saved."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_choice(cls: type[_Masks], choice: Choice) -> _Masks:
+        """Make masks from what was loaded."""
+        raise NotImplementedError
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the masks' file alone, `nspec_masks.safetensors` by custom (into a checkpoint, say).
+
+        Raises:
+            OSError: If it cannot be written; a file that was there before is then still whole.
+        """
+        choice = self.choice()
+        write_artefact(path, payload(choice), _described(choice), KIND)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        *,
+        repo: str | None = None,
+        model: str | None = None,
+        stats: ActivationStats | None = None,
+        figures: Sequence[str | os.PathLike] = (),
+    ) -> None:
+        """Write the folder that `from_pretrained` reads.
+
+        A `config.json` or README.md of something else (a model that lies there) is kept, with a warning.
+
+        Args:
+            folder: Made where it does not exist.
+            repo: Id that the card's snippet loads the masks from; the folder's name if not given.
+            model: Id or path of the model that the snippet loads: the specialized one. The base if not given.
+            stats: What the masks were selected from, to be saved beside them.
+            figures: Image files to copy and to show in the card.
+
+        Raises:
+            ConfigError: If two figures have one file name.
+            OSError: If a file cannot be read or written; the masks' file is then the old one or the new
+                one, whole.
+        """
+        folder, choice = Path(folder), self.choice()
+        # Read and rendered before anything is written, so that what is missing is missed now.
+        images = {f"{FIGURES}/{Path(figure).name}": Path(figure).read_bytes() for figure in figures}
+        if len(images) < len(figures):
+            raise ConfigError(f"two figures have one file name: {', '.join(map(str, figures))}")
+        card = card_text(choice, repo=repo or folder.resolve().name, model=model, figures=list(images))
+        self.save(folder / MASKS_FILE)
+        _write_texts(folder, _described(choice), card)
+        for name, image in images.items():
+            _replace(folder / name, image)
+        if stats is not None:
+            stats.save(folder / STATS_FILE)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Masks], folder_or_repo: str | os.PathLike, revision: str | None = None, **download: Any
+    ) -> _Masks:
+        """Read masks from a folder, their file, or a Hub repository.
+
+        Args:
+            folder_or_repo: A path, or the id of a repository.
+            revision: Of the repository: a branch, tag or commit.
+            download: For `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only` …
+
+        Raises:
+            ArtefactError: If the file is cut off, altered, of another kind or of a newer format.
+            FileNotFoundError: If there are no masks, or it is neither a folder nor a repository.
+            huggingface_hub.errors.RevisionNotFoundError: If the repository has no such revision.
+        """
+        path = Path(folder_or_repo)
+        if not path.is_file():
+            path = _find(folder_or_repo, revision, download) / MASKS_FILE
+        return cls.from_choice(_read(path))
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload neuron masks",
+        **contents: Any,
+    ) -> CommitInfo:
+        """Upload what `save_pretrained` writes in one commit; the repository is made where there is none.
+
+        Paths of this machine stay here: a folder that the recipe or the statistics name goes by its last
+        part. Only the base that the card's snippet has to load keeps its path, with a warning; give `model`.
+
+        Args:
+            repo: Its id, `user/name`.
+            private: Whether a new repository is private; the account's default if not given.
+            token: Of the Hub; the one that is logged in if not given.
+            revision: An existing branch; main if not given.
+            message: Of the commit.
+            contents: `model`, `stats` and `figures` of `save_pretrained`.
+
+        Returns:
+            The Hub's answer; its `oid` is a `revision` for `from_pretrained`.
+
+        Warns:
+            UserWarning: If the card names a folder of this machine.
+        """
+        choice, model = self.choice(), contents.get("model")
+        loaded = model or choice.recipe.base_model
+        if _short(loaded) != loaded:
+            warnings.warn(
+                f"the card that is uploaded names a folder of this machine, {loaded}, which nobody else can "
+                "load; give the id of the model's repository: push_to_hub(…, model='user/name')",
+                stacklevel=2,
+            )
+        published = self.from_choice(_for_others(choice, keep_base=not model))
+        if contents.get("stats") is not None:
+            contents["stats"] = _stats_for_others(contents["stats"])
+        api = HfApi(library_name=LIBRARY, library_version=__version__, token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            published.save_pretrained(folder, repo=repo, **contents)
+            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+            return api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message=message, revision=revision
+            )
+
+
+def _short(name: str) -> str:
+    """Return the last part of a path of this machine; anything else, a repository's id say, as it is."""
+    path = Path(name).expanduser()
+    return path.name if name and (path.is_absolute() or path.exists()) else name
+
+
+def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _short(value) if isinstance(value, str) else value for name, value in facts.items()}
+
+
+def _for_others(choice: Choice, keep_base: bool) -> Choice:
+    recipe = choice.recipe
+    base = recipe.base_model if keep_base else _short(recipe.base_model)
+    return replace(choice, recipe=replace(recipe, base_model=base, corpus=_without_paths(recipe.corpus)))
+
+
+def _stats_for_others(stats: ActivationStats) -> ActivationStats:
+    copied = stats.subset(stats.pairs)
+    copied.base, copied.corpus = _without_paths(stats.base), _without_paths(stats.corpus)
+    return copied
+
+
+def _described(choice: Choice) -> dict[str, Any]:
+    """Return all that is not bits, as JSON values."""
+    return {
+        "pairs": [str(pair) for pair in choice.pairs],
+        "sites": [{"name": name, "width": keep_PF.shape[1]} for name, keep_PF in choice.keep.items()],
+        "general": choice.general is not None,
+        "recipe": asdict(choice.recipe),
+    }
+
+
+def _read(path: Path) -> Choice:
+    tensors, stated = read_artefact(path, KIND)
+    try:
+        widths = {str(site["name"]): int(site["width"]) for site in stated["sites"]}
+        recipe = Recipe(**{**stated["recipe"], "derived": tuple(stated["recipe"]["derived"])})
+        keep = {name: unpack(tensors.pop(f"keep/{name}"), width) for name, width in widths.items()}
+        general = None
+        if stated["general"]:
+            general = {name: unpack(tensors.pop(f"general/{name}"), width) for name, width in widths.items()}
+        choice = Choice(pairs=stated["pairs"], keep=keep, general=general, recipe=recipe)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path} does not describe masks ({error!r}); save them again") from error
+    if tensors:
+        raise ArtefactError(f"{path} holds tensors that it does not describe: {', '.join(sorted(tensors))}")
+    return choice
+
+
+def _write_texts(folder: Path, described: Mapping[str, Any], card: str) -> None:
+    readable = json.dumps({"format": FORMAT, **described}, indent=2, ensure_ascii=False) + "\n"
+    small = {"library_name": LIBRARY, "library_version": __version__, "masks": MASKS_FILE}
+    _replace(folder / COPY_FILE, readable.encode())
+    _replace_own(folder / "config.json", json.dumps(small, indent=2) + "\n", f'"library_name": "{LIBRARY}"')
+    _replace_own(folder / "README.md", card, f"\nlibrary_name: {LIBRARY}\n")
+
+
+def _find(folder_or_repo: str | os.PathLike, revision: str | None, download: Mapping[str, Any]) -> Path:
+    """Return the folder itself, or the one in the cache into which the Hub's repository was downloaded."""
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        folder = _download(str(folder_or_repo), revision, download)
+    if not (folder / MASKS_FILE).is_file():
+        raise FileNotFoundError(f"{folder_or_repo} holds no {MASKS_FILE}; was it made by save_pretrained?")
+    return folder
+
+
+def _download(repo: str, revision: str | None, download: Mapping[str, Any]) -> Path:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
+        raise FileNotFoundError(f"{repo} is no folder, and cannot be a repository's id either")
+    # config.json too: its requests are what the Hub counts as downloads.
+    files = [MASKS_FILE, "config.json"]
+    own = {"library_name": LIBRARY, "library_version": __version__}
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=files, **own, **download))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{repo} is no folder here, and as a repository it was not found: {error}"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace_own(path: Path, text: str, mark: str) -> None:
+    if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
+        warnings.warn(
+            f"{path} is not of these masks and stays as it is; save into a folder of their own", stacklevel=4
+        )
+        return
+    _replace(path, text.encode())

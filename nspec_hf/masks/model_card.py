@@ -1,0 +1,162 @@
+"""The text of the model card: what masks are, how to use them, and how they were made.
+
+Shape letters: S = sites, P = pairs.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+from torch import Tensor
+
+from nspec_hf.core import Pair
+from nspec_hf.masks.select import LIBRARY, Choice, Recipe, fingerprint
+
+_METHODS = {
+    "coverage": "the most active neurons of a site that together cover a share of its activations "
+    "([Tan et al. 2024](https://aclanthology.org/2024.emnlp-main.374), Eq. 1)",
+    "te": "allocation by importance, estimated with a Taylor expansion "
+    "([Xie et al. 2021](https://aclanthology.org/2021.acl-long.445), Eq. 9)",
+    "av": "allocation by importance, estimated by the absolute value "
+    "([Xie et al. 2021](https://aclanthology.org/2021.acl-long.445), Eq. 9)",
+    "random": "drawn at random, as a control",
+}
+
+
+def languages_of(pairs: Iterable[Pair]) -> list[str]:
+    """Return the sorted ISO 639 codes of the pairs' languages, as the Hub wants them (`deu_Latn` → `deu`)."""
+    codes = {re.split("[-_]", code)[0].lower() for pair in pairs for code in (pair.source, pair.target)}
+    return sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code))
+
+
+def usage_snippet(recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str | None = None) -> str:
+    """Return Python code that loads the masks and, where a model is known, translates with them.
+
+    Args:
+        recipe: Of the masks; names the base model.
+        pairs: Of the masks; the first one is translated.
+        repo: Hub id or folder of the masks.
+        model: Hub id or path of the model to load instead of the base: the one that was trained on.
+    """
+    load_masks = f"masks = NeuronMasks.from_pretrained({json.dumps(repo)})"
+    name = model or recipe.base_model
+    if not name:
+        return f"from nspec_hf import NeuronMasks\n\n{load_masks}\nprint(masks)"
+    which = json.dumps(name)
+    if recipe.revision and not model:
+        which += f", revision={json.dumps(recipe.revision)}"
+    sentence = json.dumps(f"A sentence in {pairs[0].source}.")
+    return "\n".join(
+        [
+            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
+            "",
+            "from nspec_hf import NeuronMasks, Translator",
+            "",
+            load_masks,
+            f"tokenizer = AutoTokenizer.from_pretrained({which})",
+            f"model = AutoModelForSeq2SeqLM.from_pretrained({which})",
+            "translator = Translator(model, tokenizer, masks)",
+            f"print(translator.translate([{sentence}], {json.dumps(pairs[0])}))",
+        ]
+    )
+
+
+def card_text(choice: Choice, *, repo: str, model: str | None = None, figures: Sequence[str] = ()) -> str:
+    """Return the text of README.md: metadata for the Hub; what the masks are, how to use and to remake them.
+
+    Args:
+        choice: What the masks are made of.
+        repo: Hub id or folder that the snippet loads.
+        model: See `usage_snippet`.
+        figures: Paths of images, relative to the card.
+    """
+    recipe, pairs = choice.recipe, choice.pairs
+    density_SP = torch.stack([keep_PF.double().mean(dim=1) for keep_PF in choice.keep.values()])
+    name = model or recipe.base_model
+    parts = [
+        f"---\n{_metadata(recipe, pairs).to_yaml()}\n---",
+        f"# Neuron masks{f' for {name}' if name else ''}",
+        f"Which neurons {_counted(len(pairs), 'translation direction')} keep at "
+        f"{_counted(len(choice.keep), 'linear layer')}: {float(density_SP.mean()):.1%} on average. Masks "
+        "only: they add no parameter, and the model itself is loaded from its own repository.",
+        f"## Use\n\n```python\n{usage_snippet(recipe, pairs, repo, model)}\n```",
+        f"## How they were made\n\n{_recipe_table(choice)}",
+        f"## Share of neurons kept\n\n{_site_table(choice, density_SP)}",
+        _pair_table(choice, density_SP),
+    ]
+    if figures:
+        images = "\n\n".join(f"![{Path(figure).stem.replace('_', ' ')}]({figure})" for figure in figures)
+        parts.append(f"## Figures\n\n{images}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(recipe: Recipe, pairs: Sequence[Pair]) -> ModelCardData:
+    data = {
+        "language": languages_of(pairs) or None,
+        "library_name": LIBRARY,
+        "pipeline_tag": "translation",
+        "tags": ["neuron-masks", "neuron-specialization", "multilingual-translation"],
+    }
+    # The Hub refuses a card whose base model cannot be the id of a repository.
+    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", recipe.base_model) and not Path(recipe.base_model).exists():
+        data |= {"base_model": recipe.base_model, "base_model_relation": "adapter"}
+    return ModelCardData(**data)
+
+
+def _recipe_table(choice: Choice) -> str:
+    recipe = choice.recipe
+    total = sum(recipe.tokens.values())
+    rows = {
+        "method": f"`{recipe.method}`: {_METHODS.get(recipe.method, 'made from given tensors')}",
+        **{f"setting `{name}`": f"`{json.dumps(value)}`" for name, value in recipe.settings.items()},
+        "then": "; ".join(recipe.derived),
+        "base model": recipe.base_model,
+        "base revision": recipe.revision,
+        "fingerprint of the base's weights": recipe.weight_fingerprint,
+        "fingerprint of the masks": fingerprint(choice),
+        "counted on": json.dumps(recipe.corpus, ensure_ascii=False) if recipe.corpus else "",
+        "tokens counted": f"{total:,}" if total else "",
+        "made with": ", ".join(f"{name} {version}" for name, version in recipe.versions.items()),
+    }
+    return _table(("", ""), [(name, value) for name, value in rows.items() if value])
+
+
+def _site_table(choice: Choice, density_SP: Tensor) -> str:
+    rows = []
+    for (name, keep_PF), density_P in zip(choice.keep.items(), density_SP, strict=True):
+        low, high = int(density_P.argmin()), int(density_P.argmax())
+        rows.append(
+            (
+                f"`{name}`",
+                str(keep_PF.shape[1]),
+                f"{float(density_P.mean()):.3f}",
+                f"{float(density_P[low]):.3f} ({choice.pairs[low]})",
+                f"{float(density_P[high]):.3f} ({choice.pairs[high]})",
+            )
+        )
+    return _table(("site", "neurons", "mean over pairs", "lowest", "highest"), rows)
+
+
+def _pair_table(choice: Choice, density_SP: Tensor) -> str:
+    tokens = choice.recipe.tokens
+    rows = [
+        (str(pair), f"{float(mean):.3f}", f"{tokens[pair]:,}" if pair in tokens else "–")
+        for pair, mean in zip(choice.pairs, density_SP.mean(dim=0), strict=True)
+    ]
+    return _table(("pair", "mean over sites", "tokens counted"), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,21 @@
+"""Who fires for whom: the sites of a model, and one pass that counts their activations."""
+
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.recording.config import RecordConfig as RecordConfig
+    from nspec_hf.recording.sites import (
+        KINDS as KINDS,
+        Site as Site,
+        find_sites as find_sites,
+        plain_model as plain_model,
+        site_activation as site_activation,
+        site_from_name as site_from_name,
+        weight_fingerprint as weight_fingerprint,
+    )
+    from nspec_hf.recording.stats import SIDES as SIDES, ActivationStats as ActivationStats
+    from nspec_hf.recording.recorder import record as record
+
+__getattr__, __dir__, __all__ = attach(__name__)

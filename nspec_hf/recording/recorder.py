@@ -1,0 +1,287 @@
+"""Record which neurons fire for which pair, in one pass over the text.
+
+Feed-forward neurons are read at the input of the down projection, in eval mode: one place for plain and gated
+blocks, and no dropout zero is taken for a silent neuron. Neurons of attention and of `ffn_out` are read at
+the output of their linear. What is read is added up by `nspec_hf.recording.accumulator`, on the device.
+
+Shape letters: B = samples, S = source tokens, T = target tokens.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+from tqdm.auto import tqdm
+
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    UnsupportedModelError,
+    as_pairs,
+    in_step,
+    pair_index,
+    rank,
+    real_rows,
+    world_size,
+)
+from nspec_hf.data import IGNORED
+from nspec_hf.recording.accumulator import Tally
+from nspec_hf.recording.config import RecordConfig
+from nspec_hf.recording.sites import Site, find_sites, plain_model, site_activation, weight_fingerprint
+from nspec_hf.recording.stats import ActivationStats
+
+
+def record(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    pairs: Iterable[str],
+    config: RecordConfig | None = None,
+    corpus: Mapping[str, Any] | None = None,
+) -> ActivationStats:
+    """Count each neuron's activations per pair, with teacher forcing and without padding.
+
+    The model is used in eval mode and left as it was: training flags, `requires_grad`, gradients, hooks. With
+    several processes each gives its own batches, all must call this, and all get the same merged statistics;
+    duplicates that a loader prepared by accelerate adds to its last batch are not counted.
+
+    Args:
+        model: A Hugging Face model, plain or wrapped. With a gate attached, its pairs are recorded as gated.
+        batches: Dicts with `input_ids` and `attention_mask` [B, S], `pair_ids` [B] (index into `pairs`)
+            and, for encoder-decoder models, `labels` (-100 = padding) and `decoder_input_ids` [B, T].
+            Without labels, `decoder_attention_mask` [B, T] tells the padding. What the model does not take
+            is left out.
+        pairs: What `pair_ids` indexes.
+        config: What to count; see `RecordConfig`.
+        corpus: What text this is, kept with the statistics; anything that JSON can hold.
+
+    Returns:
+        Statistics on the CPU. In decoder-only models each position of `attention_mask` counts as the
+        decoder's.
+
+    Raises:
+        EmptyPairError: If no sentence of a pair came by; it names the pairs.
+        RoutingError: If a batch has no `pair_ids`, or some that do not index the pairs.
+        UnsupportedModelError: If the model's neurons cannot be found, or weights are offloaded.
+        ConfigError: If nothing tells a batch's padding, TE is wanted of a batch without labels, or `batches`
+            is one batch.
+        SiteMismatchError: If the mask of a batch and the model's activations differ in length.
+    """
+    config = config or RecordConfig()
+    pairs = as_pairs(pairs)
+    if isinstance(batches, Mapping):
+        raise ConfigError("batches is a list or another iterable of batches, got one batch; write [batch]")
+    plain = plain_model(model)
+    sites = find_sites(plain, config.kinds)
+    away = [name for name, parameter in plain.named_parameters() if parameter.is_meta]
+    if away:
+        raise UnsupportedModelError(
+            f"{len(away)} weights are not in memory ({away[0]}, …): load the model without offloading to CPU "
+            "or disk; a smaller dtype or device_map='auto' over several GPUs may make it fit"
+        )
+    stats = ActivationStats(pairs, sites, config, _base(plain, sites), corpus)
+    recorder = _Recorder(plain, sites, pairs, config)
+    with recorder.attached():
+        for batch in _watched(batches, config):
+            recorder.take(batch, real_rows(batches, batch))
+            if recorder.tally.is_full():
+                break
+    recorder.tally.fill(stats)
+    stats.merge_across_processes().refuse_empty()
+    return stats
+
+
+class _Recorder:
+    """The hooks that read one model's neurons, and the forward passes that they read."""
+
+    def __init__(self, model: nn.Module, sites: list[Site], pairs: list[Pair], config: RecordConfig) -> None:
+        self.model, self.sites, self.config = model, sites, config
+        self.two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
+        self.tally = Tally(len(pairs), self.two_sided, config.max_sentences)
+        self.arguments = set(inspect.signature(type(model).forward).parameters)
+        self.gate_index = _gate_index(model, pairs)
+        self.read: set[str] = set()
+        self.in_backward = False
+        self.needs_logits = config.te
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Put the model into eval mode with hooks on it, and take all of it back, come what may."""
+        training = [(module, module.training) for module in self.model.modules()]
+        trained = [(p, p.requires_grad) for p in self.model.parameters()] if self.config.te else []
+        handles: list[RemovableHandle] = []
+        try:
+            self.model.eval()
+            # Only gradients of activations are wanted: those of weights are neither computed nor left behind.
+            for parameter, _ in trained:
+                parameter.requires_grad_(False)
+            for site in self.sites:
+                handles += self._reading_hooks(site)
+            handles += self._shortening_hooks()
+            with _eager(self.model):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter, flag in trained:
+                parameter.requires_grad_(flag)
+            for module, flag in training:
+                module.training = flag
+
+    def take(self, batch: Mapping[str, Any] | None, rows: int | None) -> None:
+        """Run one batch through the model; None stands for a step in which only other processes have one."""
+        if batch is None:
+            self.tally.stand_by()
+            return
+        device = next(self.model.parameters()).device
+        read = self.arguments | {"labels", "pair_ids", "decoder_attention_mask"}
+        batch = {
+            name: _usable(torch.as_tensor(value).to(device))
+            for name, value in batch.items()
+            if isinstance(value, Tensor) or (name in read and isinstance(value, (list, np.ndarray)))
+        }
+        self.tally.begin(batch, rows)
+        self.read = set()
+        inputs = self._inputs(batch)
+        # Inside a caller's inference mode there would be no graph for the backward pass.
+        with torch.inference_mode(False), torch.set_grad_enabled(self.config.te):
+            output = self.model(**inputs)
+            if self.config.te:
+                self._backward(output.logits, batch)
+        unread = [site.name for site in self.sites if site.name not in self.read]
+        if unread:
+            raise UnsupportedModelError(f"no token passed through {', '.join(unread)} in the forward pass")
+        self.tally.end()
+
+    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        inputs: dict[str, Any] = {name: value for name, value in batch.items() if name in self.arguments}
+        # Given labels the model would compute a loss of its own; it needs them only to make decoder inputs.
+        shifts_labels = self.two_sided and "decoder_input_ids" not in batch
+        if not shifts_labels:
+            inputs.pop("labels", None)
+        self.needs_logits = self.config.te or shifts_labels
+        if "use_cache" in self.arguments:
+            inputs["use_cache"] = False
+        if self.gate_index is not None:
+            inputs["pair_ids"] = self.gate_index.to(batch["pair_ids"].device)[batch["pair_ids"]]
+        return inputs
+
+    def _reading_hooks(self, site: Site) -> list[RemovableHandle]:
+        linear = self.model.get_submodule(site.name)
+        if not site.down:
+            return [linear.register_forward_hook(lambda _module, _args, out: self._read(site, out))]
+        on_gate = self.config.active_on == "gate" and bool(site.up)
+
+        def read_input(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (self._read(site, args[0], counted=not on_gate), *args[1:])
+
+        handles = [self.model.get_submodule(site.down).register_forward_pre_hook(read_input)]
+        if on_gate:
+            activation = site_activation(self.model, site)
+            handles.append(linear.register_forward_hook(self._gate_reader(site, activation)))
+        return handles
+
+    def _gate_reader(self, site: Site, activation: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        def read_gate(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> None:
+            if not self.in_backward:
+                with torch.no_grad():
+                    self._count(site, activation(out))
+
+        return read_gate
+
+    def _shortening_hooks(self) -> list[RemovableHandle]:
+        """Let the output layer, the largest of all, see one position where nobody wants its result."""
+        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
+
+        def shorten(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return args if self.needs_logits else (args[0][:, :1], *args[1:])
+
+        return [] if head is None else [head.register_forward_pre_hook(shorten)]
+
+    def _read(self, site: Site, hidden: Tensor, counted: bool = True) -> Tensor:
+        """Count a site's activations; return what the model goes on with."""
+        if self.config.te and not hidden.requires_grad:
+            # All weights are frozen, so the graph that the backward pass needs begins here.
+            hidden = hidden.detach().requires_grad_()
+        if self.in_backward:  # gradient checkpointing runs the layer a second time
+            return hidden
+        values = hidden.detach()
+        if counted:
+            self._count(site, values)
+        if self.config.av:
+            self.tally.add("av", site, values.double().abs())
+        if self.config.te:
+            hidden.register_hook(
+                lambda grad: self.tally.add("te", site, (grad.double() * values.double()).abs())
+            )
+        return hidden
+
+    def _count(self, site: Site, values: Tensor) -> None:
+        if site.name in self.read:
+            raise UnsupportedModelError(
+                f"{site.name!r} ran twice in one forward pass, so it stands for several layers"
+            )
+        self.read.add(site.name)
+        self.tally.count(site, values > 0, once=self.config.count == "sentences")
+
+    def _backward(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """Send back L, the sum (not the mean) of cross entropies: no token's share depends on the batch."""
+        if "labels" not in batch:
+            raise ConfigError("te needs labels in every batch: it is a gradient of the translation loss")
+        labels = batch["labels"].to(logits.device)
+        if not self.two_sided:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        loss = functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        self.in_backward = True
+        try:
+            loss.backward()
+        finally:
+            self.in_backward = False
+
+
+def _gate_index(model: nn.Module, pairs: list[Pair]) -> Tensor | None:
+    """Return the index among the masks' pairs of each pair, or None where no gate is on the model."""
+    for hook in model._forward_pre_hooks.values():
+        gate = getattr(getattr(hook, "__self__", None), "holder", None)
+        if hasattr(gate, "masks"):
+            return torch.tensor([pair_index(gate.masks.pairs, pair, "masks") for pair in pairs])
+    return None
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    # A tensor that was made in inference mode cannot be kept for a backward pass.
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    # Hooks that come after the first compiled call would be ignored without a word.
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+def _watched(
+    batches: Iterable[Mapping[str, Any]], config: RecordConfig
+) -> Iterator[Mapping[str, Any] | None]:
+    shown = config.progress and rank() == 0
+    bar = tqdm(batches, desc="record", unit="batch", disable=None if shown else True)
+    # Only a limit has to know what the other processes have seen.
+    return in_step(bar) if config.max_sentences is not None and world_size() > 1 else iter(bar)
+
+
+def _base(model: nn.Module, sites: list[Site]) -> dict[str, Any]:
+    return {
+        "id": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "fingerprint": weight_fingerprint(model, sites),
+    }

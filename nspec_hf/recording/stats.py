@@ -1,0 +1,261 @@
+"""ActivationStats: how often each neuron fired for each pair, and how important it was.
+
+Shape letters: P = pairs, F = neurons of a site.
+
+Everything is kept by site name, since encoder and decoder may differ in width and depth. Counts are int64 and
+sums of importance float64, so adding up passes, files or processes gives what one pass over all text would
+give: counts to the last unit.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nspec_hf.core import (
+    ArtefactError,
+    ConfigError,
+    EmptyPairError,
+    NspecError,
+    Pair,
+    SiteMismatchError,
+    add_up,
+    as_pairs,
+    pair_index,
+    read_artefact,
+    write_artefact,
+)
+from nspec_hf.recording.config import RecordConfig
+from nspec_hf.recording.sites import Site, site_from_name
+
+KIND = "nspec_stats"
+SIDES = ("encoder", "decoder")
+SCORES = ("av", "te")
+
+# What must agree before two statistics may be added: each of these changes what a number means.
+_MEANING = ("count", "active_on", "av", "te")
+
+
+class ActivationStats:
+    """Counts and importance of every neuron, per pair and site; fresh ones are zero.
+
+    Args:
+        pairs: The pairs, in the order that `pair_ids` indexes.
+        sites: The sites, or their names and widths.
+        config: How it was counted.
+        base: What was recorded: `id`, `revision` and `fingerprint` of the model.
+        corpus: What text it was recorded on, anything that JSON can hold.
+
+    `counts[site]` is int64 [P, F]; `sums["av"]` and `sums["te"]`, where recorded, hold float64 [P, F] by
+    site; `token_counts[side]` and `sentence_counts` are int64 [P].
+
+    Raises:
+        ConfigError: If there is no pair or no site, or one is named twice.
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[str],
+        sites: Iterable[Site] | Mapping[str, int],
+        config: RecordConfig | None = None,
+        base: Mapping[str, Any] | None = None,
+        corpus: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.pairs = as_pairs(pairs)
+        widths = sites.items() if isinstance(sites, Mapping) else None
+        self.sites = (
+            list(sites) if widths is None else [site_from_name(name, width) for name, width in widths]
+        )
+        self.config = config or RecordConfig()
+        self.base, self.corpus = dict(base or {}), dict(corpus or {})
+        names = [site.name for site in self.sites]
+        if not self.pairs or not names or len(set(names)) != len(names):
+            raise ConfigError(f"statistics need pairs and sites, each once; got {self.pairs} and {names}")
+        rows = len(self.pairs)
+        self.counts = {site.name: torch.zeros(rows, site.width, dtype=torch.int64) for site in self.sites}
+        self.sums = {
+            score: {
+                name: torch.zeros(counts.shape, dtype=torch.float64) for name, counts in self.counts.items()
+            }
+            for score in SCORES
+            if getattr(self.config, score)
+        }
+        self.token_counts = {side: torch.zeros(rows, dtype=torch.int64) for side in SIDES}
+        self.sentence_counts = torch.zeros(rows, dtype=torch.int64)
+
+    @property
+    def count(self) -> str:
+        """What was counted: `tokens` or `sentences`."""
+        return self.config.count
+
+    def __getitem__(self, pair: str) -> dict[str, Tensor]:
+        """Return the counts of one pair by site name, each int64 [F].
+
+        Raises:
+            UnknownPairError: If the pair was not recorded.
+        """
+        row = self._row(pair)
+        return {name: counts_PF[row] for name, counts_PF in self.counts.items()}
+
+    def __repr__(self) -> str:
+        """Print what there is in a line."""
+        total = int(self.sentence_counts.sum())
+        shape = f"{len(self.pairs)} pairs, {len(self.sites)} sites"
+        return f"ActivationStats({shape}, {total} sentences, count={self.count!r})"
+
+    def tokens(self, pair: str, side: str | None = None) -> int:
+        """Return how many tokens of a pair were counted, padding left out; without a side, those of both.
+
+        Raises:
+            UnknownPairError: If the pair was not recorded.
+            ConfigError: If there is no such side.
+        """
+        if side is not None and side not in SIDES:
+            raise ConfigError(f"sides are 'encoder' and 'decoder', got {side!r}")
+        row = self._row(pair)
+        return sum(int(self.token_counts[name][row]) for name in (SIDES if side is None else (side,)))
+
+    def sentences(self, pair: str) -> int:
+        """Return how many sentences of a pair were counted."""
+        return int(self.sentence_counts[self._row(pair)])
+
+    def importance(self, score: str) -> dict[str, Tensor]:
+        """Return Θ of Xie et al. 2021 by site name: the mean over tokens, float64 [P, F].
+
+        Args:
+            score: `av`, the mean of |h| (Eq. 5), or `te`, the mean of |∂L/∂h · h| (Eq. 7, absolute as
+                in the released code), where L is the sum of the target tokens' cross entropies.
+
+        Raises:
+            ConfigError: If that score was not recorded.
+            EmptyPairError: If a pair has no tokens.
+        """
+        if score not in self.sums:
+            raise ConfigError(
+                f"importance {score!r} was not recorded (recorded: {', '.join(self.sums) or 'none'}); record "
+                "with RecordConfig(av=True) or RecordConfig(te=True)"
+            )
+        self.refuse_empty()
+        return {
+            site.name: self.sums[score][site.name] / self.token_counts[site.positions].unsqueeze(-1)
+            for site in self.sites
+        }
+
+    def refuse_empty(self) -> None:
+        """Check that every pair was seen.
+
+        Raises:
+            EmptyPairError: With the names of those that were not.
+        """
+        empty = [
+            pair for pair, count in zip(self.pairs, self.sentence_counts.tolist(), strict=True) if not count
+        ]
+        if empty:
+            raise EmptyPairError(
+                f"no sentence of {', '.join(empty)} was recorded; leave it out or add text of it"
+            )
+
+    def merge(self, other: "ActivationStats") -> "ActivationStats":
+        """Add the other's numbers to these, in place, and return these.
+
+        Raises:
+            ConfigError: If the pairs, or how they were counted, differ.
+            SiteMismatchError: If the sites differ.
+        """
+        if self.pairs != other.pairs:
+            raise ConfigError(
+                f"pairs differ, so these cannot be added: {', '.join(self.pairs)} | {', '.join(other.pairs)}"
+            )
+        if self.sites != other.sites:
+            names = sorted({str(site) for site in set(self.sites) ^ set(other.sites)})
+            raise SiteMismatchError(f"statistics of other sites cannot be added; not in both: {names}")
+        for name in _MEANING:
+            ours, theirs = getattr(self.config, name), getattr(other.config, name)
+            if ours != theirs:
+                raise ConfigError(f"statistics with {name}={ours!r} and {name}={theirs!r} cannot be added")
+        if self.base.get("fingerprint") != other.base.get("fingerprint"):
+            raise ConfigError(
+                f"statistics of two models cannot be added: their weights have the fingerprints "
+                f"{self.base.get('fingerprint')} and {other.base.get('fingerprint')}"
+            )
+        theirs = other.tensors()
+        for name, tensor in self.tensors().items():
+            tensor += theirs[name].to(tensor.device)
+        return self
+
+    def merge_across_processes(self) -> "ActivationStats":
+        """Replace the numbers of each process by the sum over all, in place; alone, change nothing.
+
+        Every process must call this with the same pairs, sites and settings.
+        """
+        for tensor in self.tensors().values():
+            add_up(tensor)
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all numbers by the names under which they are saved; a change to them is a change here."""
+        named = {f"counts/{name}": tensor for name, tensor in self.counts.items()}
+        for score, sums in self.sums.items():
+            named |= {f"{score}/{name}": tensor for name, tensor in sums.items()}
+        named |= {f"tokens/{side}": tensor for side, tensor in self.token_counts.items()}
+        return named | {"sentences": self.sentence_counts}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file in one step; see `nspec_hf.core.artifact`.
+
+        Raises:
+            OSError: If it cannot be written; a file that was there before is then still whole.
+        """
+        metadata = {
+            "pairs": [str(pair) for pair in self.pairs],
+            "sites": [asdict(site) for site in self.sites],
+            "config": asdict(self.config),
+            "base": self.base,
+            "corpus": self.corpus,
+        }
+        write_artefact(path, self.tensors(), metadata, KIND)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "ActivationStats":
+        """Read what `save` wrote.
+
+        Raises:
+            ArtefactError: If the file is cut off, altered, of another kind or of a newer format.
+            FileNotFoundError: If there is no such file.
+        """
+        tensors, metadata = read_artefact(path, KIND)
+        try:
+            sites = [Site(**site) for site in metadata["sites"]]
+            config = RecordConfig(**{**metadata["config"], "kinds": tuple(metadata["config"]["kinds"])})
+            stats = cls(metadata["pairs"], sites, config, metadata["base"], metadata["corpus"])
+        except (KeyError, TypeError, NspecError) as error:
+            raise ArtefactError(
+                f"{path} does not describe statistics ({error!r}); record them again"
+            ) from error
+        own = stats.tensors()
+        described = {name: tensor.shape for name, tensor in own.items()}
+        if described != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ArtefactError(f"the tensors of {path} are not those that it describes; record them again")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        return stats
+
+    def subset(self, pairs: Iterable[str]) -> "ActivationStats":
+        """Return copies of some pairs' numbers, in the order asked for.
+
+        Raises:
+            UnknownPairError: If a pair was not recorded.
+        """
+        pairs = as_pairs(pairs)
+        rows = [self._row(pair) for pair in pairs]
+        chosen = type(self)(pairs, self.sites, replace(self.config), self.base, self.corpus)
+        own = self.tensors()
+        for name, tensor in chosen.tensors().items():
+            tensor.copy_(own[name][rows])
+        return chosen
+
+    def _row(self, pair: str) -> int:
+        return pair_index(self.pairs, Pair(pair), "statistics")

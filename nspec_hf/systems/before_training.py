@@ -1,0 +1,76 @@
+"""What masks cost before any training: seconds, where a training takes minutes or hours.
+
+The loss of the validation text with every pair's masks on the base as it is. It tells which settings are
+worth a training, not what they come to after it: training mends much of what masks break.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nspec_hf.core import Table
+from nspec_hf.systems.masked import Masked
+from nspec_hf.systems.run import claim
+from nspec_hf.systems.system import System, Workbench, settings_of
+
+FILE = "untrained"
+"""Name of the result in a run's folder."""
+
+
+def untrained(name: str, system: System, bench: Workbench) -> dict[str, Any]:
+    """Return what a system that is masks does to the base; the base itself, for any other system.
+
+    Args:
+        name: What tables call it.
+        system: With its settings.
+        bench: Experiment, folder and seed. Masks and result are left in the folder, and found there again.
+
+    Returns:
+        `loss` in nats a token of the text, language tags left out, and the `seconds` that recording and
+        selecting took. Of masks also `density`, the share of neurons kept at the gated sites of each side.
+
+    Raises:
+        ConfigError: If the folder holds a look at other settings, or the system cannot work.
+    """
+    claim(bench, system)
+    system.check(bench)
+    return bench.once(FILE, lambda: _looked_at(name, system, bench))
+
+
+def _looked_at(name: str, system: System, bench: Workbench) -> dict[str, Any]:
+    model = system.model(bench)
+    facts: dict[str, Any] = {"name": name, "seed": bench.seed, "seconds": 0.0}
+    if not isinstance(system, Masked):
+        return facts | {"loss": bench.loss(model)}
+    facts |= {"system": system.name, "settings": settings_of(system)}
+    facts["seconds"] = bench.once("extraction", lambda: system.prepare(model, bench))["seconds"]
+    gate, masks = system.attach(model, bench), system.kept_masks(bench)
+    kept: dict[str, list[Tensor]] = {}
+    for site in masks.sites:
+        kept.setdefault(site.side, []).append(masks.keep[site.name].flatten())
+    facts["density"] = {side: torch.cat(keep).double().mean().item() for side, keep in kept.items()}
+    return facts | {"masks": masks.fingerprint(), "loss": bench.loss(model, gate)}
+
+
+def untrained_table(found: Sequence[Mapping[str, Any]], about: str) -> Table:
+    """Return the systems, the least loss first, with what they cost more than the base.
+
+    Args:
+        found: Results of `untrained`; the first that has no masks is the base.
+        about: What text and base it is, for the note under the table.
+    """
+    dense = next((each["loss"] for each in found if "masks" not in each), None)
+    rows = []
+    for each in sorted(found, key=lambda each: each["loss"]):
+        more = None if dense is None else each["loss"] - dense
+        kept = [each.get("density", {}).get(side) for side in ("encoder", "decoder")]
+        rows.append((each["name"], each["seed"], each["loss"], more, *kept, each.get("seconds")))
+    return Table(
+        title="loss of the text with masks, before any training",
+        columns=("row", "seed", "loss", "more than base", "kept in encoder", "in decoder", "seconds"),
+        rows=tuple(rows),
+        notes=(about, "nats a target token, language tags left out; seconds to record and select"),
+        digits=3,
+    )

@@ -1,0 +1,261 @@
+"""Weights of their own for some rows of a batch: what adapters, own attention and split parameters share.
+
+Shape letters: R = rows along a layer's first axis, L = tokens, D = width of the input, F = of the output.
+
+Each pair has a *key* (the pair itself, its target language, its family …), and rows with the same key share
+weights. A layer is taken over as the gate takes it over, so mixed batches, beams, gradient checkpointing and
+exact removal work as they do there. Weights of a key that no row of a batch has get no gradient at all, not a
+gradient of zero, so that no optimizer moves them.
+
+The trap: a deep copy of a model copies what the parts hold, but never what a closure remembers. So whatever
+computes with own weights is an object, a bound method or a function of its arguments.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from nspec_hf.core import Pair, TrainingSetupError, UnknownPairError
+from nspec_hf.gating import OWN_WEIGHTS, Attachment, Part, Routing, Takeover
+
+Key = Hashable
+KeyOf = Callable[[Pair], Key]
+
+
+class Keys:
+    """The key of every pair that the routing knows; grows with it.
+
+    Args:
+        routing: Tells each row's pair.
+        key_of: Pair → key.
+    """
+
+    def __init__(self, routing: Routing, key_of: KeyOf) -> None:
+        self._routing = routing
+        self._key_of = key_of
+
+    def by_key(self, x: Tensor, compute: Callable[[Tensor, Key], Tensor]) -> Tensor:
+        """Return `compute(rows, key)` of the rows of each key, put together in the order of `x`.
+
+        Args:
+            x: What a layer gets or makes, [R, L, D].
+            compute: Gets the rows of one key, [some of R, L, D].
+
+        Raises:
+            RoutingError: If a row's pair is not known.
+        """
+        route, pairs = self._routing.current(), self._routing.pairs
+        if route.pair is not None:
+            return compute(x, self._key_of(pairs[route.pair]))
+        rows: dict[Key, list[Tensor]] = {}
+        for index, entries in route.groups(x).items():
+            rows.setdefault(self._key_of(pairs[index]), []).append(entries)
+        if len(rows) == 1:
+            return compute(x, next(iter(rows)))
+        order = [torch.cat(entries) for entries in rows.values()]
+        parts = [compute(x[index], key) for key, index in zip(rows, order, strict=True)]
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+class RowwisePart:
+    """One module that is computed key by key.
+
+    Args:
+        module: What is taken over; its forward has one argument.
+        keys: The pairs' keys.
+        compute: Gets what the module's own forward makes of its input, as a function, the rows of one key and
+            the key; returns the output for these rows.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        keys: Keys,
+        compute: Callable[[Callable[[Tensor], Tensor], Tensor, Key], Tensor],
+    ) -> None:
+        self.module = module
+        self._keys = keys
+        self._compute = compute
+        self._taken: list[Takeover] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stand in for the module's forward: x [R, L, D] → [R, L, F]."""
+        original = self._taken[0].original
+        return self._keys.by_key(x, lambda rows, key: self._compute(original, rows, key))
+
+    def attach(self) -> None:
+        """Take the module over."""
+        self._taken.append(Takeover(self.module, self.forward))
+
+    def detach(self) -> None:
+        """Give it back."""
+        while self._taken:
+            self._taken.pop().give_back()
+
+    @property
+    def in_place(self) -> list[bool]:
+        """Whether the module is still taken over."""
+        return [taken.in_place for taken in self._taken]
+
+
+class RowwiseOutput(RowwisePart):
+    """One module that runs as it is, and whose output is then changed key by key.
+
+    Args:
+        module: What is taken over: a linear, or a whole layer with any arguments, which returns a tensor or a
+            tuple that begins with one.
+        keys: The pairs' keys.
+        change: Gets the output's rows of one key, [some of R, L, F], and the key; returns them changed.
+    """
+
+    def __init__(self, module: nn.Module, keys: Keys, change: Callable[[Tensor, Key], Tensor]) -> None:
+        super().__init__(module, keys, change)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the module's forward."""
+        output = self._taken[0].original(*args, **kwargs)
+        if isinstance(output, Tensor):
+            return self._keys.by_key(output, self._compute)
+        return (self._keys.by_key(output[0], self._compute), *output[1:])
+
+
+class OwnModules(nn.Module):
+    """Modules that belong to keys, at some places of a model; initialized alike by every run of one seed.
+
+    A checkpoint names their weights `for_KEY.PLACE.…`, with `_` for each dot of key and place.
+
+    Args:
+        places: Dotted names of the places that each key has modules at.
+        make: Place → a new module for it.
+        seed: Of the new weights; the program's random numbers stay as they were.
+    """
+
+    def __init__(
+        self, places: Mapping[str, Iterable[str]], make: Callable[[str], nn.Module], seed: int
+    ) -> None:
+        super().__init__()
+        self._places = {key: list(names) for key, names in places.items()}
+        with torch.random.fork_rng(devices=[]):
+            # The modules are made on the CPU, so other devices' random numbers are left alone.
+            torch.default_generator.manual_seed(seed)
+            for key, names in self._places.items():
+                own = nn.ModuleDict({_undotted(name): make(name) for name in names})
+                self.add_module(f"for_{_undotted(key)}", own)
+
+    def at(self, place: str) -> dict[Key, nn.Module]:
+        """Return the modules at one place: key → module."""
+        return {
+            key: self.get_submodule(f"for_{_undotted(key)}.{_undotted(place)}")
+            for key, names in self._places.items()
+            if place in names
+        }
+
+
+class RowwiseAttachment(Attachment):
+    """An attachment with weights of its own, which the model holds while it is on it.
+
+    So the optimizer, a checkpoint and the saved model have them, under the name `OWN_WEIGHTS`.
+
+    Args:
+        model: The model.
+        routing: The same that the parts ask, with the pairs in the order that `pair_ids` index.
+        parts: What is taken over.
+        inside: Dotted names of the modules that are taken over.
+        own: The weights; None where there are none.
+        knows: Whether a pair outside of `pairs` can be run (zero-shot), because all that it needs is there.
+        description: What tells this attachment from others; plain values.
+    """
+
+    one_pair_a_batch = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        routing: Routing,
+        parts: Sequence[Part],
+        inside: Iterable[str],
+        own: nn.Module | None = None,
+        knows: Callable[[Pair], bool] = lambda pair: False,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, routing, parts, inside)
+        self.own = own
+        self._runs_untrained = knows
+        self._description = dict(description or {})
+
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """Whether a batch may leave some of the weights without a gradient."""
+        return self.own is not None
+
+    def attach(self) -> "RowwiseAttachment":
+        """Put it, and its weights, on the model."""
+        if not self.attached:
+            super().attach()
+            if self.own is not None:
+                # The model may have been moved since the weights were made; "meta" is no place to be at.
+                device = next(self.model.parameters()).device
+                if device.type != "meta":
+                    self.own.to(device)
+                self.model.add_module(OWN_WEIGHTS, self.own)
+        return self
+
+    def detach(self) -> None:
+        """Take it, and its weights, off; the weights stay here."""
+        super().detach()
+        self.model._modules.pop(OWN_WEIGHTS, None)
+
+    def pair_id(self, pair: str) -> int:
+        """Return the index of a pair; one that was not trained gets one where all that it needs is there.
+
+        Raises:
+            UnknownPairError: If it is not.
+        """
+        try:
+            return super().pair_id(pair)
+        except UnknownPairError:
+            if not self.knows(pair):
+                raise
+        self._routing.pairs = [*self._routing.pairs, Pair(pair)]
+        return len(self._routing.pairs) - 1
+
+    def knows(self, pair: str) -> bool:
+        """Return whether rows of that pair can be run."""
+        return super().knows(pair) or self._runs_untrained(Pair(pair))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what it was made with; its weights are among the model's."""
+        return self._description
+
+    def check_beside(self, checkpoint: Path) -> None:
+        """Check that a checkpoint holds weights for the same keys, places and sizes.
+
+        Raises:
+            TrainingSetupError: If it does not; going on would train fresh weights without a word.
+        """
+        state = {} if self.own is None else self.own.state_dict()
+        wanted = {f"{OWN_WEIGHTS}.{name}": list(tensor.shape) for name, tensor in state.items()}
+        files = sorted(checkpoint.glob("*.safetensors"))
+        saved: dict[str, list[int]] = {}
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith(f"{OWN_WEIGHTS}.")]
+                saved |= {name: file.get_slice(name).get_shape() for name in names}
+        differing = sorted(
+            name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)
+        )
+        if files and differing:
+            raise TrainingSetupError(
+                f"{checkpoint} was trained with other weights of single pairs or languages: {len(differing)} "
+                f"differ, such as {differing[0]} ({saved.get(differing[0], 'none')} there, "
+                f"{wanted.get(differing[0], 'none')} here); go on with the settings that it was begun with"
+            )
+
+
+def _undotted(name: str) -> str:
+    # PyTorch takes dots in names for levels.
+    return name.replace(".", "_")

@@ -1,0 +1,54 @@
+"""Which trained pairs stand in for a pair that was not trained, in systems whose weights belong to pairs.
+
+As with masks (`NeuronMasks.compose`): the encoder works as for source → pivot, the decoder, its attention to
+the encoder included, as for pivot → target.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nspec_hf.core import Pair, UnknownPairError
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """The trained pairs, and the language through which they stand in for others."""
+
+    trained: tuple[Pair, ...]
+    """The pairs that have weights of their own."""
+
+    pivot: str = "en"
+    """The language that they share."""
+
+    @classmethod
+    def of(cls, pairs: Iterable[str], pivot: str) -> "StandIns":
+        """Return the stand-ins among these pairs."""
+        return cls(tuple(Pair(pair) for pair in pairs), pivot)
+
+    def at(self, pair: str, side: str) -> int:
+        """Return the number of the trained pair whose weights a pair uses on a side.
+
+        Args:
+            pair: Any pair.
+            side: `encoder` or `decoder`.
+
+        Raises:
+            UnknownPairError: If the pair was not trained, and the one that would stand in for it neither.
+        """
+        pair = Pair(pair)
+        if pair in self.trained:
+            return self.trained.index(pair)
+        halves = {"encoder": Pair(pair.source, self.pivot), "decoder": Pair(self.pivot, pair.target)}
+        if halves[side] not in self.trained:
+            raise UnknownPairError(
+                f"pair {str(pair)!r} was not trained, and {str(halves[side])!r}, whose {side} would stand in "
+                f"for it, neither; trained are: {', '.join(self.trained)}"
+            )
+        return self.trained.index(halves[side])
+
+    def knows(self, pair: str) -> bool:
+        """Return whether a pair was trained, or both its halves were."""
+        pair = Pair(pair)
+        return pair in self.trained or {Pair(pair.source, self.pivot), Pair(self.pivot, pair.target)} <= set(
+            self.trained
+        )

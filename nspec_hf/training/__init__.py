@@ -1,0 +1,33 @@
+"""Continued training: an exact loss, the callback, the trainer, and runs that can be stopped."""
+
+from typing import TYPE_CHECKING
+
+from nspec_hf.core.lazy import attach
+
+if TYPE_CHECKING:
+    from nspec_hf.training.loss import TokenLoss as TokenLoss, token_losses as token_losses
+    from nspec_hf.training.checkpoints import (
+        claim_folder as claim_folder,
+        last_checkpoint as last_checkpoint,
+        write_json as write_json,
+    )
+    from nspec_hf.training.callback import SpecializationCallback as SpecializationCallback
+    from nspec_hf.training.trainer import SpecializationTrainer as SpecializationTrainer
+    from nspec_hf.training.run import (
+        TrainConfig as TrainConfig,
+        TrainResult as TrainResult,
+        join_processes as join_processes,
+        load_weights as load_weights,
+        record_corpus as record_corpus,
+        text_loss as text_loss,
+        train as train,
+        training_arguments as training_arguments,
+    )
+    from nspec_hf.training.base_model import (
+        fresh_model as fresh_model,
+        load_base as load_base,
+        make_model as make_model,
+        make_tokenizer as make_tokenizer,
+    )
+
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -1,0 +1,91 @@
+"""The base model: its subwords and weights made from scratch, or a trained one loaded."""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from nspec_hf.data import PairText, VocabularyConfig, train_vocabulary
+
+_NO_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop", "activation_dropout", "attention_dropout")
+
+
+def make_tokenizer(
+    texts: Iterable[PairText], settings: VocabularyConfig, folder: Path
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in `folder`, trained first if it is not there.
+
+    It is trained on the sentences of each language, each once, however many pairs share them.
+    """
+    if not folder.is_dir():
+        sentences: dict[str, dict[str, None]] = {}
+        for text in texts:
+            sentences.setdefault(text.pair.source, {}).update(dict.fromkeys(text.sources))
+            sentences.setdefault(text.pair.target, {}).update(dict.fromkeys(text.targets))
+        everything = (sentence for own in sentences.values() for sentence in own)
+        tokenizer = train_vocabulary(everything, list(sentences), settings)
+        unfinished = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        tokenizer.save_pretrained(unfinished)
+        os.replace(unfinished, folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def make_model(
+    tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], seed: int
+) -> M2M100ForConditionalGeneration:
+    """Return a fresh model of the M2M-100 architecture (pre-norm, tied embeddings), without layer dropout.
+
+    Args:
+        tokenizer: Says how many subwords there are, and which are special.
+        settings: Any field of `M2M100Config`.
+        seed: Seed of the weights.
+    """
+    set_seed(seed)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
+    ids |= {"eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.eos_token_id}
+    dropout = dict.fromkeys(_NO_DROPOUT, 0.0)
+    return M2M100ForConditionalGeneration(
+        M2M100Config(vocab_size=len(tokenizer), **{**dropout, **ids, **settings})
+    )
+
+
+def load_base(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a trained model without layer dropout, and with whatever else `settings` say of its config.
+
+    Args:
+        name: Hub id or folder.
+        settings: Fields of its config.
+    """
+    return AutoModelForSeq2SeqLM.from_pretrained(name, **_without_layerdrop(name, settings))
+
+
+def fresh_model(name: str, settings: Mapping[str, Any], seed: int) -> PreTrainedModel:
+    """Return an untrained model of a trained one's shape, but for what `settings` say of its config.
+
+    Args:
+        name: Hub id or folder of the trained one.
+        settings: Fields of its config.
+        seed: Seed of the weights.
+    """
+    config = AutoConfig.from_pretrained(name, **_without_layerdrop(name, settings))
+    set_seed(seed)
+    return AutoModelForSeq2SeqLM.from_config(config)
+
+
+def _without_layerdrop(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    known = AutoConfig.from_pretrained(name)
+    layerdrop = [each for each in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(known, each)]
+    return {**dict.fromkeys(layerdrop, 0.0), **settings}

@@ -1,0 +1,70 @@
+import math
+
+import pytest
+
+from nspec_hf.analysis import gains
+from nspec_hf.analysis.gain_tables import Cost, efficiency, setting_gains
+from nspec_hf.core import ConfigError, UnknownPairError
+from nspec_hf.masks import NeuronMasks
+
+BILINGUAL = {"en-de": 30.0, "de-en": 28.0, "en-is": 10.0, "de-is": 5.0}
+SCORES = {
+    "bilingual": BILINGUAL,
+    "multilingual": {"en-de": 28.5, "de-en": 28.0, "en-is": 14.0, "de-is": 6.0},
+    "specialized": {"en-de": 29.5, "de-en": 29.0, "en-is": 15.0},
+}
+
+
+def test_gains_are_scores_minus_the_baselines():
+    result = gains(SCORES, "bilingual")
+    assert result.systems == ("multilingual", "specialized")
+    for row, system in enumerate(result.systems):
+        for column, pair in enumerate(result.pairs):
+            wanted = SCORES[system].get(pair, math.nan) - BILINGUAL[pair]
+            assert result.change[row, column] == pytest.approx(wanted, nan_ok=True)
+
+
+def test_interference_and_synergy_are_counted_by_direction_and_tier():
+    result = gains(SCORES, "bilingual", tiers={"de": "high", "is": "low"})
+    assert result.groups == ("one-to-many high", "many-to-one high", "one-to-many low", "zero-shot high–low")
+    grouped = result.by_group()
+    table = grouped.to_pandas().set_index(["system", "group"])
+    assert table.loc[("multilingual", "one-to-many high"), "lost"] == 1
+    assert table.loc[("multilingual", "one-to-many low"), "gained"] == 1
+    # A tie is neither.
+    assert table.loc[("multilingual", "many-to-one high"), ["gained", "lost"]].tolist() == [0, 0]
+    assert table.loc[("multilingual", "all"), "mean"] == pytest.approx((-1.5 + 0 + 4 + 1) / 4)
+    # A pair without a score does not pull the mean towards zero.
+    assert table.loc[("specialized", "all"), "mean"] == pytest.approx((-0.5 + 1 + 5) / 3)
+    assert table.loc[("specialized", "all"), "pairs"] == 3
+    assert math.isnan(table.loc[("specialized", "zero-shot high–low"), "mean"])
+
+
+def test_a_missing_baseline_or_a_stranger_is_refused():
+    with pytest.raises(ConfigError, match="'base'"):
+        gains(SCORES, "base")
+    with pytest.raises(UnknownPairError, match="'other'"):
+        gains({**SCORES, "other": {"en-fr": 1.0}}, "bilingual")
+
+
+def test_gains_against_a_setting_are_means_by_group_in_rising_order():
+    by_value = {0.95: SCORES["specialized"], 0.5: SCORES["multilingual"]}
+    result = setting_gains("coverage k", by_value, BILINGUAL)
+    assert result.values == (0.5, 0.95)
+    assert result.groups == ("one-to-many", "many-to-one", "zero-shot", "all")
+    assert result.mean[0].tolist() == pytest.approx([(-1.5 + 4) / 2, 0.0, 1.0, 3.5 / 4])
+    assert result.mean[1].tolist() == pytest.approx([(-0.5 + 5) / 2, 1.0, math.nan, 5.5 / 3], nan_ok=True)
+    assert result.pairs[1].tolist() == [2, 1, 0, 3]
+    with pytest.raises(ConfigError, match="no values of coverage k"):
+        setting_gains("coverage k", {}, BILINGUAL)
+
+
+def test_masks_cost_bits_and_no_parameter():
+    masks = NeuronMasks.random({"model.decoder.layers.0.fc1": 21}, ["en-de", "en-fr"], 0.5)
+    other = Cost(system="adapters", extra_parameters=1000, extra_bytes=4000)
+    result = efficiency(masks, seconds=2.5, model_width=16, others=[other])
+    assert result.systems == ("masks, packed bits", "masks, a boolean a weight", "adapters")
+    assert result.extra_parameters.tolist() == [0, 0, 1000]
+    assert result.extra_bytes.tolist() == [2 * 3, 2 * 21 * 16, 4000]
+    assert result.extraction_seconds[0] == 2.5
+    assert result.computed[0] == pytest.approx(round(0.5 * 21) / 21)

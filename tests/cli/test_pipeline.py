@@ -1,0 +1,303 @@
+"""The commands in one flow on tiny files, each compared with what the functions behind it return."""
+
+import io
+import json
+
+import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from nspec_hf import ActivationStats, LanguageTags, NeuronMasks, Translator, encode_corpus
+from nspec_hf.cli.evaluate import _names
+from nspec_hf.cli.main import main
+from nspec_hf.data import PairCollator
+from nspec_hf.evaluation import score
+from nspec_hf.recording import record
+from tests.helpers import tiny_text
+
+PAIRS = [str(pair) for pair in tiny_text.PAIRS]
+TEST = "data/test.de"
+SHORT = ["--translate.num_beams", "2", "--translate.length_ratio", "0.5", "--translate.length_extra", "6"]
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """A folder in which every command has run, one after the other, and what each printed."""
+    folder = tmp_path_factory.mktemp("flow")
+    tiny_text.write_text(folder / "data", train=40, valid=16, test=10)
+    tiny_text.model().save_pretrained(folder / "base")
+    tiny_text.tokenizer().save_pretrained(folder / "base")
+    said = {}
+
+    def nspec(*arguments, key=None):
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr("sys.stdout", printed)
+            assert main([str(argument) for argument in arguments]) == 0
+        said[key or arguments[0]] = printed.getvalue()
+
+    text = ["--corpus.path", "data"]
+    nspec("record", "--model", "base", "--pairs", ",".join(PAIRS), *text, "--max_tokens", 60)
+    nspec("select", "--select.coverage", 0.8)
+    steps = (
+        "{max_steps: 3, learning_rate: 0.01, warmup_steps: 1, logging_steps: 1, eval_steps: 3, save_steps: 3}"
+    )
+    run = ["--train.arguments", steps, "--train.batches.max_tokens", 60, "--train.batches.max_length", 60]
+    nspec("train", "--model", "base", "--masks", "masks", *text, "--output", "ours", *run)
+    nspec(
+        "train", "--model", "base", "--pairs", ",".join(PAIRS), *text, "--output", "dense", *run, key="dense"
+    )
+    for pair in PAIRS:
+        source = folder / "data" / f"test.{pair.split('-')[0]}"
+        for system, masks in (("ours", ["--masks", "masks"]), ("dense", [])):
+            (folder / f"{system}_out").mkdir(exist_ok=True)
+            files = ["--input", source, "--output", f"{system}_out/{pair}.txt"]
+            nspec("translate", "--model", f"{system}/model", *masks, "--pair", pair, *files, *SHORT)
+    for path in ("masks", "nspec_stats.safetensors", "base"):
+        nspec("inspect", "--path", path, key=path)
+    for system in ("dense", "ours"):
+        nspec(
+            "evaluate", "--hypotheses", f"{system}_out", *text, "--output", f"{system}.json", "--name", system
+        )
+    against = ["--baseline", "dense_out", "--system", "ours_out", "--n_samples", 100, "--n_jobs", 1]
+    nspec("compare", *against, *text, "--output", "comparison.json")
+    about = ["--masks", "masks", "--stats", "nspec_stats.safetensors", "--scores", "[dense.json,ours.json]"]
+    nspec("analyze", *about, "--output", "analysis", "--figures", "false")
+    nspec("report", *about, "--comparison", "comparison.json", "--title", "Ours & theirs")
+    return folder, said
+
+
+def test_record_counts_what_the_function_counts(flow):
+    folder, said = flow
+    network = AutoModelForSeq2SeqLM.from_pretrained(folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    corpus = encode_corpus(tiny_text.texts(16, seed=1), LanguageTags(tokenizer), progress=False)
+    collate = PairCollator(tokenizer, corpus.pairs, network.config.decoder_start_token_id)
+    expected = record(network, [collate([row]) for row in corpus], corpus.pairs)
+    stats = ActivationStats.load(folder / "nspec_stats.safetensors")
+    assert list(stats.pairs) == PAIRS
+    for site in expected.sites:
+        assert (stats.counts[site.name] == expected.counts[site.name]).all()
+    assert "4 pairs at 4 sites" in said["record"]
+
+
+def test_select_writes_the_masks_of_its_rule_and_prints_their_density(flow):
+    folder, said = flow
+    masks = NeuronMasks.from_pretrained(folder / "masks")
+    assert masks == NeuronMasks.from_coverage(ActivationStats.load(folder / "nspec_stats.safetensors"), 0.8)
+    for pair in PAIRS:
+        row = next(line for line in said["select"].splitlines() if line.split()[:1] == [pair])
+        assert float(row.split()[-1]) == pytest.approx(masks.density(pair), abs=5e-4)
+
+
+def test_train_changes_the_weights_and_leaves_the_silenced_rows_of_all_pairs_alone(flow):
+    folder, said = flow
+    before = AutoModelForSeq2SeqLM.from_pretrained(folder / "base").state_dict()
+    after = AutoModelForSeq2SeqLM.from_pretrained(folder / "ours" / "model").state_dict()
+    assert before.keys() == after.keys()
+    masks = NeuronMasks.from_pretrained(folder / "masks")
+    dead = {site.name: ~masks.keep[site.name].any(dim=0) for site in masks.sites}
+    assert any(rows.any() for rows in dead.values())
+    for name, rows in dead.items():
+        weight = f"{name}.weight"
+        assert (before[weight][rows] == after[weight][rows]).all()
+        assert not (before[weight][~rows] == after[weight][~rows]).all()
+    assert "3 updates" in said["train"]
+
+
+def test_translate_writes_what_the_translator_returns(flow):
+    folder, _ = flow
+    network = AutoModelForSeq2SeqLM.from_pretrained(folder / "ours" / "model")
+    masks = NeuronMasks.from_pretrained(folder / "masks")
+    translator = Translator(network, AutoTokenizer.from_pretrained(folder / "base"), masks)
+    sources = (folder / "data" / "test.de").read_text(encoding="utf-8").splitlines()
+    settings = {"num_beams": 2, "max_new_tokens": 4}
+    expected = translator.translate(sources, "de-en", **settings)
+    from_file = main_output(
+        folder, "translate", "--model", "ours/model", "--masks", "masks", "--pair", "de-en",
+        "--input", "data/test.de", "--translate.num_beams", "2",
+        "--translate.length_ratio", "0.0001", "--translate.length_extra", "4",
+    )  # fmt: skip
+    assert from_file.splitlines() == expected
+
+
+def main_output(folder, *arguments):
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.stdout", printed)
+        assert main(list(arguments)) == 0
+    return printed.getvalue()
+
+
+def test_translate_reads_standard_input(flow, monkeypatch):
+    folder, _ = flow
+    text = (folder / "data" / "test.en").read_text(encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    said = main_output(folder, "translate", "--model", "dense/model", "--pair", "en-fr", *SHORT)
+    assert said == (folder / "dense_out" / "en-fr.txt").read_text(encoding="utf-8")
+
+
+def test_inspect_tells_masks_statistics_and_models_apart(flow):
+    _, said = flow
+    assert "Share of neurons kept" in said["masks"]
+    assert "fingerprint: " in said["masks"]
+    assert "counting tokens" in said["nspec_stats.safetensors"]
+    assert "model.encoder.layers.0.fc1" in said["base"]
+    assert "24" in said["base"]
+
+
+def test_evaluate_writes_the_scores_that_the_function_gives(flow):
+    folder, said = flow
+    scores = json.loads((folder / "ours.json").read_text(encoding="utf-8"))["scores"]
+    for pair in PAIRS:
+        hypotheses = (folder / "ours_out" / f"{pair}.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        references = (folder / "data" / f"test.{pair.split('-')[1]}").read_text(encoding="utf-8").splitlines()
+        assert scores[pair]["chrf++"]["value"] == pytest.approx(score(hypotheses, references, "chrf++").value)
+    assert "nrefs:1" in said["evaluate"]
+
+
+def test_metrics_may_be_one_name_or_several_and_options_have_hyphens(flow):
+    folder, _ = flow
+    about = ["evaluate", "--hypotheses", "ours_out", "--corpus.path", "data"]
+    text = main_output(folder, *about, "--metric", "chrf", "--comet-out", "comet")
+    assert "chrf: nrefs:1" in text
+    assert "--comet-in comet" in text
+    assert (folder / "comet" / "comet.sh").is_file()
+    several = main_output(folder, *about, "--metric=bleu:none,ter", "--style", "json")
+    listed = main_output(folder, *about, "--metric", "[bleu:none,ter]", "--style", "json")
+    assert several == listed
+    assert "tok:none" in several
+
+
+def test_tiers_may_come_from_the_sizes_of_the_training_text(flow):
+    folder, _ = flow
+    (folder / "sized").mkdir()
+    for code, lines in (("de", 40), ("fr", 4)):
+        for side in ("en", code):
+            text = (folder / "data" / f"train.{side}").read_text(encoding="utf-8").splitlines()[:lines]
+            (folder / "sized" / f"train.en-{code}.{side}").write_text(
+                "\n".join(text) + "\n", encoding="utf-8"
+            )
+            test = (folder / "data" / f"test.{side}").read_text(encoding="utf-8")
+            (folder / "sized" / f"test.{side}").write_text(test, encoding="utf-8")
+    about = ["evaluate", "--hypotheses", "ours_out", "--corpus.path", "sized", "--tiers-from", "train"]
+    text = main_output(folder, *about, "--metric", "bleu", "--output", "tiers.json")
+    assert json.loads((folder / "tiers.json").read_text(encoding="utf-8"))["tiers"] == {
+        "de": "high",
+        "fr": "low",
+    }
+    assert "one-to-many low" in " ".join(text.split())
+
+
+def test_comet_scores_join_the_others_and_keep_how_they_were_made(flow):
+    folder, _ = flow
+    about = ["evaluate", "--hypotheses", "ours_out", "--corpus.path", "data", "--metric", "bleu"]
+    main_output(folder, *about, "--comet-out", "comet2")
+    for pair in PAIRS:
+        lines = (folder / "comet2" / f"{pair}.hyp").read_text(encoding="utf-8").splitlines()
+        segments = [{"mt": line, "COMET": 0.5} for line in lines]
+        (folder / "comet2" / f"{pair}.scores.json").write_text(json.dumps({"x": segments}), encoding="utf-8")
+    main_output(folder, *about, "--comet-in", "comet2", "--output", "comet.json")
+    scores = json.loads((folder / "comet.json").read_text(encoding="utf-8"))["scores"]
+    assert all(scores[pair]["comet"]["value"] == pytest.approx(50.0) for pair in PAIRS)
+    assert all("bleu" in scores[pair] for pair in PAIRS)
+
+
+def test_probe_asks_the_model_about_erasure_stability_and_other_settings(flow):
+    folder, _ = flow
+    about = [
+        "probe",
+        "--masks",
+        "masks",
+        "--model",
+        "ours/model",
+        "--corpus.path",
+        "data",
+        "--metric",
+        "chrf",
+    ]
+    about += ["--stats", "nspec_stats.safetensors", "--coverages", "[0.5,0.9]", "--lines", "4"]
+    about += ["--sizes", "[6]", "--seeds", "[1]", "--erase-of", "[en-de]", "--translate.length_ratio", "0.5"]
+    text = main_output(folder, *about, "--figures", "false", "--output", "asked")
+    erasure = json.loads((folder / "asked" / "erasure.json").read_text(encoding="utf-8"))
+    assert erasure["kinds"] == ["nothing", "general", "own", "of en-de"]
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    change = erasure["change"][1]
+    assert float(rows["general"][2]) == pytest.approx(sum(change) / len(change), abs=0.005)
+    stability = json.loads((folder / "asked" / "stability.json").read_text(encoding="utf-8"))
+    assert stability["recordings"] == ["6", "all", "6, seed 1"]
+    assert stability["coverage"] == 0.8
+    untrained = (folder / "asked" / "gains_against_coverage_k_without_training.json").read_text(
+        encoding="utf-8"
+    )
+    assert json.loads(untrained)["values"] == [0.5, 0.9]
+
+
+@pytest.mark.parametrize(
+    "settings", ["{coverage k: {0.8: ours.json}}", '{"coverage k": {"0.8": "ours.json"}}']
+)
+def test_analyze_takes_scores_of_models_trained_with_other_settings(flow, settings):
+    folder, _ = flow
+    scores = ["--scores", "[dense.json,ours.json]", "--by-setting", settings]
+    main_output(folder, "analyze", "--masks", "masks", *scores, "--figures", "false", "--output", "settings")
+    trained = json.loads((folder / "settings" / "gains_against_coverage_k.json").read_text(encoding="utf-8"))
+    gains = json.loads((folder / "settings" / "gains.json").read_text(encoding="utf-8"))
+    assert trained["mean"][0][-1] == pytest.approx(sum(gains["change"][0]) / len(PAIRS))
+
+
+def test_compare_gives_a_verdict_for_every_pair_and_metric(flow):
+    folder, said = flow
+    rows = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["rows"]
+    assert {(row["pair"], row["metric"]) for row in rows} == {
+        (p, m) for p in PAIRS for m in ("bleu", "chrf++")
+    }
+    assert "Against dense_out" in said["compare"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["a/outputs", "b/outputs"], ["a", "b"]),
+        (["x/a", "x/b"], ["a", "b"]),
+        (["1/a/o", "2/a/o", "2/b/o"], ["1/a", "2/a", "2/b"]),
+        (["same", "same"], ["same.one", "same.two"]),
+    ],
+)
+def test_systems_are_named_by_what_tells_their_folders_apart(folders, names):
+    assert _names(folders, ["one", "two", "three"][: len(folders)]) == names
+
+
+def test_analyze_and_report_write_tables_and_a_page(flow):
+    folder, said = flow
+    overview = json.loads((folder / "analysis" / "overview.json").read_text(encoding="utf-8"))
+    assert overview["masks"] == NeuronMasks.from_pretrained(folder / "masks").fingerprint()
+    assert (folder / "analysis" / "gains.csv").is_file()
+    assert "Ours &amp; theirs" in (folder / "report.html").read_text(encoding="utf-8")
+    assert said["report"].startswith("report.html: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["record", "--model", "base", "--pairs", "en-xx", "--corpus.path", "data"], "en-xx"),
+        (["select", "--stats", "nothing.safetensors"], "nothing.safetensors"),
+        (["train", "--model", "base", "--corpus.path", "data", "--output", "x"], "give masks"),
+        (["translate", "--model", "base", "--masks", "masks", "--pair", "de-fr", "--input", TEST], "de-fr"),
+        (["translate", "--model", "nowhere", "--pair", "de-en", "--input", TEST], "nowhere"),
+        (["inspect", "--path", "data"], "data"),
+        (["evaluate", "--hypotheses", "nowhere", "--corpus.path", "data"], "nowhere"),
+        (["evaluate", "--hypotheses", "ours_out"], "--references DIR"),
+        (["analyze", "--masks", "nowhere"], "nowhere"),
+        (["analyze", "--masks", "masks", "--by_setting", "{k: {high: ours.json}}"], "'high'"),
+        (["probe", "--masks", "masks", "--model", "nowhere", "--corpus.path", "data"], "nowhere"),
+        (["probe", "--masks", "masks", "--model", "base", "--corpus.path", "data", "--coverages", "[1]"],
+         "--stats FILE"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_in_words_with_status_2(flow, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(flow[0])
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"nspec {arguments[0]}: " in said
+    assert message in said

@@ -1,0 +1,149 @@
+"""Outputs that are kept are those of the very same system and text; a stopped evaluation goes on."""
+
+import pytest
+import torch
+
+from nspec_hf.core import Pair, UnknownPairError
+from nspec_hf.data import PairText, read_outputs
+from nspec_hf.evaluation import (
+    TranslateConfig,
+    Translator,
+    evaluate_system,
+    generate as evaluation,
+    score,
+    translate_test_set,
+)
+from nspec_hf.gating import GateConfig
+from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
+
+CONFIG = TranslateConfig(num_beams=1, length_ratio=1.0, length_extra=2, progress=False)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
+
+
+class Counting(Translator):
+    """Remembers which pairs it was asked to translate."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.asked = []
+
+    def translate(self, texts, pair, **generation):
+        self.asked += dict.fromkeys(pair)
+        return super().translate(texts, pair, **generation)
+
+
+def system(network=None, chosen=None, config=CONFIG, gate_config=None):
+    return Counting(network or model(), tokenizer(), chosen, config, gate_config)
+
+
+def test_every_pair_is_translated_and_kept_in_its_file(tmp_path):
+    said = texts(3)
+    translator = system()
+    found = translate_test_set(translator, said, tmp_path / "new")
+    assert list(found) == PAIRS
+    assert read_outputs(tmp_path / "new") == dict(sorted(found.items()))
+    for text in said:
+        assert found[text.pair] == translator.translate(text.sources, [text.pair] * 3)
+
+
+def test_what_lies_there_is_not_translated_again(tmp_path):
+    said = texts(3)
+    first = translate_test_set(system(), said[:2], tmp_path)
+    again = system()
+    second = translate_test_set(again, said, tmp_path)
+    assert again.asked == PAIRS[2:]
+    assert {pair: second[pair] for pair in first} == first
+
+
+def other_weights():
+    network = model()
+    with torch.no_grad():
+        network.model.decoder.layers[1].fc2.bias[3] += 1
+    return system(network)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        other_weights,
+        lambda: system(chosen=masks(model())),
+        lambda: system(config=TranslateConfig(num_beams=2, progress=False)),
+    ],
+)
+def test_another_system_takes_nothing_that_lies_there(tmp_path, other):
+    said = texts(3)
+    translate_test_set(system(), said, tmp_path)
+    translator = other()
+    found = translate_test_set(translator, said[:2], tmp_path)
+    assert translator.asked == PAIRS[:2]
+    assert found == translate_test_set(other(), said[:2], tmp_path / "fresh")
+    # The rest is still the first system's, and is not taken for this one's later.
+    translate_test_set(translator, said, tmp_path)
+    assert translator.asked == [*PAIRS[:2], *PAIRS[2:]]
+
+
+def test_other_text_is_translated_again(tmp_path):
+    translate_test_set(system(), texts(3), tmp_path)
+    translator = system()
+    changed = [PairText(text.pair, ["one", *text.sources[1:]], text.targets) for text in texts(3)[:1]]
+    translate_test_set(translator, [*changed, *texts(3)[1:]], tmp_path)
+    assert translator.asked == PAIRS[:1]
+
+
+def test_a_stopped_evaluation_loses_one_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_AT_ONCE", 2)
+    said, translator = texts(3), system()
+    plain = translator.translate
+
+    def stopping(sources, pair):
+        if pair[0] == PAIRS[2]:
+            raise KeyboardInterrupt
+        return plain(sources, pair)
+
+    translator.translate = stopping
+    with pytest.raises(KeyboardInterrupt):
+        translate_test_set(translator, said, tmp_path)
+    again = system()
+    translate_test_set(again, said, tmp_path)
+    assert again.asked == PAIRS[2:]
+
+
+def test_a_line_break_in_a_translation_becomes_a_space(tmp_path):
+    translator = system()
+    translator.translate = lambda sources, pair: ["a\r\nb", "c\u2028d", ""]
+    found = translate_test_set(translator, texts(3)[:1], tmp_path)
+    assert found == read_outputs(tmp_path) == {Pair("en-de"): ["a b", "c\u2028d", ""]}
+
+
+def test_scores_are_those_of_the_outputs_with_their_recipe(tmp_path):
+    chosen = masks(model())
+    said = texts(3)
+    found = evaluate_system(
+        "ours",
+        system(chosen=chosen),
+        said,
+        tmp_path,
+        ("chrf",),
+        tiers={"de": "high", "fr": "low"},
+        recipe={"seed": 1},
+    )
+    outputs = read_outputs(tmp_path)
+    for text in said:
+        expected = score(outputs[text.pair], text.targets, "chrf", text.pair).value
+        assert found.value(text.pair, "chrf") == expected
+    assert found.generation["masks"] == chosen.fingerprint()
+    assert (found.generation["num_beams"], found.generation["seed"]) == (1, 1)
+    assert found.tier("en-fr") == "low"
+
+
+def test_zero_shot_pairs_are_composed_before_anything_is_translated(tmp_path):
+    said = [*texts(2), *texts(2, pairs=["de-fr"])]
+    refused = system(chosen=masks(model()))
+    with pytest.raises(UnknownPairError, match="de-fr"):
+        translate_test_set(refused, said, tmp_path)
+    assert refused.asked == []
+    for _ in range(2):
+        composing = system(chosen=masks(model()), gate_config=GateConfig(zero_shot="compose"))
+        translate_test_set(composing, said, tmp_path)
+    assert composing.asked == []

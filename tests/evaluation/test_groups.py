@@ -1,0 +1,150 @@
+"""Systems side by side, grouped as in the papers' tables, and tiers from corpus sizes."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from nspec_hf.core import ConfigError, Pair
+from nspec_hf.evaluation import grouped_table, tiers_from_sizes
+from nspec_hf.evaluation.groups import seeds_table, wrong_language
+from nspec_hf.evaluation.language_id import OffTarget
+from tests.evaluation.test_system_scores import TIERS, VALUES, board
+
+BETTER = {pair: value + 2 for pair, value in VALUES.items()}
+
+
+def test_groups_stand_side_by_side_with_zero_shot_counts():
+    table = grouped_table([board(), board("new", BETTER)])
+    assert table.columns == (
+        *("system", "one-to-many", "many-to-one", "zero-shot", "all", "zero-shot ≥ 5", "zero-shot ≥ 10"),
+    )
+    assert table.rows[0] == pytest.approx(("base", 20.0, 23.0, 5.0, 16.0, 1, 0))
+    assert table.rows[1] == pytest.approx(("new", 22.0, 25.0, 7.0, 18.0, 2, 0))
+
+
+def test_differences_from_a_baseline_leave_its_own_line_and_the_counts():
+    table = grouped_table([board(), board("new", BETTER)], baseline="base")
+    assert table.rows[0] == pytest.approx(("base", 20.0, 23.0, 5.0, 16.0, 1, 0))
+    assert table.rows[1] == pytest.approx(("new", 2.0, 2.0, 2.0, 2.0, 2, 0))
+    assert "differences from base" in table.title
+
+
+def test_tiers_stand_from_high_to_low_within_each_group():
+    table = grouped_table([board(tiers=TIERS)], by="tier", thresholds=())
+    assert dict(zip(table.columns, table.rows[0], strict=True)) == {
+        "system": "base",
+        "one-to-many high": 30.0,
+        "one-to-many low": 10.0,
+        "one-to-many all": 20.0,
+        "many-to-one high": 34.0,
+        "many-to-one low": 12.0,
+        "many-to-one all": 23.0,
+        "zero-shot high-low": 4.0,
+        "zero-shot low-high": 6.0,
+        "zero-shot all": 5.0,
+        "all": 16.0,
+    }
+
+
+def test_thresholds_are_for_bleu_unless_asked_for():
+    assert "≥" not in "".join(grouped_table([board(metric="chrf++")], "chrf++").columns)
+    assert "zero-shot ≥ 4.5" in grouped_table([board(metric="chrf++")], "chrf++", thresholds=[4.5]).columns
+    supervised = {pair: value for pair, value in VALUES.items() if "en" in pair}
+    assert "≥" not in "".join(grouped_table([board(values=supervised)]).columns)
+
+
+def off_target_of(pair, share):
+    return OffTarget(
+        pair=Pair(pair), share=share, floor=0.0, sentences=8, languages={}, undecided=0, identifier="x"
+    )
+
+
+def test_wrong_language_is_averaged_over_the_zero_shot_directions_that_have_a_share():
+    shares = {"en-de": 0.9, "de-da": 0.25, "da-de": 0.75}
+    looked = board(off_target={Pair(pair): off_target_of(pair, share) for pair, share in shares.items()})
+    assert wrong_language(looked) == pytest.approx(50.0)
+    table = grouped_table([board("other"), looked], baseline="other")
+    assert table.columns[-1] == "zero-shot wrong language %"
+    assert [row[-1] for row in table.rows] == [None, pytest.approx(50.0)]
+    unknown = board(off_target={Pair("de-da"): off_target_of("de-da", None)})
+    assert wrong_language(unknown) is None
+    assert "zero-shot wrong language %" not in grouped_table([unknown]).columns
+
+
+def test_seeds_give_a_mean_and_its_spread():
+    plus_two = board(values=BETTER)
+    table = seeds_table({"base": [board(), plus_two, plus_two], "new": [plus_two, plus_two]})
+    assert table.columns == ("system", "seeds", "one-to-many", "many-to-one", "zero-shot", "all")
+    # 20, 22, 22: mean 21.33, standard deviation √(((4/3)² + 2·(2/3)²) / 2) = 1.1547.
+    assert table.rows[0][:3] == ("base", 3, "21.33 ± 1.15")
+    assert table.rows[1] == ("new", 2, "22.00 ± 0.00", "25.00 ± 0.00", "7.00 ± 0.00", "18.00 ± 0.00")
+    assert "bleu: sig-en-de" in table.notes
+
+
+def test_one_run_has_no_spread():
+    with pytest.raises(ConfigError, match=r"base \(1\)"):
+        seeds_table({"base": [board()]})
+    with pytest.raises(ConfigError, match="two runs"):
+        seeds_table({})
+
+
+def test_the_notes_carry_signatures_and_settings():
+    notes = grouped_table([board(generation={"beams": 5}), board("new", BETTER)]).notes
+    assert "bleu: sig-en-de" in notes
+    assert "base: beams=5" in notes
+
+
+def test_systems_that_cannot_be_compared_are_refused():
+    fewer = {pair: value for pair, value in VALUES.items() if pair != "da-de"}
+    with pytest.raises(ConfigError, match="differing: da-de"):
+        grouped_table([board(), board("new", fewer)])
+    with pytest.raises(ConfigError, match="differ in pivot or tiers"):
+        grouped_table([board(), board("new", tiers=TIERS)])
+    with pytest.raises(ConfigError, match="different names"):
+        grouped_table([board(), board()])
+    with pytest.raises(ConfigError, match="baseline 'x'"):
+        grouped_table([board()], baseline="x")
+    with pytest.raises(ConfigError, match="no tiers"):
+        grouped_table([board()], by="tier")
+    with pytest.raises(ConfigError, match="'group' or 'tier'"):
+        grouped_table([board()], by="family")
+
+
+def test_corpus_sizes_become_the_tiers_of_both_corpora():
+    assert tiers_from_sizes({"de": 5_000_000, "sv": 1_000_000, "af": 100_000}) == {
+        "de": "high",
+        "sv": "med",
+        "af": "low",
+    }
+    assert tiers_from_sizes({"de": 20_000, "sv": 5_000, "da": 1_250}) == {
+        "de": "high",
+        "sv": "med",
+        "da": "low",
+    }
+
+
+def test_bounds_can_be_given():
+    sizes = {"a": 100, "b": 99, "c": 10, "d": 9}
+    assert tiers_from_sizes(sizes, high=100, med=10) == {"a": "high", "b": "med", "c": "med", "d": "low"}
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(1, 10**9), min_size=1))
+def test_more_text_is_never_a_lower_tier(sizes):
+    rank = {"low": 0, "med": 1, "high": 2}
+    found = tiers_from_sizes(sizes)
+    ordered = [rank[found[language]] for language in sorted(sizes, key=sizes.get)]
+    assert ordered == sorted(ordered)
+    assert ordered[-1] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"sizes": {}},
+        {"sizes": {"a": 0}},
+        {"sizes": {"a": 1}, "high": 3},
+        {"sizes": {"a": 1}, "high": 3, "med": 4},
+    ],
+)
+def test_wrong_sizes_or_bounds_are_refused(arguments):
+    with pytest.raises(ConfigError):
+        tiers_from_sizes(**arguments)

@@ -1,0 +1,303 @@
+"""Which pair each row belongs to: the order of the sources, and what is refused."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from nspec_hf.core import ConfigError, RoutingError, UnknownLanguageError, UnknownPairError
+from nspec_hf.data import LanguageTags
+from nspec_hf.gating import GateConfig, NeuronGate, Routing
+from nspec_hf.gating.routing import Route
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import find_sites
+from tests.helpers.models import random_batch, tiny_m2m100
+
+PAIRS = ["en-de", "de-en", "en-fr"]
+CODES = ("en", "de", "fr", "cs")
+EN, DE, FR, CS = 40, 41, 42, 43
+
+
+def word_tokenizer(spelling: str) -> PreTrainedTokenizerFast:
+    """A tokenizer in memory whose language tags are spelled like a family's."""
+    words = ["<s>", "<pad>", "</s>", *(f"w{index}" for index in range(3, EN))]
+    tags = [spelling.format(code) for code in CODES]
+    vocabulary = {token: index for index, token in enumerate([*words, *tags])}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="w3")),
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="w3",
+        extra_special_tokens=tags,
+    )
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_m2m100()
+
+
+@pytest.fixture
+def masks(model: PreTrainedModel) -> NeuronMasks:
+    sites = {site.name: site.width for site in find_sites(model)}
+    return NeuronMasks.random(sites=sites, pairs=PAIRS, density=0.6, seed=1)
+
+
+def without_ids(batch):
+    return {name: value for name, value in batch.items() if name != "pair_ids"}
+
+
+def tagged_batch(sources, targets):
+    """M2M-100's form: [source] x </s> → start [target] y, rows of different lengths."""
+    batch = without_ids(random_batch(rows=len(sources), seed=5))
+    for ids in (batch["input_ids"], batch["labels"], batch["decoder_input_ids"]):
+        ids[ids >= EN] = 7
+    batch["input_ids"][:, 0] = torch.tensor(sources)
+    batch["labels"][:, 0] = torch.tensor(targets)
+    batch["decoder_input_ids"][:, 1] = torch.tensor(targets)
+    return batch
+
+
+def test_pair_ids_come_before_the_chosen_pair_and_that_before_language_tokens(model, masks):
+    batch = tagged_batch([EN, EN], [FR, FR])
+    with NeuronGate(model, masks) as gate, torch.no_grad():
+        expected = [model(**batch, pair_ids=torch.tensor([index, index])).logits for index in range(3)]
+        assert not torch.allclose(expected[0], expected[1], atol=1e-2)
+        assert not torch.allclose(expected[1], expected[2], atol=1e-2)
+        gate.read_languages(word_tokenizer("__{}__"))
+        assert torch.equal(model(**batch).logits, expected[2])
+        gate.use("de-en")
+        assert torch.equal(model(**batch).logits, expected[1])
+        assert torch.equal(model(**batch, pair_ids=torch.tensor([0, 0])).logits, expected[0])
+        gate.use(None)
+        assert torch.equal(model(**batch).logits, expected[2])
+
+
+def test_no_source_is_an_error_and_never_dense(model, masks):
+    with NeuronGate(model, masks) as gate:
+        model(**random_batch())
+        for call in (model, model.model, lambda **kw: model.get_encoder()(kw["input_ids"])):
+            with pytest.raises(RoutingError, match=r"pair_ids.*gate\.use"):
+                call(input_ids=torch.tensor([[5, 6]]), decoder_input_ids=torch.tensor([[2, 6]]))
+        with pytest.raises(RoutingError, match="pair_ids"):
+            model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+        with pytest.raises(RoutingError, match="gated layer"):
+            model.model.encoder.layers[0].fc1(torch.zeros(1, 2, 16))
+        gate.use("en-de")
+        model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("ids", [[0, 3], [-1, 0]])
+def test_an_index_outside_the_masks_names_the_pairs(model, masks, ids):
+    with NeuronGate(model, masks), pytest.raises(UnknownPairError, match=r"0 en-de, 1 de-en, 2 en-fr"):
+        model(**without_ids(random_batch(rows=2)), pair_ids=torch.tensor(ids))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([0]), "1 rows, the batch has 2"),
+        (torch.tensor([0, 1, 2, 0]), "4 rows, the batch has 2"),
+        (torch.tensor([[0], [1]]), r"shape \[2, 1\]"),
+        (torch.tensor([0.0, 1.0]), "float32"),
+        (torch.tensor([True, False]), "bool"),
+    ],
+)
+def test_ids_of_another_shape_or_type_are_refused(model, masks, ids, message):
+    batch = without_ids(random_batch(rows=2))
+    with NeuronGate(model, masks):
+        with pytest.raises(RoutingError, match=message):
+            model(**batch, pair_ids=ids)
+        with pytest.raises(RoutingError, match=message):
+            model.generate(batch["input_ids"], pair_ids=ids, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("ids", ["en-de", ["en-de", 1], [None, None]])
+def test_ids_that_are_no_numbers_are_refused_by_name(model, masks, ids):
+    with NeuronGate(model, masks), pytest.raises(RoutingError, match="pair_ids is one in"):
+        model(**without_ids(random_batch(rows=2)), pair_ids=ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_ids_of_any_integer_type_are_indices(model, masks, dtype):
+    """PyTorch takes uint8 for booleans: [0, 1, 1] of three pairs would silently be pairs 1 and 2."""
+    batch, ids = without_ids(random_batch(rows=3)), torch.tensor([0, 1, 1])
+    with NeuronGate(model, masks), torch.no_grad():
+        expected = model(**batch, pair_ids=ids).logits
+        assert torch.equal(model(**batch, pair_ids=ids.to(dtype)).logits, expected)
+
+
+def test_a_list_of_names_stands_for_their_indices(model, masks):
+    batch = without_ids(random_batch(rows=2))
+    with NeuronGate(model, masks), torch.no_grad():
+        expected = model(**batch, pair_ids=torch.tensor([2, 0])).logits
+        assert torch.equal(model(**batch, pair_ids=["en-fr", "en-de"]).logits, expected)
+        with pytest.raises(UnknownPairError, match="en-xx"):
+            model(**batch, pair_ids=["en-fr", "en-xx"])
+
+
+def test_ids_may_be_a_list_and_names_are_what_use_takes(model, masks):
+    batch = without_ids(random_batch(rows=2))
+    with NeuronGate(model, masks) as gate, torch.no_grad():
+        expected = model(**batch, pair_ids=torch.tensor([1, 1])).logits
+        assert torch.equal(model(**batch, pair_ids=[1, 1]).logits, expected)
+        gate.use("de-en")
+        assert torch.equal(model(**batch).logits, expected)
+
+
+def test_an_unknown_pair_is_refused_with_the_known_ones_and_the_way_out(model, masks):
+    gate = NeuronGate(model, masks)
+    with pytest.raises(UnknownPairError, match=r"de-fr.*de-en, en-de, en-fr.*compose"):
+        gate.use("de-fr")
+
+
+def test_a_zero_shot_pair_is_composed_on_request(model, masks):
+    batch = without_ids(random_batch())
+    gate = NeuronGate(model, masks, GateConfig(zero_shot="compose"))
+    composed = NeuronGate(model, masks.compose("de-fr", pivot="en"))
+    with composed, torch.no_grad():
+        expected = model(**batch, pair_ids=torch.full((4,), 3)).logits
+    with gate, torch.no_grad():
+        gate.use("de-fr")
+        assert gate.masks.pairs == [*PAIRS, "de-fr"]
+        assert torch.equal(model(**batch).logits, expected)
+        assert not torch.allclose(model(**batch, pair_ids=torch.zeros(4, dtype=torch.long)).logits, expected)
+        with pytest.raises(UnknownPairError, match="fr-en"):
+            gate.use("fr-de")
+
+
+def test_languages_are_read_row_by_row(model, masks):
+    batch = tagged_batch([EN, DE, EN], [FR, EN, DE])
+    with NeuronGate(model, masks) as gate, torch.no_grad():
+        expected = model(**batch, pair_ids=torch.tensor([2, 1, 0])).logits
+        gate.read_languages(word_tokenizer("__{}__"))
+        assert torch.equal(model(**batch).logits, expected)
+        assert gate.status().route.endswith("by language tokens")
+        with pytest.raises(RoutingError, match="decoder_input_ids"):
+            model.get_encoder()(batch["input_ids"])
+
+
+def test_languages_are_read_from_labels_and_from_tags_at_the_end(model, masks):
+    tags = LanguageTags(word_tokenizer("__{}__"))
+    batch = tagged_batch([EN, DE], [DE, EN])
+    gate = NeuronGate(model, masks)
+    gate.read_languages(tags)
+    read = gate._routing.reader.read
+    assert read({"input_ids": batch["input_ids"], "labels": batch["labels"]}).rows.tolist() == [0, 1]
+    # mBART-25: x </s> [source], and the decoder starts from [target].
+    source = torch.tensor([[7, 8, 2, EN], [7, 2, DE, 1]])
+    assert read({"input_ids": source, "labels": torch.tensor([[7, 2, DE], [7, 2, EN]])}).rows.tolist() == [
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "targets", "error", "message"),
+    [
+        ([EN, 9], [DE, DE], RoutingError, "row 1 of input_ids shows no language"),
+        ([EN, CS], [DE, DE], RoutingError, r"row 1 of input_ids shows no language.*de, en, fr"),
+        ([EN, EN], [DE, EN], UnknownPairError, "en-en"),
+        ([EN, FR], [DE, EN], UnknownPairError, "fr-en"),
+    ],
+)
+def test_tokens_that_name_no_masked_pair_are_refused(model, masks, sources, targets, error, message):
+    with NeuronGate(model, masks) as gate:
+        gate.read_languages(word_tokenizer("__{}__"))
+        with pytest.raises(error, match=message):
+            model(**tagged_batch(sources, targets))
+
+
+def test_a_row_with_two_languages_is_refused(model, masks):
+    batch = tagged_batch([EN, EN], [DE, DE])
+    batch["input_ids"][1, 1] = FR
+    with NeuronGate(model, masks) as gate:
+        gate.read_languages(word_tokenizer("__{}__"))
+        with pytest.raises(RoutingError, match="row 1 of input_ids shows 2 languages"):
+            model(**batch)
+
+
+def test_tokenizers_that_do_not_show_both_languages_are_refused(model, masks):
+    gate = NeuronGate(model, masks)
+    with pytest.raises(ConfigError, match=r"marian.*pair_ids"):
+        gate.read_languages(word_tokenizer(">>{}<<"))
+    with pytest.raises(UnknownLanguageError):
+        NeuronGate(model, masks.compose("de-fr").subset(["de-fr"])).read_languages(
+            LanguageTags(word_tokenizer("__{}__"), codes={"fr": "xx"})
+        )
+
+
+def test_generation_reads_the_target_from_the_forced_token_or_the_prompt(model, masks):
+    source = torch.tensor([[EN, 5, 6, 7, 2], [EN, 8, 9, 6, 2]])
+    settings = {"max_new_tokens": 6, "num_beams": 2, "forced_bos_token_id": FR}
+    prompt = torch.tensor([[2, DE], [2, FR]])
+    with NeuronGate(model, masks) as gate:
+        forced = model.generate(source, pair_ids=torch.tensor([2, 2]), **settings)
+        prompted = model.generate(
+            source, pair_ids=torch.tensor([0, 2]), decoder_input_ids=prompt, max_new_tokens=6
+        )
+        gate.read_languages(word_tokenizer("__{}__"))
+        assert torch.equal(model.generate(source, **settings), forced)
+        assert torch.equal(model.generate(source, decoder_input_ids=prompt, max_new_tokens=6), prompted)
+        model.generation_config.forced_bos_token_id = FR
+        assert torch.equal(model.generate(source, max_new_tokens=6, num_beams=2), forced)
+        model.generation_config.forced_bos_token_id = None
+        with pytest.raises(RoutingError, match="forced_bos_token_id"):
+            model.generate(source, max_new_tokens=6)
+        # A list is accepted by transformers, which then gives every row one language.
+        with pytest.raises(RoutingError, match="2 languages"):
+            model.generate(source, max_new_tokens=6, forced_bos_token_id=[DE, FR])
+
+
+def test_rows_are_repeated_in_place_for_beams_and_flattened_tokens():
+    route = Route(torch.tensor([0, 2]), None, "pair_ids")
+    assert route.rows_for(torch.zeros(2, 5, 3)).tolist() == [0, 2]
+    assert route.rows_for(torch.zeros(6, 1, 3)).tolist() == [0, 0, 0, 2, 2, 2]
+    assert route.rows_for(torch.zeros(8, 3)).tolist() == [0, 0, 0, 0, 2, 2, 2, 2]
+    with pytest.raises(RoutingError, match=r"5 rows.*2 samples"):
+        route.rows_for(torch.zeros(5, 1, 3))
+    assert Route(torch.tensor([1]), 1, "use").rows_for(torch.zeros(5, 1, 3)).tolist() == [1]
+
+
+def test_a_call_that_was_interrupted_leaves_no_route_to_the_next_one():
+    routing = Routing([])
+    inner, outer = object(), object()
+    batch = {"input_ids": torch.zeros(1, 2)}
+    routing.pairs = PAIRS
+    routing.enter(outer, torch.tensor([1]), batch, outermost=True)  # never left: Ctrl-C
+    routing.enter(outer, torch.tensor([2]), batch, outermost=True)
+    routing.enter(inner, None, batch)
+    assert routing.leave(inner) is None
+    assert routing.current().pair == 2
+    assert routing.leave(outer).pair == 2
+    with pytest.raises(RoutingError):
+        routing.current()
+    routing.enter(outer, torch.tensor([1]), batch, outermost=True)
+    routing.choose(Route(torch.tensor([0]), 0, "use"))
+    assert routing.current().pair == 0
+
+
+def test_pair_ids_inside_a_call_that_has_a_route_are_refused():
+    routing = Routing(PAIRS)
+    batch = {"input_ids": torch.zeros(1, 2)}
+    with routing.generation(torch.tensor([1]), batch):
+        with pytest.raises(RoutingError, match="given again"):
+            routing.enter(object(), torch.tensor([0]), batch)
+        with routing.generation(None, batch):
+            assert routing.current().pair == 1
+        assert routing.current().pair == 1
+
+
+def test_status_tells_where_the_route_comes_from(model, masks):
+    gate = NeuronGate(model, masks)
+    assert gate.status().route == "pair_ids, nothing else is set; no batch yet"
+    assert gate.last_rows is None
+    with gate:
+        model(**{**random_batch(), "pair_ids": torch.tensor([2, 0, 2, 0])})
+    assert gate.last_rows.tolist() == [2, 0, 2, 0]
+    assert not gate.routes_itself
+    assert gate.status().route.endswith("last batch: en-de, en-fr by pair_ids")
+    gate.use("de-en")
+    assert gate.status().route.startswith("gate.use('de-en')")
+    assert gate.routes_itself

@@ -1,0 +1,207 @@
+"""Push and pull with the real client of the Hub, against a stand-in on this machine.
+
+The client reads its endpoint when it is imported, so each test runs a program of its own.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from nspec_hf.masks import MASKS_FILE, NeuronMasks, Recipe
+from nspec_hf.masks.hub import COPY_FILE, STATS_FILE
+from nspec_hf.recording import ActivationStats, find_sites
+from tests.helpers.hub_stand_in import TOKEN, HubStandIn
+from tests.helpers.models import VOCABULARY, tiny_m2m100
+
+PAIRS = ["en-de", "de-en", "en-fr", "fr-en"]
+REPO = "somebody/masks-of-a-model"
+
+
+@pytest.fixture
+def hub():
+    with HubStandIn() as hub:
+        yield hub
+
+
+@pytest.fixture
+def base(tmp_path):
+    """Return the folder of a tiny model with a tokenizer of the M2M-100 family."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "__en__", "__de__", "__fr__", "A", "sentence", "in", "en", "."]
+    words += [f"w{i}" for i in range(VOCABULARY - len(words))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    folder = tmp_path / "base"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    tiny_m2m100().save_pretrained(folder)
+    return folder
+
+
+def run(hub, home, program, *arguments, token=TOKEN):
+    """Run a program whose Hub is the stand-in; return what it printed as JSON in its last line."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": token, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+PUSH_AND_PULL = """
+import json, sys
+from nspec_hf.masks import NeuronMasks
+
+repo, first, second = sys.argv[1:]
+old, new = NeuronMasks.from_pretrained(first), NeuronMasks.from_pretrained(second)
+commits = [old.push_to_hub(repo).oid, new.push_to_hub(repo, message="More pairs").oid]
+print(json.dumps({
+    "commits": commits,
+    "differ": old != new,
+    "main": NeuronMasks.from_pretrained(repo) == new,
+    "first": NeuronMasks.from_pretrained(repo, revision=commits[0]) == old,
+    "recipe": NeuronMasks.from_pretrained(repo).recipe == new.recipe,
+    "general": NeuronMasks.from_pretrained(repo).general is not None,
+    "offline": NeuronMasks.from_pretrained(repo, local_files_only=True) == new,
+}))
+"""
+
+
+def test_pulled_masks_are_the_pushed_ones_at_every_revision(hub, tmp_path):
+    masks = NeuronMasks.random(find_sites(tiny_m2m100()), PAIRS, density=0.6)
+    general = {name: keep_PF.all(dim=0) for name, keep_PF in masks.keep.items()}
+    masks = NeuronMasks(PAIRS, masks.keep, general=general, recipe=masks.recipe)
+    masks.save_pretrained(tmp_path / "first")
+    masks.compose("de-fr").save_pretrained(tmp_path / "second")
+    found = run(hub, tmp_path / "home", PUSH_AND_PULL, REPO, tmp_path / "first", tmp_path / "second")
+    (_, _), (first, files), (second, _) = hub.commits[REPO]
+    assert found.pop("commits") == [first, second]
+    assert all(found.values()), found
+    assert set(files) == {".gitattributes", MASKS_FILE, COPY_FILE, "config.json", "README.md"}
+    assert files[MASKS_FILE] == (tmp_path / "first" / MASKS_FILE).read_bytes()
+    assert hub.downloads[REPO] > 0
+
+
+RUN_THE_CARD = """
+import contextlib, io, json, re, sys
+from pathlib import Path
+from huggingface_hub import hf_hub_download
+from nspec_hf.masks import NeuronMasks
+
+repo, folder = sys.argv[1:]
+NeuronMasks.from_pretrained(folder).push_to_hub(repo)
+card = Path(hf_hub_download(repo, "README.md")).read_text()
+(code,) = re.findall(r"```python\\n(.*?)```", card, flags=re.DOTALL)
+printed, names = io.StringIO(), {}
+with contextlib.redirect_stdout(printed):
+    exec(compile(code, "the card", "exec"), names)
+print(json.dumps({"code": code, "printed": printed.getvalue(), "masks": names["masks"].fingerprint()}))
+"""
+
+
+@pytest.mark.slow
+def test_the_snippet_of_a_pushed_card_runs_as_it_stands(hub, base, tmp_path):
+    drawn = NeuronMasks.random(find_sites(tiny_m2m100()), PAIRS)
+    masks = NeuronMasks(PAIRS, drawn.keep, recipe=Recipe(method="random", base_model=str(base)))
+    masks.save_pretrained(tmp_path / "masks")
+    found = run(hub, tmp_path / "home", RUN_THE_CARD, REPO, tmp_path / "masks")
+    assert f'NeuronMasks.from_pretrained("{REPO}")' in found["code"]
+    assert f'AutoModelForSeq2SeqLM.from_pretrained("{base}")' in found["code"]
+    assert found["masks"] == masks.fingerprint()
+    (translation,) = ast.literal_eval(found["printed"])
+    assert isinstance(translation, str)
+
+
+def test_the_snippet_of_masks_without_a_model_runs_too(hub, tmp_path):
+    masks = NeuronMasks.random(find_sites(tiny_m2m100()), PAIRS)
+    masks.save_pretrained(tmp_path / "masks")
+    found = run(hub, tmp_path / "home", RUN_THE_CARD, REPO, tmp_path / "masks")
+    assert found["printed"].strip() == repr(masks)
+
+
+TRY = """
+import json, sys
+from nspec_hf.masks import NeuronMasks
+
+folder, found = sys.argv[1], {}
+attempts = {
+    "push": lambda: NeuronMasks.from_pretrained(folder).push_to_hub("somebody/masks"),
+    "no repository": lambda: NeuronMasks.from_pretrained("somebody/nothing"),
+    "no revision": lambda: NeuronMasks.from_pretrained("somebody/empty", revision="v9"),
+    "no masks": lambda: NeuronMasks.from_pretrained("somebody/empty"),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except Exception as error:
+        found[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+
+
+def test_what_cannot_be_pushed_or_pulled_is_refused_with_its_reason(hub, tmp_path):
+    NeuronMasks.random({"model.encoder.layers.0.fc1": 8}, PAIRS).save_pretrained(tmp_path / "masks")
+    hub.commits["somebody/empty"], hub.downloads["somebody/empty"] = [], 0
+    hub.commit("somebody/empty", {"config.json": b"{}"})
+    found = run(hub, tmp_path / "home", TRY, tmp_path / "masks", token="hf_wrong")
+    assert "401" in found["push"]
+    assert "somebody/masks" not in hub.commits
+    assert found["no repository"].startswith(
+        "FileNotFoundError: somebody/nothing is no folder here, and as a"
+    )
+    assert found["no revision"].startswith("RevisionNotFoundError")
+    assert found["no masks"] == (
+        "FileNotFoundError: somebody/empty holds no nspec_masks.safetensors; was it made by save_pretrained?"
+    )
+
+
+PUSH_WHAT_NAMES_FOLDERS = """
+import json, sys, warnings
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.stats import ActivationStats
+
+repo, folder, stats, model = sys.argv[1:]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    more = {"model": model} if model else {}
+    NeuronMasks.from_pretrained(folder).push_to_hub(repo, stats=ActivationStats.load(stats), **more)
+print(json.dumps([str(each.message) for each in caught if "this machine" in str(each.message)]))
+"""
+
+
+@pytest.mark.parametrize("model", ["", "somebody/specialized"])
+def test_paths_of_this_machine_are_not_published(hub, tmp_path, model):
+    base, text = tmp_path / "secret-project" / "base", tmp_path / "secret-project" / "dev-text"
+    sites = find_sites(tiny_m2m100())
+    stats = ActivationStats(PAIRS, sites, base={"id": str(base)}, corpus={"path": str(text), "split": "dev"})
+    stats.save(tmp_path / "stats")
+    keep = NeuronMasks.random(sites, PAIRS).keep
+    recipe = Recipe(method="coverage", base_model=str(base), corpus=stats.corpus)
+    NeuronMasks(PAIRS, keep, recipe=recipe).save_pretrained(tmp_path / "masks")
+    arguments = (REPO, tmp_path / "masks", tmp_path / "stats", model)
+    warned = run(hub, tmp_path / "home", PUSH_WHAT_NAMES_FOLDERS, *arguments)
+    files = hub.commits[REPO][-1][1]
+    assert b"dev-text" in files[MASKS_FILE]
+    assert b"dev-text" in files[STATS_FILE]
+    if model:
+        assert warned == []
+        assert all(b"secret-project" not in content for content in files.values())
+        assert b'"base"' in files[COPY_FILE]
+    else:
+        # Without the id of a repository the snippet can only run here, and says so.
+        assert str(base) in warned[0]
+        assert str(base).encode() in files["README.md"]
+        assert all(str(text).encode() not in content for content in files.values())
+        assert b"secret-project" not in files[STATS_FILE]

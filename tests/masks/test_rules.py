@@ -1,0 +1,172 @@
+"""The three rules against loops that spell the equations out."""
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from nspec_hf.masks import allocate_by_importance, select_by_coverage, select_random
+
+counts_of_a_site = st.lists(st.integers(0, 50), min_size=1, max_size=30)
+shares = st.floats(0, 1)
+
+
+def covered_by_loop(counts, coverage):
+    """Eq. 1 of Tan et al., as released: take neurons by count until their sum reaches k · total."""
+    total, kept, covered = sum(counts), set(), 0
+    for neuron in sorted(range(len(counts)), key=lambda i: (-counts[i], i)):
+        if covered >= coverage * total:
+            break
+        kept.add(neuron)
+        covered += counts[neuron]
+    return [neuron in kept for neuron in range(len(counts))]
+
+
+@given(counts=counts_of_a_site, coverage=st.floats(0.01, 1))
+def test_coverage_keeps_the_shortest_prefix_that_reaches_the_share(counts, coverage):
+    kept_F = select_by_coverage(torch.tensor(counts), coverage)
+    assert kept_F.tolist() == covered_by_loop(counts, coverage)
+
+
+@given(counts=counts_of_a_site, coverage=st.floats(0.01, 1))
+def test_coverage_reaches_the_share_and_needs_every_neuron_for_it(counts, coverage):
+    counts_F = torch.tensor(counts, dtype=torch.float64)
+    kept_F = select_by_coverage(counts_F, coverage)
+    needed = coverage * counts_F.sum()
+    assert counts_F[kept_F].sum() >= needed
+    if kept_F.any():
+        assert counts_F[kept_F].sum() - counts_F[kept_F].min() < needed
+        assert not kept_F.all() or counts_F.min() > 0
+
+
+@given(counts=counts_of_a_site, low=st.floats(0.01, 1), high=st.floats(0.01, 1))
+def test_more_coverage_never_drops_a_neuron(counts, low, high):
+    low, high = sorted((low, high))
+    few_F, many_F = (select_by_coverage(torch.tensor(counts), k) for k in (low, high))
+    assert not (few_F & ~many_F).any()
+
+
+def test_neurons_with_equal_counts_are_taken_in_index_order():
+    assert select_by_coverage(torch.tensor([5, 5, 5, 5]), 0.5).tolist() == [True, True, False, False]
+
+
+def test_a_silent_layer_keeps_nothing():
+    assert not select_by_coverage(torch.zeros(3, 8, dtype=torch.int64), 0.95).any()
+
+
+def test_full_coverage_drops_only_neurons_that_never_fired():
+    # A thousand tenths do not add up exactly, so a rule by sums alone could keep the neuron that never fired.
+    counts_F = torch.full((1001,), 0.1, dtype=torch.float64)
+    counts_F[500] = 0
+    assert select_by_coverage(counts_F, 1.0).tolist() == [i != 500 for i in range(1001)]
+
+
+def test_each_row_is_selected_on_its_own_whatever_the_leading_dimensions():
+    counts = torch.randint(0, 9, (2, 3, 11), generator=torch.Generator().manual_seed(0))
+    kept = select_by_coverage(counts, 0.8)
+    for i in range(2):
+        for j in range(3):
+            assert torch.equal(kept[i, j], select_by_coverage(counts[i, j], 0.8))
+
+
+@pytest.mark.parametrize("coverage", [0, -0.1, 1.01, float("nan")])
+def test_coverage_outside_its_range_is_refused(coverage):
+    with pytest.raises(ValueError, match="coverage must lie in"):
+        select_by_coverage(torch.ones(3), coverage)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("inf"), float("nan")])
+def test_counts_and_importance_that_cannot_be_are_refused(bad):
+    values = torch.tensor([1.0, bad])
+    with pytest.raises(ValueError, match="counts must be finite"):
+        select_by_coverage(values, 0.9)
+    with pytest.raises(ValueError, match="importance must be finite"):
+        allocate_by_importance(values[None], 0.5, 0.7)
+
+
+def allocated_by_loop(importance, general, threshold):
+    """Eq. 9 of Xie et al., neuron by neuron."""
+    pairs, width = len(importance), len(importance[0])
+    means = [sum(row[i] for row in importance) / pairs for i in range(width)]
+    ranked = sorted(range(width), key=lambda i: (-means[i], i))
+    common = set(ranked[: round(general * width)])
+    keep = [[i in common for i in range(width)] for _ in range(pairs)]
+    for i in set(range(width)) - common:
+        highest = max(row[i] for row in importance)
+        for pair, row in enumerate(importance):
+            needs = row[i] == highest if threshold == 1 else row[i] > threshold * highest
+            if needs and highest > 0:
+                keep[pair][i] = True
+    return keep, [i in common for i in range(width)]
+
+
+@given(
+    pairs=st.integers(1, 4),
+    width=st.integers(1, 12),
+    general=st.sampled_from([0, 0.25, 0.5, 0.9, 1]),
+    threshold=st.sampled_from([0, 0.3, 0.7, 1]),
+    data=st.data(),
+)
+def test_allocation_equals_the_equation_neuron_by_neuron(pairs, width, general, threshold, data):
+    # Eighths are exact, so that means and ties are the same in both programs.
+    value = st.integers(0, 40).map(lambda n: n / 8)
+    importance = [[data.draw(value) for _ in range(width)] for _ in range(pairs)]
+    keep_PF, general_F = allocate_by_importance(torch.tensor(importance), general, threshold)
+    keep, common = allocated_by_loop(importance, general, threshold)
+    assert general_F.tolist() == common
+    assert keep_PF.tolist() == keep
+
+
+def test_a_neuron_exactly_at_the_threshold_is_not_given():
+    keep_PF, _ = allocate_by_importance(torch.tensor([[1.0], [0.5], [0.51]]), 0, 0.5)
+    assert keep_PF[:, 0].tolist() == [True, False, True]
+
+
+def test_at_threshold_one_the_most_important_pairs_get_the_neuron_and_nobody_a_silent_one():
+    keep_PF, _ = allocate_by_importance(torch.tensor([[2.0, 0.0], [2.0, 0.0], [1.9, 0.0]]), 0, 1)
+    assert keep_PF.tolist() == [[True, False], [True, False], [False, False]]
+
+
+def test_general_neurons_are_those_of_highest_mean_and_belong_to_all():
+    importance_PF = torch.tensor([[9.0, 4.0, 0.0, 1.0], [0.0, 4.0, 0.0, 1.0]])
+    keep_PF, general_F = allocate_by_importance(importance_PF, 0.5, 0.7)
+    assert general_F.tolist() == [True, True, False, False]
+    assert keep_PF.tolist() == [[True, True, False, True], [True, True, False, True]]
+
+
+@pytest.mark.parametrize("shape", [(4,), (0, 4), (1, 2, 4)])
+def test_importance_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="shape"):
+        allocate_by_importance(torch.ones(shape), 0.9, 0.7)
+
+
+@pytest.mark.parametrize(("general", "threshold"), [(1.1, 0.7), (0.9, -0.1)])
+def test_shares_outside_their_range_are_refused(general, threshold):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        allocate_by_importance(torch.ones(2, 4), general, threshold)
+
+
+@given(width=st.integers(0, 200), density=shares, seed=st.integers(0, 99))
+def test_random_selection_keeps_exactly_the_rounded_share(width, density, seed):
+    keep_F = select_random(width, density, torch.Generator().manual_seed(seed))
+    assert keep_F.shape == (width,)
+    assert int(keep_F.sum()) == round(density * width)
+
+
+@given(low=shares, high=shares)
+def test_of_two_random_densities_with_one_seed_the_smaller_is_a_subset(low, high):
+    low, high = sorted((low, high))
+    few_F, many_F = (select_random(64, d, torch.Generator().manual_seed(3)) for d in (low, high))
+    assert not (few_F & ~many_F).any()
+
+
+def test_every_neuron_has_the_same_chance_to_be_drawn():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([select_random(10, 0.3, generator) for _ in range(2000)]).double().mean(dim=0)
+    # Standard deviation of a share of 0.3 over 2,000 draws: 0.0102.
+    assert (drawn - 0.3).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(("width", "density"), [(4, 1.5), (4, -0.1), (-1, 0.5)])
+def test_a_draw_that_cannot_be_is_refused(width, density):
+    with pytest.raises(ValueError, match=r"density must|width is"):
+        select_random(width, density, torch.Generator())

@@ -1,0 +1,141 @@
+"""Bases of other shapes: their sizes, the paper's count, and runs from scratch."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import M2M100Config, T5Config
+
+from nspec_hf.core import ConfigError
+from nspec_hf.evaluation import Translator
+from nspec_hf.systems import SYSTEMS, make_system
+from nspec_hf.systems.architectures import Architecture, Deep, Expansion, Gelu, Shallow, Wide
+from nspec_hf.training import SpecializationTrainer, fresh_model, make_model
+from tests.helpers.models import tiny_marian, tiny_t5
+from tests.helpers.systems import TESTED, numbers, run, shape, stopped, weights
+from tests.helpers.tiny_experiment import result
+from tests.helpers.tiny_text import same_weights, tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
+
+SYSTEMS_HERE = {"expansion": Expansion, "gelu": Gelu, "shallow": Shallow, "wide": Wide, "deep": Deep}
+BASE = M2M100Config(
+    d_model=512,
+    encoder_layers=6,
+    decoder_layers=5,
+    encoder_ffn_dim=2048,
+    decoder_ffn_dim=1024,
+    encoder_attention_heads=8,
+    decoder_attention_heads=4,
+)
+
+
+def test_all_are_registered_and_from_scratch():
+    for name, kind in SYSTEMS_HERE.items():
+        assert SYSTEMS[name] is kind
+        assert kind().from_scratch
+
+
+@pytest.mark.parametrize(
+    ("system", "changed"),
+    [
+        (Expansion(), {"encoder_ffn_dim": 3000, "decoder_ffn_dim": 1500}),
+        (Expansion(width=1.5), {"encoder_ffn_dim": 3072, "decoder_ffn_dim": 1536}),
+        (Gelu(), {"activation_function": "gelu"}),
+        # Half a layer is rounded up.
+        (Shallow(), {"encoder_layers": 3, "decoder_layers": 3}),
+        (Shallow(layers=0.01), {"encoder_layers": 1, "decoder_layers": 1}),
+        (Deep(), {"encoder_layers": 12, "decoder_layers": 10}),
+        (
+            Wide(),
+            {
+                "d_model": 1024,
+                "encoder_attention_heads": 16,
+                "decoder_attention_heads": 8,
+                "encoder_ffn_dim": 4096,
+                "decoder_ffn_dim": 2048,
+            },
+        ),
+    ],
+)
+def test_sizes_are_factors_of_the_bases(system, changed):
+    assert system.changed(BASE) == changed
+
+
+def test_expansion_costs_what_xie_et_al_count():
+    base, expanded = shape(512, 2048, 8, 40_000), shape(512, 3000, 8, 40_000)
+    assert Expansion().changed(base.config) == {"encoder_ffn_dim": 3000, "decoder_ffn_dim": 3000}
+    assert numbers(expanded) - numbers(base) == 12 * 952 * (512 + 1 + 512) == 11_709_600  # 11.71 M
+
+
+def test_sizes_that_are_none_and_bases_without_them_are_refused():
+    with pytest.raises(ConfigError, match="positive factor, got 0"):
+        Deep(layers=0).changed(BASE)
+    with pytest.raises(ConfigError, match="t5 model has no encoder_ffn_dim, decoder_ffn_dim"):
+        Expansion().changed(T5Config())
+
+
+def test_settings_may_name_any_field_of_the_config():
+    assert {field.name for field in dataclasses.fields(Wide)} == {"changes", "width"}
+    with pytest.raises(ConfigError, match="shallow has no setting width; it has: changes, layers"):
+        make_system(Shallow, {"width": 3})
+
+
+def test_a_fresh_model_is_that_of_the_seed_and_of_the_trained_ones_shape(tmp_path):
+    settings = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24}
+    settings |= {"decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    base = make_model(tokenizer(), settings, seed=4)
+    base.save_pretrained(tmp_path)
+    again = fresh_model(str(tmp_path), {}, seed=4)
+    assert same_weights(again, base)
+    assert not same_weights(fresh_model(str(tmp_path), {}, seed=5), base)
+    deeper = fresh_model(str(tmp_path), {"decoder_layers": 3, "encoder_ffn_dim": 30}, seed=4)
+    assert len(deeper.model.decoder.layers) == 3
+    assert deeper.model.encoder.layers[0].fc1.out_features == 30
+    assert deeper.config.encoder_layerdrop == deeper.config.decoder_layerdrop == 0
+
+
+@pytest.mark.parametrize("make", [tiny_marian, tiny_t5])
+def test_a_fresh_model_is_of_the_trained_ones_architecture(tmp_path, make):
+    base = make()
+    base.save_pretrained(tmp_path)
+    assert type(fresh_model(str(tmp_path), {}, seed=1)) is type(base)
+
+
+@pytest.mark.parametrize("name", SYSTEMS_HERE)
+def test_a_run_trains_its_shape_scores_and_is_not_done_again(based, name, monkeypatch):
+    folder, file = based
+    run(file, name)
+    found = result(folder, name)
+    assert (found["pretraining"]["updates"], found["updates"]) == (4, 2)
+    assert set(found["scores"]["scores"]) == TESTED
+    attention, norm = 4 * (16 * 16 + 16), 2 * 16
+    layers = 2 * (2 * norm + 24 * 16 * 2 + 24 + 16) + 3 * attention + norm
+    added = {"expansion": 2 * 11 * 33, "gelu": 0, "shallow": 0, "deep": layers}
+    assert found["extra_parameters"] == added.get(name, found["extra_parameters"])
+    assert found["extra_parameters"] > 0 or name in ("gelu", "shallow")
+    monkeypatch.setattr(SpecializationTrainer, "train", None)
+    monkeypatch.setattr(Translator, "translate", None)
+    run(file, name)
+    assert result(folder, name) == found
+
+
+def test_a_killed_run_ends_with_the_same_weights(based, tmp_path):
+    folder, file = based
+    run(file, "expansion")
+    stopped(folder, file, tmp_path, 4, "expansion")
+    one, other = (weights(each / "expansion" / "s1") for each in (folder / "work", tmp_path))
+    assert one["model.encoder.layers.0.fc1.weight"].shape == (35, 16)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_field_that_the_base_has_not_is_missed_before_training(based):
+    _, file = based
+    with pytest.raises(ConfigError, match="has no depth; name fields that it has"):
+        run(file, "deep", "deep_wrong", options=["--settings.changes", '{"depth": 3}'])
+
+
+def test_a_shape_of_its_own_says_only_what_changes():
+    with pytest.raises(NotImplementedError):
+        Architecture().changed(BASE)

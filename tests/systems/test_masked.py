@@ -1,0 +1,132 @@
+"""Systems that are masks: which masks, where they come from, and masks that are selected anew in training."""
+
+import pytest
+import torch
+
+from nspec_hf.core import ConfigError
+from nspec_hf.gating import MASKS_FOLDER
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import RecordConfig
+from nspec_hf.systems import SYSTEMS, ExperimentConfig, System, Workbench, make_system, read_settings
+from nspec_hf.training import record_corpus
+from tests.helpers.tiny_experiment import recipe, result, saving
+from tests.helpers.tiny_text import PAIRS
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
+
+OFTEN = ["--specialize.arguments.save_steps", "1", "--specialize.arguments.max_steps", "4"]
+
+
+def bench(based, seed=1):
+    folder, file = based
+    config, _ = read_settings(ExperimentConfig, [file])
+    return Workbench(config=config, folder=folder / "work" / f"bench{seed}", seed=seed)
+
+
+def counted(model, own, **settings):
+    """Count the validation text without any system."""
+    return record_corpus(model, own.tokenizer, own.validation, RecordConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "record"),
+    [
+        ({"coverage": 0.6}, {}),
+        ({"coverage": 0.9, "coverage_decoder": 0.5}, {}),
+        ({"sides": ["decoder"]}, {}),
+        ({"by": "target"}, {}),
+        ({"count": "sentences"}, {"count": "sentences"}),
+    ],
+)
+def test_the_settings_of_neuron_specialization_are_those_of_its_masks(based, tmp_path, settings, record):
+    own = bench(based)
+    own = Workbench(config=own.config, folder=tmp_path, seed=1)
+    masks = make_system(SYSTEMS["neuron_specialization"], settings).masks(own.base(), own)
+    given = {name: value for name, value in settings.items() if name != "count"}
+    assert masks == NeuronMasks.from_coverage(counted(own.base(), own, **record), **given)
+    assert masks != NeuronMasks.from_coverage(counted(own.base(), own))
+
+
+def test_random_masks_are_of_one_density_or_as_dense_as_the_specialized_ones(based, tmp_path):
+    own = Workbench(config=bench(based).config, folder=tmp_path, seed=3)
+    specialized = make_system(SYSTEMS["neuron_specialization"], {}).masks(own.base(), own)
+    matched = make_system(SYSTEMS["random"], {}).masks(own.base(), own)
+    fixed = make_system(SYSTEMS["random"], {"density": 0.7}).masks(own.base(), own)
+    for site in specialized.sites:
+        assert torch.equal(matched.keep[site.name].sum(1), specialized.keep[site.name].sum(1))
+        assert fixed.keep[site.name].sum(1).tolist() == [round(0.7 * site.width)] * len(PAIRS)
+    assert matched == NeuronMasks.random(like=specialized, seed=3)
+
+
+def test_the_gate_acts_as_the_settings_say(based, tmp_path):
+    own = Workbench(config=bench(based).config, folder=tmp_path, seed=1)
+    system = make_system(SYSTEMS["neuron_specialization"], {"silence": "weights", "mode": "gradient"})
+    model = own.base()
+    system.prepare(model, own)
+    gate = system.attach(model, own)
+    assert (gate.config.silence, gate.config.mode, gate.config.zero_shot) == (
+        "weights",
+        "gradient",
+        "compose",
+    )
+    assert gate.knows("de-fr")
+    assert not gate.knows("de-xx")
+
+
+def test_masks_selected_anew_are_those_of_the_weights_at_that_time(based):
+    folder, file = based
+    settings = ["--settings.refresh_every", "2", "--settings.coverage", "0.6", *OFTEN]
+    recipe("specialize")([file, "--row", "anew", *settings, "--specialize.arguments.save_total_limit", "9"])
+    at, own = folder / "work" / "anew" / "s1", bench(based)
+    kept = {
+        step: NeuronMasks.from_pretrained(at / f"checkpoint-{step}" / MASKS_FOLDER) for step in (1, 2, 3, 4)
+    }
+    weights = {step: type(own.base()).from_pretrained(at / f"checkpoint-{step}") for step in (2, 4)}
+    assert kept[1] == NeuronMasks.from_coverage(counted(own.base(), own), 0.6)
+    assert kept[2] == kept[3] == NeuronMasks.from_coverage(counted(weights[2], own), 0.6)
+    assert kept[1] != kept[2]
+    # At the end nothing is selected: no update would use it.
+    assert kept[4] == kept[2] != NeuronMasks.from_coverage(counted(weights[4], own), 0.6)
+    assert result(folder, "anew")["attachment"]["masks"] == kept[4].fingerprint()
+
+
+def test_a_run_that_selects_anew_and_is_killed_ends_as_one_that_is_not(tmp_path, based):
+    _, file = based
+    where = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    base = ["--base", str(based[0] / "work" / "base" / "model")]
+    row = ["--settings.refresh_every", "2", *OFTEN, *where, *base]
+    recipe("specialize")([file, "--row", "whole", *row])
+    with saving(kill=lambda _folder, update, _begun: update == 3):
+        recipe("specialize")([file, "--row", "killed", *row])
+    recipe("specialize")([file, "--row", "killed", *row])
+    whole, killed = (result(tmp_path, name) for name in ("whole", "killed"))
+    assert whole["attachment"] == killed["attachment"]
+    assert whole["scores"]["scores"] == killed["scores"]["scores"]
+
+
+def test_random_masks_cannot_be_selected_anew(based):
+    _, file = based
+    with pytest.raises(ConfigError, match="drawn once"):
+        recipe("specialize")([file, "--system", "random", "--row", "no", "--settings.refresh_every", "2"])
+
+
+def test_a_system_without_such_a_setting_says_which_it_has():
+    with pytest.raises(ConfigError, match=r"finetune has no setting coverage; it has: none"):
+        make_system(SYSTEMS["finetune"], {"coverage": 0.5})
+    with pytest.raises(ConfigError, match=r"it has: .*coverage, coverage_decoder, .*silence"):
+        make_system(SYSTEMS["neuron_specialization"], {"density": 0.5})
+
+
+def test_settings_from_a_command_line_are_read_as_what_they_stand_for():
+    system = make_system(SYSTEMS["random"], {"density": "0.7", "sides": ["encoder"], "count": "sentences"})
+    assert (system.density, list(system.sides), system.count) == (0.7, ["encoder"], "sentences")
+    with pytest.raises(ConfigError, match="a setting of random cannot be read"):
+        make_system(SYSTEMS["random"], {"density": "much"})
+
+
+def test_every_system_says_where_it_comes_from():
+    for name, kind in SYSTEMS.items():
+        assert issubclass(kind, System)
+        assert kind.name == name
+        assert kind.source
+        assert kind.__doc__

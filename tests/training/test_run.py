@@ -1,0 +1,224 @@
+"""A run: to the end in one go or in several sittings, with the same weights; and recording a corpus."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from nspec_hf.core import ConfigError, EmptyPairError
+from nspec_hf.data import BatchConfig, EncodedCorpus, PairCollator
+from nspec_hf.gating import MASKS_FOLDER, NeuronGate
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import RecordConfig, record
+from nspec_hf.training import SpecializationTrainer, TrainConfig, record_corpus, train, training_arguments
+from nspec_hf.training.checkpoints import RunClock
+from tests.helpers.tiny_experiment import Killed
+from tests.helpers.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
+
+
+def config(steps=4, patience=None, **changes):
+    arguments = {
+        "max_steps": steps,
+        "save_steps": 2,
+        "eval_steps": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "warmup_steps": 1,
+        "seed": 3,
+        "disable_tqdm": True,
+    }
+    batches = BatchConfig(max_tokens=64, max_length=32)
+    return TrainConfig(arguments={**arguments, **changes}, batches=batches, patience=patience)
+
+
+def run(folder, settings=None, gated=True, seed=0, **more):
+    """Train the tiny model, with dropout; return it and the result."""
+    network = model(seed, dropout=0.2)
+    gate = NeuronGate(network, masks(network)) if gated else None
+    more = {"validation": corpus(count=4, seed=1), **more}
+    return network, train(network, tokenizer(), corpus(), settings or config(), folder, gate=gate, **more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *run(folder)
+
+
+def test_a_run_leaves_a_model_its_tokenizer_and_its_log(whole):
+    folder, network, result = whole
+    assert result.updates == 4
+    assert result.seconds > 0
+    assert same_weights(network, type(network).from_pretrained(folder / "model"))
+    assert (folder / "model" / "tokenizer.json").is_file()
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 4
+    assert set(result.facts()["validation_loss"]) == {"2", "4"}
+    assert NeuronMasks.from_pretrained(folder / "checkpoint-4" / MASKS_FOLDER) == masks(network)
+
+
+def test_the_state_dict_is_that_of_a_plain_model(whole):
+    assert whole[1].state_dict().keys() == model().state_dict().keys()
+
+
+def kill(monkeypatch, method, step):
+    """Let the process die in a method of the Trainer once that many updates are made."""
+    plain = getattr(SpecializationTrainer, method)
+
+    def dying(self, *args, **kwargs):
+        if self.state.global_step >= step:
+            raise Killed
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpecializationTrainer, method, dying)
+
+
+def test_a_run_killed_while_it_wrote_a_checkpoint_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
+    kill(monkeypatch, "_save_optimizer_and_scheduler", step=4)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    monkeypatch.undo()
+    # The half of checkpoint-4 is there: its model, but neither optimizer nor state.
+    assert (tmp_path / "checkpoint-4" / "model.safetensors").is_file()
+    with pytest.warns(UserWarning, match="checkpoint-4 is not whole"):
+        network, result = run(tmp_path, seed=7)
+    assert same_weights(network, whole[1])
+    assert result.updates == 4
+
+
+def test_a_run_killed_before_its_model_was_saved_makes_no_further_update(whole, tmp_path, monkeypatch):
+    kill(monkeypatch, "_finalize_training", step=4)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    monkeypatch.undo()
+    network, result = run(tmp_path, seed=7)
+    assert same_weights(network, whole[1])
+    assert result.updates == 4
+    assert 0 < result.seconds < whole[2].seconds + 60
+    assert same_weights(network, type(network).from_pretrained(tmp_path / "model"))
+
+
+def test_a_run_that_has_ended_is_loaded_not_trained(whole, monkeypatch):
+    folder, network, result = whole
+    monkeypatch.setattr(SpecializationTrainer, "train", None)
+    again, found = run(folder, seed=7)
+    assert same_weights(again, network)
+    assert (found.updates, found.seconds) == (result.updates, result.seconds)
+    assert len(found.log) >= 4
+
+
+def test_a_run_whose_length_was_raised_goes_on(whole, tmp_path):
+    folder = tmp_path / "longer"
+    shutil.copytree(whole[0], folder)
+    network, result = run(folder, config(steps=6, lr_scheduler_type="constant"), seed=7)
+    assert result.updates == 6
+    assert result.seconds > whole[2].seconds
+    assert not same_weights(network, whole[1])
+
+
+def test_a_checkpoint_made_without_our_callbacks_is_gone_on_from(tmp_path):
+    run(tmp_path, config(steps=2))
+    for path in (tmp_path / "finished.json", tmp_path / "checkpoint-2" / "trainer_state.json"):
+        content = json.loads(path.read_text())
+        content.get("stateful_callbacks", {}).pop(RunClock.__name__, None)
+        path.unlink() if path.name == "finished.json" else path.write_text(json.dumps(content))
+    assert run(tmp_path, config(steps=4, patience=5))[1].updates == 4
+
+
+def test_early_stopping_keeps_the_best_and_counts_on_after_a_stop(tmp_path, monkeypatch):
+    # The learning rate is so high that the loss grows from the first evaluation on.
+    settings = config(steps=20, patience=2, learning_rate=5.0, lr_scheduler_type="constant", warmup_steps=0)
+    network, result = run(tmp_path / "a", settings)
+    losses = result.facts()["validation_loss"]
+    best = min(losses, key=losses.get)
+    assert result.updates < 20
+    assert result.updates == int(best) + 4
+    checkpoint = type(network).from_pretrained(tmp_path / "a" / f"checkpoint-{best}")
+    assert same_weights(network, checkpoint)
+    kill(monkeypatch, "log", step=result.updates - 1)
+    with pytest.raises(Killed):
+        run(tmp_path / "b", settings)
+    monkeypatch.undo()
+    again, resumed = run(tmp_path / "b", settings, seed=7)
+    assert resumed.updates == result.updates
+    assert same_weights(again, network)
+
+
+def test_patience_without_validation_text_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="give validation text"):
+        run(tmp_path, config(patience=2), validation=None)
+    with pytest.raises(ConfigError, match="patience is a positive number"):
+        TrainConfig(patience=0)
+
+
+def test_empty_validation_text_is_none(tmp_path):
+    _, result = run(tmp_path, config(steps=1), validation=EncodedCorpus([]))
+    assert result.facts()["validation_loss"] == {}
+
+
+def test_arguments_that_are_not_the_trainers_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has no lerning_rate"):
+        training_arguments(TrainConfig(arguments={"lerning_rate": 1}), tmp_path)
+    with pytest.raises(ConfigError, match="output_dir is chosen by the run"):
+        training_arguments(TrainConfig(arguments={"output_dir": "x"}), tmp_path)
+
+
+def test_a_silent_run_has_the_papers_settings(tmp_path):
+    found = training_arguments(TrainConfig(), tmp_path)
+    assert (found.adam_beta1, found.adam_beta2, found.adam_epsilon) == (0.9, 0.98, 1e-9)
+    assert (found.learning_rate, found.warmup_steps, found.label_smoothing_factor) == (5e-4, 4000, 0.1)
+    assert found.lr_scheduler_type == "inverse_sqrt"
+    assert training_arguments(TrainConfig(arguments={"adam_beta2": 0.5}), tmp_path).adam_beta2 == 0.5
+
+
+def test_bf16_runs_on_a_cpu(tmp_path):
+    _, result = run(tmp_path, config(steps=2, bf16=True), validation=None)
+    assert result.updates == 2
+
+
+def test_without_masks_a_run_trains_all_neurons(tmp_path):
+    network, result = run(tmp_path, config(steps=2), gated=False)
+    assert not (tmp_path / "checkpoint-2" / MASKS_FOLDER).exists()
+    assert "density" not in result.log[0]
+    assert network is not None
+
+
+def test_recording_a_corpus_counts_each_sentence_once():
+    network, encoded = model(), corpus(count=10)
+    settings = RecordConfig(av=True, te=True, progress=False)
+    found = record_corpus(network, tokenizer(), encoded, settings, max_tokens=64, description={"name": "x"})
+    one_by_one = DataLoader(encoded, batch_size=1, collate_fn=PairCollator(tokenizer(), PAIRS))
+    expected = record(network, one_by_one, PAIRS, settings)
+    assert found.corpus == {"name": "x"}
+    assert all(found.sentences(pair) == 10 for pair in PAIRS)
+    for name, tensor in expected.tensors().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(found.tensors()[name], tensor, rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(found.tensors()[name], tensor)
+
+
+def test_an_empty_corpus_is_refused():
+    with pytest.raises(EmptyPairError, match="no sentence of en-de"):
+        record_corpus(model(), tokenizer(), EncodedCorpus(["en-de"]))
+
+
+def test_a_sentence_longer_than_the_budget_is_recorded_all_the_same():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stats = record_corpus(
+            model(), tokenizer(), corpus(count=4), RecordConfig(progress=False), max_tokens=2
+        )
+    assert stats.sentences("en-de") == 4
+
+
+def test_codes_reach_the_collator(tmp_path):
+    mapped = {"xx": "de"}
+    encoded = EncodedCorpus(["en-xx"])
+    row = corpus(count=1)[0]
+    encoded.add("en-xx", [row["input_ids"]] * 4, [row["labels"]] * 4)
+    settings = config(steps=1)
+    train(model(), tokenizer(), encoded, settings, tmp_path, codes=mapped)
+    record_corpus(model(), tokenizer(), encoded, RecordConfig(progress=False), codes=mapped)
