@@ -1,4 +1,4 @@
-"""Measurement of `python -m recipes.bench` on a pair exported to CTranslate2, beside the whole model exported likewise."""
+"""Measurement of a pair exported to CTranslate2, beside the whole model exported likewise."""
 
 import importlib
 import statistics

@@ -1,4 +1,4 @@
-"""The figure of `python -m recipes.bench`: time against density, beside the line that counting operations or bytes draws.
+"""The benchmark's figure: time against density, beside the line that counting operations or bytes draws.
 
 Shape letters: none; it draws what was measured.
 """

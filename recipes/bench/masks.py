@@ -1,4 +1,4 @@
-"""Measurements of `python -m recipes.bench` on masks themselves: changing pairs, their files, and pairs exported as models.
+"""Measurements of masks themselves: changing pairs, their files, and pairs exported as models.
 
 Shape letters: P = pairs, F = neurons of a site.
 """

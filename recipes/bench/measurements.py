@@ -1,4 +1,4 @@
-"""The measurements of `python -m recipes.bench`, one function each: it yields keys and what was measured for them.
+"""The benchmark's measurements, one function each: it yields keys and what was measured for them.
 
 A bare key stands for the setting that the README quotes: the first shape of the plan, density 0.75, greedy
 decoding. The same at another setting has that setting behind a dot: `train_slice_vs_dense.512x2048.d0.5`.
@@ -31,7 +31,7 @@ from recipes.bench.workload import (
     make_masks,
     make_model,
     pairs_of,
-    twin,
+    shared_copy,
 )
 
 DENSITY = 0.75
@@ -165,7 +165,7 @@ def recording(bench: Bench) -> Found:
     shape, (rows, source, target) = next(iter(bench.plan.models)), bench.plan.recorded
     model = make_model(shape, bench.device, bench.dtype).eval()
     pairs, rounds = pairs_of(bench.plan.pairs), bench.plan.rounds
-    plain, released = twin(model), ReleasedRecorder(twin(model))
+    plain, released = shared_copy(model), ReleasedRecorder(shared_copy(model))
     works = {
         "forward": lambda batch: plain(**batch, use_cache=False),
         "without_head": lambda batch: plain.model(**batch, use_cache=False),

@@ -1,4 +1,4 @@
-"""Measurements of `python -m recipes.bench` on a trained model with its own masks: real densities, real text, and BLEU."""
+"""Measurements of a trained model with its own masks: real densities, real text, and BLEU."""
 
 import dataclasses
 import itertools

@@ -1,9 +1,9 @@
-"""What `python -m recipes.bench` times: models with random weights, batches, and the ways to run one pair's neurons.
+"""What the benchmark times: models with random weights, batches, and the ways to run one pair's neurons.
 
 Shape letters: B = samples, S = source tokens, T = target tokens, D = model width, F = neurons of a site,
 P = pairs.
 
-All ways of a comparison run on twins of one model: modules of their own, with a gate of their own, around the
+All ways of a comparison run on copies of one model: modules and a gate of their own around the
 same weights. So memory, optimizer and numbers are shared and nothing but the way differs.
 """
 
@@ -158,14 +158,14 @@ def make_batch(
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def twin(model: PreTrainedModel) -> PreTrainedModel:
+def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of the modules around the same weights."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)
 
 
 class Runner:
-    """A twin of a model that computes in one way.
+    """A copy of a model that shares its weights and that computes in one way.
 
     Args:
         model: Whose weights it uses.
@@ -178,7 +178,7 @@ class Runner:
     """
 
     def __init__(self, model: PreTrainedModel, way: str, masks: NeuronMasks, **gate: Any) -> None:
-        self.model, self.way, self.pairs = twin(model), way, masks.pairs
+        self.model, self.way, self.pairs = shared_copy(model), way, masks.pairs
         self.gate: NeuronGate | None = None
         self.released: ReleasedMasks | None = None
         if way == "released":
@@ -241,7 +241,7 @@ class ReleasedMasks:
     Its masks are booleans [F, D], one a layer and pair. The bias is not masked.
 
     Args:
-        model: Its linears' forwards are replaced for good, so give a twin.
+        model: Its linears' forwards are replaced for good, so give a shared copy.
         masks: Which neurons each pair keeps.
     """
 
@@ -261,7 +261,7 @@ class ReleasedRecorder:
     """The released code's way to count: copy every activation to the host, and count its non-zeros there.
 
     Args:
-        model: Gets hooks for good, so give a twin.
+        model: Gets hooks for good, so give a shared copy.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

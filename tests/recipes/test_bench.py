@@ -123,9 +123,9 @@ def test_the_dense_way_is_the_plain_model():
     assert torch.equal(runner.model(**runner.inputs(1, batch)).logits, model(**batch).logits)
 
 
-def test_a_twin_has_modules_of_its_own_around_the_same_weights():
+def test_a_shared_copy_has_modules_of_its_own_around_the_same_weights():
     model = tiny_m2m100()
-    other = workload.twin(model)
+    other = workload.shared_copy(model)
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), other.parameters(), strict=True))
     assert not {id(module) for module in model.modules()} & {id(module) for module in other.modules()}
 
@@ -151,7 +151,7 @@ def test_decoding_generates_exactly_so_many_tokens(beams):
 
 def test_the_released_way_to_record_counts_padding_too_and_ours_does_not():
     model, batch = tiny_m2m100(), random_batch(pairs=1)
-    released = workload.ReleasedRecorder(workload.twin(model))
+    released = workload.ReleasedRecorder(workload.shared_copy(model))
     released.run({name: value for name, value in batch.items() if name != "pair_ids"})
     stats = record(model, [batch], ["en-de"])
     name = "model.encoder.layers.0.fc1"
