@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
+    from nspec_hf.training.config import TrainConfig as TrainConfig
     from nspec_hf.training.loss import TokenLoss as TokenLoss, token_losses as token_losses
     from nspec_hf.training.checkpoints import (
         claim_folder as claim_folder,
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from nspec_hf.training.callback import SpecializationCallback as SpecializationCallback
     from nspec_hf.training.trainer import SpecializationTrainer as SpecializationTrainer
     from nspec_hf.training.run import (
-        TrainConfig as TrainConfig,
         TrainResult as TrainResult,
         join_processes as join_processes,
         load_weights as load_weights,

@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from nspec_hf.data import BatchConfig, EncodedCorpus, PairBatchSampler, PairColl
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.recording import ActivationStats, RecordConfig, record
 from nspec_hf.training.checkpoints import RunClock, last_checkpoint, write_json
+from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.trainer import SpecializationTrainer
 
 _FINISHED_FILE = "finished.json"
@@ -56,28 +57,6 @@ _KEEP_THE_BEST = {
     "metric_for_best_model": "eval_loss",
     "greater_is_better": False,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run."""
-
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Any `Seq2SeqTrainingArguments` by name: `max_steps`, `learning_rate`, `bf16` … Where it is silent:
-    Adam with β 0.9/0.98 and ε 1e-9, learning rate 5e-4 after 4,000 warm-up updates, inverse square root,
-    label smoothing 0.1 (Tan et al. 2024, A.2)."""
-
-    batches: BatchConfig = field(default_factory=BatchConfig)
-    """How sentences are put into batches."""
-
-    patience: int | None = None
-    """Stop after this many evaluations in a row without a better validation loss, and keep the best; None
-    trains to the end."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.patience is not None and self.patience < 1:
-            raise ConfigError(f"patience is a positive number of evaluations or None, got {self.patience}")
 
 
 @dataclass(frozen=True, kw_only=True)
