@@ -68,7 +68,7 @@ __version__ = "0.1.0"
 ROOMS: dict[str, str] = {
     "core": "lazy errors pairs tables files bits artifact distributed provenance",
     "data": "language_tags tokenizer corpus dataset sampler collator translations sound_changes synthetic",
-    "recording": "config sites stats accumulator recorder",
+    "recording": "config model sites stats accumulator recorder",
     "masks": "config rules select model_card hub masks",
     "gating": "config routing entry_points attachment mask_mode gradient_mode linears slice_cache "
     "slice_mode gate widen",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from nspec_hf.core import write_result
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, read_corpus
@@ -29,10 +29,10 @@ from nspec_hf.export import (
     gated_tokens,
     greedy,
     load_pruned,
-    start_token,
     until_end,
 )
 from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import decoder_start_token, load_model
 
 FORMS = {
     "zeroed": {"format": "zeroed"},
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = read_options(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = AutoModelForSeq2SeqLM.from_pretrained(options.model, dtype=torch.float32)
+    model = load_model(options.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     masks = NeuronMasks.from_pretrained(options.masks)
     (text,) = read_corpus(CorpusConfig(path=options.data), [options.pair], options.split)
@@ -85,10 +85,10 @@ def translations(
 ) -> list[list[int]]:
     """Return the greedy translations of an exported model, as token ids without the prompt and the end."""
     if config.format == "ctranslate2":
-        prefix = tags.decoder_prefix(pair, start_token(model))[1:]
+        prefix = tags.decoder_prefix(pair, decoder_start_token(model))[1:]
         rows = decode(folder, tags.tokenizer, sources, prefix, config.max_new_tokens)
         return [until_end(row, tags.tokenizer) for row in rows]
-    load = load_pruned if config.format == "pruned" else AutoModelForSeq2SeqLM.from_pretrained
+    load = load_pruned if config.format == "pruned" else load_model
     return greedy(load(folder).eval(), tags, pair, sources, config.max_new_tokens)
 
 

@@ -11,11 +11,10 @@ translations of the test set in `work/base/outputs`, scores and the whole recipe
 import json
 from pathlib import Path
 
-from transformers import M2M100ForConditionalGeneration
-
 from nspec_hf.core import write_result
 from nspec_hf.data import LanguageTags, encode_corpus
 from nspec_hf.evaluation import Translator, evaluate_system
+from nspec_hf.recording import load_model
 from nspec_hf.systems import ExperimentConfig, read_settings
 from nspec_hf.training import claim_folder, join_processes, make_model, make_tokenizer, train
 
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     if not state.is_main_process:
         return
     # What was saved is what is scored: under FSDP, this process holds only a part of the trained model.
-    model = M2M100ForConditionalGeneration.from_pretrained(folder / "model").to(state.device)
+    model = load_model(folder / "model", device=state.device)
     translator = Translator(model, tokenizer, config=config.translate, codes=data.codes)
     scores = evaluate_system(
         "base", translator, tests, folder / "outputs", config.metrics, data.pivot, data.tiers

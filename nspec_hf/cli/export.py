@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from nspec_hf.core import as_pairs
 from nspec_hf.data import CorpusConfig, read_corpus
 from nspec_hf.export import ExportConfig, export_model
 from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import load_model
 
 
 def export(
@@ -36,7 +37,7 @@ def export(
         split: Which text.
         codes: Your language codes → the tokenizer's, where they differ.
     """
-    network, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    network, tokenizer = load_model(model), AutoTokenizer.from_pretrained(model)
     directions = as_pairs(pairs.split(",") if isinstance(pairs, str) else pairs)
     texts = None
     if corpus is not None:

@@ -8,23 +8,21 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from transformers import (
-    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from nspec_hf.core import ArtefactError, ConfigError, Pair, Table, as_pairs
+from nspec_hf.core import ArtefactError, ConfigError, NspecError, Pair, Table, as_pairs
 from nspec_hf.data import CorpusConfig, LanguageTags, encode_corpus, read_corpus
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks, SelectConfig
-from nspec_hf.recording import ActivationStats, RecordConfig, find_sites
+from nspec_hf.recording import ActivationStats, RecordConfig, find_sites, load_config, load_model
 from nspec_hf.training import TrainConfig, record_corpus, train as train_run
 
 
@@ -181,8 +179,8 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
         masks = NeuronMasks.from_pretrained(path)
     except (ArtefactError, OSError) as error:
         try:
-            network = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(path))
-        except (OSError, ValueError):
+            network = AutoModelForSeq2SeqLM.from_config(load_config(path))
+        except (NspecError, ValueError):
             raise ArtefactError(f"{path} holds neither masks, statistics nor a model: {error}") from error
         _say(_sites_table(network, tuple(kinds)))
         return
@@ -201,16 +199,7 @@ def _load(model: str, training: bool = False) -> tuple[PreTrainedModel, PreTrain
     Raises:
         ArtefactError: If there is no such model.
     """
-    try:
-        settings = AutoConfig.from_pretrained(model)
-    except OSError as error:
-        raise ArtefactError(f"{model} is no model's folder, nor was it found on the Hub: {error}") from error
-    changes: dict[str, Any] = {}
-    if training:
-        changes = {
-            name: 0.0 for name in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(settings, name)
-        }
-    return AutoModelForSeq2SeqLM.from_pretrained(model, **changes), AutoTokenizer.from_pretrained(model)
+    return load_model(model, for_training=training), AutoTokenizer.from_pretrained(model)
 
 
 def _is_stats(path: str) -> bool:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from nspec_hf.analysis import (
     Erasure,
@@ -21,11 +21,11 @@ from nspec_hf.analysis import (
     scorer,
     stability,
 )
-from nspec_hf.core import ArtefactError, ConfigError, Table
+from nspec_hf.core import ConfigError, Table
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, encode_corpus, read_corpus
 from nspec_hf.evaluation import TranslateConfig
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import ActivationStats, RecordConfig
+from nspec_hf.recording import ActivationStats, RecordConfig, load_model
 
 
 def probe(
@@ -80,7 +80,7 @@ def probe(
     recorded = ActivationStats.load(stats) if stats else None
     if (coverages or generals) and recorded is None:
         raise ConfigError("masks of other settings are selected from statistics; give --stats FILE")
-    network, tokenizer = _load(model)
+    network, tokenizer = load_model(model), AutoTokenizer.from_pretrained(model)
     found: dict[str, Result] = {}
     drawn: dict[str, Figure] = {}
     if erase or coverages or generals:
@@ -106,13 +106,6 @@ def probe(
     if isinstance(found.get("erasure"), Erasure):
         sys.stdout.write(f"{_erasure_table(found['erasure'], metric, lines)}\n")
     sys.stdout.write(f"{output}: {', '.join(path.name for path in paths)}\n")
-
-
-def _load(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
-        return AutoModelForSeq2SeqLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
-    except OSError as error:
-        raise ArtefactError(f"{model} is no model's folder, nor was it found on the Hub: {error}") from error
 
 
 def _first(text: PairText, lines: int) -> PairText:

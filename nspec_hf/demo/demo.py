@@ -13,7 +13,13 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import AutoTokenizer, M2M100Config, M2M100ForConditionalGeneration, set_seed
+from transformers import (
+    AutoTokenizer,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    PreTrainedModel,
+    set_seed,
+)
 
 from nspec_hf.analysis import Analysis, analyze, draw_overlap_layers, save_figure, write_report
 from nspec_hf.core import ConfigError, write_result
@@ -37,7 +43,7 @@ from nspec_hf.demo.settings import demo_experiment
 from nspec_hf.evaluation import Comparison, SystemScores, Translator, compare, evaluate_system
 from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import ActivationStats
+from nspec_hf.recording import ActivationStats, load_model
 from nspec_hf.systems import ExperimentConfig
 from nspec_hf.training import TrainConfig, claim_folder, record_corpus, train
 
@@ -217,8 +223,8 @@ class _Bench:
             pivot=self.config.data.pivot,
         )
 
-    def _load_base(self) -> M2M100ForConditionalGeneration:
-        return M2M100ForConditionalGeneration.from_pretrained(self.config.base_model, **self.config.model)
+    def _load_base(self) -> PreTrainedModel:
+        return load_model(self.config.base_model, self.config.model, for_training=True)
 
     def _train(
         self,

@@ -9,8 +9,8 @@ translation depend on its neighbours, so every row has its own.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -23,7 +23,7 @@ from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import plain_model
+from nspec_hf.recording import decoder_start_token, eval_mode, plain_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class Translator:
         bar = tqdm(
             total=len(rows), desc="translate", unit="sentence", disable=None if self.config.progress else True
         )
-        with gate or nullcontext(), _in_eval_mode(self.model), bar:
+        with gate or nullcontext(), eval_mode(self.model), bar:
             for batch in self._batches(rows, one_pair=gate is not None and gate.one_pair_a_batch):
                 settings = self._settings(batch, generation)
                 if gate is not None:
@@ -271,7 +271,7 @@ class Translator:
 
     def _generate(self, batch: list[_Row], settings: Mapping[str, Any]) -> tuple[list[str], int]:
         """Return the translations of a batch, and how many of them have an end."""
-        device, start = self.model.device, self._start_token()
+        device, start = self.model.device, decoder_start_token(self.model)
         prompts = [self.tags.decoder_prefix(row.pair, start) for row in batch]
         width = max(len(row.ids) for row in batch)
         pad = self.tokenizer.pad_token_id
@@ -292,14 +292,6 @@ class Translator:
         ended = int((written_BT == self.tokenizer.eos_token_id).any(dim=1).sum())
         return self.tokenizer.batch_decode(written_BT, skip_special_tokens=True), ended
 
-    def _start_token(self) -> int:
-        for config in (self.model.generation_config, self.model.config):
-            if isinstance(getattr(config, "decoder_start_token_id", None), int):
-                return config.decoder_start_token_id
-        raise ConfigError(
-            "the model says no decoder_start_token_id; set model.generation_config.decoder_start_token_id"
-        )
-
 
 class _OwnLength(StoppingCriteria):
     """Ends each row at its own longest length; `longest_B` counts the prompt."""
@@ -311,14 +303,3 @@ class _OwnLength(StoppingCriteria):
         """Return which rows of `input_ids` [B·N, T] have reached it; a sample's beams are adjacent."""
         beams = input_ids.shape[0] // self.longest_B.shape[0]
         return input_ids.shape[1] >= self.longest_B.repeat_interleave(beams)
-
-
-@contextmanager
-def _in_eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

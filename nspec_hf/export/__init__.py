@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from nspec_hf.export.verify import (
         gated_tokens as gated_tokens,
         greedy as greedy,
-        start_token as start_token,
         until_end as until_end,
     )
     from nspec_hf.export.export import (

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import transformers
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.core import ArtefactError, ConfigError, ExportError, as_pairs, versions
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.ctranslate2 import convert, decode
 from nspec_hf.export.prune import narrow, pruned, zeroed
-from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, start_token, until_end
+from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, until_end
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import plain_model
+from nspec_hf.recording import decoder_start_token, load_config, load_model, plain_model
 
 REPORT_FILE = "nspec_export.json"
 """What was exported, in every exported folder."""
@@ -208,7 +208,7 @@ def load_pruned(folder: str | os.PathLike, **settings: Any) -> PreTrainedModel:
         raise ArtefactError(
             f"{folder} was not exported as 'pruned'; {REPORT_FILE} says: {content.get('config')}"
         )
-    model_class = getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0])
+    model_class = getattr(transformers, load_config(folder).architectures[0])
 
     def make(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
@@ -233,7 +233,7 @@ def _written_tokens(
     folder: Path, model: PreTrainedModel, tags: LanguageTags, sample: Tokens, config: ExportConfig
 ) -> Tokens:
     if config.format == "ctranslate2":
-        start = start_token(model)
+        start = decoder_start_token(model)
         found = {}
         for pair, rows in sample.items():
             prefix = tags.decoder_prefix(pair, start)
@@ -241,10 +241,8 @@ def _written_tokens(
             ids = decode(folder, tags.tokenizer, rows, prefix, config.max_new_tokens)
             found[pair] = [until_end(row, tags.tokenizer) for row in ids]
         return found
-    if config.format == "pruned":
-        loaded = load_pruned(folder, dtype=model.dtype)
-    else:
-        loaded = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=model.dtype)
+    load = load_pruned if config.format == "pruned" else load_model
+    loaded = load(folder, dtype=model.dtype)
     loaded = loaded.to(model.device).eval()
     return {pair: greedy(loaded, tags, pair, rows, config.max_new_tokens) for pair, rows in sample.items()}
 

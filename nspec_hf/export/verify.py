@@ -12,6 +12,7 @@ from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import decoder_start_token, eval_mode
 
 _BATCH = 16
 
@@ -67,14 +68,11 @@ def gated_tokens(
     other = attachment_of(model)
     if other is not None:
         other.detach()
-    was_training = model.training
-    model.eval()
     try:
-        with NeuronGate(model, masks, GateConfig(silence=silence)) as gate:
+        with eval_mode(model), NeuronGate(model, masks, GateConfig(silence=silence)) as gate:
             gate.use(masks.pairs[0])
             return {pair: greedy(model, tags, pair, rows, max_new_tokens) for pair, rows in sample.items()}
     finally:
-        model.train(was_training)
         if other is not None:
             other.attach()
 
@@ -83,7 +81,7 @@ def greedy(
     model: PreTrainedModel, tags: LanguageTags, pair: Pair, rows: list[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
     """Return the greedy translations of encoded sentences, without prompt and end of sentence."""
-    prefix = tags.decoder_prefix(pair, start_token(model))
+    prefix = tags.decoder_prefix(pair, decoder_start_token(model))
     found = []
     for first in range(0, len(rows), _BATCH):
         batch = tags.tokenizer.pad({"input_ids": rows[first : first + _BATCH]}, return_tensors="pt")
@@ -111,11 +109,3 @@ def until_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[in
     """Return the tokens before the end of the sentence."""
     ids = list(ids)
     return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
-
-
-def start_token(model: PreTrainedModel) -> int:
-    """Return the token that the decoder starts from."""
-    for config in (model.generation_config, model.config):
-        if isinstance(getattr(config, "decoder_start_token_id", None), int):
-            return config.decoder_start_token_id
-    raise ConfigError("the model says no decoder_start_token_id; set it in model.generation_config")

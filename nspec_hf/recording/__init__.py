@@ -6,6 +6,12 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.recording.config import RecordConfig as RecordConfig
+    from nspec_hf.recording.model import (
+        decoder_start_token as decoder_start_token,
+        eval_mode as eval_mode,
+        load_config as load_config,
+        load_model as load_model,
+    )
     from nspec_hf.recording.sites import (
         KINDS as KINDS,
         Site as Site,

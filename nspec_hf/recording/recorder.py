@@ -33,6 +33,7 @@ from nspec_hf.core import (
 from nspec_hf.data import IGNORED
 from nspec_hf.recording.accumulator import Tally
 from nspec_hf.recording.config import RecordConfig
+from nspec_hf.recording.model import eval_mode
 from nspec_hf.recording.sites import Site, find_sites, plain_model, site_activation, weight_fingerprint
 from nspec_hf.recording.stats import ActivationStats
 
@@ -112,26 +113,22 @@ class _Recorder:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Put the model into eval mode with hooks on it, and take all of it back, come what may."""
-        training = [(module, module.training) for module in self.model.modules()]
         trained = [(p, p.requires_grad) for p in self.model.parameters()] if self.config.te else []
         handles: list[RemovableHandle] = []
         try:
-            self.model.eval()
             # Only gradients of activations are wanted: those of weights are neither computed nor left behind.
             for parameter, _ in trained:
                 parameter.requires_grad_(False)
             for site in self.sites:
                 handles += self._reading_hooks(site)
             handles += self._shortening_hooks()
-            with _eager(self.model):
+            with eval_mode(self.model), _eager(self.model):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
             for parameter, flag in trained:
                 parameter.requires_grad_(flag)
-            for module, flag in training:
-                module.training = flag
 
     def take(self, batch: Mapping[str, Any] | None, rows: int | None) -> None:
         """Run one batch through the model; None stands for a step in which only other processes have one."""

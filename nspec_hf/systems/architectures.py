@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from nspec_hf.core import ConfigError
+from nspec_hf.recording import load_config
 from nspec_hf.systems.system import System, Workbench
 
 _SIDES = ("encoder", "decoder")
@@ -135,7 +136,7 @@ class Wide(Architecture):
 
 
 def _base_config(bench: Workbench) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(bench.config.base_model, **bench.config.model)
+    return load_config(bench.config.base_model, bench.config.model)
 
 
 def _scaled(config: PretrainedConfig, factor: float, *names: str) -> dict[str, int]:

@@ -22,6 +22,7 @@ from transformers import (
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import BatchConfig, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
+from nspec_hf.recording import eval_mode
 from nspec_hf.systems.parts.clones import ClonedUnits
 from nspec_hf.systems.system import System, Workbench
 from nspec_hf.training import join_processes, token_losses
@@ -207,21 +208,20 @@ def pair_gradients(
     The gradient is that of the pair's summed loss, in evaluation mode: no random number is drawn. The
     gradients that the model holds are dropped.
     """
-    units, was_training = range(len(cloned.clones.units)), model.training
+    units = range(len(cloned.clones.units))
     rows: list[list[Tensor]] = [[] for _ in units]
-    model.eval()
     try:
-        for index, pair in enumerate(cloned.trained):
-            model.zero_grad()
-            for batch in batches(pair):
-                labels_BT = batch.pop("labels")
-                token_losses(model(**batch).logits, labels_BT, label_smoothing).sum().backward()
-            for unit in units:
-                parameters = cloned.module(unit, cloned.clones.number(unit, index)).parameters()
-                rows[unit].append(torch.cat([_gradient(each) for each in parameters]))
+        with eval_mode(model):
+            for index, pair in enumerate(cloned.trained):
+                model.zero_grad()
+                for batch in batches(pair):
+                    labels_BT = batch.pop("labels")
+                    token_losses(model(**batch).logits, labels_BT, label_smoothing).sum().backward()
+                for unit in units:
+                    parameters = cloned.module(unit, cloned.clones.number(unit, index)).parameters()
+                    rows[unit].append(torch.cat([_gradient(each) for each in parameters]))
     finally:
         model.zero_grad()
-        model.train(was_training)
     return [torch.stack(each) for each in rows]
 
 

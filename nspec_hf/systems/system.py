@@ -29,14 +29,13 @@ from nspec_hf.core import ConfigError, Pair, plain
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairText, encode_corpus
 from nspec_hf.evaluation import Translator, translate_test_set
 from nspec_hf.gating import Attachment
-from nspec_hf.recording import ActivationStats, RecordConfig
+from nspec_hf.recording import ActivationStats, RecordConfig, load_model
 from nspec_hf.systems.experiment import ExperimentConfig
 from nspec_hf.training import (
     TrainConfig,
     TrainResult,
     fresh_model,
     join_processes,
-    load_base,
     load_weights,
     record_corpus,
     text_loss,
@@ -106,7 +105,8 @@ class Workbench:
 
     def base(self, **changes: Any) -> PreTrainedModel:
         """Return a fresh copy of the trained base; `changes` are fields of its config."""
-        return load_base(self.config.base_model, {**self.config.model, **changes}).to(self.device)
+        settings = {**self.config.model, **changes}
+        return load_model(self.config.base_model, settings, for_training=True, device=self.device)
 
     def scratch(self, **changes: Any) -> PreTrainedModel:
         """Return an untrained model of the base's shape but for `changes`, which are fields of its config."""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     )
     from nspec_hf.training.base_model import (
         fresh_model as fresh_model,
-        load_base as load_base,
         make_model as make_model,
         make_tokenizer as make_tokenizer,
     )

@@ -1,4 +1,4 @@
-"""The base model: its subwords and weights made from scratch, or a trained one loaded."""
+"""The base model: its subwords and weights made from scratch."""
 
 import os
 import shutil
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
-    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     M2M100Config,
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from nspec_hf.data import PairText, VocabularyConfig, train_vocabulary
+from nspec_hf.recording import load_config
 
 _NO_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop", "activation_dropout", "attention_dropout")
 
@@ -62,16 +62,6 @@ def make_model(
     )
 
 
-def load_base(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
-    """Return a trained model without layer dropout, and with whatever else `settings` say of its config.
-
-    Args:
-        name: Hub id or folder.
-        settings: Fields of its config.
-    """
-    return AutoModelForSeq2SeqLM.from_pretrained(name, **_without_layerdrop(name, settings))
-
-
 def fresh_model(name: str, settings: Mapping[str, Any], seed: int) -> PreTrainedModel:
     """Return an untrained model of a trained one's shape, but for what `settings` say of its config.
 
@@ -80,12 +70,6 @@ def fresh_model(name: str, settings: Mapping[str, Any], seed: int) -> PreTrained
         settings: Fields of its config.
         seed: Seed of the weights.
     """
-    config = AutoConfig.from_pretrained(name, **_without_layerdrop(name, settings))
+    config = load_config(name, settings, for_training=True)
     set_seed(seed)
     return AutoModelForSeq2SeqLM.from_config(config)
-
-
-def _without_layerdrop(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    known = AutoConfig.from_pretrained(name)
-    layerdrop = [each for each in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(known, each)]
-    return {**dict.fromkeys(layerdrop, 0.0), **settings}

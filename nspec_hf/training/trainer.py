@@ -26,7 +26,7 @@ from transformers.trainer_utils import speed_metrics
 from nspec_hf.core import TrainingSetupError
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
-from nspec_hf.recording import plain_model
+from nspec_hf.recording import eval_mode, plain_model
 from nspec_hf.training.callback import SpecializationCallback, check_decoder_start, check_same_pairs
 from nspec_hf.training.loss import PairTally, TokenLoss, token_losses
 
@@ -243,14 +243,11 @@ class SpecializationTrainer(Seq2SeqTrainer):
     def _evaluate_corpus(
         self, corpus: EncodedCorpus, ignore_keys: list[str] | None, prefix: str, gen_kwargs: dict[str, Any]
     ) -> dict[str, float]:
-        started, was_training = time.time(), self.model.training
-        self.model.eval()
-        try:
+        started = time.time()
+        with eval_mode(self.model):
             metrics = self._evaluate_loss(corpus, prefix)
             if self.args.predict_with_generate and self.compute_metrics is not None:
                 metrics |= self._evaluate_generation(corpus, ignore_keys, prefix, gen_kwargs)
-        finally:
-            self.model.train(was_training)
         metrics |= speed_metrics(prefix, started, num_samples=len(corpus))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

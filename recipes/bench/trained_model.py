@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.data import CorpusConfig, PairCollator, PairText, read_corpus
 from nspec_hf.evaluation import TranslateConfig, Translator, score
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import load_model
 from recipes.bench.clock import Measured
 from recipes.bench.measurements import Bench, Found
 from recipes.bench.workload import Shape
@@ -42,9 +43,7 @@ def trained(base: Base, bench: Bench) -> Found:
 
     The dense side of BLEU is the same model with all neurons.
     """
-    settings = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
-    model = AutoModelForSeq2SeqLM.from_pretrained(base.model, dtype=bench.dtype, **settings)
-    model = model.to(bench.device)
+    model = load_model(base.model, dtype=bench.dtype, for_training=True, device=bench.device)
     tokenizer = AutoTokenizer.from_pretrained(base.model)
     masks = NeuronMasks.from_pretrained(base.masks)
     corpus = CorpusConfig(path=base.data)

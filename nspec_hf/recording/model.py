@@ -1,0 +1,227 @@
+"""The one place that loads a model: whole, in the precision that its use needs, running no code of its own.
+
+Transformers fills weights that a checkpoint lacks with random numbers and says so in its log alone, loads
+half precision where half precision was saved, and asks on standard input whether it may run a repository's
+code. Here each of these is an error or an argument.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from nspec_hf.core import ArtefactError, ConfigError, UnsupportedModelError
+
+_LFS_POINTER = b"version https://git-lfs"
+_LAYERDROP = ("encoder_layerdrop", "decoder_layerdrop")
+# Arguments of `from_pretrained` that say where files come from: the config needs them too.
+_HUB = {"revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder"}
+_LIBRARY_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
+
+def load_config(
+    name: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    for_training: bool = False,
+    trust_remote_code: bool = False,
+    **hub: Any,
+) -> PreTrainedConfig:
+    """Return the config of a model.
+
+    Args:
+        name: Hub id or folder.
+        changes: Fields that get another value.
+        for_training: Whether layers are not to be dropped at random, where the config has that setting: what
+            is dropped learns nothing, and its pair's neurons are then not those of the masks.
+        trust_remote_code: Whether code in the repository may run.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` …
+
+    Raises:
+        ArtefactError: If there is no model, or Git LFS pointers or a PEFT adapter in its place.
+        ConfigError: If the config has no such field.
+        UnsupportedModelError: If it needs code of its own and `trust_remote_code` is not given.
+    """
+    _refuse_folder(Path(name))
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
+    except _LIBRARY_ERRORS as error:
+        raise _explained(error, name) from error
+    layerdrop = [field for field in _LAYERDROP if hasattr(config, field)] if for_training else []
+    unknown = sorted(field for field in changes or {} if not hasattr(config, field))
+    if unknown:
+        raise ConfigError(f"a {config.model_type} config has no field {', '.join(unknown)}")
+    config.update({**dict.fromkeys(layerdrop, 0.0), **(changes or {})})
+    return config
+
+
+def load_model(
+    name: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    for_training: bool = False,
+    trust_remote_code: bool = False,
+    decoder_only: bool = False,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Return a translation model with all of its weights, in eval mode.
+
+    Args:
+        name: Hub id or folder.
+        changes: Fields of its config that get another value.
+        dtype: Of the weights. By default float32 for training, and otherwise what they were saved in.
+        for_training: Whether it is to be trained: see `dtype`, and layer dropout in `load_config`.
+        trust_remote_code: Whether code in the repository may run.
+        decoder_only: Whether a model without an encoder is accepted.
+        device: Where to move it.
+        options: More for `from_pretrained`: `revision`, `token`, `device_map`, `attn_implementation` …
+
+    Raises:
+        ArtefactError: If there is no model, or its weights are damaged, not finite, or do not fit its config.
+        UnsupportedModelError: If it is no translation model, or needs code of its own.
+    """
+    hub = {key: value for key, value in options.items() if key in _HUB}
+    config = load_config(name, changes, for_training=for_training, trust_remote_code=trust_remote_code, **hub)
+    if not (config.is_encoder_decoder or decoder_only):
+        raise UnsupportedModelError(
+            f"{name} has no encoder ({config.model_type}); a model of encoder and decoder is needed"
+        )
+    family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    try:
+        model, info = family.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype or (torch.float32 if for_training else "auto"),
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, with their names
+            output_loading_info=True,
+            **options,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except _LIBRARY_ERRORS as error:
+        raise _explained(error, name) from error
+    refuse_unfit(model, name, **info)
+    return model.to(device) if device is not None else model
+
+
+def refuse_unfit(
+    model: nn.Module,
+    name: str | Path,
+    *,
+    missing_keys: Iterable[str] = (),
+    unexpected_keys: Iterable[str] = (),
+    mismatched_keys: Iterable[tuple[Any, ...]] = (),
+    **_others: Any,
+) -> None:
+    """Check what `from_pretrained(…, output_loading_info=True)` says of a model, and that it is finite.
+
+    Args:
+        model: What was loaded.
+        name: Where from, for the error.
+        missing_keys: Weights that the checkpoint lacks; tied ones are not among them.
+        unexpected_keys: Weights that the model has no place for. A head or a buffer that it does without is
+            let pass, but not a further layer.
+        mismatched_keys: Name, shape in the checkpoint and shape in the model.
+
+    Raises:
+        ArtefactError: If the weights are not all of this model, with three names.
+    """
+    missing, unexpected = sorted(missing_keys), sorted(unexpected_keys)
+    others = [f"{key} {list(saved)} instead of {list(own)}" for key, saved, own in sorted(mismatched_keys)]
+    known = {_any_layer(key) for key in model.state_dict()}
+    layers = [key for key in unexpected if "*" in _any_layer(key) and _any_layer(key) in known]
+    faults = {"are missing": missing, "have another shape": others, "are of further layers": layers}
+    wrong = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for what, keys in faults.items()
+        if keys
+    ]
+    if wrong:
+        hint = f"; it holds others under {unexpected[0]!r}, …" if missing and unexpected else ""
+        raise ArtefactError(
+            f"the weights of {name} do not fit its config: {'; '.join(wrong)}{hint}. Loaded as they are, the "
+            "model would be partly random; save it again with save_pretrained of the plain model"
+        )
+    broken = [
+        key
+        for key, weight in model.named_parameters()
+        if type(weight.detach()) is Tensor  # quantized and sharded ones know no isfinite
+        and weight.is_floating_point()
+        and not (weight.is_meta or torch.isfinite(weight).all())
+    ]
+    if broken:
+        raise ArtefactError(
+            f"{len(broken)} weights of {name} are not finite ({', '.join(broken[:3])}); take an earlier "
+            "checkpoint, and train in float32 or bfloat16"
+        )
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules into eval mode, and back into the mode that each was in, come what may."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def decoder_start_token(model: nn.Module) -> int:
+    """Return the token that the decoder starts from.
+
+    Raises:
+        ConfigError: If neither the generation config nor the config says it.
+    """
+    for settings in ("generation_config", "config"):
+        start = getattr(getattr(model, settings, None), "decoder_start_token_id", None)
+        if isinstance(start, int):
+            return start
+    raise ConfigError(
+        "the model says no decoder_start_token_id; set model.generation_config.decoder_start_token_id"
+    )
+
+
+def _any_layer(key: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", key)
+
+
+def _refuse_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_POINTER):
+            raise ArtefactError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`")
+    if (folder / "adapter_config.json").is_file():
+        raise ArtefactError(
+            f"{folder} holds a PEFT adapter, no model; load its base, put the adapter on it with "
+            "peft.PeftModel.from_pretrained, and save the result of merge_and_unload()"
+        )
+
+
+def _explained(error: Exception, name: str | Path) -> Exception:
+    if "trust_remote_code" in str(error):
+        return UnsupportedModelError(
+            f"{name} brings code of its own, which is not run unless trust_remote_code=True says so"
+        )
+    if "Unrecognized configuration class" in str(error):
+        return UnsupportedModelError(f"{name} is no translation model of encoder and decoder: {error}")
+    if isinstance(error, OSError):
+        return ArtefactError(f"{name} is no model's folder, nor was it found on the Hub: {error}")
+    return ArtefactError(f"the model in {name} cannot be loaded, its files are damaged: {error}")
