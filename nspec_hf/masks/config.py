@@ -5,6 +5,8 @@ from typing import Literal
 
 from nspec_hf.core import as_names, require, require_share
 
+Grouping = Literal["pair", "source", "target", "separate"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
@@ -30,7 +32,7 @@ class SelectConfig:
     """For `te` and `av`: k of Eq. 9; a pair gets a specific neuron where its importance exceeds k·max, in
     [0, 1]."""
 
-    by: Literal["pair", "source", "target", "separate"] = "pair"
+    by: Grouping = "pair"
     """Select per pair, per source language, per target language, or per source in the encoder and per target
     in the decoder; pairs that share the language share one mask. Not for `random`."""
 

@@ -10,25 +10,40 @@ Shape letters: P = pairs, F = neurons of a site.
     nspec_stats.safetensors   what the masks were selected from, where it is given
 """
 
+import hashlib
 import json
 import os
 import re
 import tempfile
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Self
 
+import torch
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import Tensor
 
 from nspec_hf import __version__
-from nspec_hf.core import FORMAT, ArtefactError, ConfigError, read_artefact, unpack, write_artefact
+from nspec_hf.core import (
+    FORMAT,
+    ArtefactError,
+    ConfigError,
+    Pair,
+    as_pairs,
+    pack,
+    read_artefact,
+    require,
+    unpack,
+    write_artefact,
+)
 from nspec_hf.masks.model_card import card_text
-from nspec_hf.masks.select import LIBRARY, Choice, Recipe, payload
-from nspec_hf.recording import ActivationStats
+from nspec_hf.masks.select import LIBRARY, Recipe
+from nspec_hf.recording import ActivationStats, Site, site_from_name
 
 KIND = "nspec_masks"
 MASKS_FILE = "nspec_masks.safetensors"
@@ -36,20 +51,60 @@ COPY_FILE = "nspec_config.json"
 STATS_FILE = "nspec_stats.safetensors"
 FIGURES = "figures"
 
-_Masks = TypeVar("_Masks", bound="SavedMasks")
-
 
 class SavedMasks:
-    """Saving, loading and publishing, for `NeuronMasks`, which says what there is to save."""
+    """Tensors of masks, checked; saving, loading and publishing them. `NeuronMasks` says how they are made.
 
-    def choice(self) -> Choice:
-        """Return what is saved."""
-        raise NotImplementedError
+    Attributes:
+        pairs: In the order of `pair_ids`.
+        sites: The gated linears. Sites of the model that are not among them stay dense.
+        keep: Site name → boolean [P, F].
+        general: Masks by importance: site name → boolean [F], the neurons that all pairs keep. Else None.
+        recipe: Where the masks come from.
+    """
 
-    @classmethod
-    def from_choice(cls: type[_Masks], choice: Choice) -> _Masks:
-        """Make masks from what was loaded."""
-        raise NotImplementedError
+    def __init__(
+        self,
+        pairs: Iterable[str],
+        keep: Mapping[str, Tensor],
+        *,
+        general: Mapping[str, Tensor] | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        """Make masks from tensors, which are copied.
+
+        Args:
+            pairs: At least one.
+            keep: Site name → boolean [P, F], on any device.
+            general: Site name → boolean [F] for the same sites, or None.
+            recipe: Where the masks come from.
+
+        Raises:
+            ConfigError: If there is no pair or site, a tensor has another type or shape, or a general
+                neuron is not kept by every pair.
+        """
+        self.pairs: list[Pair] = as_pairs(pairs)
+        if not self.pairs or not keep:
+            raise ConfigError(f"masks need a pair and a site, got {len(self.pairs)} pairs, {len(keep)} sites")
+        self.keep: Mapping[str, Tensor] = _copies(keep)
+        for name, keep_PF in self.keep.items():
+            if keep_PF.dim() != 2 or len(keep_PF) != len(self.pairs) or keep_PF.shape[1] == 0:
+                shape = list(keep_PF.shape)
+                raise ConfigError(f"keep[{name!r}] must have shape [{len(self.pairs)} pairs, F], got {shape}")
+        self.general: Mapping[str, Tensor] | None = None if general is None else _copies(general)
+        self.recipe: Recipe = recipe or Recipe()
+        self.sites: list[Site] = [site_from_name(name, keep_PF.shape[1]) for name, keep_PF in keep.items()]
+        self._check_general()
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that stand for pairs, sites and neurons, whatever the order of the sites."""
+        digest = hashlib.sha256(json.dumps([str(pair) for pair in self.pairs]).encode())
+        widths = {name: keep_PF.shape[1] for name, keep_PF in self.keep.items()}
+        digest.update(json.dumps(sorted(widths.items())).encode())
+        for name, packed in sorted(self._packed().items()):
+            digest.update(json.dumps(name).encode())
+            digest.update(packed.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the masks' file alone, `nspec_masks.safetensors` by custom (into a checkpoint, say).
@@ -57,8 +112,7 @@ class SavedMasks:
         Raises:
             OSError: If it cannot be written; a file that was there before is then still whole.
         """
-        choice = self.choice()
-        write_artefact(path, payload(choice), _described(choice), KIND)
+        write_artefact(path, self._packed(), self._described(), KIND)
 
     def save_pretrained(
         self,
@@ -85,14 +139,14 @@ class SavedMasks:
             OSError: If a file cannot be read or written; the masks' file is then the old one or the new
                 one, whole.
         """
-        folder, choice = Path(folder), self.choice()
+        folder = Path(folder)
         # Read and rendered before anything is written, so that what is missing is missed now.
         images = {f"{FIGURES}/{Path(figure).name}": Path(figure).read_bytes() for figure in figures}
         if len(images) < len(figures):
             raise ConfigError(f"two figures have one file name: {', '.join(map(str, figures))}")
-        card = card_text(choice, repo=repo or folder.resolve().name, model=model, figures=list(images))
+        card = card_text(self, repo=repo or folder.resolve().name, model=model, figures=list(images))
         self.save(folder / MASKS_FILE)
-        _write_texts(folder, _described(choice), card)
+        _write_texts(folder, self._described(), card)
         for name, image in images.items():
             _replace(folder / name, image)
         if stats is not None:
@@ -100,8 +154,8 @@ class SavedMasks:
 
     @classmethod
     def from_pretrained(
-        cls: type[_Masks], folder_or_repo: str | os.PathLike, revision: str | None = None, **download: Any
-    ) -> _Masks:
+        cls, folder_or_repo: str | os.PathLike, revision: str | None = None, **download: Any
+    ) -> Self:
         """Read masks from a folder, their file, or a Hub repository.
 
         Args:
@@ -117,7 +171,22 @@ class SavedMasks:
         path = Path(folder_or_repo)
         if not path.is_file():
             path = _find(folder_or_repo, revision, download) / MASKS_FILE
-        return cls.from_choice(_read(path))
+        tensors, stated = read_artefact(path, KIND)
+        try:
+            widths = {str(site["name"]): int(site["width"]) for site in stated["sites"]}
+            recipe = Recipe(**{**stated["recipe"], "derived": tuple(stated["recipe"]["derived"])})
+            kinds = ("keep", "general") if stated["general"] else ("keep",)
+            keep, *general = (
+                {name: unpack(tensors.pop(f"{kind}/{name}"), width) for name, width in widths.items()}
+                for kind in kinds
+            )
+            masks = cls(stated["pairs"], keep, general=general[0] if general else None, recipe=recipe)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(f"{path} does not describe masks ({error!r}); save them again") from error
+        if tensors:
+            others = ", ".join(sorted(tensors))
+            raise ArtefactError(f"{path} holds tensors that it does not describe: {others}")
+        return masks
 
     def push_to_hub(
         self,
@@ -148,17 +217,20 @@ class SavedMasks:
         Warns:
             UserWarning: If the card names a folder of this machine.
         """
-        choice, model = self.choice(), contents.get("model")
-        loaded = model or choice.recipe.base_model
+        model = contents.get("model")
+        loaded = model or self.recipe.base_model
         if _short(loaded) != loaded:
             warnings.warn(
                 f"the card that is uploaded names a folder of this machine, {loaded}, which nobody else can "
                 "load; give the id of the model's repository: push_to_hub(…, model='user/name')",
                 stacklevel=2,
             )
-        published = self.from_choice(_for_others(choice, keep_base=not model))
+        base, corpus = self.recipe.base_model, _without_paths(self.recipe.corpus)
+        recipe = replace(self.recipe, base_model=_short(base) if model else base, corpus=corpus)
+        published = type(self)(self.pairs, self.keep, general=self.general, recipe=recipe)
         if contents.get("stats") is not None:
-            contents["stats"] = _stats_for_others(contents["stats"])
+            stats = contents["stats"] = contents["stats"].subset(contents["stats"].pairs)
+            stats.base, stats.corpus = _without_paths(stats.base), _without_paths(stats.corpus)
         api = HfApi(library_name=LIBRARY, library_version=__version__, token=token)
         with tempfile.TemporaryDirectory() as folder:
             published.save_pretrained(folder, repo=repo, **contents)
@@ -166,6 +238,34 @@ class SavedMasks:
             return api.upload_folder(
                 repo_id=repo, folder_path=folder, commit_message=message, revision=revision
             )
+
+    def _packed(self) -> dict[str, Tensor]:
+        """Return the packed bits: `keep/<site>` uint8 [P, ceil(F / 8)], `general/<site>` [ceil(F / 8)]."""
+        named = {f"keep/{name}": pack(keep_PF) for name, keep_PF in self.keep.items()}
+        return named | {
+            f"general/{name}": pack(general_F) for name, general_F in (self.general or {}).items()
+        }
+
+    def _described(self) -> dict[str, Any]:
+        """Return all that is not bits, as JSON values."""
+        return {
+            "pairs": [str(pair) for pair in self.pairs],
+            "sites": [{"name": name, "width": keep_PF.shape[1]} for name, keep_PF in self.keep.items()],
+            "general": self.general is not None,
+            "recipe": asdict(self.recipe),
+        }
+
+    def _check_general(self) -> None:
+        if self.general is None:
+            return
+        other = sorted(set(self.general) ^ set(self.keep))
+        require(not other, f"general neurons must be of the same sites; not in both: {', '.join(other)}")
+        for name, general_F in self.general.items():
+            width = self.keep[name].shape[1]
+            shape = list(general_F.shape)
+            require(shape == [width], f"general[{name!r}] must have shape [{width}], got {shape}")
+            silenced = bool((general_F & ~self.keep[name]).any())
+            require(not silenced, f"a general neuron of {name!r} is silenced for a pair; all pairs keep it")
 
 
 def _short(name: str) -> str:
@@ -176,45 +276,6 @@ def _short(name: str) -> str:
 
 def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _short(value) if isinstance(value, str) else value for name, value in facts.items()}
-
-
-def _for_others(choice: Choice, keep_base: bool) -> Choice:
-    recipe = choice.recipe
-    base = recipe.base_model if keep_base else _short(recipe.base_model)
-    return replace(choice, recipe=replace(recipe, base_model=base, corpus=_without_paths(recipe.corpus)))
-
-
-def _stats_for_others(stats: ActivationStats) -> ActivationStats:
-    copied = stats.subset(stats.pairs)
-    copied.base, copied.corpus = _without_paths(stats.base), _without_paths(stats.corpus)
-    return copied
-
-
-def _described(choice: Choice) -> dict[str, Any]:
-    """Return all that is not bits, as JSON values."""
-    return {
-        "pairs": [str(pair) for pair in choice.pairs],
-        "sites": [{"name": name, "width": keep_PF.shape[1]} for name, keep_PF in choice.keep.items()],
-        "general": choice.general is not None,
-        "recipe": asdict(choice.recipe),
-    }
-
-
-def _read(path: Path) -> Choice:
-    tensors, stated = read_artefact(path, KIND)
-    try:
-        widths = {str(site["name"]): int(site["width"]) for site in stated["sites"]}
-        recipe = Recipe(**{**stated["recipe"], "derived": tuple(stated["recipe"]["derived"])})
-        keep = {name: unpack(tensors.pop(f"keep/{name}"), width) for name, width in widths.items()}
-        general = None
-        if stated["general"]:
-            general = {name: unpack(tensors.pop(f"general/{name}"), width) for name, width in widths.items()}
-        choice = Choice(pairs=stated["pairs"], keep=keep, general=general, recipe=recipe)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{path} does not describe masks ({error!r}); save them again") from error
-    if tensors:
-        raise ArtefactError(f"{path} holds tensors that it does not describe: {', '.join(sorted(tensors))}")
-    return choice
 
 
 def _write_texts(folder: Path, described: Mapping[str, Any], card: str) -> None:
@@ -266,3 +327,10 @@ def _replace_own(path: Path, text: str, mark: str) -> None:
         )
         return
     _replace(path, text.encode())
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.bool:
+            raise ConfigError(f"masks are booleans, True = keep; those of {name!r} are {tensor.dtype}")
+    return MappingProxyType({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})

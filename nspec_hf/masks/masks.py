@@ -1,4 +1,4 @@
-"""NeuronMasks: which neurons each pair keeps at each site, the artefact that a gate applies.
+"""NeuronMasks: which neurons each pair keeps at each site, the artifact that a gate applies.
 
 Shape letters: P = pairs, F = neurons of a site, S = sites.
 
@@ -9,74 +9,39 @@ part of the masks: a pair's position is its index in `pair_ids`.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor
 
-from nspec_hf.core import ConfigError, Pair, SiteMismatchError, UnknownPairError, pair_index
-from nspec_hf.masks.config import SelectConfig
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    SiteMismatchError,
+    UnknownPairError,
+    as_names,
+    as_pairs,
+    pair_index,
+    require,
+)
+from nspec_hf.masks.config import Grouping, SelectConfig
 from nspec_hf.masks.hub import SavedMasks
-from nspec_hf.masks.select import Choice, Recipe, choose, choose_random, choose_random_like, fingerprint
-from nspec_hf.recording import SIDES, ActivationStats, Site, site_from_name
+from nspec_hf.masks.select import Recipe, choose, draw
+from nspec_hf.recording import SIDES, ActivationStats, Site
 
 
 class NeuronMasks(SavedMasks):
     """Boolean masks, True = keep, for every pair at every site.
 
     `masks[pair][site name]` is a boolean tensor [F]. Treat masks as read-only: every method returns new
-    ones. Two are equal when pairs (with their order), sites and neurons are. Saving, loading and
-    publishing: `folder.py`.
-
-    Attributes:
-        pairs: In the order of `pair_ids`.
-        sites: The gated linears. Sites of the model that are not among them stay dense.
-        keep: Site name → boolean [P, F].
-        general: Masks by importance: site name → boolean [F], the neurons that all pairs keep. Else None.
-        recipe: Where the masks come from.
+    ones. Two are equal when pairs (with their order), sites and neurons are. Attributes,
+    saving, loading and publishing: `SavedMasks`.
     """
 
-    def __init__(
-        self,
-        pairs: Iterable[str],
-        keep: Mapping[str, Tensor],
-        *,
-        general: Mapping[str, Tensor] | None = None,
-        recipe: Recipe | None = None,
-    ) -> None:
-        """Make masks from tensors, which are copied.
-
-        Args:
-            pairs: At least one.
-            keep: Site name → boolean [P, F], on any device.
-            general: Site name → boolean [F] for the same sites, or None.
-            recipe: Where the masks come from.
-
-        Raises:
-            ConfigError: If there is no pair or site, a tensor has another type or shape, or a general
-                neuron is not kept by every pair.
-        """
-        choice = Choice(pairs=pairs, keep=keep, general=general, recipe=recipe or Recipe())
-        self._choice = choice
-        self.pairs: list[Pair] = choice.pairs
-        self.keep: Mapping[str, Tensor] = choice.keep
-        self.general: Mapping[str, Tensor] | None = choice.general
-        self.recipe: Recipe = choice.recipe
-        self.sites: list[Site] = [site_from_name(name, keep_PF.shape[1]) for name, keep_PF in keep.items()]
-
     @classmethod
-    def from_choice(cls, choice: Choice) -> "NeuronMasks":
-        """Return the masks that were chosen, or loaded."""
-        return cls(choice.pairs, choice.keep, general=choice.general, recipe=choice.recipe)
-
-    def choice(self) -> Choice:
-        """Return what the masks are made of."""
-        return self._choice
-
-    @classmethod
-    def from_config(cls, stats: ActivationStats, config: SelectConfig) -> "NeuronMasks":
+    def from_config(cls, stats: ActivationStats, config: SelectConfig) -> Self:
         """Return the masks that the settings ask for, from what was recorded; for errors see the next two."""
-        return cls.from_choice(choose(stats, config))
+        keep, general, recipe = choose(stats, config)
+        return cls(stats.pairs, keep, general=general, recipe=recipe)
 
     @classmethod
     def from_coverage(
@@ -85,8 +50,8 @@ class NeuronMasks(SavedMasks):
         coverage: float = 0.95,
         sides: Sequence[str] = SIDES,
         coverage_decoder: float | None = None,
-        by: str = "pair",
-    ) -> "NeuronMasks":
+        by: Grouping = "pair",
+    ) -> Self:
         """Keep the most active neurons of each feed-forward site (Tan et al. 2024, Eq. 1).
 
         A pair that never fired at a site keeps nothing there, with a warning. Recorded sites of other kinds
@@ -103,11 +68,7 @@ class NeuronMasks(SavedMasks):
             ConfigError: If `coverage` is out of range, or a side is unknown or has no feed-forward site.
         """
         config = SelectConfig(
-            method="coverage",
-            coverage=coverage,
-            coverage_decoder=coverage_decoder,
-            by=by,
-            sides=sides,
+            coverage=coverage, coverage_decoder=coverage_decoder, by=by, sides=as_names(sides)
         )
         return cls.from_config(stats, config)
 
@@ -115,12 +76,12 @@ class NeuronMasks(SavedMasks):
     def from_importance(
         cls,
         stats: ActivationStats,
-        score: str = "te",
+        score: Literal["te", "av"] = "te",
         general: float = 0.9,
         threshold: float = 0.7,
-        by: str = "pair",
+        by: Grouping = "pair",
         sides: Sequence[str] = SIDES,
-    ) -> "NeuronMasks":
+    ) -> Self:
         """Allocate neurons by importance: some to all pairs, each other one to those that need it most.
 
         Xie et al. (2021), Eq. 9 and the varieties of Fig. 6: with `by="source"` or `"target"` the pairs
@@ -139,9 +100,10 @@ class NeuronMasks(SavedMasks):
             ConfigError: If a setting is out of range, the score was not recorded or the sides have no site.
             EmptyPairError: If a pair has no tokens.
         """
-        if score not in ("te", "av"):
-            raise ConfigError(f"score is 'te' or 'av', got {score!r}")
-        config = SelectConfig(method=score, general=general, threshold=threshold, by=by, sides=sides)
+        require(score in ("te", "av"), f"score is 'te' or 'av', got {score!r}")
+        config = SelectConfig(
+            method=score, general=general, threshold=threshold, by=by, sides=as_names(sides)
+        )
         return cls.from_config(stats, config)
 
     @classmethod
@@ -153,7 +115,7 @@ class NeuronMasks(SavedMasks):
         seed: int = 1,
         *,
         like: "NeuronMasks | None" = None,
-    ) -> "NeuronMasks":
+    ) -> Self:
         """Draw masks at random, the control. Each depends on the seed, its site's name and its pair alone.
 
         Args:
@@ -166,15 +128,22 @@ class NeuronMasks(SavedMasks):
         Raises:
             ConfigError: If `like` is given beside the others, neither is, or `density` is out of range.
         """
-        if (like is None) == (sites is None) or (sites is None) != (pairs is None):
-            raise ConfigError("random masks need sites and pairs, or `like` alone")
         if like is not None:
-            if density is not None:
-                raise ConfigError("`like` states the density; leave `density` out")
-            settings = {"density_like": like.fingerprint()}
-            return cls.from_choice(choose_random_like(like.choice(), seed, settings))
-        widths = sites if isinstance(sites, Mapping) else {site.name: site.width for site in sites}
-        return cls.from_choice(choose_random(widths, pairs, 0.7 if density is None else density, seed))
+            if (sites, pairs, density) != (None, None, None):
+                raise ConfigError("`like` states sites, pairs and density; leave those out")
+            kept = {name: keep_PF.sum(dim=1).tolist() for name, keep_PF in like.keep.items()}
+            settings = {"density_like": like.fingerprint(), "seed": seed}
+            recipe = replace(like.recipe, method="random", settings=settings, derived=())
+            widths = {site.name: site.width for site in like.sites}
+            return cls(like.pairs, draw(widths, like.pairs, kept, seed), recipe=recipe)
+        if sites is None or pairs is None:
+            raise ConfigError("random masks need sites and pairs, or `like` alone")
+        widths = dict(sites) if isinstance(sites, Mapping) else {site.name: site.width for site in sites}
+        config = SelectConfig(method="random", density=0.7 if density is None else density, seed=seed)
+        pairs = as_pairs(pairs)
+        kept = {name: [round(config.density * width)] * len(pairs) for name, width in widths.items()}
+        recipe = Recipe(method="random", settings={"density": config.density, "seed": seed})
+        return cls(pairs, draw(widths, pairs, kept, seed) if pairs else {}, recipe=recipe)
 
     def __getitem__(self, pair: str) -> dict[str, Tensor]:
         """Return site name → boolean [F] of a pair.
@@ -239,10 +208,6 @@ class NeuronMasks(SavedMasks):
         chosen = [keep_PF[rows] for name, keep_PF in self.keep.items() if site in (None, name)]
         return sum(int(keep.sum()) for keep in chosen) / sum(keep.numel() for keep in chosen)
 
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that stand for pairs, sites and neurons, whatever the order of the sites."""
-        return fingerprint(self._choice)
-
     def check_model(self, sites: Iterable[Site]) -> None:
         """Check that these masks are for a model with these sites.
 
@@ -266,7 +231,7 @@ class NeuronMasks(SavedMasks):
                 f"{'; '.join(wrong)}"
             )
 
-    def subset(self, pairs: Iterable[str]) -> "NeuronMasks":
+    def subset(self, pairs: Iterable[str]) -> Self:
         """Return the masks of some pairs, in the order asked for.
 
         Raises:
@@ -275,50 +240,54 @@ class NeuronMasks(SavedMasks):
         """
         if isinstance(pairs, str):
             raise ConfigError(f"expected a list of pairs, got one string; write [{str(pairs)!r}]")
-        pairs = [self.pairs[self.index(pair)] for pair in pairs]
         rows = [self.index(pair) for pair in pairs]
         keep = {name: keep_PF[rows] for name, keep_PF in self.keep.items()}
-        recipe = self._recipe_then(f"subset of {len(self.pairs)} pairs")
-        return NeuronMasks(pairs, keep, general=self.general, recipe=recipe)
+        return self._derived([self.pairs[row] for row in rows], keep, f"subset of {len(self.pairs)} pairs")
 
-    def compose(self, pair: str, pivot: str = "en") -> "NeuronMasks":
-        """Return the same masks with a zero-shot pair appended, so that it has an index for `pair_ids`.
+    def compose(self, pairs: str | Iterable[str], pivot: str = "en") -> Self:
+        """Return the same masks with zero-shot pairs appended, so that they have an index for `pair_ids`.
 
         As in the paper: the encoder's neurons of source → pivot, the decoder's of pivot → target.
 
-        Raises:
-            UnknownPairError: If one of those two has no masks.
-            ConfigError: If the pair has masks of its own.
-        """
-        pair = Pair(pair)
-        if pair in self.pairs:
-            raise ConfigError(f"pair {str(pair)!r} has masks of its own; compose pairs that have none")
-        parts = {"encoder": Pair(pair.source, pivot), "decoder": Pair(pivot, pair.target)}
-        missing = [str(part) for part in parts.values() if part not in self.pairs]
-        if missing:
-            raise UnknownPairError(
-                f"pair {str(pair)!r} cannot be composed through {pivot!r}: masks lack {', '.join(missing)}; "
-                f"masks hold: {', '.join(sorted(self.pairs))}"
-            )
-        keep = {
-            site.name: torch.cat([self.keep[site.name], self[parts[site.side]][site.name][None]])
-            for site in self.sites
-        }
-        recipe = self._recipe_then(f"{pair} composed through {pivot}")
-        return NeuronMasks([*self.pairs, pair], keep, general=self.general, recipe=recipe)
+        Args:
+            pairs: One pair or several; several at once copy the masks once.
+            pivot: The language that both sides were trained with.
 
-    def union(self, name: str) -> "NeuronMasks":
+        Raises:
+            UnknownPairError: If masks of source → pivot or pivot → target are missing.
+            ConfigError: If a pair has masks of its own.
+        """
+        new = as_pairs(as_names(pairs))
+        rows: dict[str, list[int]] = {"encoder": [], "decoder": []}
+        for pair in new:
+            if pair in self.pairs:
+                raise ConfigError(f"pair {str(pair)!r} has masks of its own; compose pairs that have none")
+            parts = {"encoder": Pair(pair.source, pivot), "decoder": Pair(pivot, pair.target)}
+            missing = [str(part) for part in parts.values() if part not in self.pairs]
+            if missing:
+                raise UnknownPairError(
+                    f"pair {str(pair)!r} cannot be composed through {pivot!r}: masks lack "
+                    f"{', '.join(missing)}; masks hold: {', '.join(sorted(self.pairs))}"
+                )
+            for side, part in parts.items():
+                rows[side].append(self.index(part))
+        own = list(range(len(self.pairs)))
+        keep = {site.name: self.keep[site.name][own + rows[site.side]] for site in self.sites}
+        notes = [f"{pair} composed through {pivot}" for pair in new]
+        return self._derived([*self.pairs, *new], keep, *notes)
+
+    def union(self, name: str) -> Self:
         """Return one mask for all pairs together: what any of them keeps, under the pair `name`.
 
         For a model that serves a group: `masks.subset(group).union("mul-en")`. A name without a second
         language stands for both sides: `"all"` is the pair `all-all`.
         """
         keep = {site: keep_PF.any(dim=0, keepdim=True) for site, keep_PF in self.keep.items()}
-        recipe = self._recipe_then(f"union of {', '.join(self.pairs)}")
-        return NeuronMasks([_named(name)], keep, general=self.general, recipe=recipe)
+        return self._derived([_named(name)], keep, f"union of {', '.join(self.pairs)}")
 
-    def _recipe_then(self, note: str) -> Recipe:
-        return replace(self.recipe, derived=(*self.recipe.derived, note))
+    def _derived(self, pairs: Sequence[Pair], keep: Mapping[str, Tensor], *notes: str) -> Self:
+        recipe = replace(self.recipe, derived=(*self.recipe.derived, *notes))
+        return type(self)(pairs, keep, general=self.general, recipe=recipe)
 
 
 def _named(name: str) -> Pair:

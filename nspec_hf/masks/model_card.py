@@ -5,15 +5,16 @@ Shape letters: S = sites, P = pairs.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from nspec_hf.core import Pair
-from nspec_hf.masks.select import LIBRARY, Choice, Recipe, fingerprint
+from nspec_hf.masks.select import LIBRARY, Recipe
 
 _METHODS = {
     "coverage": "the most active neurons of a site that together cover a share of its activations "
@@ -64,28 +65,38 @@ def usage_snippet(recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str |
     )
 
 
-def card_text(choice: Choice, *, repo: str, model: str | None = None, figures: Sequence[str] = ()) -> str:
+class _Masks(Protocol):
+    """What the card reads of masks."""
+
+    pairs: list[Pair]
+    keep: Mapping[str, Tensor]
+    recipe: Recipe
+
+    def fingerprint(self) -> str: ...
+
+
+def card_text(masks: _Masks, *, repo: str, model: str | None = None, figures: Sequence[str] = ()) -> str:
     """Return the text of README.md: metadata for the Hub; what the masks are, how to use and to remake them.
 
     Args:
-        choice: What the masks are made of.
+        masks: The masks.
         repo: Hub id or folder that the snippet loads.
         model: See `usage_snippet`.
         figures: Paths of images, relative to the card.
     """
-    recipe, pairs = choice.recipe, choice.pairs
-    density_SP = torch.stack([keep_PF.double().mean(dim=1) for keep_PF in choice.keep.values()])
+    recipe, pairs = masks.recipe, masks.pairs
+    density_SP = torch.stack([keep_PF.double().mean(dim=1) for keep_PF in masks.keep.values()])
     name = model or recipe.base_model
     parts = [
         f"---\n{_metadata(recipe, pairs).to_yaml()}\n---",
         f"# Neuron masks{f' for {name}' if name else ''}",
         f"Which neurons {_counted(len(pairs), 'translation direction')} keep at "
-        f"{_counted(len(choice.keep), 'linear layer')}: {float(density_SP.mean()):.1%} on average. Masks "
+        f"{_counted(len(masks.keep), 'linear layer')}: {float(density_SP.mean()):.1%} on average. Masks "
         "only: they add no parameter, and the model itself is loaded from its own repository.",
         f"## Use\n\n```python\n{usage_snippet(recipe, pairs, repo, model)}\n```",
-        f"## How they were made\n\n{_recipe_table(choice)}",
-        f"## Share of neurons kept\n\n{_site_table(choice, density_SP)}",
-        _pair_table(choice, density_SP),
+        f"## How they were made\n\n{_recipe_table(masks)}",
+        f"## Share of neurons kept\n\n{_site_table(masks, density_SP)}",
+        _pair_table(masks, density_SP),
     ]
     if figures:
         images = "\n\n".join(f"![{Path(figure).stem.replace('_', ' ')}]({figure})" for figure in figures)
@@ -106,8 +117,8 @@ def _metadata(recipe: Recipe, pairs: Sequence[Pair]) -> ModelCardData:
     return ModelCardData(**data)
 
 
-def _recipe_table(choice: Choice) -> str:
-    recipe = choice.recipe
+def _recipe_table(masks: _Masks) -> str:
+    recipe = masks.recipe
     total = sum(recipe.tokens.values())
     rows = {
         "method": f"`{recipe.method}`: {_METHODS.get(recipe.method, 'made from given tensors')}",
@@ -116,7 +127,7 @@ def _recipe_table(choice: Choice) -> str:
         "base model": recipe.base_model,
         "base revision": recipe.revision,
         "fingerprint of the base's weights": recipe.weight_fingerprint,
-        "fingerprint of the masks": fingerprint(choice),
+        "fingerprint of the masks": masks.fingerprint(),
         "counted on": json.dumps(recipe.corpus, ensure_ascii=False) if recipe.corpus else "",
         "tokens counted": f"{total:,}" if total else "",
         "made with": ", ".join(f"{name} {version}" for name, version in recipe.versions.items()),
@@ -124,27 +135,27 @@ def _recipe_table(choice: Choice) -> str:
     return _table(("", ""), [(name, value) for name, value in rows.items() if value])
 
 
-def _site_table(choice: Choice, density_SP: Tensor) -> str:
+def _site_table(masks: _Masks, density_SP: Tensor) -> str:
     rows = []
-    for (name, keep_PF), density_P in zip(choice.keep.items(), density_SP, strict=True):
+    for (name, keep_PF), density_P in zip(masks.keep.items(), density_SP, strict=True):
         low, high = int(density_P.argmin()), int(density_P.argmax())
         rows.append(
             (
                 f"`{name}`",
                 str(keep_PF.shape[1]),
                 f"{float(density_P.mean()):.3f}",
-                f"{float(density_P[low]):.3f} ({choice.pairs[low]})",
-                f"{float(density_P[high]):.3f} ({choice.pairs[high]})",
+                f"{float(density_P[low]):.3f} ({masks.pairs[low]})",
+                f"{float(density_P[high]):.3f} ({masks.pairs[high]})",
             )
         )
     return _table(("site", "neurons", "mean over pairs", "lowest", "highest"), rows)
 
 
-def _pair_table(choice: Choice, density_SP: Tensor) -> str:
-    tokens = choice.recipe.tokens
+def _pair_table(masks: _Masks, density_SP: Tensor) -> str:
+    tokens = masks.recipe.tokens
     rows = [
         (str(pair), f"{float(mean):.3f}", f"{tokens[pair]:,}" if pair in tokens else "–")
-        for pair, mean in zip(choice.pairs, density_SP.mean(dim=0), strict=True)
+        for pair, mean in zip(masks.pairs, density_SP.mean(dim=0), strict=True)
     ]
     return _table(("pair", "mean over sites", "tokens counted"), rows)
 

@@ -170,7 +170,7 @@ def test_what_cannot_be_pushed_or_pulled_is_refused_with_its_reason(hub, tmp_pat
 PUSH_WHAT_NAMES_FOLDERS = """
 import json, sys, warnings
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.stats import ActivationStats
+from nspec_hf.recording import ActivationStats
 
 repo, folder, stats, model = sys.argv[1:]
 with warnings.catch_warnings(record=True) as caught:

@@ -8,7 +8,6 @@ import torch
 
 from nspec_hf.core import ConfigError, Pair, SiteMismatchError, UnknownPairError
 from nspec_hf.masks import NeuronMasks, SelectConfig, select_by_coverage
-from nspec_hf.masks.select import Choice
 from nspec_hf.recording import Site, find_sites
 from tests.helpers.models import tiny_m2m100
 from tests.masks.test_select import DECODER, ENCODER, PAIRS, made_up_stats
@@ -153,7 +152,7 @@ def test_density_is_the_share_of_kept_neurons():
 
 
 def test_masks_are_equal_when_neurons_pairs_and_their_order_are(masks):
-    assert masks == NeuronMasks.from_choice(Choice(pairs=PAIRS, keep=masks.keep))
+    assert masks == NeuronMasks(PAIRS, masks.keep)
     assert hash(masks) == hash(masks.subset(PAIRS))
     assert masks != masks.subset(list(reversed(PAIRS)))
     assert masks != "masks"

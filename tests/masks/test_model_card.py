@@ -8,22 +8,21 @@ import torch
 from huggingface_hub import ModelCard
 
 from nspec_hf.core import as_pairs
-from nspec_hf.masks import Recipe, SelectConfig
+from nspec_hf.masks import NeuronMasks, Recipe, SelectConfig
 from nspec_hf.masks.model_card import card_text, languages_of, usage_snippet
-from nspec_hf.masks.select import Choice, choose, fingerprint
 from tests.masks.test_select import DECODER, ENCODER, PAIRS, made_up_stats
 
 BASE = {"id": "some/base", "revision": "abc123", "fingerprint": "0123456789abcdef"}
 
 
 @pytest.fixture(scope="module")
-def choice():
+def masks():
     stats = made_up_stats(base=BASE, corpus={"name": "dev", "sentences": 1000})
-    return choose(stats, SelectConfig(coverage=0.85))
+    return NeuronMasks.from_config(stats, SelectConfig(coverage=0.85))
 
 
-def test_the_metadata_says_languages_base_and_library(choice):
-    data = ModelCard(card_text(choice, repo="me/masks")).data
+def test_the_metadata_says_languages_base_and_library(masks):
+    data = ModelCard(card_text(masks, repo="me/masks")).data
     assert data.language == ["de", "en", "fr"]
     assert data.library_name == "nspec_hf"
     assert data.pipeline_tag == "translation"
@@ -37,7 +36,7 @@ def test_a_base_that_is_no_repository_stays_out_of_the_metadata(base, monkeypatc
     (tmp_path / "tests").mkdir()
     monkeypatch.chdir(tmp_path)
     keep = {ENCODER: torch.tensor([[True, False]])}
-    card = card_text(Choice(pairs=["en-de"], keep=keep, recipe=Recipe(base_model=base)), repo="me/masks")
+    card = card_text(NeuronMasks(pairs=["en-de"], keep=keep, recipe=Recipe(base_model=base)), repo="me/masks")
     assert ModelCard(card).data.base_model is None
 
 
@@ -45,14 +44,14 @@ def test_languages_are_iso_codes_as_the_hub_wants_them():
     pairs = as_pairs(["eng_Latn-deu_Latn", "zh-CN->en_XX", "klingon-en"])
     assert languages_of(pairs) == ["deu", "en", "eng", "zh"]
     keep = {ENCODER: torch.tensor([[True, False]])}
-    assert "language:" not in card_text(Choice(pairs=["klingon-elvish"], keep=keep), repo="me/masks")
+    assert "language:" not in card_text(NeuronMasks(pairs=["klingon-elvish"], keep=keep), repo="me/masks")
 
 
-def test_every_fact_of_the_recipe_stands_in_the_card(choice):
-    card = card_text(choice, repo="me/masks")
-    facts = ["`coverage`", "some/base", "abc123", "0123456789abcdef", '"name": "dev"', fingerprint(choice)]
-    facts += [f"| setting `{name}` |" for name in choice.recipe.settings]
-    facts += ["`0.85`", f"{sum(choice.recipe.tokens.values()):,}", *choice.recipe.versions.values()]
+def test_every_fact_of_the_recipe_stands_in_the_card(masks):
+    card = card_text(masks, repo="me/masks")
+    facts = ["`coverage`", "some/base", "abc123", "0123456789abcdef", '"name": "dev"', masks.fingerprint()]
+    facts += [f"| setting `{name}` |" for name in masks.recipe.settings]
+    facts += ["`0.85`", f"{sum(masks.recipe.tokens.values()):,}", *masks.recipe.versions.values()]
     assert not [fact for fact in facts if fact not in card]
 
 
@@ -62,7 +61,7 @@ def test_the_tables_show_the_shares_that_were_kept():
     keep[ENCODER][1, :2] = True
     keep[DECODER][1, :3] = True
     recipe = Recipe(tokens={"en-de": 12345})
-    card = card_text(Choice(pairs=["en-de", "de-en"], keep=keep, recipe=recipe), repo="me/masks")
+    card = card_text(NeuronMasks(pairs=["en-de", "de-en"], keep=keep, recipe=recipe), repo="me/masks")
     assert f"| `{ENCODER}` | 8 | 0.500 | 0.250 (de-en) | 0.750 (en-de) |" in card
     assert f"| `{DECODER}` | 4 | 0.375 | 0.000 (en-de) | 0.750 (de-en) |" in card
     assert "| en-de | 0.375 | 12,345 |" in card
@@ -72,20 +71,20 @@ def test_the_tables_show_the_shares_that_were_kept():
 def test_text_with_bars_and_line_breaks_cannot_break_a_table():
     keep = {ENCODER: torch.tensor([[True, False]])}
     recipe = Recipe(derived=("a | b\nc",))
-    card = card_text(Choice(pairs=["en-de"], keep=keep, recipe=recipe), repo="me/masks")
+    card = card_text(NeuronMasks(pairs=["en-de"], keep=keep, recipe=recipe), repo="me/masks")
     assert r"| then | a \| b c |" in card
 
 
-def test_the_snippet_is_python_and_names_masks_base_revision_and_pair(choice):
-    code = usage_snippet(choice.recipe, choice.pairs, "me/masks")
+def test_the_snippet_is_python_and_names_masks_base_revision_and_pair(masks):
+    code = usage_snippet(masks.recipe, masks.pairs, "me/masks")
     ast.parse(code)
     assert 'NeuronMasks.from_pretrained("me/masks")' in code
     assert 'AutoModelForSeq2SeqLM.from_pretrained("some/base", revision="abc123")' in code
     assert f'"{PAIRS[0]}"' in code
 
 
-def test_the_snippet_loads_the_specialized_model_where_there_is_one(choice):
-    code = usage_snippet(choice.recipe, choice.pairs, "me/masks", model="me/specialized")
+def test_the_snippet_loads_the_specialized_model_where_there_is_one(masks):
+    code = usage_snippet(masks.recipe, masks.pairs, "me/masks", model="me/specialized")
     assert code.count('from_pretrained("me/specialized")') == 2
     assert "some/base" not in code
     assert "abc123" not in code
@@ -98,11 +97,11 @@ def test_odd_names_cannot_break_out_of_the_snippet():
     assert not imports
 
 
-def test_figures_are_shown_with_a_name_to_read(choice):
-    card = card_text(choice, repo="me/masks", figures=["figures/overlap_of_layer_0.png"])
+def test_figures_are_shown_with_a_name_to_read(masks):
+    card = card_text(masks, repo="me/masks", figures=["figures/overlap_of_layer_0.png"])
     assert "![overlap of layer 0](figures/overlap_of_layer_0.png)" in card
-    assert "## Figures" not in card_text(choice, repo="me/masks")
+    assert "## Figures" not in card_text(masks, repo="me/masks")
 
 
-def test_the_card_has_one_block_of_code(choice):
-    assert len(re.findall(r"```python\n.*?```", card_text(choice, repo="me/masks"), flags=re.DOTALL)) == 1
+def test_the_card_has_one_block_of_code(masks):
+    assert len(re.findall(r"```python\n.*?```", card_text(masks, repo="me/masks"), flags=re.DOTALL)) == 1

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from nspec_hf.core import ConfigError, EmptyPairError
-from nspec_hf.masks import Recipe, SelectConfig, allocate_by_importance, select_by_coverage
-from nspec_hf.masks.select import Choice, choose, choose_random, choose_random_like, fingerprint
+from nspec_hf.masks import NeuronMasks, Recipe, SelectConfig, allocate_by_importance, select_by_coverage
 from nspec_hf.recording import ActivationStats, RecordConfig, site_from_name
 
 ENCODER = "model.encoder.layers.0.fc1"
@@ -30,43 +29,43 @@ def made_up_stats(pairs=PAIRS, sites=None, seed=0, base=None, corpus=None):
 
 def test_coverage_selects_each_pair_and_feed_forward_site_on_its_own():
     stats = made_up_stats()
-    choice = choose(stats, SelectConfig(coverage=0.8))
-    assert list(choice.keep) == [ENCODER, DECODER]
-    assert choice.pairs == PAIRS
-    assert choice.general is None
+    masks = NeuronMasks.from_config(stats, SelectConfig(coverage=0.8))
+    assert list(masks.keep) == [ENCODER, DECODER]
+    assert masks.pairs == PAIRS
+    assert masks.general is None
     for row, pair in enumerate(PAIRS):
-        for name in choice.keep:
-            assert torch.equal(choice.keep[name][row], select_by_coverage(stats[pair][name], 0.8))
-    assert 0 < choice.keep[ENCODER].sum() < choice.keep[ENCODER].numel()
+        for name in masks.keep:
+            assert torch.equal(masks.keep[name][row], select_by_coverage(stats[pair][name], 0.8))
+    assert 0 < masks.keep[ENCODER].sum() < masks.keep[ENCODER].numel()
 
 
 @pytest.mark.parametrize("method", ["coverage", "te", "random"])
 def test_only_the_selected_sides_get_masks(method):
-    choice = choose(made_up_stats(), SelectConfig(method=method, sides=("encoder",)))
-    assert list(choice.keep) == [ENCODER]
-    assert choice.recipe.settings["sides"] == ["encoder"]
+    masks = NeuronMasks.from_config(made_up_stats(), SelectConfig(method=method, sides=("encoder",)))
+    assert list(masks.keep) == [ENCODER]
+    assert masks.recipe.settings["sides"] == ["encoder"]
 
 
 def test_a_side_without_sites_is_refused_and_a_decoder_only_model_is_not():
     stats = made_up_stats(sites={DECODER: 20})
     with pytest.raises(ConfigError, match="no site of the side encoder"):
-        choose(stats, SelectConfig(sides=("encoder",)))
-    assert list(choose(stats, SelectConfig()).keep) == [DECODER]
+        NeuronMasks.from_config(stats, SelectConfig(sides=("encoder",)))
+    assert list(NeuronMasks.from_config(stats, SelectConfig()).keep) == [DECODER]
 
 
 def test_statistics_without_feed_forward_sites_cannot_be_selected_by_coverage():
     with pytest.raises(ConfigError, match="feed-forward"):
-        choose(made_up_stats(sites={CROSS_KEYS: 16}), SelectConfig())
+        NeuronMasks.from_config(made_up_stats(sites={CROSS_KEYS: 16}), SelectConfig())
 
 
 @pytest.mark.parametrize("score", ["te", "av"])
 def test_importance_is_allocated_site_by_site(score):
     stats = made_up_stats()
-    choice = choose(stats, SelectConfig(method=score, general=0.5, threshold=0.6))
+    masks = NeuronMasks.from_config(stats, SelectConfig(method=score, general=0.5, threshold=0.6))
     for name in (ENCODER, DECODER, CROSS_KEYS):
         keep_PF, general_F = allocate_by_importance(stats.importance(score)[name], 0.5, 0.6)
-        assert torch.equal(choice.keep[name], keep_PF)
-        assert torch.equal(choice.general[name], general_F)
+        assert torch.equal(masks.keep[name], keep_PF)
+        assert torch.equal(masks.general[name], general_F)
 
 
 def recorded_as_one(stats, members):
@@ -86,7 +85,7 @@ def recorded_as_one(stats, members):
 )
 def test_pairs_that_share_a_language_get_what_recording_them_as_one_pair_would_give(by, encoder, decoder):
     stats = made_up_stats()
-    choice = choose(stats, SelectConfig(method="te", general=0.5, threshold=0.6, by=by))
+    masks = NeuronMasks.from_config(stats, SelectConfig(method="te", general=0.5, threshold=0.6, by=by))
     for name, position in ((ENCODER, encoder), (DECODER, decoder), (CROSS_KEYS, decoder)):
         members = {}
         for pair in stats.pairs:
@@ -96,8 +95,8 @@ def test_pairs_that_share_a_language_get_what_recording_them_as_one_pair_would_g
         keep_GF, general_F = allocate_by_importance(importance_GF, 0.5, 0.6)
         for group, pairs in enumerate(members.values()):
             for pair in pairs:
-                assert torch.equal(choice.keep[name][PAIRS.index(pair)], keep_GF[group])
-        assert torch.equal(choice.general[name], general_F)
+                assert torch.equal(masks.keep[name][PAIRS.index(pair)], keep_GF[group])
+        assert torch.equal(masks.general[name], general_F)
 
 
 @pytest.mark.parametrize(
@@ -106,24 +105,26 @@ def test_pairs_that_share_a_language_get_what_recording_them_as_one_pair_would_g
 )
 def test_coverage_of_pairs_that_share_a_language_is_that_of_their_counts_together(by, encoder, decoder):
     stats = made_up_stats()
-    choice = choose(stats, SelectConfig(coverage=0.7, by=by))
+    masks = NeuronMasks.from_config(stats, SelectConfig(coverage=0.7, by=by))
     for name, position in ((ENCODER, encoder), (DECODER, decoder)):
         for row, pair in enumerate(stats.pairs):
             language = (pair.source, pair.target)[position]
             alike = [each for each in stats.pairs if (each.source, each.target)[position] == language]
             together = sum(stats[each][name] for each in alike)
-            assert torch.equal(choice.keep[name][row], select_by_coverage(together, 0.7))
-    assert not torch.equal(choice.keep[ENCODER], choose(stats, SelectConfig(coverage=0.7)).keep[ENCODER])
-    assert choice.recipe.settings["by"] == by
+            assert torch.equal(masks.keep[name][row], select_by_coverage(together, 0.7))
+    assert not torch.equal(
+        masks.keep[ENCODER], NeuronMasks.from_config(stats, SelectConfig(coverage=0.7)).keep[ENCODER]
+    )
+    assert masks.recipe.settings["by"] == by
 
 
 def test_the_decoder_may_have_a_coverage_of_its_own():
     stats = made_up_stats()
-    choice = choose(stats, SelectConfig(coverage=0.8, coverage_decoder=0.5))
+    masks = NeuronMasks.from_config(stats, SelectConfig(coverage=0.8, coverage_decoder=0.5))
     for row, pair in enumerate(stats.pairs):
-        assert torch.equal(choice.keep[ENCODER][row], select_by_coverage(stats[pair][ENCODER], 0.8))
-        assert torch.equal(choice.keep[DECODER][row], select_by_coverage(stats[pair][DECODER], 0.5))
-    assert choice.recipe.settings["coverage_decoder"] == 0.5
+        assert torch.equal(masks.keep[ENCODER][row], select_by_coverage(stats[pair][ENCODER], 0.8))
+        assert torch.equal(masks.keep[DECODER][row], select_by_coverage(stats[pair][DECODER], 0.5))
+    assert masks.recipe.settings["coverage_decoder"] == 0.5
 
 
 def test_rows_that_never_fired_are_named_in_one_warning():
@@ -133,27 +134,27 @@ def test_rows_that_never_fired_are_named_in_one_warning():
     with pytest.warns(
         UserWarning, match=rf"nothing is kept.*de-en at {ENCODER}, en-fr at {DECODER}"
     ) as caught:
-        choice = choose(stats, SelectConfig())
+        masks = NeuronMasks.from_config(stats, SelectConfig())
     assert len(caught) == 1
-    assert not choice.keep[ENCODER][1].any()
+    assert not masks.keep[ENCODER][1].any()
     stats.sums["te"][ENCODER][3] = 0
     with pytest.warns(UserWarning, match="general neurons only is kept.*fr-en"):
-        choose(stats, SelectConfig(method="te"))
+        NeuronMasks.from_config(stats, SelectConfig(method="te"))
 
 
 def test_importance_that_was_not_recorded_or_of_an_empty_pair_is_refused():
     with pytest.raises(ConfigError, match="te"):
-        choose(ActivationStats(["en-de"], {ENCODER: 8}), SelectConfig(method="te"))
+        NeuronMasks.from_config(ActivationStats(["en-de"], {ENCODER: 8}), SelectConfig(method="te"))
     stats = made_up_stats()
     stats.sentence_counts[2] = 0
     with pytest.raises(EmptyPairError, match="en-fr"):
-        choose(stats, SelectConfig(method="te"))
+        NeuronMasks.from_config(stats, SelectConfig(method="te"))
 
 
 def test_the_recipe_says_how_to_make_the_masks_again():
     base = {"id": "some/base", "revision": "abc", "fingerprint": "0123456789abcdef"}
     stats = made_up_stats(base=base, corpus={"name": "dev"})
-    recipe = choose(stats, SelectConfig(method="av", general=0.8, by="target")).recipe
+    recipe = NeuronMasks.from_config(stats, SelectConfig(method="av", general=0.8, by="target")).recipe
     assert recipe.method == "av"
     assert recipe.settings == {
         "general": 0.8,
@@ -170,32 +171,32 @@ def test_the_recipe_says_how_to_make_the_masks_again():
 
 
 def test_random_masks_keep_exactly_the_density_everywhere_and_differ():
-    choice = choose_random({ENCODER: 24, DECODER: 30}, PAIRS, density=0.7, seed=5)
-    assert choice.keep[ENCODER].sum(dim=1).tolist() == [round(0.7 * 24)] * 4
-    assert choice.keep[DECODER].sum(dim=1).tolist() == [21] * 4
-    assert len({tuple(row.tolist()) for row in choice.keep[DECODER]}) == 4
+    masks = NeuronMasks.random({ENCODER: 24, DECODER: 30}, PAIRS, density=0.7, seed=5)
+    assert masks.keep[ENCODER].sum(dim=1).tolist() == [round(0.7 * 24)] * 4
+    assert masks.keep[DECODER].sum(dim=1).tolist() == [21] * 4
+    assert len({tuple(row.tolist()) for row in masks.keep[DECODER]}) == 4
 
 
 def test_a_random_mask_depends_on_seed_site_and_pair_alone():
     widths = {ENCODER: 24, DECODER: 24}
-    first = choose_random(widths, PAIRS, seed=5)
-    again = choose_random(dict(reversed(widths.items())), ["xx-yy", *reversed(PAIRS)], seed=5)
+    first = NeuronMasks.random(widths, PAIRS, seed=5)
+    again = NeuronMasks.random(dict(reversed(widths.items())), ["xx-yy", *reversed(PAIRS)], seed=5)
     for name in widths:
         for row, pair in enumerate(PAIRS):
             assert torch.equal(first.keep[name][row], again.keep[name][again.pairs.index(pair)])
     assert not torch.equal(first.keep[ENCODER], first.keep[DECODER])
-    assert not torch.equal(first.keep[ENCODER], choose_random(widths, PAIRS, seed=6).keep[ENCODER])
+    assert not torch.equal(first.keep[ENCODER], NeuronMasks.random(widths, PAIRS, seed=6).keep[ENCODER])
 
 
 def test_random_masks_are_the_same_on_every_machine():
     # Drawn once and written down: a change would silently change what a published seed means.
-    keep_F = choose_random({ENCODER: 16}, ["en-de"], density=0.5, seed=1).keep[ENCODER][0]
+    keep_F = NeuronMasks.random({ENCODER: 16}, ["en-de"], density=0.5, seed=1).keep[ENCODER][0]
     assert keep_F.nonzero()[:, 0].tolist() == [1, 3, 5, 10, 11, 13, 14, 15]
 
 
 def test_random_masks_like_others_keep_as_many_neurons_in_every_row():
-    like = choose(made_up_stats(), SelectConfig(method="te", general=0.3))
-    drawn = choose_random_like(like, seed=2)
+    like = NeuronMasks.from_config(made_up_stats(), SelectConfig(method="te", general=0.3))
+    drawn = NeuronMasks.random(like=like, seed=2)
     assert drawn.general is None
     for name, keep_PF in like.keep.items():
         assert torch.equal(drawn.keep[name].sum(dim=1), keep_PF.sum(dim=1))
@@ -204,20 +205,20 @@ def test_random_masks_like_others_keep_as_many_neurons_in_every_row():
 
 
 def test_the_fingerprint_stands_for_neurons_pairs_and_widths_not_for_the_order_of_sites():
-    choice = choose_random({ENCODER: 24, DECODER: 20}, PAIRS)
-    turned = Choice(pairs=PAIRS, keep=dict(reversed(choice.keep.items())), recipe=Recipe(method="te"))
-    assert fingerprint(choice) == fingerprint(turned)
-    changed = {name: keep_PF.clone() for name, keep_PF in choice.keep.items()}
+    masks = NeuronMasks.random({ENCODER: 24, DECODER: 20}, PAIRS)
+    turned = NeuronMasks(pairs=PAIRS, keep=dict(reversed(masks.keep.items())), recipe=Recipe(method="te"))
+    assert masks.fingerprint() == turned.fingerprint()
+    changed = {name: keep_PF.clone() for name, keep_PF in masks.keep.items()}
     changed[DECODER][3, 19] ^= True
-    wider = {**choice.keep, DECODER: torch.nn.functional.pad(choice.keep[DECODER], (0, 1))}
+    wider = {**masks.keep, DECODER: torch.nn.functional.pad(masks.keep[DECODER], (0, 1))}
     others = [
-        Choice(pairs=PAIRS, keep=changed),
-        Choice(pairs=[*PAIRS[:3], "xx-en"], keep=choice.keep),
-        Choice(pairs=PAIRS, keep=wider),
-        Choice(pairs=PAIRS, keep={**choice.keep, "model.encoder.layers.1.fc1": choice.keep[ENCODER]}),
-        Choice(pairs=PAIRS, keep=choice.keep, general={n: k.all(dim=0) for n, k in choice.keep.items()}),
+        NeuronMasks(pairs=PAIRS, keep=changed),
+        NeuronMasks(pairs=[*PAIRS[:3], "xx-en"], keep=masks.keep),
+        NeuronMasks(pairs=PAIRS, keep=wider),
+        NeuronMasks(pairs=PAIRS, keep={**masks.keep, "model.encoder.layers.1.fc1": masks.keep[ENCODER]}),
+        NeuronMasks(pairs=PAIRS, keep=masks.keep, general={n: k.all(dim=0) for n, k in masks.keep.items()}),
     ]
-    assert len({fingerprint(choice), *map(fingerprint, others)}) == 6
+    assert len({masks.fingerprint(), *(each.fingerprint() for each in others)}) == 6
 
 
 def booleans(*shape):
@@ -241,16 +242,16 @@ def booleans(*shape):
 )
 def test_tensors_that_are_no_masks_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        Choice(**{"pairs": ["en-de", "de-en"], "keep": {ENCODER: booleans(2, 8)}, **changes})
+        NeuronMasks(**{"pairs": ["en-de", "de-en"], "keep": {ENCODER: booleans(2, 8)}, **changes})
 
 
 def test_a_choice_is_not_changed_by_its_giver():
     keep_PF = booleans(2, 8)
-    choice = Choice(pairs=["en-de", "de-en"], keep={ENCODER: keep_PF})
+    masks = NeuronMasks(pairs=["en-de", "de-en"], keep={ENCODER: keep_PF})
     keep_PF.fill_(True)
-    assert torch.equal(choice.keep[ENCODER], booleans(2, 8))
+    assert torch.equal(masks.keep[ENCODER], booleans(2, 8))
     with pytest.raises(TypeError):
-        choice.keep[DECODER] = keep_PF
+        masks.keep[DECODER] = keep_PF
 
 
 def test_the_tokens_of_keys_that_look_at_the_source_are_the_sources():
