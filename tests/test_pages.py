@@ -1,0 +1,160 @@
+"""The pages' commands and code do what they say: taken from the text, then run; links lead somewhere."""
+
+import importlib
+import importlib.util
+import io
+import re
+import shlex
+import shutil
+import subprocess
+
+import jsonargparse
+import pytest
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+from nspec_hf.cli.main import COMMANDS, main
+from nspec_hf.systems import ExperimentConfig, read_settings
+from tests.helpers import tiny_text
+from tests.helpers.pages import GIVEN, PAGES, README, ROOT, blocks, shell
+
+PAIRS = ["en-de", "de-en"]
+STEPS = "{max_steps: 2, learning_rate: 0.01, warmup_steps: 1, logging_steps: 1, eval_steps: 2, save_steps: 2}"
+DECODING = "--translate.num_beams 1 --translate.length_ratio 0.5 --translate.length_extra 6"
+SMALL = {
+    "train": f"--train.batches.max_tokens 60 --train.batches.max_length 60 --train.arguments '{STEPS}'",
+    "translate": DECODING,
+    "compare": "--n_samples 50 --n_jobs 1",
+    "probe": f"--lines 4 --sizes [4] --seeds [1] {DECODING}",
+    "export": "--export.sample 4",
+    "analyze": "--figures false",
+}
+"""Settings that make a command of a page a matter of seconds."""
+OPTIONS_OF = {"specialize": {"system": {"type": str, "default": ""}}}
+
+
+def every(program):
+    """Return the lines of a program on all pages, each once, with its page."""
+    lines = {line: page for page in PAGES for line in shell(page, program)}
+    return [
+        pytest.param(line, id=f"{page.stem}-{number}") for number, (line, page) in enumerate(lines.items())
+    ]
+
+
+def test_there_are_commands_and_code_to_test():
+    assert {"make", "nspec"} <= {line.split()[0] for line in shell(README)}
+    assert len(blocks(README, "python")) == 2
+    programs = {line.split()[0] for page in PAGES for line in shell(page)}
+    assert programs <= {"make", "nspec", "python", "mkdir", "git", "accelerate"}
+
+
+def test_the_readme_is_read_in_five_minutes():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+    named = re.findall(r"`((?:nspec_hf|tests|recipes|\.github|\.ci)/[\w./*-]+)`", text)
+    for path in named:
+        assert list(ROOT.glob(path.rstrip("/"))) or "NAME" in path, path
+
+
+@pytest.mark.parametrize("line", every("make"))
+def test_every_make_command_is_a_target(line):
+    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", every("nspec"))
+def test_every_nspec_command_has_these_settings(line):
+    name, *arguments = shlex.split(line.split("<")[0].split(">")[0])[1:]
+    function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(function, as_positional=False, as_group=False)
+    parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize("line", every("python"))
+def test_every_recipe_command_names_a_script_and_settings_that_are_there(line):
+    script, *arguments = shlex.split(line)[1:]
+    if script == "-m":
+        assert importlib.util.find_spec(arguments[0])
+        return
+    assert (ROOT / script).is_file()
+    config = str(ROOT / arguments[0])
+    rest = [str(ROOT / each) if each.startswith("recipes/") else each for each in arguments[1:]]
+    extra = OPTIONS_OF.get(script.rpartition("/")[2].removesuffix(".py"), {})
+    settings, _ = read_settings(ExperimentConfig, [config, *rest], **extra)
+    assert settings.data.trained_pairs()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("page", [page for page in PAGES if shell(page, "nspec")], ids=lambda page: page.stem)
+def test_the_nspec_commands_of_a_page_run_one_after_the_other_as_they_stand(page, tmp_path, monkeypatch):
+    """With a tiny model under the name of the page's, and few updates, beams and trials."""
+    monkeypatch.chdir(tmp_path)
+    tiny_text.write_text(tmp_path / "data", train=40, valid=16, test=10)
+    shutil.copy(tmp_path / "data" / "test.en", "in.txt")
+    (tmp_path / "facebook").mkdir()
+    for part in (tiny_text.model(), tiny_text.tokenizer()):
+        part.save_pretrained("facebook/m2m100_418M")
+    for line in shell(page):
+        program, *arguments = shlex.split(line)
+        if program == "mkdir":
+            subprocess.run([program, *arguments], check=True)
+        if program != "nspec" or arguments[0] == "demo":
+            continue
+        printed = io.StringIO()
+        monkeypatch.setattr("sys.stdout", printed)
+        assert main([*arguments, *shlex.split(SMALL.get(arguments[0], ""))]) == 0, line
+        outputs = [arguments[at + 1] for at, each in enumerate(arguments) if each == "--output"]
+        assert all((tmp_path / output).exists() for output in outputs), line
+        assert outputs or printed.getvalue().strip(), line
+
+
+def trainer_script(folder):
+    """Return what a page's Python leaves to the reader's script."""
+    tokenizer, model = tiny_text.tokenizer(), tiny_text.model()
+    rows = [{"pair": pair, "source": "one two", "target": "eins zwei drei"} for pair in PAIRS * 2]
+    names = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "pairs": PAIRS,
+        "train_dataset": rows,
+        "Seq2SeqTrainer": Seq2SeqTrainer,
+        "args": Seq2SeqTrainingArguments(
+            output_dir=str(folder),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            remove_unused_columns=False,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            save_strategy="no",
+        ),
+    }
+    exec("from nspec_hf import PairCollator", names)
+    names["validation_batches"] = [names["PairCollator"](tokenizer, PAIRS)(rows)]
+    return names
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem
+)
+def test_the_python_of_a_page_trains_and_translates(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_text.write_text(tmp_path / "data", train=40, valid=8, test=4)
+    names = trainer_script(tmp_path / "run")
+    before = names["model"].model.encoder.layers[0].fc1.weight.detach().clone()
+    for block in blocks(page, "python"):
+        exec(block, names)
+    assert not before.equal(names["model"].model.encoder.layers[0].fc1.weight)
+    assert 0 < names["gate"].masks.density() < 1
+    if page == README:
+        assert (tmp_path / "masks" / "nspec_masks.safetensors").is_file()
+
+
+def test_what_the_type_checker_takes_as_given_is_what_a_script_has(tmp_path):
+    given = re.findall(r"^    (\w+): ", GIVEN, re.MULTILINE)
+    assert set(given) <= set(trainer_script(tmp_path))
