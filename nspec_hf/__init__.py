@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
-    "core": "lazy errors pairs tables files bits artifact distributed provenance",
+    "core": "lazy errors pairs tables files folders artifact distributed provenance",
     "data": "language_tags tokenizer corpus dataset sampler collator translations sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder",
     "masks": "config rules select model_card hub masks",

@@ -36,9 +36,8 @@ from nspec_hf.comparison import (
     run_jobs,
     usable_cores,
 )
-from nspec_hf.core import ConfigError, join_tables
+from nspec_hf.core import ConfigError, join_tables, write_json, write_text
 from nspec_hf.systems import ExperimentConfig, read_settings
-from nspec_hf.training import write_json
 
 SPECIALIZE = Path(__file__).resolve().with_name("specialize.py")
 
@@ -78,9 +77,7 @@ def write_tables(
         comparison = compare_rows(config, rows, experiment, show=lambda line: bar.update())
     path = Path(config.results) / f"{config.name}.{config.compare.table}.json"
     write_json(path, comparison)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(markdown(comparison, command), encoding="utf-8")
-    os.replace(temporary, path.with_suffix(".md"))
+    write_text(path.with_suffix(".md"), markdown(comparison, command))
     print(join_tables(comparison_tables(comparison)))
     for run in (run for row in rows for run in row.runs):
         why = run.why_not_done()

@@ -11,12 +11,12 @@ translations of the test set in `work/base/outputs`, scores and the whole recipe
 import json
 from pathlib import Path
 
-from nspec_hf.core import write_result
+from nspec_hf.core import claim_folder, write_result
 from nspec_hf.data import LanguageTags, encode_corpus
 from nspec_hf.evaluation import Translator, evaluate_system
 from nspec_hf.recording import load_model
 from nspec_hf.systems import ExperimentConfig, read_settings
-from nspec_hf.training import claim_folder, join_processes, make_model, make_tokenizer, train
+from nspec_hf.training import join_processes, make_model, make_tokenizer, train
 
 
 def main(argv: list[str] | None = None) -> None:

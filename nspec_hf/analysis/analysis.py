@@ -63,7 +63,7 @@ from nspec_hf.analysis.sweeps import (
     allocation_sweep,
     coverage_sweep,
 )
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, write_text
 from nspec_hf.evaluation import Comparison
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
@@ -157,7 +157,7 @@ class Analysis:
         if self.comparison is not None:
             texts["comparison.json"] = self.comparison.to_json()
         for name, text in texts.items():
-            (folder / name).write_text(text + "\n", encoding="utf-8")
+            write_text(folder / name, text + "\n")
         return paths + [folder / name for name in texts]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nspec_hf.core import write_text
 from nspec_hf.recording import Site
 
 
@@ -73,8 +74,8 @@ class Result:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.json", folder / f"{name}.csv"]
-        paths[0].write_text(self.to_json() + "\n", encoding="utf-8")
-        self.to_pandas().to_csv(paths[1], index=False)
+        write_text(paths[0], self.to_json() + "\n")
+        write_text(paths[1], self.to_pandas().to_csv(index=False))
         return paths
 
 

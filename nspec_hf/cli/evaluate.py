@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nspec_hf.core import ConfigError, Pair, TableFormat, join_tables
+from nspec_hf.core import ConfigError, Pair, TableFormat, join_tables, write_text
 from nspec_hf.data import CorpusConfig, Outputs, read_corpus, read_outputs
 from nspec_hf.evaluation import (
     COMET_MODEL,
@@ -143,7 +143,7 @@ def compare(
     found = compare_systems(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
     sys.stdout.write(found.table().render(style))
     if output:
-        Path(output).write_text(found.to_json(), encoding="utf-8")
+        write_text(output, found.to_json())
 
 
 def _listed(metrics: str | Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from nspec_hf.core import ArtefactError, ConfigError, NspecError, Pair, Table, as_pairs
+from nspec_hf.core import ArtifactError, ConfigError, NspecError, Pair, Table, as_pairs
 from nspec_hf.data import CorpusConfig, LanguageTags, encode_corpus, read_corpus
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.gating import GateConfig, NeuronGate
@@ -177,11 +177,11 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
         return
     try:
         masks = NeuronMasks.from_pretrained(path)
-    except (ArtefactError, OSError) as error:
+    except (ArtifactError, OSError) as error:
         try:
             network = AutoModelForSeq2SeqLM.from_config(load_config(path))
         except (NspecError, ValueError):
-            raise ArtefactError(f"{path} holds neither masks, statistics nor a model: {error}") from error
+            raise ArtifactError(f"{path} holds neither masks, statistics nor a model: {error}") from error
         _say(_sites_table(network, tuple(kinds)))
         return
     _say(_density_table(masks))
@@ -197,7 +197,7 @@ def _load(model: str, training: bool = False) -> tuple[PreTrainedModel, PreTrain
     """Load a model and its tokenizer; for training without layer dropout, where it has that setting.
 
     Raises:
-        ArtefactError: If there is no such model.
+        ArtifactError: If there is no such model.
     """
     return load_model(model, for_training=training), AutoTokenizer.from_pretrained(model)
 
@@ -205,7 +205,7 @@ def _load(model: str, training: bool = False) -> tuple[PreTrainedModel, PreTrain
 def _is_stats(path: str) -> bool:
     try:
         ActivationStats.load(path)
-    except ArtefactError:
+    except ArtifactError:
         return False
     return True
 

@@ -4,16 +4,14 @@ A test of twelve directions takes half a minute, a plan has hundreds of them, an
 what was found lies in `work/ROW/sSEED/significance/` and is taken as long as no sentence changed.
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
 
 from nspec_hf.comparison.runs import Run
-from nspec_hf.core import Pair
+from nspec_hf.core import Pair, digest, write_json
 from nspec_hf.data import Outputs
 from nspec_hf.evaluation import Comparison, compare, sacrebleu_metric
-from nspec_hf.training import write_json
 
 
 def paired_comparison(
@@ -66,4 +64,4 @@ def paired_comparison(
 
 
 def _digest(texts: Sequence[Outputs]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+    return digest(json.dumps(texts))

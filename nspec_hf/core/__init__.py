@@ -1,4 +1,4 @@
-"""What every room needs: errors, pairs, tables, files, the artefact, processes, provenance."""
+"""What every room needs: errors, pairs, tables, files, the artifact, processes, provenance."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,12 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.core.errors import (
-        ArtefactError as ArtefactError,
+        ArtifactError as ArtifactError,
         ConfigError as ConfigError,
         CorpusError as CorpusError,
         EmptyPairError as EmptyPairError,
         ExportError as ExportError,
+        FolderInUseError as FolderInUseError,
         NspecError as NspecError,
         RoutingError as RoutingError,
         SiteMismatchError as SiteMismatchError,
@@ -40,15 +41,32 @@ if TYPE_CHECKING:
     )
     from nspec_hf.core.files import (
         PACKED as PACKED,
+        atomic_write as atomic_write,
         decode_line as decode_line,
+        digest as digest,
+        plain as plain,
+        read_json as read_json,
         read_lines as read_lines,
         read_raw_lines as read_raw_lines,
+        write_json as write_json,
+        write_lines as write_lines,
+        write_text as write_text,
     )
-    from nspec_hf.core.bits import pack as pack, packed_width as packed_width, unpack as unpack
+    from nspec_hf.core.folders import (
+        SETTINGS_FILE as SETTINGS_FILE,
+        atomic_folder as atomic_folder,
+        claim_folder as claim_folder,
+        lock_folder as lock_folder,
+        require_writable as require_writable,
+        try_lock as try_lock,
+    )
     from nspec_hf.core.artifact import (
         FORMAT as FORMAT,
-        read_artefact as read_artefact,
-        write_artefact as write_artefact,
+        pack as pack,
+        packed_width as packed_width,
+        read_artifact as read_artifact,
+        unpack as unpack,
+        write_artifact as write_artifact,
     )
     from nspec_hf.core.distributed import (
         add_up as add_up,
@@ -58,6 +76,6 @@ if TYPE_CHECKING:
         real_rows as real_rows,
         world_size as world_size,
     )
-    from nspec_hf.core.provenance import plain as plain, versions as versions, write_result as write_result
+    from nspec_hf.core.provenance import versions as versions, write_result as write_result
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -39,8 +39,12 @@ class EmptyPairError(NspecError, ValueError):
     """A pair was to be recorded or trained, but no sentence of it came by."""
 
 
-class ArtefactError(NspecError, ValueError):
+class ArtifactError(NspecError, ValueError):
     """A saved file is cut off, altered, of another kind or of a newer format."""
+
+
+class FolderInUseError(NspecError, BlockingIOError):
+    """Another process is writing into the folder that was to be written."""
 
 
 class SiteMismatchError(NspecError, ValueError):

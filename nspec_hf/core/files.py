@@ -1,19 +1,32 @@
-"""Lines of a text file, plain or packed, the same wherever this package reads one.
+"""The one place where files are read and written: lines of text, JSON, whole files.
 
 Lines end at newlines only: `str.splitlines` would also split at U+2028 and others, which sentences do
 contain, and all lines after it would then be shifted. A byte order mark and carriage returns are not text.
+What is written is whole or not there: under another name first, then renamed.
 """
 
+import bz2
+import contextlib
+import dataclasses
 import gzip
+import hashlib
+import json
 import lzma
+import math
+import os
+import stat
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from nspec_hf.core.errors import CorpusError
+from nspec_hf.core.errors import ConfigError, CorpusError, NspecError
 
-PACKED = (".gz", ".xz")
-"""Endings of files that are unpacked while they are read."""
+PACKED = (".gz", ".xz", ".bz2")
+"""Endings of files that are unpacked while they are read, and packed while they are written."""
 
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -26,7 +39,7 @@ def read_raw_lines(path: Path) -> list[bytes]:
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as file:
             text = file.read().removeprefix(_BYTE_ORDER_MARK)
-    except (EOFError, OSError, lzma.LZMAError) as error:
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise CorpusError(f"{path} cannot be read: {error}") from None
     lines = text.split(b"\n")
     if not lines[-1]:
@@ -49,6 +62,158 @@ def read_lines(path: Path) -> list[str]:
         CorpusError: If the file cannot be opened or unpacked, or a line is not UTF-8.
     """
     lines = [decode_line(line) for line in read_raw_lines(path)]
-    if None in lines:
-        raise CorpusError(f"{path}, line {lines.index(None) + 1}: not UTF-8")
-    return lines
+    for number, line in enumerate(lines, start=1):
+        if line is None:
+            raise CorpusError(f"{path}, line {number}: not UTF-8")
+    return [line for line in lines if line is not None]
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[str], holder: str = "") -> None:
+    """Write one line each, UTF-8 with newlines on every system, packed where the name ends so.
+
+    Args:
+        path: The file.
+        lines: Texts without line breaks.
+        holder: What the error calls them, such as a pair.
+
+    Raises:
+        CorpusError: If a text holds a line break, which would shift all lines after it.
+    """
+    lines = list(lines)
+    for number, line in enumerate(lines, start=1):
+        if "\n" in line or "\r" in line:
+            raise CorpusError(
+                f"{holder or path}, sentence {number} holds a line break: {line!r}; replace it by a space"
+            )
+    content = "".join(f"{line}\n" for line in lines).encode()
+    with atomic_write(path) as file:
+        packer = _OPENERS.get(Path(path).suffix)
+        if packer is None:
+            file.write(content)
+        else:
+            with packer(file, "wb") as packed:
+                packed.write(content)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file (UTF-8, newlines as they are), whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def read_json(path: str | os.PathLike, error: type[NspecError] = ConfigError) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        path: The file.
+        error: What is raised where it holds no JSON, or is nested too deeply to be read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{path} is no readable JSON ({reason}); make it again") from None
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write a JSON file of anything that `plain` takes, whole or not at all."""
+    write_text(path, json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a file to be written in one step: readers of `path` see the old file or the whole new one.
+
+    Its folder is made if needed. A link is followed and permissions are those that plain `open` would give.
+    What is no regular file (`/dev/stdout`) is written directly.
+
+    Raises:
+        OSError: If it cannot be written, with the path; a file that was there before is then still whole.
+    """
+    given, path = path, Path(os.path.realpath(path))
+    temporary = path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            with open(path, "wb") as file:
+                yield file
+            return
+        # In the same folder (only a rename within one file system is atomic), with a name that fits however
+        # long the file's is, opened plainly (a mkstemp file would be unreadable for colleagues).
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename not in (None, str(path), str(temporary), path, temporary, path.parent):
+            raise  # of another file, which the caller read meanwhile
+        reason = f"cannot be written ({error.strerror or error})"
+        raise OSError(error.errno, reason, os.fspath(given)) from error
+    finally:
+        if temporary != path:
+            temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """Return settings or results as JSON values.
+
+    Dataclasses become dicts, sets sorted lists, arrays and tensors lists, numbers that are not finite None
+    (JSON has none such), and what is no JSON value at all its text.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(each) for each in value)
+    if hasattr(value, "tolist"):  # NumPy's and torch's; neither need be imported here
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return str.__str__(value)  # a Pair as a plain string
+    return value if value is None or isinstance(value, (bool, int)) else str(value)
+
+
+def digest(*parts: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 over the parts, in their order.
+
+    Args:
+        *parts: Texts (as UTF-8), bytes or arrays (as their bytes), iterators of such parts, or settings (as
+            JSON with sorted keys).
+    """
+    found = hashlib.sha256()
+    for part in _flat_parts(parts):
+        found.update(part)
+    return found.hexdigest()[:16]
+
+
+def _flat_parts(parts: Iterable[Any]) -> Iterator[Any]:
+    for part in parts:
+        if isinstance(part, Iterator):
+            yield from _flat_parts(part)
+        elif isinstance(part, str):
+            yield part.encode()
+        elif isinstance(part, (bytes, bytearray, memoryview)) or hasattr(part, "__array_interface__"):
+            yield part
+        else:
+            yield json.dumps(plain(part), sort_keys=True).encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut could forget the rename. Windows cannot open a folder.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -3,20 +3,17 @@
 A result without these cannot be compared with another, so everything that a recipe writes carries them.
 """
 
-import dataclasses
 import importlib.metadata
-import json
-import math
 import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nspec_hf import __version__
+from nspec_hf.core.files import write_json
 
 _PACKAGES = ("torch", "transformers", "accelerate", "sacrebleu", "sentencepiece", "tokenizers")
 
@@ -48,27 +45,6 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def plain(value: Any) -> Any:
-    """Return settings or results as JSON values.
-
-    Dataclasses become dicts, sets sorted lists, numbers that are not finite None (JSON has none such), and
-    what is no JSON value at all its text.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(plain(each) for each in value)
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
 def write_result(path: str | os.PathLike, result: Mapping[str, Any], config: Any) -> None:
     """Write a result as JSON with its recipe, whole or not at all.
 
@@ -77,9 +53,5 @@ def write_result(path: str | os.PathLike, result: Mapping[str, Any], config: Any
         result: The numbers.
         config: The settings that made them, any dataclass or mapping; versions and hardware are added.
     """
-    path = Path(path)
-    content = {**result, "recipe": {"config": plain(config), "versions": versions(), "hardware": hardware()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    recipe = {"config": config, "versions": versions(), "hardware": hardware()}
+    write_json(path, {**result, "recipe": recipe})

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         Outputs as Outputs,
         read_outputs as read_outputs,
         require_parallel as require_parallel,
-        write_sentences as write_sentences,
     )
     from nspec_hf.data.synthetic import (
         LanguageFamilies as LanguageFamilies,

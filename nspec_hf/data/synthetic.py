@@ -1,4 +1,4 @@
-"""Made-up language families with known kinship: the text of the demo, and of tests that need parallel text.
+"""Made-up language families with known kinship: parallel text for the demo and for tests.
 
 Each family has a proto-language: a root for every concept, endings for gender, number, case and tense, and a
 word order. A daughter is its proto-language after a few regular sound changes, so the words of sisters look
@@ -17,9 +17,16 @@ from itertools import product
 from pathlib import Path
 from random import Random
 
-from nspec_hf.core import ConfigError, UnknownLanguageError
-from nspec_hf.data import sound_changes
-from nspec_hf.data.sound_changes import ROOT_SHAPES, SoundChange, chance, draw_sounds, evolve, pick
+from nspec_hf.core import ConfigError, UnknownLanguageError, write_lines
+from nspec_hf.data.sound_changes import (
+    ROOT_SHAPES,
+    SoundChange,
+    chance,
+    draw_changes,
+    draw_sounds,
+    evolve,
+    pick,
+)
 
 PIVOT = "qpv"
 ADVERBS = 8
@@ -60,8 +67,7 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         bounds = {"families": (1, 15), "languages": (1, 12), "changes": (2, 8), "adjectives": (1, 400)}
-        bounds |= {"nouns": (10, 400), "verbs": (10, 400)}
-        for name, (low, high) in bounds.items():
+        for name, (low, high) in {**bounds, "nouns": (10, 400), "verbs": (10, 400)}.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
 
@@ -119,8 +125,7 @@ class Meaning:
     @property
     def split(self) -> str:
         """The one split that this meaning lies in, whatever the settings, so that no two splits share one."""
-        digest = hashlib.sha256(repr(self).encode()).digest()
-        number = int.from_bytes(digest, "big") % 100
+        number = int.from_bytes(hashlib.sha256(repr(self).encode()).digest(), "big") % 100
         return next(split for split, share in _SHARES.items() if number in share)
 
 
@@ -222,8 +227,7 @@ class LanguageFamilies:
             UnknownLanguageError: If there is none with that code.
         """
         if code not in self._languages:
-            known = ", ".join(self.languages)
-            raise UnknownLanguageError(f"no synthetic language {code!r}; there are: {known}")
+            raise UnknownLanguageError(f"no language {code!r}; there are: {', '.join(self.languages)}")
         return self._languages[code]
 
     def family_of(self, code: str) -> str:
@@ -252,24 +256,18 @@ class LanguageFamilies:
         """Return `count` sentences of a split in every language, aligned: line i says the same in each.
 
         Raises:
-            ConfigError: If the split is unknown, or the count above a million.
+            ConfigError: As `meanings`.
         """
         meanings = self.meanings(split, count)
         return {code: [self.language(code).say(meaning) for meaning in meanings] for code in self.languages}
 
     def write(self, folder: str | Path, split: str, count: int) -> list[Path]:
-        """Write aligned text, one sentence a line, to `{split}.{code}` for every language; return the files.
-
-        Raises:
-            ConfigError: If the split is unknown, or the count above a million.
-        """
-        folder = Path(folder)
+        """Write aligned text, one sentence a line, to `{split}.{code}`; return the files."""
         texts = self.sentences(split, count)
-        folder.mkdir(parents=True, exist_ok=True)
-        for code, lines in texts.items():
-            text = "".join(f"{line}\n" for line in lines)
-            (folder / f"{split}.{code}").write_text(text, encoding="utf-8", newline="\n")
-        return [folder / f"{split}.{code}" for code in texts]
+        paths = [Path(folder) / f"{split}.{code}" for code in texts]
+        for path, lines in zip(paths, texts.values(), strict=True):
+            write_lines(path, lines)
+        return paths
 
 
 def _make_family(
@@ -287,9 +285,7 @@ def _make_family(
         # Every second sister has articles; every third puts modifiers on the other side.
         flipped = grammar.modifier_first != (member % 3 == 2)
         own = replace(grammar, articles=member % 2 == 1, modifier_first=flipped)
-        changes = sound_changes.draw_changes(
-            rng, config.changes, [sister.changes for sister in daughters], paradigms
-        )
+        changes = draw_changes(rng, config.changes, [sister.changes for sister in daughters], paradigms)
         daughters.append(Language(code, family, own, proto, changes, {}))
     counts = {"noun": config.nouns, "verb": config.verbs, "adjective": config.adjectives}
     counts |= {"adverb": ADVERBS, "adposition": ADPOSITIONS, "article": 1}

@@ -2,7 +2,7 @@
 
 The tokenizer is a plain `PreTrainedTokenizerFast`, saved as one `tokenizer.json`, so `AutoTokenizer` loads
 it without code of ours. It splits text as the SentencePiece model does that it was made from. Tags are
-spelled as M2M-100 spells them (`__en__`), for any code; `languages.py` puts them around the text.
+spelled as M2M-100 spells them (`__en__`), for any code; `language_tags.py` puts them around the text.
 """
 
 import io

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nspec_hf.core import PACKED, ConfigError, CorpusError, Pair, read_lines
+from nspec_hf.core import PACKED, ConfigError, CorpusError, Pair, read_lines, write_lines
 
 Outputs = dict[Pair, list[str]]
 
@@ -67,28 +67,10 @@ def write_outputs(
     Raises:
         CorpusError: If a sentence holds a line break, which would shift all lines after it.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        write_sentences(folder / f"{pair}.{ending}", sentences, pair) for pair, sentences in outputs.items()
-    ]
-
-
-def write_sentences(path: Path, sentences: Sequence[str], pair: str) -> Path:
-    """Write one sentence a line; `pair` is named in the error.
-
-    Raises:
-        CorpusError: If a sentence holds a line break.
-    """
-    for number, sentence in enumerate(sentences, start=1):
-        if "\n" in sentence or "\r" in sentence:
-            raise CorpusError(
-                f"{pair}, sentence {number} holds a line break: {sentence!r}; replace it by a space"
-            )
-    # newline="": Windows would write \r\n, and other programs would read another sentence.
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        file.writelines(f"{sentence}\n" for sentence in sentences)
-    return path
+    paths = [Path(folder) / f"{pair}.{ending}" for pair in outputs]
+    for path, (pair, sentences) in zip(paths, outputs.items(), strict=True):
+        write_lines(path, sentences, pair)
+    return paths
 
 
 def pair_of_file(path: Path) -> Pair | None:

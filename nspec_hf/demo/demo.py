@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from nspec_hf.analysis import Analysis, analyze, draw_overlap_layers, save_figure, write_report
-from nspec_hf.core import ConfigError, write_result
+from nspec_hf.core import ConfigError, claim_folder, write_result, write_text
 from nspec_hf.data import (
     LanguageFamilies,
     LanguageTags,
@@ -45,7 +45,7 @@ from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats, load_model
 from nspec_hf.systems import ExperimentConfig
-from nspec_hf.training import TrainConfig, claim_folder, record_corpus, train
+from nspec_hf.training import TrainConfig, record_corpus, train
 
 _RECORDED = 300  # sentences of each direction whose activations are counted
 
@@ -277,7 +277,7 @@ class _Bench:
 
 
 def _write(output: Path, analysis: Analysis, comparison: Comparison) -> None:
-    (output / "scores" / "comparison.json").write_text(comparison.to_json() + "\n", encoding="utf-8")
+    write_text(output / "scores" / "comparison.json", comparison.to_json() + "\n")
     save_figure(draw_overlap_layers(analysis.progression, analysis.families), output, "overlap")
     write_report(analysis, output / "report.html", "Neurons of made-up language families")
 

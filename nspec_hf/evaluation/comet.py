@@ -18,8 +18,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownPairError, read_lines
-from nspec_hf.data import require_parallel, write_sentences
+from nspec_hf.core import (
+    ConfigError,
+    CorpusError,
+    Pair,
+    UnknownPairError,
+    read_lines,
+    write_json,
+    write_lines,
+    write_text,
+)
+from nspec_hf.data import require_parallel
 from nspec_hf.evaluation.metrics import Score
 
 COMET_MODEL = "Unbabel/wmt22-comet-da"
@@ -59,7 +68,7 @@ def write_comet(
                 held = ", ".join(texts) or "none"
                 raise UnknownPairError(f"{pair} has no sentences for .{side}; there are those of: {held}")
             require_parallel(pair, hypotheses[pair], texts[pair])
-            write_sentences(folder / f"{pair}.{side}", texts[pair], pair)
+            write_lines(folder / f"{pair}.{side}", texts[pair], pair)
         # Scores of earlier translations must not be taken for those of these.
         (folder / f"{pair}.scores.json").unlink(missing_ok=True)
         files = " ".join(
@@ -68,11 +77,9 @@ def write_comet(
         target = shlex.quote(f"{pair}.scores.json")
         commands.append(f'comet-score {files} --model {shlex.quote(model)} --to_json {target} --quiet "$@"')
     manifest = {"model": model, "pairs": {str(pair): len(lines) for pair, lines in hypotheses.items()}}
-    (folder / "comet.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "comet.json", manifest)
     script = folder / "comet.sh"
-    script.write_text(
-        "\n".join(["#!/bin/sh", "set -e", 'cd "$(dirname "$0")"', *commands, ""]), encoding="utf-8"
-    )
+    write_text(script, "\n".join(["#!/bin/sh", "set -e", 'cd "$(dirname "$0")"', *commands, ""]))
     return script
 
 

@@ -5,7 +5,6 @@ so that nothing is translated twice. What made them stands beside them: translat
 or settings are not taken for these.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,10 @@ from typing import Any
 
 import torch
 
-from nspec_hf.core import Pair, plain, read_lines
-from nspec_hf.data import PairText, write_sentences
+from nspec_hf.core import Pair, digest, plain, read_lines, write_json, write_lines
+from nspec_hf.data import PairText
 from nspec_hf.evaluation.system_scores import SystemScores, score_system
 from nspec_hf.evaluation.translator import Translator
-from nspec_hf.training import write_json
 
 MAKER_FILE = ".made_by.json"
 
@@ -49,7 +47,7 @@ def translate_test_set(
     # Text that was made otherwise is forgotten first: a run that is stopped leaves nothing of two makers.
     done = kept["texts"] if kept["maker"] == maker else {}
     write_json(folder / MAKER_FILE, {"maker": maker, "texts": done})
-    digests = {text.pair: _digest(text.sources) for text in texts}
+    digests = {text.pair: digest("\n".join(text.sources)) for text in texts}
     outputs: dict[Pair, list[str]] = {}
     todo: list[PairText] = []
     for text in texts:
@@ -111,9 +109,7 @@ def _translate_part(translator: Translator, part: list[PairText], folder: Path) 
     outputs: dict[Pair, list[str]] = {}
     for text in part:
         outputs[text.pair] = [re.sub(r"[\r\n]+", " ", next(translated)) for _ in text.sources]
-        temporary = folder / f".{text.pair}.tmp"
-        write_sentences(temporary, outputs[text.pair], text.pair)
-        temporary.replace(folder / f"{text.pair}.txt")
+        write_lines(folder / f"{text.pair}.txt", outputs[text.pair], text.pair)
     return outputs
 
 
@@ -139,15 +135,11 @@ def _read_maker(folder: Path) -> dict[str, Any]:
 
 def _weights_digest(model: torch.nn.Module) -> str:
     """Return a hash of all weights, adapters and other additions included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-def _digest(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return digest(
+        part
+        for name, tensor in sorted(model.state_dict().items())
+        for part in (name, tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    )
 
 
 def _in_parts(texts: Sequence[PairText]) -> list[list[PairText]]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import ZERO_SHOT, Cell, ConfigError, Pair, Table, UnknownPairError
+from nspec_hf.core import ZERO_SHOT, Cell, ConfigError, Pair, Table, UnknownPairError, write_text
 from nspec_hf.evaluation.language_id import OffTarget
 from nspec_hf.evaluation.metrics import Score, score
 
@@ -144,7 +144,7 @@ class SystemScores:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `to_json` to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        write_text(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SystemScores":

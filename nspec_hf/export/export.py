@@ -20,7 +20,7 @@ from typing import Any, Literal
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.core import ArtefactError, ConfigError, ExportError, as_pairs, versions
+from nspec_hf.core import ArtifactError, ConfigError, ExportError, as_pairs, versions, write_json
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.ctranslate2 import convert, decode
 from nspec_hf.export.prune import narrow, pruned, zeroed
@@ -197,15 +197,15 @@ def load_pruned(folder: str | os.PathLike, **settings: Any) -> PreTrainedModel:
         settings: Passed on to `from_pretrained`: dtype, device_map …
 
     Raises:
-        ArtefactError: If the folder holds no pruned model.
+        ArtifactError: If the folder holds no pruned model.
     """
     folder = Path(folder)
     try:
         content = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ArtefactError(f"{folder} holds no readable {REPORT_FILE}: {error}") from error
+        raise ArtifactError(f"{folder} holds no readable {REPORT_FILE}: {error}") from error
     if content.get("config", {}).get("format") != "pruned":
-        raise ArtefactError(
+        raise ArtifactError(
             f"{folder} was not exported as 'pruned'; {REPORT_FILE} says: {content.get('config')}"
         )
     model_class = getattr(transformers, load_config(folder).architectures[0])
@@ -272,4 +272,4 @@ def _weight_bytes(folder: Path) -> int:
 
 def _write_report(folder: Path, report: ExportReport) -> None:
     content = {"format_number": 1, **dataclasses.asdict(report), "versions": versions()}
-    (folder / REPORT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / REPORT_FILE, content)

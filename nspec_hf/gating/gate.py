@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from nspec_hf.core import ArtefactError, ConfigError, Pair, TrainingSetupError, UnknownPairError
+from nspec_hf.core import ArtifactError, ConfigError, Pair, TrainingSetupError, UnknownPairError
 from nspec_hf.gating.attachment import Attachment
 from nspec_hf.gating.config import GateConfig
 from nspec_hf.gating.gradient_mode import GradientSite
@@ -189,7 +189,7 @@ class NeuronGate(Attachment):
             return
         try:
             saved = NeuronMasks.from_pretrained(folder)
-        except (ArtefactError, FileNotFoundError) as error:
+        except (ArtifactError, FileNotFoundError) as error:
             raise TrainingSetupError(
                 f"the masks of {checkpoint} cannot be read: {error}. Go on from an older checkpoint, or "
                 f"delete {folder} if you know that it was trained with the gate's masks"

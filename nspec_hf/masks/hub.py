@@ -10,12 +10,10 @@ Shape letters: P = pairs, F = neurons of a site.
     nspec_stats.safetensors   what the masks were selected from, where it is given
 """
 
-import hashlib
 import json
 import os
 import re
 import tempfile
-import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -31,15 +29,18 @@ from torch import Tensor
 from nspec_hf import __version__
 from nspec_hf.core import (
     FORMAT,
-    ArtefactError,
+    ArtifactError,
     ConfigError,
     Pair,
     as_pairs,
+    atomic_write,
+    digest,
     pack,
-    read_artefact,
+    read_artifact,
     require,
     unpack,
-    write_artefact,
+    write_artifact,
+    write_text,
 )
 from nspec_hf.masks.model_card import card_text
 from nspec_hf.masks.select import LIBRARY, Recipe
@@ -98,13 +99,10 @@ class SavedMasks:
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that stand for pairs, sites and neurons, whatever the order of the sites."""
-        digest = hashlib.sha256(json.dumps([str(pair) for pair in self.pairs]).encode())
         widths = {name: keep_PF.shape[1] for name, keep_PF in self.keep.items()}
-        digest.update(json.dumps(sorted(widths.items())).encode())
-        for name, packed in sorted(self._packed().items()):
-            digest.update(json.dumps(name).encode())
-            digest.update(packed.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        bits = sorted(self._packed().items())
+        parts = (part for name, packed in bits for part in (json.dumps(name), packed.numpy()))
+        return digest(list(self.pairs), sorted(widths.items()), parts)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the masks' file alone, `nspec_masks.safetensors` by custom (into a checkpoint, say).
@@ -112,7 +110,7 @@ class SavedMasks:
         Raises:
             OSError: If it cannot be written; a file that was there before is then still whole.
         """
-        write_artefact(path, self._packed(), self._described(), KIND)
+        write_artifact(path, self._packed(), self._described(), KIND)
 
     def save_pretrained(
         self,
@@ -148,7 +146,8 @@ class SavedMasks:
         self.save(folder / MASKS_FILE)
         _write_texts(folder, self._described(), card)
         for name, image in images.items():
-            _replace(folder / name, image)
+            with atomic_write(folder / name) as file:
+                file.write(image)
         if stats is not None:
             stats.save(folder / STATS_FILE)
 
@@ -164,14 +163,14 @@ class SavedMasks:
             download: For `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only` …
 
         Raises:
-            ArtefactError: If the file is cut off, altered, of another kind or of a newer format.
+            ArtifactError: If the file is cut off, altered, of another kind or of a newer format.
             FileNotFoundError: If there are no masks, or it is neither a folder nor a repository.
             huggingface_hub.errors.RevisionNotFoundError: If the repository has no such revision.
         """
         path = Path(folder_or_repo)
         if not path.is_file():
             path = _find(folder_or_repo, revision, download) / MASKS_FILE
-        tensors, stated = read_artefact(path, KIND)
+        tensors, stated = read_artifact(path, KIND)
         try:
             widths = {str(site["name"]): int(site["width"]) for site in stated["sites"]}
             recipe = Recipe(**{**stated["recipe"], "derived": tuple(stated["recipe"]["derived"])})
@@ -182,10 +181,10 @@ class SavedMasks:
             )
             masks = cls(stated["pairs"], keep, general=general[0] if general else None, recipe=recipe)
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(f"{path} does not describe masks ({error!r}); save them again") from error
+            raise ArtifactError(f"{path} does not describe masks ({error!r}); save them again") from error
         if tensors:
             others = ", ".join(sorted(tensors))
-            raise ArtefactError(f"{path} holds tensors that it does not describe: {others}")
+            raise ArtifactError(f"{path} holds tensors that it does not describe: {others}")
         return masks
 
     def push_to_hub(
@@ -281,7 +280,7 @@ def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _write_texts(folder: Path, described: Mapping[str, Any], card: str) -> None:
     readable = json.dumps({"format": FORMAT, **described}, indent=2, ensure_ascii=False) + "\n"
     small = {"library_name": LIBRARY, "library_version": __version__, "masks": MASKS_FILE}
-    _replace(folder / COPY_FILE, readable.encode())
+    write_text(folder / COPY_FILE, readable)
     _replace_own(folder / "config.json", json.dumps(small, indent=2) + "\n", f'"library_name": "{LIBRARY}"')
     _replace_own(folder / "README.md", card, f"\nlibrary_name: {LIBRARY}\n")
 
@@ -310,23 +309,13 @@ def _download(repo: str, revision: str | None, download: Mapping[str, Any]) -> P
         ) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _replace_own(path: Path, text: str, mark: str) -> None:
     if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
         warnings.warn(
             f"{path} is not of these masks and stays as it is; save into a folder of their own", stacklevel=4
         )
         return
-    _replace(path, text.encode())
+    write_text(path, text)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

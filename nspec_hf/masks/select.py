@@ -5,9 +5,7 @@ Shape letters: P = pairs, F = neurons of a site, G = groups of pairs.
 `rules.py` knows tensors only; here the rules meet pairs, sites and sides.
 """
 
-import hashlib
 import importlib.metadata
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, digest
 from nspec_hf.masks.config import SelectConfig
 from nspec_hf.masks.rules import allocate_by_importance, select_by_coverage, select_random
 from nspec_hf.recording import ActivationStats, Site
@@ -118,8 +116,7 @@ def draw(
 
     def drawn(site: str, pair: Pair, count: int) -> Tensor:
         # A generator for each site and pair, so that a mask does not depend on which others are drawn.
-        digest = hashlib.sha256(json.dumps([int(seed), site, str(pair)]).encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = torch.Generator().manual_seed(int(digest([int(seed), site, pair]), 16) >> 1)
         return select_random(widths[site], count / widths[site], generator)
 
     return {

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from nspec_hf.core import ArtefactError, ConfigError, UnsupportedModelError
+from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
 
 _LFS_POINTER = b"version https://git-lfs"
 _LAYERDROP = ("encoder_layerdrop", "decoder_layerdrop")
@@ -50,7 +50,7 @@ def load_config(
         hub: `revision`, `token`, `cache_dir`, `local_files_only` …
 
     Raises:
-        ArtefactError: If there is no model, or Git LFS pointers or a PEFT adapter in its place.
+        ArtifactError: If there is no model, or Git LFS pointers or a PEFT adapter in its place.
         ConfigError: If the config has no such field.
         UnsupportedModelError: If it needs code of its own and `trust_remote_code` is not given.
     """
@@ -91,7 +91,7 @@ def load_model(
         options: More for `from_pretrained`: `revision`, `token`, `device_map`, `attn_implementation` …
 
     Raises:
-        ArtefactError: If there is no model, or its weights are damaged, not finite, or do not fit its config.
+        ArtifactError: If there is no model, or its weights are damaged, not finite, or do not fit its config.
         UnsupportedModelError: If it is no translation model, or needs code of its own.
     """
     hub = {key: value for key, value in options.items() if key in _HUB}
@@ -139,7 +139,7 @@ def refuse_unfit(
         mismatched_keys: Name, shape in the checkpoint and shape in the model.
 
     Raises:
-        ArtefactError: If the weights are not all of this model, with three names.
+        ArtifactError: If the weights are not all of this model, with three names.
     """
     missing, unexpected = sorted(missing_keys), sorted(unexpected_keys)
     others = [f"{key} {list(saved)} instead of {list(own)}" for key, saved, own in sorted(mismatched_keys)]
@@ -153,7 +153,7 @@ def refuse_unfit(
     ]
     if wrong:
         hint = f"; it holds others under {unexpected[0]!r}, …" if missing and unexpected else ""
-        raise ArtefactError(
+        raise ArtifactError(
             f"the weights of {name} do not fit its config: {'; '.join(wrong)}{hint}. Loaded as they are, the "
             "model would be partly random; save it again with save_pretrained of the plain model"
         )
@@ -165,7 +165,7 @@ def refuse_unfit(
         and not (weight.is_meta or torch.isfinite(weight).all())
     ]
     if broken:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{len(broken)} weights of {name} are not finite ({', '.join(broken[:3])}); take an earlier "
             "checkpoint, and train in float32 or bfloat16"
         )
@@ -207,9 +207,9 @@ def _refuse_folder(folder: Path) -> None:
         return
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_POINTER):
-            raise ArtefactError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`")
+            raise ArtifactError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`")
     if (folder / "adapter_config.json").is_file():
-        raise ArtefactError(
+        raise ArtifactError(
             f"{folder} holds a PEFT adapter, no model; load its base, put the adapter on it with "
             "peft.PeftModel.from_pretrained, and save the result of merge_and_unload()"
         )
@@ -223,5 +223,5 @@ def _explained(error: Exception, name: str | Path) -> Exception:
     if "Unrecognized configuration class" in str(error):
         return UnsupportedModelError(f"{name} is no translation model of encoder and decoder: {error}")
     if isinstance(error, OSError):
-        return ArtefactError(f"{name} is no model's folder, nor was it found on the Hub: {error}")
-    return ArtefactError(f"the model in {name} cannot be loaded, its files are damaged: {error}")
+        return ArtifactError(f"{name} is no model's folder, nor was it found on the Hub: {error}")
+    return ArtifactError(f"the model in {name} cannot be loaded, its files are damaged: {error}")

@@ -6,16 +6,15 @@ ones `σ(wi_0) · wi_1 → wo` and `σ(gate_proj) · up_proj → down_proj`. Wha
 refused with the reason.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nspec_hf.core import ConfigError, UnsupportedModelError, as_names
+from nspec_hf.core import ConfigError, UnsupportedModelError, as_names, digest
 
 KINDS = ("ffn", "attention", "ffn_out")
 
@@ -167,14 +166,16 @@ def weight_fingerprint(model: nn.Module, sites: Sequence[Site]) -> str:
     Sharded weights (FSDP2) are gathered, so then every rank must call this.
     """
     model = plain_model(model)
-    digest = hashlib.sha256()
-    for site in sites:
-        weight = model.get_submodule(site.name).weight.detach()
-        if hasattr(weight, "full_tensor"):
-            weight = weight.full_tensor()
-        digest.update(site.name.encode())
-        digest.update(weight.float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+
+    def parts() -> Iterator[Any]:
+        for site in sites:
+            weight = model.get_submodule(site.name).weight.detach()
+            if hasattr(weight, "full_tensor"):
+                weight = weight.full_tensor()
+            yield site.name
+            yield weight.float().cpu().contiguous().numpy()
+
+    return digest(parts())
 
 
 def _join(parent: str, child: str) -> str:

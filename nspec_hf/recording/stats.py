@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nspec_hf.core import (
-    ArtefactError,
+    ArtifactError,
     ConfigError,
     EmptyPairError,
     NspecError,
@@ -25,8 +25,8 @@ from nspec_hf.core import (
     add_up,
     as_pairs,
     pair_index,
-    read_artefact,
-    write_artefact,
+    read_artifact,
+    write_artifact,
 )
 from nspec_hf.recording.config import RecordConfig
 from nspec_hf.recording.sites import Site, site_from_name
@@ -216,29 +216,29 @@ class ActivationStats:
             "base": self.base,
             "corpus": self.corpus,
         }
-        write_artefact(path, self.tensors(), metadata, KIND)
+        write_artifact(path, self.tensors(), metadata, KIND)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ActivationStats":
         """Read what `save` wrote.
 
         Raises:
-            ArtefactError: If the file is cut off, altered, of another kind or of a newer format.
+            ArtifactError: If the file is cut off, altered, of another kind or of a newer format.
             FileNotFoundError: If there is no such file.
         """
-        tensors, metadata = read_artefact(path, KIND)
+        tensors, metadata = read_artifact(path, KIND)
         try:
             sites = [Site(**site) for site in metadata["sites"]]
             config = RecordConfig(**{**metadata["config"], "kinds": tuple(metadata["config"]["kinds"])})
             stats = cls(metadata["pairs"], sites, config, metadata["base"], metadata["corpus"])
         except (KeyError, TypeError, NspecError) as error:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{path} does not describe statistics ({error!r}); record them again"
             ) from error
         own = stats.tensors()
         described = {name: tensor.shape for name, tensor in own.items()}
         if described != {name: tensor.shape for name, tensor in tensors.items()}:
-            raise ArtefactError(f"the tensors of {path} are not those that it describes; record them again")
+            raise ArtifactError(f"the tensors of {path} are not those that it describes; record them again")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
         return stats

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import write_result
+from nspec_hf.core import claim_folder, write_result
 from nspec_hf.evaluation import SystemScores, score_system
 from nspec_hf.recording import find_sites, weight_fingerprint
 from nspec_hf.systems.plan import ComparisonPlan
 from nspec_hf.systems.system import System, Workbench, settings_of
-from nspec_hf.training import claim_folder, join_processes
+from nspec_hf.training import join_processes
 
 
 def claim(bench: Workbench, system: System) -> None:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import jsonargparse
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from nspec_hf.core import ConfigError, Pair, plain
+from nspec_hf.core import ConfigError, Pair, plain, write_json
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairText, encode_corpus
 from nspec_hf.evaluation import Translator, translate_test_set
 from nspec_hf.gating import Attachment
@@ -40,7 +40,6 @@ from nspec_hf.training import (
     record_corpus,
     text_loss,
     train,
-    write_json,
 )
 
 Outputs = dict[Pair, list[str]]

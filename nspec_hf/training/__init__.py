@@ -7,11 +7,7 @@ from nspec_hf.core.lazy import attach
 if TYPE_CHECKING:
     from nspec_hf.training.config import TrainConfig as TrainConfig
     from nspec_hf.training.loss import TokenLoss as TokenLoss, token_losses as token_losses
-    from nspec_hf.training.checkpoints import (
-        claim_folder as claim_folder,
-        last_checkpoint as last_checkpoint,
-        write_json as write_json,
-    )
+    from nspec_hf.training.checkpoints import last_checkpoint as last_checkpoint
     from nspec_hf.training.callback import SpecializationCallback as SpecializationCallback
     from nspec_hf.training.trainer import SpecializationTrainer as SpecializationTrainer
     from nspec_hf.training.run import (

@@ -1,7 +1,5 @@
 """The base model: its subwords and weights made from scratch."""
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from transformers import (
     set_seed,
 )
 
+from nspec_hf.core import atomic_folder
 from nspec_hf.data import PairText, VocabularyConfig, train_vocabulary
 from nspec_hf.recording import load_config
 
@@ -36,10 +35,8 @@ def make_tokenizer(
             sentences.setdefault(text.pair.target, {}).update(dict.fromkeys(text.targets))
         everything = (sentence for own in sentences.values() for sentence in own)
         tokenizer = train_vocabulary(everything, list(sentences), settings)
-        unfinished = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        tokenizer.save_pretrained(unfinished)
-        os.replace(unfinished, folder)
+        with atomic_folder(folder) as unfinished:
+            tokenizer.save_pretrained(unfinished)
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -1,6 +1,6 @@
 """What a run leaves in its folder so that a stopped one goes on as if it had not been stopped.
 
-That is whole checkpoints, the seconds it took, and the settings it was begun with.
+That is whole checkpoints and the seconds it took; `claim_folder` keeps the settings it was begun with.
 
 A process can be killed at any moment, also while it writes a checkpoint. The Trainer would resume from the
 newest folder, whole or not; here a checkpoint counts only if every file in it is whole.
@@ -12,7 +12,6 @@ import re
 import time
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from nspec_hf.core import ConfigError, plain
-
-SETTINGS_FILE = "settings.json"
 _STATE_FILE = "trainer_state.json"  # the Trainer writes it after everything else
 
 
@@ -61,51 +57,6 @@ def _is_whole(path: Path) -> bool:
         return False
     # torch.save writes a zip archive, whose directory comes last.
     return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id: several processes may write the same thing.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def claim_folder(folder: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder that was begun with other settings; a new one is made.
-
-    Args:
-        folder: Folder of a run.
-        settings: All that must stay the same for its files to be of use: name → anything that `plain` reads.
-
-    Raises:
-        ConfigError: If the folder was begun with others; the message names each that differs.
-    """
-    path, wanted = Path(folder) / SETTINGS_FILE, _flat(plain(settings))
-    if not path.is_file():
-        write_json(path, plain(settings))
-        return
-    begun = _flat(json.loads(path.read_text(encoding="utf-8")))
-    changed = [
-        f"{name}: {begun.get(name)!r} then, {wanted.get(name)!r} now"
-        for name in sorted(begun.keys() | wanted.keys())
-        if begun.get(name) != wanted.get(name)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{folder} was begun with other settings ({'; '.join(changed)}); give another folder (--work), "
-            "or delete this one to begin anew"
-        )
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        return {name: settings}
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{name}.{key}" if name else key)
-    return found
 
 
 class RunClock(TrainerCallback, ExportableState):

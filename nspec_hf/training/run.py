@@ -27,11 +27,11 @@ from transformers import (
     set_seed,
 )
 
-from nspec_hf.core import ConfigError, EmptyPairError, rank, world_size
+from nspec_hf.core import ConfigError, EmptyPairError, rank, world_size, write_json
 from nspec_hf.data import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.recording import ActivationStats, RecordConfig, record
-from nspec_hf.training.checkpoints import RunClock, last_checkpoint, write_json
+from nspec_hf.training.checkpoints import RunClock, last_checkpoint
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.trainer import SpecializationTrainer
 

@@ -34,7 +34,7 @@ from nspec_hf.core import NspecError, write_result
 from recipes.bench.clock import Measured, Rounds, Stopwatch
 from recipes.bench.export import KEYS as EXPORT_KEYS, exported
 from recipes.bench.figure import draw
-from recipes.bench.masks import artefact, switching
+from recipes.bench.masks import artifact, switching
 from recipes.bench.measurements import DENSITY, Bench, Found, Plan, blocks, models, recording
 from recipes.bench.trained_model import KEYS as BASE_KEYS, Base, trained
 from recipes.bench.workload import WAYS, Shape
@@ -52,7 +52,7 @@ TINY = Plan(
     recorded=(4, 6, 5),
     decode=(2, 6, 4),
     switched=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
-    artefact=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
+    artifact=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
     rounds=Rounds(least=2, most=2),
     long_rounds=Rounds(least=2, most=2),
 )
@@ -64,7 +64,7 @@ QUICK = Plan(
     recorded=(16, 32, 32),
     decode=(4, 32, 32),
     switched=Shape(d_model=1024, d_ff=4096, layers=12, vocabulary=1_000),
-    artefact=NLLB_3B,
+    artifact=NLLB_3B,
     rounds=Rounds(least=3, most=9, seconds=6),
     long_rounds=Rounds(least=3, most=9, seconds=30),
 )
@@ -87,13 +87,13 @@ PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
     models: tuple(f"{what}_{way}_vs_dense" for what in ("train", "decode") for way in WAYS[1:]),
     exported: EXPORT_KEYS,
     switching: ("switch_ms",),
-    artefact: (
+    artifact: (
         *(f"mask_{what}_{count}_pairs" for what in ("bytes", "memory") for count in (60, 400, 40_000)),
         "load_masks_ms",
     ),
 }
 """Measurement → the keys that it yields, in the order of the table."""
-AT_ONCE = (recording, exported, switching, artefact)
+AT_ONCE = (recording, exported, switching, artifact)
 """Measurements that are short: all of their keys are measured in one run, or none."""
 
 MACHINE = ("dtype", "device", "threads", "clock")

@@ -70,13 +70,13 @@ def _switches(bench: Bench, runner: Runner, batch: Mapping[str, Tensor]) -> dict
     return times
 
 
-def artefact(bench: Bench) -> Found:
+def artifact(bench: Bench) -> Found:
     """Masks of many pairs: bytes of their file, bytes in memory, milliseconds to load them.
 
     60 pairs (and half as many) are saved. Bits grow by the same number with every pair, and so does the
     header where codes are of one length; so the files of more pairs follow.
     """
-    shape = bench.plan.artefact
+    shape = bench.plan.artifact
     sites = mask_sites(shape)
     neurons = sum(site.width for site in sites)
     setting = {"shape": str(shape), "sites": len(sites), "neurons": neurons}

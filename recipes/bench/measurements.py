@@ -57,7 +57,7 @@ class Plan:
     """Rows, source tokens and generated tokens."""
     switched: Shape
     """The model to switch pairs on."""
-    artefact: Shape
+    artifact: Shape
     """The model whose masks are saved and loaded."""
     rounds: Rounds
     """Of the short comparisons."""

@@ -1,4 +1,4 @@
-"""A saved file is whole and as written, or it is refused by name; tried on statistics."""
+"""A saved file is whole and as written, or it is refused by name; bits come out as they went in."""
 
 import os
 
@@ -7,9 +7,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
-from nspec_hf.core import ArtefactError, artifact as artefact, read_artefact, write_artefact
+from nspec_hf.core import ArtifactError, artifact, pack, packed_width, read_artifact, unpack, write_artifact
 from nspec_hf.recording import ActivationStats
 from tests.recording.test_stats import FC1, equal, made_up
+
+rows = st.integers(1, 3)
+widths = st.integers(1, 41)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def test_a_file_that_is_cut_at_any_byte_is_refused(saved, tmp_path):
     path = tmp_path / "cut"
     for end in range(len(saved)):
         path.write_bytes(saved[:end])
-        with pytest.raises(ArtefactError):
+        with pytest.raises(ArtifactError):
             ActivationStats.load(path)
 
 
@@ -33,7 +36,7 @@ def test_a_file_with_any_byte_changed_is_refused(saved, tmp_path):
         # 32 swaps upper and lower case and 1 neighbouring digits, which leaves a header that still parses.
         bits = (1, 32, 255)[place % 3]
         path.write_bytes(saved[:place] + bytes([saved[place] ^ bits]) + saved[place + 1 :])
-        with pytest.raises(ArtefactError):
+        with pytest.raises(ArtifactError):
             ActivationStats.load(path)
 
 
@@ -43,36 +46,36 @@ def test_any_other_file_is_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "other"
     for data in (content, len(content).to_bytes(8, "little") + content):
         path.write_bytes(data)
-        with pytest.raises(ArtefactError):
-            read_artefact(path, "nspec_stats")
+        with pytest.raises(ArtifactError):
+            read_artifact(path, "nspec_stats")
 
 
 def test_bytes_after_the_end_are_refused(saved, tmp_path):
     (tmp_path / "longer").write_bytes(saved + b"\0" * 8)
-    with pytest.raises(ArtefactError, match="SHA-256"):
+    with pytest.raises(ArtifactError, match="SHA-256"):
         ActivationStats.load(tmp_path / "longer")
 
 
 def test_a_file_of_another_kind_or_origin_is_refused_with_what_to_do(tmp_path):
-    write_artefact(tmp_path / "masks", {"x": torch.ones(2)}, {}, "nspec_masks")
-    with pytest.raises(ArtefactError, match=r"holds nspec_masks, but nspec_stats is needed"):
+    write_artifact(tmp_path / "masks", {"x": torch.ones(2)}, {}, "nspec_masks")
+    with pytest.raises(ArtifactError, match=r"holds nspec_masks, but nspec_stats is needed"):
         ActivationStats.load(tmp_path / "masks")
     save_file({"x": torch.ones(2)}, tmp_path / "weights", {"format": "pt"})
-    with pytest.raises(ArtefactError, match="not written by nspec_hf"):
+    with pytest.raises(ArtifactError, match="not written by nspec_hf"):
         ActivationStats.load(tmp_path / "weights")
     torch.save({"x": torch.ones(2)}, tmp_path / "pickle")
-    with pytest.raises(ArtefactError, match="safetensors"):
+    with pytest.raises(ArtifactError, match="safetensors"):
         ActivationStats.load(tmp_path / "pickle")
-    write_artefact(tmp_path / "empty", {"x": torch.ones(2)}, {"pairs": ["en-de"]}, "nspec_stats")
-    with pytest.raises(ArtefactError, match="describe"):
+    write_artifact(tmp_path / "empty", {"x": torch.ones(2)}, {"pairs": ["en-de"]}, "nspec_stats")
+    with pytest.raises(ArtifactError, match="describe"):
         ActivationStats.load(tmp_path / "empty")
 
 
 def test_a_newer_format_is_refused_with_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(artefact, "FORMAT", artefact.FORMAT + 1)
+    monkeypatch.setattr(artifact, "FORMAT", artifact.FORMAT + 1)
     made_up().save(tmp_path / "newer")
     monkeypatch.undo()
-    with pytest.raises(ArtefactError, match="install a newer nspec_hf"):
+    with pytest.raises(ArtifactError, match="install a newer nspec_hf"):
         ActivationStats.load(tmp_path / "newer")
 
 
@@ -100,8 +103,61 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_beside_it(tmp_
 def test_any_tensors_and_any_text_come_back(tmp_path_factory, shapes, dtype, text):
     path = tmp_path_factory.getbasetemp() / "any"
     tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, shape in enumerate(shapes)}
-    write_artefact(path, tensors, {"text": text}, "nspec_stats")
-    back, metadata = read_artefact(path, "nspec_stats")
+    write_artifact(path, tensors, {"text": text}, "nspec_stats")
+    back, metadata = read_artifact(path, "nspec_stats")
     assert metadata == {"text": text}
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) and back[name].dtype == dtype for name in tensors)
+
+
+def test_a_file_of_the_first_format_is_refused_with_what_to_do(tmp_path):
+    about = {"kind": "nspec_stats", "format": "1", "content": '{"pairs": ["en-de"]}'}
+    save_file({"x": torch.ones(2)}, tmp_path / "first", about)
+    with pytest.raises(ArtifactError, match=r"format 1, which this version no longer reads; make it again"):
+        ActivationStats.load(tmp_path / "first")
+
+
+def random_booleans(rows, width, seed):
+    return torch.rand(rows, width, generator=torch.Generator().manual_seed(seed)) < 0.5
+
+
+@given(rows=rows, width=widths, seed=st.integers(0, 1000))
+def test_packing_and_unpacking_give_the_same_booleans(rows, width, seed):
+    keep_PF = random_booleans(rows, width, seed)
+    packed = pack(keep_PF)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (rows, packed_width(width))
+    assert torch.equal(unpack(packed, width), keep_PF)
+
+
+def test_neuron_i_is_bit_i_mod_8_of_byte_i_div_8():
+    keep_F = torch.zeros(20, dtype=torch.bool)
+    keep_F[[0, 3, 9, 19]] = True
+    assert pack(keep_F).tolist() == [0b00001001, 0b00000010, 0b00001000]
+
+
+@given(width=widths.filter(lambda width: width % 8), data=st.data())
+def test_a_set_bit_behind_the_last_neuron_is_refused(width, data):
+    packed = pack(random_booleans(2, width, 0))
+    bit = data.draw(st.integers(width % 8, 7))
+    packed[1, -1] |= 1 << bit
+    with pytest.raises(ArtifactError, match="behind the last"):
+        unpack(packed, width)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        torch.zeros(2, 3, dtype=torch.uint8),
+        torch.zeros(2, 2, dtype=torch.int64),
+        torch.tensor(0, dtype=torch.uint8),
+    ],
+)
+def test_bytes_of_another_width_or_type_are_refused(packed):
+    with pytest.raises(ArtifactError, match=r"uint8 of shape \[\.\.\., 2\]"):
+        unpack(packed, 12)
+
+
+def test_only_booleans_are_packed():
+    with pytest.raises(TypeError, match="int64"):
+        pack(torch.ones(8, dtype=torch.int64))

@@ -1,14 +1,34 @@
 """A file's lines come back as they are, and a file that cannot be read is named with the line."""
 
+import bz2
+import errno
 import gzip
+import hashlib
 import lzma
+import os
+import stat
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from nspec_hf.core import CorpusError, read_lines, read_raw_lines
+from nspec_hf.core import (
+    ConfigError,
+    CorpusError,
+    atomic_write,
+    digest,
+    read_json,
+    read_lines,
+    read_raw_lines,
+    write_json,
+    write_lines,
+    write_text,
+)
 
-PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+UNPACK = {"": bytes, ".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}
 
 
 def test_lines_end_at_newlines_only_and_empty_ones_keep_their_place(tmp_path):
@@ -47,7 +67,7 @@ def test_bad_utf8_is_named_with_its_line_and_can_be_read_as_bytes(tmp_path):
     assert read_raw_lines(path) == [b"good", b"b\xffd"]
 
 
-@pytest.mark.parametrize("ending", [".gz", ".xz"])
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".bz2"])
 def test_a_packed_file_that_is_cut_off_or_not_packed_is_refused(tmp_path, ending):
     path = tmp_path / f"train.en{ending}"
     path.write_bytes(PACK[ending](bytes(range(256)) * 20)[:-10])
@@ -58,3 +78,89 @@ def test_a_packed_file_that_is_cut_off_or_not_packed_is_refused(tmp_path, ending
         read_lines(path)
     with pytest.raises(CorpusError, match="absent cannot be read"):
         read_lines(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("ending", list(UNPACK))
+def test_lines_are_written_one_each_packed_as_the_name_says(tmp_path, ending):
+    path = tmp_path / f"text{ending}"
+    write_lines(path, ["a\u2028b\x85", "", "c"])
+    assert UNPACK[ending](path.read_bytes()) == "a\u2028b\x85\n\nc\n".encode()
+
+
+def test_damage_in_the_middle_of_a_gzip_file_is_named(tmp_path):
+    path = tmp_path / "train.en.gz"
+    content = bytearray(gzip.compress(bytes(range(256)) * 20))
+    content[20:40] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(CorpusError, match=r"train\.en\.gz cannot be read"):
+        read_lines(path)
+
+
+@pytest.mark.parametrize("name", ["result", "n" * 255, "ö" * 127])
+def test_a_file_of_any_name_is_whole_or_as_it_was(tmp_path, name):
+    path = tmp_path / name
+    write_text(path, "old\n")
+
+    def fails():
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert path.read_bytes() == b"old\n"
+    write_text(path, "new\r\n")
+    assert path.read_bytes() == b"new\r\n"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    write_text(tmp_path / "result", "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\): .*result'"):
+        write_text(tmp_path / "result", "new")
+    assert (tmp_path / "result").read_text() == "old"
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"), atomic_write(tmp_path / "result"):
+        (tmp_path / "absent").read_bytes()
+
+
+def test_permissions_are_those_of_a_plain_open_and_links_are_followed(tmp_path):
+    (tmp_path / "plain").write_text("x")
+    write_text(tmp_path / "ours", "x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    os.chmod(tmp_path / "ours", 0o640)
+    (tmp_path / "link").symlink_to("ours")
+    write_text(tmp_path / "link", "y")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "ours").read_text() == "y"
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o640
+    write_text(os.devnull, "x")
+
+
+def test_json_that_cannot_be_read_is_named(tmp_path):
+    write_json(tmp_path / "fine", {"a": [1, float("nan")], "b": "ö"})
+    assert read_json(tmp_path / "fine") == {"a": [1, None], "b": "ö"}
+    for content in (b"", b"{", b"\xff\xff\xff", b"[" * 200_000):
+        (tmp_path / "bad").write_bytes(content)
+        with pytest.raises(ConfigError, match="bad is no readable JSON"):
+            read_json(tmp_path / "bad")
+
+
+def test_a_digest_is_that_of_the_parts_one_after_the_other():
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = "ö".encode() + b"\x00" + values.tobytes() + b'{"a": 1}' + b"x"
+    assert digest("ö", b"\x00", values, {"a": 1}, iter("x")) == hashlib.sha256(content).hexdigest()[:16]
+
+
+def test_reading_and_writing_files_needs_no_torch():
+    code = "import nspec_hf.core.folders, nspec_hf.core.files, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

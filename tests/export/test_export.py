@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from nspec_hf.core import ArtefactError, ConfigError, ExportError, UnsupportedModelError
+from nspec_hf.core import ArtifactError, ConfigError, ExportError, UnsupportedModelError
 from nspec_hf.data import LanguageTags, VocabularyConfig, train_vocabulary
 from nspec_hf.export import ExportConfig, export as export_file, export_model, greedy, load_pruned, pruned
 from nspec_hf.export.prune import zeroed
@@ -207,13 +207,13 @@ def test_a_folder_that_holds_something_is_left_alone(tokenizer, tmp_path):
 
 
 def test_only_pruned_folders_load_as_such(tokenizer, tmp_path):
-    with pytest.raises(ArtefactError, match="no readable nspec_export"):
+    with pytest.raises(ArtifactError, match="no readable nspec_export"):
         load_pruned(tmp_path)
     model = make("m2m100", tokenizer)
     export_model(
         model, tokenizer, random_masks(model), "en-de", tmp_path / "out", ExportConfig(max_new_tokens=4)
     )
-    with pytest.raises(ArtefactError, match="not exported as 'pruned'"):
+    with pytest.raises(ArtifactError, match="not exported as 'pruned'"):
         load_pruned(tmp_path / "out")
 
 

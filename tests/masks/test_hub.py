@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from nspec_hf.core import ArtefactError, ConfigError, artifact as artefact, write_artefact
+from nspec_hf.core import ArtifactError, ConfigError, artifact, write_artifact
 from nspec_hf.masks import MASKS_FILE, NeuronMasks, hub as folder
 from nspec_hf.masks.hub import COPY_FILE, KIND, STATS_FILE
 from nspec_hf.recording import ActivationStats
@@ -112,7 +112,7 @@ def content(tmp_path_factory):
 
 def refused(path, content):
     path.write_bytes(content)
-    with pytest.raises(ArtefactError) as caught:
+    with pytest.raises(ArtifactError) as caught:
         NeuronMasks.from_pretrained(path)
     return str(caught.value)
 
@@ -139,16 +139,16 @@ def test_bytes_behind_the_end_are_refused(content, tmp_path):
 
 
 def test_a_newer_format_is_refused_and_says_what_to_do(masks, tmp_path, monkeypatch):
-    monkeypatch.setattr(artefact, "FORMAT", 2)
+    monkeypatch.setattr(artifact, "FORMAT", 3)
     masks.save(tmp_path / MASKS_FILE)
     monkeypatch.undo()
-    with pytest.raises(ArtefactError, match=r"format 2.*install a newer nspec_hf"):
+    with pytest.raises(ArtifactError, match=r"format 3.*install a newer nspec_hf"):
         NeuronMasks.from_pretrained(tmp_path)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     made_up_stats().save(tmp_path / MASKS_FILE)
-    with pytest.raises(ArtefactError, match=r"nspec_stats.*nspec_masks"):
+    with pytest.raises(ArtifactError, match=r"nspec_stats.*nspec_masks"):
         NeuronMasks.from_pretrained(tmp_path)
 
 
@@ -179,10 +179,10 @@ BITS = {f"keep/{ENCODER}": torch.tensor([[0b1010, 0b10001]], dtype=torch.uint8)}
 )
 def test_a_file_whose_tensors_are_not_as_described_is_refused(tmp_path, tensors, metadata):
     path = tmp_path / MASKS_FILE
-    write_artefact(path, BITS, described(), KIND)
+    write_artifact(path, BITS, described(), KIND)
     assert NeuronMasks.from_pretrained(path).density() == 4 / 13
-    write_artefact(path, tensors, metadata, KIND)
-    with pytest.raises(ArtefactError, match="describe"):
+    write_artifact(path, tensors, metadata, KIND)
+    with pytest.raises(ArtifactError, match="describe"):
         NeuronMasks.from_pretrained(path)
 
 
@@ -195,9 +195,9 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(masks, tmp_path, monkeypa
         raise OSError("no space left on device")
 
     if step == "serialise":
-        monkeypatch.setattr(artefact, "_serialise", fail)
+        monkeypatch.setattr(artifact.safetensors.torch, "save", fail)
     else:
-        monkeypatch.setattr(artefact.os, "replace", fail)
+        monkeypatch.setattr(artifact.os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
         masks.subset(["en-de"]).save_pretrained(tmp_path)
     assert listing(tmp_path) == before

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nspec_hf.core import ArtefactError, ConfigError, UnsupportedModelError
+from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
 from nspec_hf.recording import decoder_start_token, eval_mode, load_config, load_model
 from tests.helpers.families import tiny_llama
 from tests.helpers.models import tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_pegasus, tiny_t5
@@ -45,7 +45,7 @@ def test_what_a_family_saves_is_loaded_with_equal_logits(make, tmp_path):
 def test_weights_behind_a_wrapper_s_prefix_are_refused_with_three_names(folder, prefix):
     rewrite(folder, lambda weights: {prefix + name: weight for name, weight in weights.items()})
     with pytest.raises(
-        ArtefactError, match=r"92 are missing \(\S+, \S+, \S+, …\); it holds others under"
+        ArtifactError, match=r"92 are missing \(\S+, \S+, \S+, …\); it holds others under"
     ) as refusal:
         load_model(folder)
     assert prefix in str(refusal.value)
@@ -54,26 +54,26 @@ def test_weights_behind_a_wrapper_s_prefix_are_refused_with_three_names(folder, 
 @pytest.mark.parametrize("part", ["encoder.layers.1.", "decoder.layers.0.fc1.weight", "shared.weight"])
 def test_a_checkpoint_that_lacks_a_layer_a_linear_or_the_embedding_is_refused(folder, part):
     rewrite(folder, lambda weights: {name: each for name, each in weights.items() if part not in name})
-    with pytest.raises(ArtefactError, match="are missing"):
+    with pytest.raises(ArtifactError, match="are missing"):
         load_model(folder)
 
 
 def test_a_config_of_another_width_is_refused_with_both_shapes(folder):
     edit_config(folder, encoder_ffn_dim=99)
-    with pytest.raises(ArtefactError, match=r"encoder\.layers\.0\.fc1\.bias \[24\] instead of \[99\]"):
+    with pytest.raises(ArtifactError, match=r"encoder\.layers\.0\.fc1\.bias \[24\] instead of \[99\]"):
         load_model(folder)
 
 
 def test_layers_that_the_config_does_not_count_are_refused(folder):
     edit_config(folder, encoder_layers=1)
-    with pytest.raises(ArtefactError, match=r"16 are of further layers \(model\.encoder\.layers\.1\."):
+    with pytest.raises(ArtifactError, match=r"16 are of further layers \(model\.encoder\.layers\.1\."):
         load_model(folder)
 
 
 def test_a_git_lfs_pointer_is_refused_by_its_name(folder):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
     (folder / "model.safetensors").write_text(pointer)
-    with pytest.raises(ArtefactError, match=r"model\.safetensors is a Git LFS pointer.*git lfs pull"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is a Git LFS pointer.*git lfs pull"):
         load_model(folder)
 
 
@@ -83,14 +83,14 @@ def test_weights_that_are_not_finite_are_refused(folder):
         return weights
 
     rewrite(folder, spoil)
-    with pytest.raises(ArtefactError, match=r"not finite \(model\.decoder\.layers\.1\.fc2\.bias\)"):
+    with pytest.raises(ArtifactError, match=r"not finite \(model\.decoder\.layers\.1\.fc2\.bias\)"):
         load_model(folder)
 
 
 def test_a_damaged_checkpoint_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ArtefactError, match="cannot be loaded"):
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
         load_model(folder)
 
 
@@ -107,12 +107,12 @@ def test_code_of_a_repository_is_not_run_and_not_asked_about(folder, monkeypatch
 
 def test_an_adapter_in_place_of_a_model_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ArtefactError, match=r"PEFT adapter.*merge_and_unload"):
+    with pytest.raises(ArtifactError, match=r"PEFT adapter.*merge_and_unload"):
         load_model(tmp_path)
 
 
 def test_a_folder_without_a_model_and_a_decoder_alone_are_refused(tmp_path):
-    with pytest.raises(ArtefactError, match="no model's folder"):
+    with pytest.raises(ArtifactError, match="no model's folder"):
         load_model(tmp_path / "missing")
     tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="no encoder"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from nspec_hf.core import ArtefactError, ConfigError, Pair, SiteMismatchError, UnknownPairError, as_pairs
+from nspec_hf.core import ArtifactError, ConfigError, Pair, SiteMismatchError, UnknownPairError, as_pairs
 from nspec_hf.data import EncodedCorpus
 from nspec_hf.evaluation import Translator
 from nspec_hf.systems import SYSTEMS, ExperimentConfig, Workbench, make_system, read_settings
@@ -174,7 +174,7 @@ def test_a_file_holds_a_bit_a_weight_and_pair(tmp_path):
     weights = sum(keep.numel() for keep in found.keep.values())
     assert weights / 8 <= found.bytes < weights / 8 * 1.3
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ArtefactError, match="cut off"):
+    with pytest.raises(ArtifactError, match="cut off"):
         Subnetworks.load(path)
 
 

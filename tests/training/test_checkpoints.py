@@ -1,4 +1,4 @@
-"""A run that was killed at any moment goes on from a whole checkpoint, and only with its own settings."""
+"""A run that was killed at any moment goes on from a whole checkpoint."""
 
 import shutil
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nspec_hf.core import ConfigError
-from nspec_hf.recording import RecordConfig
-from nspec_hf.training import claim_folder, last_checkpoint, write_json
+from nspec_hf.core import write_json
+from nspec_hf.training import last_checkpoint
 from nspec_hf.training.checkpoints import RunClock, what_is_broken
 
 FILES = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json")
@@ -57,16 +56,6 @@ def test_the_newest_whole_one_is_taken_and_the_others_are_named(checkpoint):
 def test_no_folder_and_an_empty_one_have_no_checkpoint(tmp_path):
     assert last_checkpoint(tmp_path) is None
     assert last_checkpoint(tmp_path / "nowhere") is None
-
-
-def test_a_folder_goes_on_with_the_settings_that_it_was_begun_with(tmp_path):
-    settings = {"record": RecordConfig(), "pairs": ["en-de"], "model": {}}
-    claim_folder(tmp_path / "new", settings)
-    claim_folder(tmp_path / "new", settings)
-    with pytest.raises(ConfigError, match=r"record.count: 'tokens' then, 'sentences' now"):
-        claim_folder(tmp_path / "new", {**settings, "record": RecordConfig(count="sentences")})
-    with pytest.raises(ConfigError, match=r"model.d_model: None then, 4 now; pairs: .*another folder"):
-        claim_folder(tmp_path / "new", {**settings, "pairs": [], "model": {"d_model": 4}})
 
 
 def test_a_clock_goes_on_from_its_state():

@@ -25,7 +25,7 @@ from nspec_hf.analysis.figures.neurons import family_colours
 from nspec_hf.analysis.gain_tables import Gains
 from nspec_hf.analysis.general_specific import general_neurons
 from nspec_hf.analysis.result import site_label, to_plain
-from nspec_hf.core import Pair, pack
+from nspec_hf.core import Pair, pack, write_text
 
 SCRIPTS = ("report_data.js", "report_map.js", "report_charts.js", "report_neurons.js", "report_page.js")
 _SECTIONS = {
@@ -92,7 +92,7 @@ def write_report(analysis: Analysis, path: str | Path, title: str | None = None)
     """Write the page to a file, whose folder is made if needed; return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report_html(analysis, title), encoding="utf-8")
+    write_text(path, report_html(analysis, title))
     return path
 
 

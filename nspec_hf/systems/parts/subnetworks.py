@@ -6,7 +6,6 @@ What LaSS (`lass.py`) cuts out and trains. Neuron masks say which output units l
 of a matrix is kept or not, so that the masks are as many bits as the matrices have weights, for each pair.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -21,11 +20,12 @@ from nspec_hf.core import (
     Pair,
     SiteMismatchError,
     as_pairs,
+    digest,
     pack,
     packed_width,
-    read_artefact,
+    read_artifact,
     unpack,
-    write_artefact,
+    write_artifact,
 )
 from nspec_hf.gating import Routing
 from nspec_hf.recording import KINDS, Site, find_sites, plain_model, site_from_name
@@ -77,11 +77,8 @@ class Subnetworks:
 
     def fingerprint(self) -> str:
         """Return the first 16 hex digits of the SHA-256 over pairs, names and bits."""
-        digest = hashlib.sha256(" ".join(self.pairs).encode())
-        for name in sorted(self.keep):
-            digest.update(name.encode())
-            digest.update(pack(self.keep[name]).numpy().data)
-        return digest.hexdigest()[:16]
+        bits = (part for name in sorted(self.keep) for part in (name, pack(self.keep[name]).numpy()))
+        return digest(" ".join(self.pairs), bits)
 
     def save(self, path: str | os.PathLike, about: Mapping[str, Any] | None = None) -> None:
         """Write one safetensors file: uint8 bits [P, O, ceil(I / 8)] a linear.
@@ -92,16 +89,16 @@ class Subnetworks:
         """
         inputs = {name: keep.shape[2] for name, keep in self.keep.items()}
         content = {"pairs": self.pairs, "inputs": inputs, "about": dict(about or {})}
-        write_artefact(path, {name: pack(keep) for name, keep in self.keep.items()}, content, _FILE_KIND)
+        write_artifact(path, {name: pack(keep) for name, keep in self.keep.items()}, content, _FILE_KIND)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> tuple[Self, dict[str, Any]]:
         """Return what `save` wrote: the sub-networks, and what else the file says.
 
         Raises:
-            ArtefactError: If the file is cut off, altered, or of another kind.
+            ArtifactError: If the file is cut off, altered, or of another kind.
         """
-        tensors, content = read_artefact(path, _FILE_KIND)
+        tensors, content = read_artifact(path, _FILE_KIND)
         keep = {name: unpack(tensors[name], width) for name, width in content["inputs"].items()}
         return cls(as_pairs(content["pairs"]), keep), content["about"]
 

@@ -1,0 +1,140 @@
+"""A run's folder: made whole or not at all, locked while it runs, kept to the settings it began with."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from nspec_hf.core.errors import ConfigError, FolderInUseError
+from nspec_hf.core.files import plain, read_json, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows: folders are not locked there
+    fcntl = None
+
+SETTINGS_FILE = "settings.json"
+_LOCK_FILE = ".lock"
+_held: set[Path] = set()
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Give an empty folder to fill, which takes the place of `folder` when all is written, else goes.
+
+    Raises:
+        ConfigError: If `folder` is there already and not empty, before anything is written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already; give a new folder")
+    # One that is there may be a link, a mounted volume or ".", none of which a rename could replace.
+    is_new = not folder.exists()
+    partial = (folder.parent if is_new else folder) / f".{uuid.uuid4().hex}.partial"
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if is_new:
+            os.replace(partial, folder)
+        else:
+            for path in sorted(partial.iterdir()):
+                os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_writable(path: str | os.PathLike, *, is_folder: bool = False) -> None:
+    """Check before the work that its result can be written; the folder is made if needed.
+
+    Raises:
+        OSError: If it cannot, with the path.
+    """
+    path = Path(path)
+    if not is_folder and path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not is_folder and path.exists() and not path.is_file():
+        return
+    trial = (path if is_folder else Path(os.path.realpath(path)).parent) / f".{uuid.uuid4().hex}.tmp"
+    try:
+        trial.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold a folder, which is made if needed, as the only process that writes it.
+
+    A lock ends with its process, however that ends; the process that holds it may lock the folder once more.
+    Of several processes that train together, one holds the lock.
+
+    Raises:
+        FolderInUseError: If another process holds it.
+    """
+    folder = Path(os.path.realpath(folder))
+    if folder in _held:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK_FILE, "a", encoding="utf-8") as file:
+        if not try_lock(file):
+            raise FolderInUseError(
+                f"another process is writing into {folder}; wait until it ends, or give another folder"
+            )
+        _held.add(folder)
+        try:
+            yield
+        finally:
+            _held.discard(folder)
+
+
+def try_lock(file: IO) -> bool:
+    """Lock an open file until it is closed; return False where another process holds the lock."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def claim_folder(folder: str | os.PathLike, settings: Mapping[str, Any], file: str = SETTINGS_FILE) -> None:
+    """Refuse to go on in a folder that was begun with other settings; a new one is made.
+
+    Args:
+        folder: Folder of a run.
+        settings: All that must stay the same for its files to be of use: name → anything that `plain` reads.
+        file: Name of the file in it that keeps them.
+
+    Raises:
+        ConfigError: If the folder was begun with others; the message names each that differs.
+    """
+    path, wanted = Path(folder) / file, _flat(plain(settings))
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    begun = _flat(read_json(path))
+    changed = [
+        f"{name}: {begun.get(name)!r} then, {wanted.get(name)!r} now"
+        for name in sorted(begun.keys() | wanted.keys())
+        if begun.get(name) != wanted.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{folder} was begun with other settings ({'; '.join(changed)}); give another folder (--work), "
+            "or delete this one to begin anew"
+        )
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {name: settings}
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{name}.{key}" if name else key)
+    return found

@@ -1,0 +1,105 @@
+"""A run's folder is whole, of one process and of one set of settings, or the second one is told why not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nspec_hf.core import (
+    ConfigError,
+    FolderInUseError,
+    atomic_folder,
+    claim_folder,
+    lock_folder,
+    require_writable,
+)
+from nspec_hf.recording import RecordConfig
+
+LOCK = "import sys; from nspec_hf.core import lock_folder\nwith lock_folder(sys.argv[1]): print('held')"
+
+
+def test_a_folder_goes_on_with_the_settings_that_it_was_begun_with(tmp_path):
+    settings = {"record": RecordConfig(), "pairs": ["en-de"], "model": {}}
+    claim_folder(tmp_path / "new", settings)
+    claim_folder(tmp_path / "new", settings)
+    with pytest.raises(ConfigError, match=r"record.count: 'tokens' then, 'sentences' now"):
+        claim_folder(tmp_path / "new", {**settings, "record": RecordConfig(count="sentences")})
+    with pytest.raises(ConfigError, match=r"model.d_model: None then, 4 now; pairs: .*another folder"):
+        claim_folder(tmp_path / "new", {**settings, "pairs": [], "model": {"d_model": 4}})
+
+
+def test_a_folder_whose_settings_are_damaged_is_refused_by_name(tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"settings\.json is no readable JSON"):
+        claim_folder(tmp_path, {})
+
+
+def test_a_second_process_is_refused_while_the_first_writes_and_let_in_afterwards(tmp_path):
+    def other():
+        command = [sys.executable, "-c", LOCK, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    with lock_folder(tmp_path):
+        refused = other()
+    assert "FolderInUseError" in refused.stderr
+    assert str(tmp_path) in refused.stderr
+    assert other().stdout == "held\n"
+
+
+def test_the_process_that_holds_a_folder_may_lock_it_once_more(tmp_path):
+    with lock_folder(tmp_path), lock_folder(tmp_path / "."):
+        pass
+    assert issubclass(FolderInUseError, BlockingIOError)
+
+
+def test_a_folder_is_filled_beside_and_then_there(tmp_path):
+    with atomic_folder(tmp_path / "a" / "new") as partial:
+        (partial / "file").write_text("x")
+        assert not (tmp_path / "a" / "new").exists()
+    assert (tmp_path / "a" / "new" / "file").read_text() == "x"
+    assert os.listdir(tmp_path / "a") == ["new"]
+
+
+def test_an_empty_folder_is_filled_also_through_a_link_and_as_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with atomic_folder(tmp_path / "link") as partial:
+        (partial / "file").write_text("x")
+    assert os.listdir(tmp_path / "real") == ["file"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_folder(".") as partial:
+        (partial / "file").write_text("x")
+    assert os.listdir(tmp_path / "here") == ["file"]
+
+
+def test_a_folder_whose_making_fails_is_not_there_and_one_with_files_is_refused(tmp_path):
+
+    def fails():
+        with atomic_folder(tmp_path / "new") as partial:
+            (partial / "file").write_text("x")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is there already"), atomic_folder(tmp_path):
+        pass
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_an_output_that_cannot_be_written_is_named_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
+        require_writable(tmp_path)
+    with pytest.raises(OSError, match=r"cannot be written .*file/result\.json"):
+        require_writable(tmp_path / "file" / "result.json")
+    with pytest.raises(OSError, match=r"cannot be written .*file"):
+        require_writable(tmp_path / "file", is_folder=True)
+    require_writable(tmp_path / "new" / "result.json")
+    require_writable(tmp_path / "file")
+    require_writable(os.devnull)
+    assert sorted(os.listdir(tmp_path)) == ["file", "new"]
+    assert (tmp_path / "file").read_text() == "x"
