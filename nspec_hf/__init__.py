@@ -78,10 +78,10 @@ ROOMS: dict[str, str] = {
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
     "analysis figures.neurons figures.gains report.page",
     "export": "prune ctranslate2 verify export",
-    "systems": "plan experiment system parts.rowwise parts.zero_shot parts.subnetworks parts.clones plain "
-    "masked own_neurons individual lass differentiation families adapters target_attention "
-    "architectures registry run before_training",
-    "comparison": "jobs runs paired_runs table_data aggregate tables",
+    "systems": "plan experiment result run system parts.rowwise parts.zero_shot parts.subnetworks "
+    "parts.clones baseline masked own_neurons individual lass differentiation families adapters "
+    "target_attention architectures registry pipeline before_training",
+    "comparison": "jobs runs table_data aggregate tables",
     "demo": "settings display demo",
     "cli": "pipeline export evaluate analyze probe main",
 }

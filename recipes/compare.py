@@ -25,8 +25,8 @@ from tqdm import tqdm
 from nspec_hf.comparison import (
     Failure,
     Job,
-    Row,
-    Run,
+    PlannedRow,
+    PlannedRun,
     chosen_runs,
     compare_rows,
     comparison_tables,
@@ -36,7 +36,7 @@ from nspec_hf.comparison import (
     run_jobs,
     usable_cores,
 )
-from nspec_hf.core import ConfigError, join_tables, write_json, write_text
+from nspec_hf.core import ConfigError, join_tables, read_json, write_json, write_text
 from nspec_hf.systems import ExperimentConfig, read_settings
 
 SPECIALIZE = Path(__file__).resolve().with_name("specialize.py")
@@ -70,13 +70,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_tables(
-    config: ExperimentConfig, rows: Sequence[Row], command: str, experiment: Sequence[str]
+    config: ExperimentConfig, rows: Sequence[PlannedRow], command: str, experiment: Sequence[str]
 ) -> None:
     """Compare all rows of the plan as far as they have been run; print and keep the tables."""
-    with tqdm(desc="paired tests", disable=not sys.stderr.isatty()) as bar:
-        comparison = compare_rows(config, rows, experiment, show=lambda line: bar.update())
     path = Path(config.results) / f"{config.name}.{config.compare.table}.json"
-    write_json(path, comparison)
+    # Verdicts of an earlier table are kept where translations are gone.
+    kept = read_json(path).get("tests") if path.is_file() else None
+    with tqdm(desc="paired tests", disable=not sys.stderr.isatty()) as bar:
+        comparison = compare_rows(config, rows, experiment, show=lambda line: bar.update(), kept=kept)
+    write_json(path, comparison.content())
     write_text(path.with_suffix(".md"), markdown(comparison, command))
     print(join_tables(comparison_tables(comparison)))
     for run in (run for row in rows for run in row.runs):
@@ -86,7 +88,7 @@ def write_tables(
     print(f"kept in {path} and {path.with_suffix('.md')}")
 
 
-def run_all(runs: Sequence[Run], experiment: Sequence[str], count: int | None) -> list[Failure]:
+def run_all(runs: Sequence[PlannedRun], experiment: Sequence[str], count: int | None) -> list[Failure]:
     """Run what has not been run; return what failed.
 
     Raises:

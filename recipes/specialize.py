@@ -9,15 +9,13 @@ load → record → select → gate → train → evaluate → save. The systems
 the whole recipe go to `recipes/results/NAME.SYSTEM.sSEED.json`.
 """
 
-from pathlib import Path
-
 from nspec_hf.core import ConfigError
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.systems import (
     SYSTEMS,
     ExperimentConfig,
     Masked,
-    Workbench,
+    Run,
     make_system,
     read_settings,
     run_system,
@@ -37,19 +35,15 @@ def main(argv: list[str] | None = None) -> None:
         row={"type": str, "default": "", "help": "What tables call it; empty: the system's name."},
         push={"type": str, "default": "", "help": "Hub repository that the masks are pushed to."},
     )
-    system, row = make_system(SYSTEMS[extra.system], extra.settings), extra.row or extra.system
+    system = make_system(extra.system, extra.settings)
     if extra.push and not isinstance(system, Masked):
         raise ConfigError(f"--push uploads masks, and {extra.system} has none")
-    folder = Path(config.work) / row / f"s{extra.seed}"
-    bench = Workbench(config=config, folder=folder, seed=extra.seed)
-    result = Path(config.results) / f"{config.name}.{row}.s{extra.seed}.json"
-    scores = run_system(row, system, bench, result)
-    if not join_processes().is_main_process:
-        return
+    run = Run.of(config, extra.row or extra.system, extra.seed)
+    scores = run_system(run, system)
     if scores is not None:
         print(scores.table())
-    if extra.push:
-        NeuronMasks.from_pretrained(folder / "masks").push_to_hub(extra.push)
+    if extra.push and join_processes().is_main_process:
+        NeuronMasks.from_pretrained(run.folder / "masks").push_to_hub(extra.push)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nspec_hf.comparison import Run, chosen_runs, planned_rows
+from nspec_hf.comparison import PlannedRun, chosen_runs, planned_rows
 from nspec_hf.core import write_result
 from nspec_hf.systems import (
-    FILE,
     ExperimentConfig,
     Masked,
-    Workbench,
+    Run,
     read_settings,
     untrained,
     untrained_table,
+    was_measured,
 )
 from nspec_hf.training import join_processes
 
@@ -39,13 +39,12 @@ def main(argv: list[str] | None = None) -> None:
         rows={"nargs": "+", "default": None, "help": "Rows to look at, or patterns such as 'ns*'; else all."},
         seeds={"nargs": "+", "type": int, "default": None, "help": "Seeds to look at; else all."},
     )
-    rows = planned_rows(config)
-    wanted, found = chosen_runs(rows, chosen.rows, chosen.seeds), []
-    for name, run in tqdm(_base_and_masks(chosen_runs(rows)), disable=None):
-        folder = Path(config.work) / "untrained" / name / f"s{run.seed}"
-        if name == BASE or run in wanted or (folder / f"{FILE}.json").is_file():
-            bench = Workbench(config=run.config, folder=folder, seed=run.seed)
-            found.append(untrained(name, run.system, bench))
+    rows, found = planned_rows(config), []
+    wanted = {run.name for run in chosen_runs(rows, chosen.rows, chosen.seeds)}
+    for name, planned in tqdm(_base_and_masks(chosen_runs(rows)), disable=None):
+        run = Run.of(planned.config, name, planned.seed, inside="untrained")
+        if name == BASE or planned.name in wanted or was_measured(run):
+            found.append(untrained(run, planned.system))
     if join_processes().is_main_process:
         about = f"{config.data.valid_split} of {config.name}, base {Path(config.base_model).name}"
         print(untrained_table(found, about))
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"kept in {path}")
 
 
-def _base_and_masks(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+def _base_and_masks(runs: Sequence[PlannedRun]) -> list[tuple[str, PlannedRun]]:
     """Return the runs with what they are called; the first that is no masks stands for the base."""
     bases = [run for run in runs if not isinstance(run.system, Masked)]
     return [(BASE, run) for run in bases[:1]] + [

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
         usable_cores as usable_cores,
     )
     from nspec_hf.comparison.runs import (
-        Row as Row,
-        Run as Run,
+        PlannedRow as PlannedRow,
+        PlannedRun as PlannedRun,
+        TestedPair as TestedPair,
         chosen_runs as chosen_runs,
         planned_rows as planned_rows,
     )

@@ -1,19 +1,16 @@
 """Compare the systems of a plan: read what their runs left, and set them side by side.
 
-Scores come from the results of the runs, verdicts from the translations that they kept. A difference is taken
-seed by seed before it is averaged, so that what two runs of one seed share does not count; a base has
-one run, which is the same for every seed.
+Scores come from the results of the runs; verdicts from the translations that they kept or, where these are
+gone, from an earlier comparison. A difference is taken seed by seed before it is averaged, so that what two
+runs of one seed share does not count; a base has one run, which is the same for every seed.
 """
 
-import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from nspec_hf.comparison.paired_runs import paired_comparison
-from nspec_hf.comparison.runs import Row, Run
+from nspec_hf.comparison.runs import PlannedRow, PlannedRun, Tests, paired_tests, read_tests
 from nspec_hf.comparison.table_data import (
     REFERENCES,
     Against,
@@ -25,144 +22,178 @@ from nspec_hf.comparison.table_data import (
     tiers_of,
 )
 from nspec_hf.core import Pair
-from nspec_hf.evaluation import VERDICTS, Comparison, SystemScores, Verdict, notes_of
-from nspec_hf.systems import ExperimentConfig
+from nspec_hf.evaluation import VERDICTS
+from nspec_hf.systems import ExperimentConfig, RunResult
+
+_Key = TypeVar("_Key")
+
+# A score is written with all its digits, so a test of other translations has another difference.
+_SAME = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Finished:
     """A run with its result."""
 
-    run: Run
-    outcome: Mapping[str, Any]
-    scores: SystemScores
+    run: PlannedRun
+    result: RunResult
 
-    def value(self, pair: Pair, metric: str) -> float | None:
-        score = self.scores.scores.get(pair, {}).get(metric)
-        return None if score is None or not math.isfinite(score.value) else score.value
+    def value(self, metric: str, pair: Pair) -> float | None:
+        return self.result.scores.get(pair, {}).get(metric)
 
-    def average(self, pairs: Sequence[Pair], metric: str) -> float | None:
-        values = [self.value(pair, metric) for pair in pairs]
-        return None if None in values else math.fsum(values) / len(values)  # type: ignore[arg-type]
+    def average(self, metric: str, pairs: Sequence[Pair]) -> float | None:
+        values = [value for pair in pairs if (value := self.value(metric, pair)) is not None]
+        return math.fsum(values) / len(values) if len(values) == len(pairs) else None
+
+    def cost(self, name: str) -> float | None:
+        """Return the seconds of the extraction or of the training, from scratch if it was."""
+        facts = self.result.facts
+        if name == "extraction":
+            return facts.get("extraction", {}).get("seconds")
+        seconds = facts.get("training_seconds")
+        return seconds and seconds + facts.get("pretraining", {}).get("training_seconds", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Maker:
+class _Aggregation:
     """What all rows share while they are compared."""
 
     config: ExperimentConfig
-    rows: Sequence[Row]
+    rows: Sequence[PlannedRow]
     experiment: Sequence[str]
     n_jobs: int | None
     show: Callable[[str], None]
-    finished: Mapping[str, _Finished]
+    kept: Mapping[str, Any]
     targets: Mapping[Pair, Sequence[str]]
+    finished: Mapping[str, _Finished]
     blocks: Mapping[str, Sequence[Pair]]
+    tests: dict[str, Tests] = field(default_factory=dict)
 
-    def row(self, row: Row) -> RowResult:
+    def row(self, row: PlannedRow) -> RowResult:
         done = [self.finished[run.name] for run in row.runs if run.name in self.finished]
-        about = {
+        missing = [run for run in row.runs if run.name not in self.finished]
+        about: dict[str, Any] = {
             "name": row.name,
             "system": row.system.name,
-            "source": row.system.source,
-            "settings": dict(row.plan.settings),
             "train": dict(row.plan.train),
             "seeds": tuple(each.run.seed for each in done),
-            "missing": {
-                str(run.seed): run.command(self.experiment)
-                for run in row.runs
-                if run.name not in self.finished
-            },
+            "missing": {str(run.seed): run.command(self.experiment) for run in missing},
         }
         if not done:
             return RowResult(**about)
+        facts = done[0].result.facts
         references = {name: self._reference(row, name) for name in REFERENCES}
         return RowResult(
             **about,
-            scores=self._by_pair(lambda metric, pair: Spread.over(e.value(pair, metric) for e in done)),
-            averages=self._by_block(lambda metric, own: Spread.over(e.average(own, metric) for e in done)),
-            against={
-                name: self._against(done, other) for name, other in references.items() if other is not None
-            },
-            extra_parameters=done[0].outcome.get("extra_parameters"),
-            extra_bytes=done[0].outcome.get("extra_bytes"),
-            extraction_seconds=Spread.over(e.outcome.get("extraction", {}).get("seconds") for e in done),
-            training_seconds=Spread.over(_training_seconds(e.outcome) for e in done),
-            updates=done[0].outcome.get("updates"),
+            scores=self._spreads(self._pairs, lambda metric, pair: [e.value(metric, pair) for e in done]),
+            averages=self._spreads(
+                self.blocks, lambda metric, pairs: [e.average(metric, pairs) for e in done]
+            ),
+            against={name: self._against(done, other) for name, other in references.items() if other},
+            extra_parameters=facts.get("extra_parameters"),
+            extra_bytes=facts.get("extra_bytes"),
+            extraction_seconds=Spread.over(each.cost("extraction") for each in done),
+            training_seconds=Spread.over(each.cost("training") for each in done),
+            updates=facts.get("updates"),
         )
 
-    def _reference(self, row: Row, system: str) -> Row | None:
+    def _reference(self, row: PlannedRow, system: str) -> PlannedRow | None:
         """Return the row that a row is compared with: of that system, with the same training if there is."""
         if row.system.name in ("baseline", system):
             return None
-        able = [each for each in self.rows if each.system.name == system]
-        able = [each for each in able if any(run.name in self.finished for run in each.runs)]
-        same = [each for each in able if dict(each.plan.train) == dict(row.plan.train)]
+        able = [
+            other
+            for other in self.rows
+            if other.system.name == system and any(run.name in self.finished for run in other.runs)
+        ]
+        same = [other for other in able if dict(other.plan.train) == dict(row.plan.train)]
         return next(iter(same or able), None)
 
-    def _against(self, done: Sequence[_Finished], other: Row) -> Against:
-        matched = []
-        for each in done:
-            opposite = other.run(each.run.seed)
-            if opposite is not None and opposite.name in self.finished:
-                matched.append((each, self.finished[opposite.name]))
-        found = [comparison for one, two in matched if (comparison := self._tested(one.run, two.run))]
-        verdicts, p_values = {}, {}
-        for metric in self.config.metrics:
-            judged = [row for comparison in found for row in comparison.rows if row.metric == metric]
-            of = {pair: [row for row in judged if row.pair == pair] for pair in self.targets}
-            verdicts[metric] = {pair: tuple(row.verdict for row in own) for pair, own in of.items() if own}
-            p_values[metric] = {pair: tuple(row.p_value for row in own) for pair, own in of.items() if own}
-        return Against(
-            reference=other.name,
-            pairs=self._by_pair(
-                lambda metric, pair: Spread.over(
-                    _minus(one.value(pair, metric), two.value(pair, metric)) for one, two in matched
-                )
-            ),
-            blocks=self._by_block(
-                lambda metric, own: Spread.over(
-                    _minus(one.average(own, metric), two.average(own, metric)) for one, two in matched
-                )
-            ),
-            verdicts=verdicts,
-            p_values=p_values,
-            counts={metric: self._counted(own) for metric, own in verdicts.items()},
-            doubtful=tuple(
-                f"{row.system_name}, {row.pair}, {row.metric}: {row.differing} sentences differ"
-                for comparison in found
-                for row in comparison.rows
-                if row.owed_to_ties(comparison.alpha)
-            ),
-        )
-
-    def _tested(self, run: Run, other: Run) -> Comparison | None:
-        self.show(f"{run.name} against {other.name}")
-        metrics = list(self.config.metrics)
-        return paired_comparison(
-            run, other, self.targets, metrics, self.config.compare.n_samples, self.n_jobs
-        )
-
-    def _counted(self, verdicts: Mapping[Pair, Sequence[Verdict]]) -> dict[str, dict[Verdict, int]]:
-        return {
-            block: {
-                verdict: sum(verdicts[pair].count(verdict) for pair in pairs if pair in verdicts)
-                for verdict in VERDICTS
+    def _against(self, done: Sequence[_Finished], reference: PlannedRow) -> Against:
+        opposites = [(each, reference.run(each.run.seed)) for each in done]
+        matched = [
+            (one, self.finished[run.name]) for one, run in opposites if run and run.name in self.finished
+        ]
+        tests = {f"{one.run.name} against {two.run.name}": self._tested(one, two) for one, two in matched}
+        self.tests.update({name: test for name, test in tests.items() if test})
+        by_metric = {
+            metric: {
+                pair: [test[metric][pair] for test in tests.values() if pair in test.get(metric, {})]
+                for pair in self.targets
             }
-            for block, pairs in self.blocks.items()
-            if all(pair in verdicts for pair in pairs)
-        }
-
-    def _by_pair(self, of: Callable[[str, Pair], Spread | None]) -> dict[str, Numbers]:
-        return {
-            metric: {str(pair): found for pair in self.targets if (found := of(metric, pair)) is not None}
             for metric in self.config.metrics
         }
+        verdicts = {
+            metric: {pair: tuple(test.verdict for test in own) for pair, own in by_pair.items() if own}
+            for metric, by_pair in by_metric.items()
+        }
+        return Against(
+            reference=reference.name,
+            pairs=self._spreads(
+                self._pairs,
+                lambda metric, pair: [
+                    _minus(a.value(metric, pair), b.value(metric, pair)) for a, b in matched
+                ],
+            ),
+            blocks=self._spreads(
+                self.blocks,
+                lambda metric, pairs: [
+                    _minus(a.average(metric, pairs), b.average(metric, pairs)) for a, b in matched
+                ],
+            ),
+            verdicts=verdicts,
+            p_values={
+                metric: {pair: tuple(test.p_value for test in own) for pair, own in by_pair.items() if own}
+                for metric, by_pair in by_metric.items()
+            },
+            counts={
+                metric: {
+                    block: {
+                        verdict: sum(by_pair[pair].count(verdict) for pair in pairs) for verdict in VERDICTS
+                    }
+                    for block, pairs in self.blocks.items()
+                    if all(pair in by_pair for pair in pairs)
+                }
+                for metric, by_pair in verdicts.items()
+            },
+            doubtful=tuple(
+                f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"
+                for name, by_test in tests.items()
+                for metric, by_pair in by_test.items()
+                for pair, test in by_pair.items()
+                if test.few_differ is not None
+            ),
+        )
 
-    def _by_block(self, of: Callable[[str, Sequence[Pair]], Spread | None]) -> dict[str, Numbers]:
+    def _tested(self, one: _Finished, two: _Finished) -> Tests:
+        """Return the tests of two runs; without translations, earlier ones whose differences still hold."""
+        name = f"{one.run.name} against {two.run.name}"
+        self.show(name)
+        tests = paired_tests(one.run, two.run, self.targets, self.n_jobs)
+        if tests is not None:
+            return tests
+        kept = read_tests(self.kept.get(name, {}))
         return {
             metric: {
-                name: found for name, pairs in self.blocks.items() if (found := of(metric, pairs)) is not None
+                pair: test
+                for pair, test in by_pair.items()
+                if (delta := _minus(one.value(metric, pair), two.value(metric, pair))) is not None
+                and abs(delta - test.delta) < _SAME
+            }
+            for metric, by_pair in kept.items()
+        }
+
+    @property
+    def _pairs(self) -> dict[str, Pair]:
+        return {str(pair): pair for pair in self.targets}
+
+    def _spreads(
+        self, keys: Mapping[str, _Key], values: Callable[[str, _Key], Sequence[float | None]]
+    ) -> dict[str, Numbers]:
+        """Return metric → name of a direction or block → the spread of its values over seeds."""
+        return {
+            metric: {
+                name: spread for name, key in keys.items() if (spread := Spread.over(values(metric, key)))
             }
             for metric in self.config.metrics
         }
@@ -170,10 +201,11 @@ class _Maker:
 
 def compare_rows(
     config: ExperimentConfig,
-    rows: Sequence[Row],
+    rows: Sequence[PlannedRow],
     experiment: Sequence[str] = (),
     n_jobs: int | None = None,
     show: Callable[[str], None] = lambda line: None,
+    kept: Mapping[str, Any] | None = None,
 ) -> SystemsComparison:
     """Set the rows of a plan side by side, as far as they have been run.
 
@@ -184,57 +216,57 @@ def compare_rows(
             runs that are missing.
         n_jobs: Processes of the paired tests; None takes the processors that this process may use.
         show: Called with a line of text before each paired test.
+        kept: Paired tests of an earlier comparison, as `SystemsComparison.content` has them, for runs whose
+            translations are gone.
     """
-    finished: dict[str, _Finished] = {}
+    finished = {}
     for run in (run for row in rows for run in row.runs):
-        outcome = run.outcome()
-        if outcome is not None:
-            scores = SystemScores.from_json(json.dumps(outcome["scores"]))
-            finished[run.name] = _Finished(run=run, outcome=outcome, scores=scores)
+        result = run.outcome()
+        if result is not None:
+            finished[run.name] = _Finished(run=run, result=result)
     tests = config.data.read(config.data.test_split, config.data.tested_pairs())
-    maker = _Maker(
+    blocks, tiers = blocks_of(config.data), tiers_of(config.data)
+    aggregation = _Aggregation(
         config=config,
         rows=rows,
         experiment=experiment,
         n_jobs=n_jobs,
         show=show,
-        finished=finished,
+        kept=kept or {},
         targets={text.pair: text.targets for text in tests},
-        blocks={**blocks_of(config.data), **tiers_of(config.data)},
+        finished=finished,
+        blocks={**blocks, **tiers},
     )
     return SystemsComparison(
         name=config.name,
         metrics=tuple(config.metrics),
         pairs=tuple(text.pair for text in tests),
-        blocks=blocks_of(config.data),
-        tiers=tiers_of(config.data),
-        rows=tuple(maker.row(row) for row in rows),
+        blocks=blocks,
+        tiers=tiers,
+        rows=tuple(aggregation.row(row) for row in rows),
+        tests=aggregation.tests,
         n_samples=config.compare.n_samples,
-        notes=_notes(list(finished.values()), list(config.metrics)),
+        notes=_notes([each.result for each in finished.values()]),
     )
-
-
-def _training_seconds(outcome: Mapping[str, Any]) -> float | None:
-    """Return the seconds of a run's training, from scratch if it was."""
-    own = outcome.get("training_seconds")
-    return own and own + outcome.get("pretraining", {}).get("training_seconds", 0.0)
 
 
 def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def _notes(finished: Sequence[_Finished], metrics: Sequence[str]) -> tuple[str, ...]:
+def _notes(results: Sequence[RunResult]) -> tuple[str, ...]:
     """Return what made the numbers: signatures, decoding, hardware and versions, each once."""
-    alike = [dataclasses.replace(each.scores, name="decoding") for each in finished]
-    recipes = [each.outcome.get("recipe", {}) for each in finished]
+    recipes = [result.facts.get("recipe", {}) for result in results]
     machines = [
         "hardware: "
-        + ", ".join([f"{own.get('cores')} cores of {own.get('processor')}", *own.get("gpus", [])])
-        for own in (recipe.get("hardware", {}) for recipe in recipes)
+        + ", ".join([f"{machine.get('cores')} cores of {machine.get('processor')}", *machine.get("gpus", [])])
+        for machine in (recipe.get("hardware", {}) for recipe in recipes)
     ]
     versions = [
         "versions: " + ", ".join(f"{name} {value}" for name, value in recipe.get("versions", {}).items())
         for recipe in recipes
     ]
-    return tuple(dict.fromkeys([*notes_of(alike, metrics), *machines, *versions]))
+    notes = dict.fromkeys(note for result in results for note in result.notes)
+    signatures = sorted(note for note in notes if not note.startswith("decoding: "))
+    made = [note for note in notes if note.startswith("decoding: ")]
+    return tuple(dict.fromkeys([*signatures, *made, *machines, *versions]))

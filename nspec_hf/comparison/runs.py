@@ -1,4 +1,4 @@
-"""The runs of a comparison: each row's system with each of its seeds, its command, and whether it was run.
+"""The runs of a comparison: each row with each of its seeds, its command, what it left, paired tests.
 
 A run is one call of `recipes/specialize.py`, in a folder of its own (`work/ROW/sSEED`), and leaves one result
 (`results/NAME.ROW.sSEED.json`). The result says what made it; one that other settings made does not count.
@@ -8,14 +8,16 @@ import dataclasses
 import fnmatch
 import json
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from nspec_hf.core import ConfigError, plain
+from nspec_hf.core import ConfigError, Pair, digest, plain, read_json, write_json
 from nspec_hf.data import Outputs, read_outputs
-from nspec_hf.systems import SYSTEMS, ExperimentConfig, RowPlan, System, Workbench, make_system
+from nspec_hf.evaluation import Verdict, compare, sacrebleu_metric
+from nspec_hf.systems import ExperimentConfig, RowPlan, Run, RunResult, System, make_system
 from nspec_hf.training import training_arguments
 
 # What may differ between a result and the plan: places, progress bars, and the plan itself.
@@ -23,66 +25,50 @@ _MAY_DIFFER = ("work", "results", "compare", "data.corpus.path", "record.progres
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One row with one seed."""
+class PlannedRun(Run):
+    """One row with one seed; its config has the row's own arguments of training."""
 
-    row: str
     plan: RowPlan
     system: System
-    seed: int
-    config: ExperimentConfig
-    """The experiment, with the row's own arguments of training."""
 
     @property
     def name(self) -> str:
         """What logs call it."""
         return f"{self.row} s{self.seed}"
 
-    @property
-    def folder(self) -> Path:
-        """Where it keeps masks, checkpoints, model and translations."""
-        return Path(self.config.work) / self.row / f"s{self.seed}"
-
-    @property
-    def result_file(self) -> Path:
-        """Where its result is."""
-        return Path(self.config.results) / f"{self.config.name}.{self.row}.s{self.seed}.json"
-
     def arguments(self) -> list[str]:
         """Return what `specialize.py` is told beside the experiment."""
-        told = ["--system", self.system.name, "--row", self.row, "--seed", str(self.seed)]
+        words = ["--system", self.system.name, "--row", self.row, "--seed", str(self.seed)]
         if self.plan.settings:
-            told += ["--settings", json.dumps(plain(self.plan.settings))]
+            words += ["--settings", json.dumps(plain(self.plan.settings))]
         for name, value in self.plan.train.items():
             place = "specialize" if name == "patience" else "specialize.arguments"
-            told += [f"--{place}.{name}", value if isinstance(value, str) else json.dumps(plain(value))]
-        return told
+            words += [f"--{place}.{name}", value if isinstance(value, str) else json.dumps(plain(value))]
+        return words
 
     def command(self, experiment: Sequence[str]) -> str:
         """Return the command line, for reading; `experiment` are the arguments that say which one it is."""
         return shlex.join(["python", "recipes/specialize.py", *experiment, *self.arguments()])
 
-    def outcome(self) -> dict[str, Any] | None:
+    def outcome(self) -> RunResult | None:
         """Return its result, or None if there is none that these settings made."""
-        found, why = self._look()
-        return None if why else found
+        return None if self.why_not_done() else RunResult.read(self.result_file)
 
     def why_not_done(self) -> str:
-        """Return why there is no result that counts; empty if there is one."""
-        return self._look()[1]
+        """Return why there is no result that counts; empty if there is one.
 
-    def _look(self) -> tuple[dict[str, Any], str]:
-        found = _read(self.result_file)
-        if not found.get("scores"):
-            return found, "there is no result" if not found else "the result has no scores"
-        bench = Workbench(config=self.config, folder=self.folder, seed=self.seed)
-        config = dataclasses.replace(self.config, specialize=bench.budget())
-        differ = _differences(config, found.get("recipe", {}).get("config"))
-        differ += _differences(self.system, found.get("settings"), "settings")
-        for name, value in {"name": self.row, "system": self.system.name, "seed": self.seed}.items():
-            differ += [] if found.get(name) == value else [name]
-        why = f"{self.result_file} was made with other settings: {', '.join(differ)}" if differ else ""
-        return found, why
+        Raises:
+            ConfigError: If the file is no result of a run.
+        """
+        result = RunResult.read(self.result_file)
+        if result is None or not result.scores:
+            return "there is no result" if result is None else "the result has no scores"
+        facts, config = result.facts, dataclasses.replace(self.config, specialize=self.budget())
+        differing = _differences(config, facts.get("recipe", {}).get("config"))
+        differing += _differences(self.system, facts.get("settings"), "settings")
+        about = {"name": self.row, "system": self.system.name, "seed": self.seed}
+        differing += [name for name, value in about.items() if facts.get(name) != value]
+        return f"{self.result_file} was made with other settings: {', '.join(differing)}" if differing else ""
 
     def outputs(self) -> Outputs | None:
         """Return its translations of the tests, or None if they are not there any more."""
@@ -94,22 +80,22 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PlannedRow:
     """A row of the tables: a system with its settings, and its runs, one a seed."""
 
     name: str
     plan: RowPlan
     system: System
-    runs: tuple[Run, ...]
+    runs: tuple[PlannedRun, ...]
 
-    def run(self, seed: int) -> Run | None:
+    def run(self, seed: int) -> PlannedRun | None:
         """Return what a run of that seed is compared with: the same seed, or the only one there is."""
         if len(self.runs) == 1:
             return self.runs[0]
         return next((run for run in self.runs if run.seed == seed), None)
 
 
-def planned_rows(config: ExperimentConfig) -> list[Row]:
+def planned_rows(config: ExperimentConfig) -> list[PlannedRow]:
     """Return the plan's rows, with their systems.
 
     Raises:
@@ -131,8 +117,8 @@ def planned_rows(config: ExperimentConfig) -> list[Row]:
 
 
 def chosen_runs(
-    rows: Sequence[Row], names: Sequence[str] | None = None, seeds: Sequence[int] | None = None
-) -> list[Run]:
+    rows: Sequence[PlannedRow], names: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> list[PlannedRun]:
     """Return the runs of some rows and seeds, the first seed of every row before the second of any.
 
     Args:
@@ -141,52 +127,127 @@ def chosen_runs(
         seeds: Seeds; None: all.
 
     Raises:
-        ConfigError: If a name or a seed is nobody's.
+        ConfigError: If no row has such a name, or no chosen row such a seed.
     """
     for pattern in names or ():
         if not fnmatch.filter([row.name for row in rows], pattern):
             raise ConfigError(f"no row is called {pattern!r}; there are: {', '.join(r.name for r in rows)}")
-    chosen = [row for row in rows if not names or any(fnmatch.fnmatch(row.name, each) for each in names)]
+    chosen = [row for row in rows if not names or any(fnmatch.fnmatch(row.name, name) for name in names)]
     missing = set(seeds or ()) - {run.seed for row in chosen for run in row.runs}
     if missing:
         raise ConfigError(f"no chosen row has the seed {', '.join(map(str, sorted(missing)))}")
     placed = [(place, run) for row in chosen for place, run in enumerate(row.runs)]
     # A stable sort: a plan that is stopped early has a whole table of first seeds.
-    return [run for _, run in sorted(placed, key=lambda each: each[0]) if not seeds or run.seed in seeds]
+    in_order = sorted(placed, key=lambda item: item[0])
+    return [run for _, run in in_order if not seeds or run.seed in seeds]
 
 
-def _row(name: str, plan: RowPlan, config: ExperimentConfig) -> Row:
-    if plan.system not in SYSTEMS:
-        raise ConfigError(f"there is no system {plan.system!r}; there are: {', '.join(SYSTEMS)}")
-    system = make_system(SYSTEMS[plan.system], plan.settings)
-    own = dict(plan.train)
-    patience = own.pop("patience", config.specialize.patience)
+def _row(name: str, plan: RowPlan, config: ExperimentConfig) -> PlannedRow:
+    system, arguments = make_system(plan.system, plan.settings), dict(plan.train)
+    patience = arguments.pop("patience", config.specialize.patience)
     training = dataclasses.replace(
-        config.specialize, arguments={**config.specialize.arguments, **own}, patience=patience
+        config.specialize, arguments={**config.specialize.arguments, **arguments}, patience=patience
     )
-    changed = dataclasses.replace(config, specialize=training)
-    if own:
+    config = dataclasses.replace(config, specialize=training)
+    if arguments:
         # Asked now, since the Trainer would refuse an unknown argument only when the row's turn has come.
         training_arguments(dataclasses.replace(training, patience=None), Path(config.work))
-    runs = tuple(Run(row=name, plan=plan, system=system, seed=seed, config=changed) for seed in plan.seeds)
-    return Row(name=name, plan=plan, system=system, runs=runs)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    runs = tuple(PlannedRun.of(config, name, seed, plan=plan, system=system) for seed in plan.seeds)
+    return PlannedRow(name=name, plan=plan, system=system, runs=runs)
 
 
 def _differences(now: Any, then: Any, name: str = "") -> list[str]:
     """Return the names of settings that differ; one that a result does not know was added since."""
     if name in _MAY_DIFFER:
         return []
-    if dataclasses.is_dataclass(now) and isinstance(then, Mapping):
-        return [
-            each
-            for field in dataclasses.fields(now)
-            if field.name in then
-            for each in _differences(
-                getattr(now, field.name), then[field.name], f"{name}.{field.name}".lstrip(".")
-            )
-        ]
-    return [] if plain(now) == then else [name or "the recipe"]
+    if not (dataclasses.is_dataclass(now) and isinstance(then, Mapping)):
+        return [] if plain(now) == then else [name or "the recipe"]
+    return [
+        difference
+        for field in dataclasses.fields(now)
+        if field.name in then
+        for difference in _differences(
+            getattr(now, field.name), then[field.name], f"{name}.{field.name}".lstrip(".")
+        )
+    ]
+
+
+class TestedPair(NamedTuple):
+    """A paired test of one direction and metric."""
+
+    delta: float
+    """Difference of the scores."""
+    p_value: float
+    """Of this direction alone."""
+    verdict: Verdict
+    few_differ: int | None = None
+    """How many sentences differ, where they are so few that the verdict should not be trusted."""
+
+
+Tests = dict[str, dict[Pair, TestedPair]]
+"""One run against another: metric → direction → test."""
+
+
+def paired_tests(
+    run: PlannedRun,
+    reference: PlannedRun,
+    targets: Mapping[Pair, Sequence[str]],
+    n_jobs: int | None = None,
+) -> Tests | None:
+    """Test a run against another one, on the directions that both translated.
+
+    A test of twelve directions takes half a minute, a plan has hundreds of them, and each new run adds some.
+    So they lie in `work/ROW/sSEED/significance/` and are taken from there as long as no sentence changed.
+
+    Args:
+        run: The one that is better or worse.
+        reference: What it is compared with.
+        targets: What the tests' translations should be.
+        n_jobs: Processes; None takes the processors that this process may use.
+
+    Returns:
+        The tests of all metrics but those that have no statistics by sentence (COMET …); None if the
+        translations of either are not there any more, or they have nothing in common.
+    """
+    ours, theirs = run.outputs(), reference.outputs()
+    if ours is None or theirs is None:
+        return None
+    pairs = [pair for pair in targets if pair in ours and pair in theirs]
+    metrics = [name for name in run.config.metrics if pairs and sacrebleu_metric(name, pairs[0]) is not None]
+    if not metrics:
+        return None
+    systems, references, wanted = (
+        {pair: list(text[pair]) for pair in pairs} for text in (ours, theirs, targets)
+    )
+    n_samples = run.config.compare.n_samples
+    text = digest(json.dumps([systems, references, wanted]))
+    key = {"metrics": metrics, "n_samples": n_samples, "text": text}
+    path = run.folder / "significance" / f"{reference.row}.s{reference.seed}.json"
+    kept = read_json(path) if path.is_file() else {}
+    if kept.get("key") == key and "tests" in kept:
+        return read_tests(kept["tests"])
+    with warnings.catch_warnings():
+        # Verdicts that stand on few sentences are named in the tables.
+        warnings.filterwarnings("ignore", message="do not trust the verdict")
+        comparison = compare(
+            {reference.name: references, run.name: systems},
+            wanted,
+            reference.name,
+            metrics,
+            n_samples=n_samples,
+            n_jobs=n_jobs,
+        )
+    tests: Tests = {metric: {} for metric in metrics}
+    for row in comparison.rows:
+        few = row.differing if row.owed_to_ties(comparison.alpha) else None
+        tests[row.metric][row.pair] = TestedPair(row.delta, row.p_value, row.verdict, few)
+    write_json(path, {"key": key, "tests": tests})
+    return tests
+
+
+def read_tests(content: Mapping[str, Mapping[str, Sequence[Any]]]) -> Tests:
+    """Return tests as JSON holds them: a list in the place of each `TestedPair`."""
+    return {
+        metric: {Pair(pair): TestedPair(*values) for pair, values in by_pair.items()}
+        for metric, by_pair in content.items()
+    }

@@ -1,9 +1,9 @@
-"""What a comparison of systems found: a row a system, with scores, differences, verdicts and costs.
+"""The numbers of a comparison of systems: a row a system, with scores, differences, verdicts and costs.
 
 A number over seeds is a `Spread`: mean and sample standard deviation. Directions stand in blocks: one-to-many
 and many-to-one, trained directions between other languages, all trained ones, and zero-shot ones, each also
 by resource tier where the experiment has tiers. A block's average counts every direction once, and is
-undefined where a system lacks one. `comparison.py` fills all this in, `comparison_tables.py` prints it.
+undefined where a system lacks one. `aggregate.py` fills all this in, `tables.py` prints it.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nspec_hf.comparison.runs import Tests
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Pair
 from nspec_hf.evaluation import TIERS, SystemScores, Verdict
 from nspec_hf.systems import DataConfig
@@ -70,8 +71,6 @@ class RowResult:
 
     name: str
     system: str
-    source: str
-    settings: Mapping[str, Any]
     train: Mapping[str, Any]
     """Arguments of training that are this row's own."""
     seeds: tuple[int, ...]
@@ -105,10 +104,17 @@ class SystemsComparison:
     tiers: Mapping[str, tuple[Pair, ...]]
     """The blocks by resource tier, `one-to-many high` …; empty if there are no tiers."""
     rows: tuple[RowResult, ...]
+    tests: Mapping[str, Tests]
+    """`RUN against RUN` → paired tests, of both references."""
     n_samples: int
     """Trials of the paired tests."""
     notes: tuple[str, ...]
     """Signatures of the metrics, decoding, hardware."""
+
+    def content(self) -> dict[str, Any]:
+        """Return what is kept as JSON: all that the results of the runs do not say."""
+        seeds = {row.name: row.seeds for row in self.rows}
+        return {"name": self.name, "seeds": seeds, "n_samples": self.n_samples, "tests": self.tests}
 
     def row(self, name: str) -> RowResult | None:
         """Return a row that has been run with any seed, by its name."""

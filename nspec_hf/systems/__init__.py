@@ -11,14 +11,16 @@ if TYPE_CHECKING:
         ExperimentConfig as ExperimentConfig,
         read_settings as read_settings,
     )
-    from nspec_hf.systems.system import System as System, Workbench as Workbench, make_system as make_system
-    from nspec_hf.systems.masked import Masked as Masked
-    from nspec_hf.systems.registry import SYSTEMS as SYSTEMS
-    from nspec_hf.systems.run import run_system as run_system
+    from nspec_hf.systems.result import RunResult as RunResult, signed_scores as signed_scores
+    from nspec_hf.systems.run import Run as Run
+    from nspec_hf.systems.system import System as System
+    from nspec_hf.systems.masked import Masked as Masked, NeuronSpecialization as NeuronSpecialization
+    from nspec_hf.systems.registry import SYSTEMS as SYSTEMS, make_system as make_system
+    from nspec_hf.systems.pipeline import pretrain as pretrain, run_system as run_system
     from nspec_hf.systems.before_training import (
-        FILE as FILE,
         untrained as untrained,
         untrained_table as untrained_table,
+        was_measured as was_measured,
     )
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -28,7 +28,8 @@ from nspec_hf.recording import find_sites
 from nspec_hf.systems.families import Families, found_families, named_families
 from nspec_hf.systems.parts.rowwise import Key, KeyOf, Keys, OwnModules, RowwiseAttachment, RowwiseOutput
 from nspec_hf.systems.parts.zero_shot import StandIns
-from nspec_hf.systems.system import System, Workbench
+from nspec_hf.systems.run import Run
+from nspec_hf.systems.system import System
 
 _LAYER = re.compile(r"^.*?\.\d+(?=\.)")
 
@@ -176,16 +177,16 @@ class PairAdapters(System):
         """Whether model and adapters are trained together from the beginning."""
         return not (self.per_layer == 2 if self.frozen is None else self.frozen)
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, run: Run) -> None:
         """Refuse shapes that are none."""
         _check_shape(self.bottleneck, self.per_layer)
 
-    def attach(self, model: PreTrainedModel, bench: Workbench) -> Attachment:
+    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put each pair's adapters on the model."""
-        stand_ins = StandIns.of(bench.pairs, bench.config.data.pivot)
+        stand_ins = StandIns.of(run.pairs, run.config.data.pivot)
         whose = _Whose(stand_ins)
-        shape = (self.bottleneck, self.per_layer, bench.seed)
-        return Adapters(bench.pairs, whose.in_encoder, whose.in_decoder, *shape).on(model).attach()
+        shape = (self.bottleneck, self.per_layer, run.seed)
+        return Adapters(run.pairs, whose.in_encoder, whose.in_decoder, *shape).on(model).attach()
 
     def freeze(self, model: PreTrainedModel) -> None:
         """Freeze the base, unless it is trained from scratch too."""
@@ -219,34 +220,34 @@ class FamilyAdapters(System):
     """How many families the overlap tree is cut into, where `data.families` is empty; None cuts it where the
     distances of its joins jump most."""
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, run: Run) -> None:
         """Refuse shapes that are none, and families that leave a language out."""
         _check_shape(self.bottleneck, self.per_layer)
-        data = bench.config.data
+        data = run.config.data
         if data.families:
-            named_families(data.families, bench.pairs, data.pivot)
+            named_families(data.families, run.pairs, data.pivot)
 
-    def prepare(self, model: PreTrainedModel, bench: Workbench) -> Mapping[str, Any]:
+    def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Find the families, and keep them in the folder."""
-        data = bench.config.data
+        data = run.config.data
         if data.families:
-            found = named_families(data.families, bench.pairs, data.pivot)
+            found = named_families(data.families, run.pairs, data.pivot)
         else:
-            found = found_families(model, bench, self.families)
+            found = found_families(model, run, self.families)
         return {"families": found, "families_from": "data" if data.families else "overlap tree"}
 
-    def attach(self, model: PreTrainedModel, bench: Workbench) -> Attachment:
+    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put each family's adapters on the model."""
-        data = bench.config.data
-        found = bench.once("extraction", lambda: self.prepare(model, bench))["families"]
-        if data.families and found != named_families(data.families, bench.pairs, data.pivot):
+        data = run.config.data
+        found = self.extraction(model, run)["families"]
+        if data.families and found != named_families(data.families, run.pairs, data.pivot):
             raise ConfigError(
-                f"{bench.folder} was begun with other families ({found}) than data.families names now; give "
+                f"{run.folder} was begun with other families ({found}) than data.families names now; give "
                 "another folder (--work), or delete this one to begin anew"
             )
         families = Families(found, data.pivot)
-        shape = (self.bottleneck, self.per_layer, bench.seed)
-        return Adapters(bench.pairs, families.of_encoder, families.of_decoder, *shape).on(model).attach()
+        shape = (self.bottleneck, self.per_layer, run.seed)
+        return Adapters(run.pairs, families.of_encoder, families.of_decoder, *shape).on(model).attach()
 
     def freeze(self, model: PreTrainedModel) -> None:
         """Freeze the base."""

@@ -13,7 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from nspec_hf.core import ConfigError
 from nspec_hf.recording import load_config
-from nspec_hf.systems.system import System, Workbench
+from nspec_hf.systems.run import Run
+from nspec_hf.systems.system import System
 
 _SIDES = ("encoder", "decoder")
 
@@ -30,20 +31,20 @@ class Architecture(System):
         """Always."""
         return True
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, run: Run) -> None:
         """Refuse a base that has no such sizes, and sizes that are none."""
-        config = _base_config(bench)
+        config = _base_config(run)
         changed = {**self.changed(config), **self.changes}
         absent = sorted(name for name in changed if not hasattr(config, name))
         if absent:
             raise ConfigError(
-                f"the config of {bench.config.base_model}, a {config.model_type} model, has no "
+                f"the config of {run.config.base_model}, a {config.model_type} model, has no "
                 f"{', '.join(absent)}; name fields that it has"
             )
 
-    def model(self, bench: Workbench) -> PreTrainedModel:
+    def model(self, run: Run) -> PreTrainedModel:
         """Return the untrained model."""
-        return bench.scratch(**{**self.changed(_base_config(bench)), **self.changes})
+        return run.scratch(**{**self.changed(_base_config(run)), **self.changes})
 
     def changed(self, config: PretrainedConfig) -> dict[str, Any]:
         """Return the fields of the base's config that are others here."""
@@ -135,8 +136,8 @@ class Wide(Architecture):
         return _scaled(config, self.width, "d_model", *heads, *(f"{side}_ffn_dim" for side in _SIDES))
 
 
-def _base_config(bench: Workbench) -> PretrainedConfig:
-    return load_config(bench.config.base_model, bench.config.model)
+def _base_config(run: Run) -> PretrainedConfig:
+    return load_config(run.config.base_model, run.config.model)
 
 
 def _scaled(config: PretrainedConfig, factor: float, *names: str) -> dict[str, int]:

@@ -4,6 +4,7 @@ The loss of the validation text with every pair's masks on the base as it is. It
 worth a training, not what they come to after it: training mends much of what masks break.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,46 +13,49 @@ from torch import Tensor
 
 from nspec_hf.core import Table
 from nspec_hf.systems.masked import Masked
-from nspec_hf.systems.run import claim
-from nspec_hf.systems.system import System, Workbench, settings_of
+from nspec_hf.systems.pipeline import claim
+from nspec_hf.systems.run import Run
+from nspec_hf.systems.system import System
 
-FILE = "untrained"
-"""Name of the result in a run's folder."""
+_NAME = "untrained"
 
 
-def untrained(name: str, system: System, bench: Workbench) -> dict[str, Any]:
+def was_measured(run: Run) -> bool:
+    """Return whether `untrained` left its result in the run's folder."""
+    return (run.folder / f"{_NAME}.json").is_file()
+
+
+def untrained(run: Run, system: System) -> dict[str, Any]:
     """Return what a system that is masks does to the base; the base itself, for any other system.
 
     Args:
-        name: What tables call it.
+        run: Experiment, folder and seed. Masks and result are left in the folder, and taken from there again.
         system: With its settings.
-        bench: Experiment, folder and seed. Masks and result are left in the folder, and found there again.
 
     Returns:
         `loss` in nats a token of the text, language tags left out, and the `seconds` that recording and
         selecting took. Of masks also `density`, the share of neurons kept at the gated sites of each side.
 
     Raises:
-        ConfigError: If the folder holds a look at other settings, or the system cannot work.
+        ConfigError: If the folder holds other settings, or the system cannot work.
     """
-    claim(bench, system)
-    system.check(bench)
-    return bench.once(FILE, lambda: _looked_at(name, system, bench))
+    claim(run, system)
+    return run.once(_NAME, lambda: _measured(system, run))
 
 
-def _looked_at(name: str, system: System, bench: Workbench) -> dict[str, Any]:
-    model = system.model(bench)
-    facts: dict[str, Any] = {"name": name, "seed": bench.seed, "seconds": 0.0}
+def _measured(system: System, run: Run) -> dict[str, Any]:
+    model = system.model(run)
+    facts: dict[str, Any] = {"name": run.row, "seed": run.seed, "seconds": 0.0}
     if not isinstance(system, Masked):
-        return facts | {"loss": bench.loss(model)}
-    facts |= {"system": system.name, "settings": settings_of(system)}
-    facts["seconds"] = bench.once("extraction", lambda: system.prepare(model, bench))["seconds"]
-    gate, masks = system.attach(model, bench), system.kept_masks(bench)
+        return facts | {"loss": run.loss(model)}
+    facts |= {"system": system.name, "settings": dataclasses.asdict(system)}
+    facts["seconds"] = system.extraction(model, run)["seconds"]
+    gate, masks = system.attach(model, run), system.kept_masks(run)
     kept: dict[str, list[Tensor]] = {}
     for site in masks.sites:
         kept.setdefault(site.side, []).append(masks.keep[site.name].flatten())
     facts["density"] = {side: torch.cat(keep).double().mean().item() for side, keep in kept.items()}
-    return facts | {"masks": masks.fingerprint(), "loss": bench.loss(model, gate)}
+    return facts | {"masks": masks.fingerprint(), "loss": run.loss(model, gate)}
 
 
 def untrained_table(found: Sequence[Mapping[str, Any]], about: str) -> Table:

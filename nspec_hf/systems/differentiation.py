@@ -24,7 +24,8 @@ from nspec_hf.data import BatchConfig, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.recording import eval_mode
 from nspec_hf.systems.parts.clones import ClonedUnits
-from nspec_hf.systems.system import System, Workbench
+from nspec_hf.systems.run import Run
+from nspec_hf.systems.system import System
 from nspec_hf.training import join_processes, token_losses
 
 _ROUNDS = 20
@@ -75,7 +76,7 @@ class ParameterDifferentiation(System):
         """Whether it has a model of its own."""
         return self.start == "scratch"
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, run: Run) -> None:
         """Refuse settings that cannot be, and several processes."""
         for name in ("upper_bound", "every", "at_once", "sentences"):
             value = getattr(self, name)
@@ -83,7 +84,7 @@ class ParameterDifferentiation(System):
                 raise ConfigError(f"{name} is positive or None, got {value}")
         if not -1 <= self.threshold < 1:
             raise ConfigError(f"threshold is a negative cosine, in [-1, 1), got {self.threshold}")
-        if not bench.config.data.valid_split:
+        if not run.config.data.valid_split:
             raise ConfigError("differentiation takes gradients on validation text; name data.valid_split")
         if join_processes().num_processes > 1:
             raise ConfigError(
@@ -91,25 +92,25 @@ class ParameterDifferentiation(System):
                 "process"
             )
 
-    def attach(self, model: PreTrainedModel, bench: Workbench) -> Attachment:
+    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put on the model what splits units; loading trained weights then makes the copies that they had."""
-        return ClonedUnits(model, bench.pairs, bench.config.data.pivot).attach()
+        return ClonedUnits(model, run.pairs, run.config.data.pivot).attach()
 
-    def callbacks(self, model: PreTrainedModel, bench: Workbench) -> Sequence[TrainerCallback]:
+    def callbacks(self, model: PreTrainedModel, run: Run) -> Sequence[TrainerCallback]:
         """Return what splits units in training."""
-        batches = ValidationBatches(model, bench, self.sentences)
-        limit = None if self.upper_bound is None else int(self.upper_bound * _size(bench.base()))
+        batches = ValidationBatches(model, run, self.sentences)
+        limit = None if self.upper_bound is None else int(self.upper_bound * _size(run.base()))
         return [Differentiate(batches, limit, self.every, self.at_once, self.threshold)]
 
 
 class ValidationBatches:
     """Batches of the validation text, one pair at a time."""
 
-    def __init__(self, model: PreTrainedModel, bench: Workbench, sentences: int | None) -> None:
-        self._corpus, self._sentences, self._device = bench.validation, sentences, bench.device
-        self._budget = bench.config.specialize.batches.max_tokens
-        start, codes = model.config.decoder_start_token_id, bench.config.data.codes
-        self._collate = PairCollator(bench.tokenizer, self._corpus.pairs, start, codes)
+    def __init__(self, model: PreTrainedModel, run: Run, sentences: int | None) -> None:
+        self._corpus, self._sentences, self._device = run.validation, sentences, run.device
+        self._budget = run.config.specialize.batches.max_tokens
+        start, codes = model.config.decoder_start_token_id, run.config.data.codes
+        self._collate = PairCollator(run.tokenizer, self._corpus.pairs, start, codes)
 
     def __call__(self, pair: Pair) -> Iterable[dict[str, Tensor]]:
         """Yield the batches of a pair."""

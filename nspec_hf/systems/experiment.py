@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jsonargparse
 
 from nspec_hf.core import ConfigError, Pair, as_pairs, english_centric, plain, zero_shot
-from nspec_hf.data import CorpusConfig, PairText, VocabularyConfig, read_corpus
+from nspec_hf.data import CorpusConfig, LanguageTags, PairText, VocabularyConfig, read_corpus
 from nspec_hf.evaluation import TranslateConfig
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import SelectConfig
@@ -92,6 +92,17 @@ class DataConfig:
         if not split:
             return []
         return read_corpus(self.corpus, self.trained_pairs() if pairs is None else pairs, split)
+
+    def read_tests(self, tags: LanguageTags) -> list[PairText]:
+        """Read the test text of all tested directions.
+
+        Raises:
+            UnknownLanguageError: If the tokenizer has no tag for a language of them.
+        """
+        texts = self.read(self.test_split, self.tested_pairs())
+        for text in texts:
+            tags.check(text.pair)
+        return texts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from nspec_hf.analysis import LanguageTree, language_tree, overlap, progression
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.systems.system import Workbench
+from nspec_hf.systems.run import Run
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def named_families(families: Mapping[str, str], pairs: Sequence[Pair], pivot: st
     return {code: families[code] for code in languages}
 
 
-def found_families(model: PreTrainedModel, bench: Workbench, count: int | None = None) -> dict[str, str]:
+def found_families(model: PreTrainedModel, run: Run, count: int | None = None) -> dict[str, str]:
     """Return families from the overlap of the base's specialized neurons; each is named after its languages.
 
     Two languages are as close as their neurons overlap, the mean over the sites of both stacks (by source in
@@ -64,16 +64,16 @@ def found_families(model: PreTrainedModel, bench: Workbench, count: int | None =
 
     Args:
         model: The base.
-        bench: The experiment.
+        run: The experiment.
         count: How many families; None cuts the tree where the distances of its joins jump most.
 
     Raises:
         ConfigError: If the overlap of some languages is undefined.
     """
-    select = bench.config.select
-    masks = NeuronMasks.from_config(bench.recorded(model, bench.config.record), select)
-    course = progression(overlap(masks)).without([bench.config.data.pivot])
-    languages = languages_of(bench.pairs, bench.config.data.pivot)
+    select = run.config.select
+    masks = NeuronMasks.from_config(run.recorded(model, run.config.record), select)
+    course = progression(overlap(masks)).without([run.config.data.pivot])
+    languages = languages_of(run.pairs, run.config.data.pivot)
     if len(languages) < 2:
         return dict.fromkeys(languages, *languages)
     rows = [course.languages.index(code) for code in languages]

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair
-from nspec_hf.systems.system import Outputs, System, Workbench
+from nspec_hf.systems.run import Outputs, Run
+from nspec_hf.systems.system import System
 from nspec_hf.training import load_weights
 
 
@@ -36,66 +37,66 @@ class Individual(System):
         """Always."""
         return True
 
-    def model(self, bench: Workbench) -> PreTrainedModel:
+    def model(self, run: Run) -> PreTrainedModel:
         """Return one of the models, untrained."""
-        return bench.scratch(**self.shape)
+        return run.scratch(**self.shape)
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, run: Run) -> None:
         """Refuse a share that is no update."""
         for phase in ("pretrain", "specialize"):
-            if self._steps(bench, phase) == 0:
-                updates = bench.budget(phase).arguments["max_steps"]
-                raise ConfigError(f"{len(bench.pairs)} models cannot share {updates} updates ({phase})")
+            if self._steps(run, phase) == 0:
+                updates = run.budget(phase).arguments["max_steps"]
+                raise ConfigError(f"{len(run.pairs)} models cannot share {updates} updates ({phase})")
 
-    def run(self, bench: Workbench) -> dict[str, Any]:
+    def train(self, run: Run) -> dict[str, Any]:
         """Train a model a direction, one after the other."""
-        models = {str(pair): self._train(pair, bench) for pair in bench.pairs}
-        base = sum(each.numel() for each in bench.base().parameters())
+        models = {str(pair): self._train(pair, run) for pair in run.pairs}
         return {
             "updates": sum(facts["updates"] for facts in models.values()),
             "training_seconds": round(sum(facts["training_seconds"] for facts in models.values()), 1),
-            "extra_parameters": sum(facts["parameters"] for facts in models.values()) - base,
+            "extra_parameters": sum(facts["parameters"] for facts in models.values())
+            - run.base().num_parameters(),
             "extra_bytes": 0,
             "models": models,
         }
 
-    def outputs(self, bench: Workbench) -> Outputs:
+    def outputs(self, run: Run) -> Outputs:
         """Return the translations of the trained directions, each by its own model."""
         outputs: Outputs = {}
-        for pair in bench.pairs:
-            model = self.model(bench)
-            load_weights(model, bench.folder / pair / "model")
-            outputs |= bench.translate(model, None, f"{pair}/outputs", [pair])
+        for pair in run.pairs:
+            model = self.model(run)
+            load_weights(model, run.folder / pair / "model")
+            outputs |= run.translate(model, None, f"{pair}/outputs", [pair])
         return outputs
 
-    def _train(self, pair: Pair, bench: Workbench) -> dict[str, Any]:
+    def _train(self, pair: Pair, run: Run) -> dict[str, Any]:
         """Train the model of one direction, unless it is trained; return its facts, all phases together."""
-        model = self.model(bench)
-        text = {"corpus": bench.corpus.subset(pair), "validation": bench.validation.subset(pair)}
+        model = self.model(run)
+        text = {"corpus": run.corpus.subset(pair), "validation": run.validation.subset(pair)}
         first, second = (
-            bench.train(model, phase=phase, folder=folder, **text, **self._arguments(bench, phase)).facts()
+            run.train(model, phase=phase, folder=folder, **text, **self._arguments(run, phase)).facts()
             for phase, folder in (("pretrain", f"{pair}/pretraining"), ("specialize", pair))
         )
         return {
             "updates": first["updates"] + second["updates"],
             "training_seconds": round(first["training_seconds"] + second["training_seconds"], 1),
             "validation_loss": second["validation_loss"],
-            "parameters": sum(each.numel() for each in model.parameters()),
+            "parameters": model.num_parameters(),
         }
 
-    def _steps(self, bench: Workbench, phase: str) -> int | None:
+    def _steps(self, run: Run, phase: str) -> int | None:
         """Return a model's updates in a phase; None where the phase is measured in epochs."""
-        planned = bench.budget(phase).arguments.get("max_steps", -1)
+        planned = run.budget(phase).arguments.get("max_steps", -1)
         if planned <= 0:
             return None
-        return planned if self.budget == "each" else planned // len(bench.pairs)
+        return planned if self.budget == "each" else planned // len(run.pairs)
 
-    def _arguments(self, bench: Workbench, phase: str) -> dict[str, Any]:
+    def _arguments(self, run: Run, phase: str) -> dict[str, Any]:
         """Return what differs between a model's training and the multilingual one's."""
-        steps, planned = self._steps(bench, phase), bench.budget(phase).arguments
+        steps, planned = self._steps(run, phase), run.budget(phase).arguments
         if steps is None or self.budget == "each":
             return {}
         # The same schedule, shorter: a warm-up that stays as it is could take the whole of it.
         warmup = planned.get("warmup_steps", 0)
         # Below 1 it is a share of the run already.
-        return {"max_steps": steps, **({"warmup_steps": warmup // len(bench.pairs)} if warmup >= 1 else {})}
+        return {"max_steps": steps, **({"warmup_steps": warmup // len(run.pairs)} if warmup >= 1 else {})}

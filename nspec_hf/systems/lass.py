@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.gating import Attachment
 from nspec_hf.systems.parts.subnetworks import SubnetworkAttachment, Subnetworks
-from nspec_hf.systems.system import System, Workbench
+from nspec_hf.systems.run import Run
+from nspec_hf.systems.system import System
 from nspec_hf.training import join_processes
 
 _FILE = "subnetworks.safetensors"
@@ -50,19 +51,19 @@ class LaSS(System):
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the Trainer for the fine-tuning, where they are not the continuation's."""
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, run: Run) -> None:
         """Refuse shares and updates that cannot be."""
         if not 0 < self.pruned < 1:
             raise ConfigError(f"pruned is a share between 0 and 1, got {self.pruned}")
         if self.updates is not None and self.updates < 1:
             raise ConfigError(f"updates is a positive number or None, got {self.updates}")
 
-    def prepare(self, model: PreTrainedModel, bench: Workbench) -> Mapping[str, Any]:
+    def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Cut out the sub-network of each pair; pairs that are done are not fine-tuned again."""
-        found = [self._subnetwork(pair, bench) for pair in bench.pairs]
+        found = [self._subnetwork(pair, run) for pair in run.pairs]
         subnetworks = Subnetworks.joined([each for each, _ in found])
-        seconds = {str(pair): about["seconds"] for pair, (_, about) in zip(bench.pairs, found, strict=True)}
-        bench.save(lambda: subnetworks.save(bench.folder / _FILE, {"pruned": self.pruned}))
+        seconds = {str(pair): about["seconds"] for pair, (_, about) in zip(run.pairs, found, strict=True)}
+        run.save(lambda: subnetworks.save(run.folder / _FILE, {"pruned": self.pruned}))
         return {
             "seconds": round(sum(seconds.values()), 2),
             "seconds_by_pair": seconds,
@@ -71,40 +72,40 @@ class LaSS(System):
             "density_by_pair": subnetworks.density(),
         }
 
-    def attach(self, model: PreTrainedModel, bench: Workbench) -> Attachment:
+    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put the sub-networks on the model."""
-        return SubnetworkAttachment(model, _load(bench), bench.config.data.pivot).attach()
+        return SubnetworkAttachment(model, _load(run), run.config.data.pivot).attach()
 
-    def extra_bytes(self, bench: Workbench) -> int:
+    def extra_bytes(self, run: Run) -> int:
         """Return the size of the masks: a bit for each weight and pair."""
-        return _load(bench).bytes
+        return _load(run).bytes
 
-    def _subnetwork(self, pair: Pair, bench: Workbench) -> tuple[Subnetworks, dict[str, Any]]:
+    def _subnetwork(self, pair: Pair, run: Run) -> tuple[Subnetworks, dict[str, Any]]:
         """Return the sub-network of one pair and what it cost, which are kept in the folder."""
-        path, folder = bench.folder / "subnetworks" / f"{pair}.safetensors", Path("fine_tuned") / pair
+        path, folder = run.folder / "subnetworks" / f"{pair}.safetensors", Path("fine_tuned") / pair
         there = path.is_file()
         join_processes().wait_for_everyone()
         if not there:
-            model = bench.base() if self.dropout is None else bench.base(dropout=self.dropout)
-            corpus, validation = bench.corpus.subset(pair), bench.validation.subset(pair)
-            result = bench.train(
-                model, folder=folder, corpus=corpus, validation=validation, **self._arguments(bench)
+            model = run.base() if self.dropout is None else run.base(dropout=self.dropout)
+            corpus, validation = run.corpus.subset(pair), run.validation.subset(pair)
+            result = run.train(
+                model, folder=folder, corpus=corpus, validation=validation, **self._arguments(run)
             )
             started = time.perf_counter()
             own = Subnetworks.of(model, pair, self.pruned)
             seconds = result.seconds + time.perf_counter() - started
             about = {"updates": result.updates, "seconds": round(seconds, 2), "pruned": self.pruned}
-            bench.save(lambda: own.save(path, about))
+            run.save(lambda: own.save(path, about))
         # Not needed any more, and larger than all masks.
-        bench.save(lambda: shutil.rmtree(bench.folder / folder, ignore_errors=True))
+        run.save(lambda: shutil.rmtree(run.folder / folder, ignore_errors=True))
         return Subnetworks.load(path)
 
-    def _arguments(self, bench: Workbench) -> dict[str, Any]:
+    def _arguments(self, run: Run) -> dict[str, Any]:
         """Return what differs between the fine-tuning of a pair and the continuation."""
-        planned = bench.budget().arguments
+        planned = run.budget().arguments
         updates = self.updates
         if updates is None and planned.get("max_steps", -1) > 0:
-            updates = math.ceil(planned["max_steps"] / len(bench.pairs))
+            updates = math.ceil(planned["max_steps"] / len(run.pairs))
         if updates is None:
             return dict(self.arguments)
         # A short run must not be all warm-up.
@@ -112,5 +113,5 @@ class LaSS(System):
         return {"max_steps": updates, "warmup_steps": warmup, **self.arguments}
 
 
-def _load(bench: Workbench) -> Subnetworks:
-    return Subnetworks.load(bench.folder / _FILE)[0]
+def _load(run: Run) -> Subnetworks:
+    return Subnetworks.load(run.folder / _FILE)[0]

@@ -14,11 +14,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from nspec_hf.core import ConfigError, plain
+from nspec_hf.core import ConfigError
 from nspec_hf.gating import MASKS_FOLDER, Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks, SelectConfig
 from nspec_hf.recording import ActivationStats, RecordConfig
-from nspec_hf.systems.system import System, Workbench
+from nspec_hf.systems.run import Run
+from nspec_hf.systems.system import System
 from nspec_hf.training import last_checkpoint
 
 _MASKS = "masks"
@@ -40,41 +41,39 @@ class Masked(System):
     mode: Literal["mask", "slice", "gradient"] | None = None
     """How the masks act; see `GateConfig.mode`."""
 
-    def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
+    def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the system's masks for this base."""
         raise NotImplementedError
 
-    def prepare(self, model: PreTrainedModel, bench: Workbench) -> Mapping[str, Any]:
+    def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Select the masks and keep them in `folder/masks`."""
-        masks = self.masks(model, bench)
-        bench.save(lambda: masks.save_pretrained(bench.folder / _MASKS, model=str(bench.folder / "model")))
+        masks = self.masks(model, run)
+        run.save(lambda: masks.save_pretrained(run.folder / _MASKS, model=str(run.folder / "model")))
         return {
             "masks": masks.fingerprint(),
             "density": {site.name: masks.density(site=site.name) for site in masks.sites},
-            "density_by_pair": {str(pair): masks.density(pair) for pair in masks.pairs},
-            "mask_recipe": plain(masks.recipe),
         }
 
-    def attach(self, model: PreTrainedModel, bench: Workbench) -> Attachment:
+    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put the gate on the model."""
         given = {"silence": self.silence, "mode": self.mode}
         settings: GateConfig = dataclasses.replace(
-            bench.config.gate,
+            run.config.gate,
             zero_shot="compose",
-            pivot=bench.config.data.pivot,
+            pivot=run.config.data.pivot,
             **{name: value for name, value in given.items() if value is not None},
         )
-        return NeuronGate(model, self.kept_masks(bench), settings).attach()
+        return NeuronGate(model, self.kept_masks(run), settings).attach()
 
-    def kept_masks(self, bench: Workbench) -> NeuronMasks:
+    def kept_masks(self, run: Run) -> NeuronMasks:
         """Return the masks that training goes on with, or ended with: the last checkpoint's, if any."""
-        checkpoint = last_checkpoint(bench.folder)
-        folder = bench.folder / _MASKS if checkpoint is None else Path(checkpoint) / MASKS_FOLDER
+        checkpoint = last_checkpoint(run.folder)
+        folder = run.folder / _MASKS if checkpoint is None else Path(checkpoint) / MASKS_FOLDER
         return NeuronMasks.from_pretrained(folder)
 
-    def extra_bytes(self, bench: Workbench) -> int:
+    def extra_bytes(self, run: Run) -> int:
         """Return the size of the masks: a bit for each neuron, whole bytes a site and pair."""
-        masks = self.kept_masks(bench)
+        masks = self.kept_masks(run)
         return len(masks) * sum((site.width + 7) // 8 for site in masks.sites)
 
 
@@ -123,22 +122,22 @@ class NeuronSpecialization(Masked):
     """Select the masks anew after every so many updates, from the weights as they are then (beyond the
     paper); None keeps the base's."""
 
-    def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
+    def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the masks by coverage."""
-        return self.select(bench.recorded(model, self.record(bench)), bench)
+        return self.select(run.recorded(model, self.record(run)), run)
 
-    def record(self, bench: Workbench) -> RecordConfig:
+    def record(self, run: Run) -> RecordConfig:
         """Return what is counted."""
-        return _with(bench.config.record, count=self.count)
+        return _with(run.config.record, count=self.count)
 
-    def select(self, stats: ActivationStats, bench: Workbench) -> NeuronMasks:
+    def select(self, stats: ActivationStats, run: Run) -> NeuronMasks:
         """Return the masks by coverage of what was counted."""
         given = {"coverage": self.coverage, "coverage_decoder": self.coverage_decoder, "by": self.by}
         sides = None if self.sides is None else tuple(self.sides)
-        select = _with(bench.config.select, method="coverage", sides=sides, **given)
+        select = _with(run.config.select, method="coverage", sides=sides, **given)
         return NeuronMasks.from_config(stats, select)
 
-    def callbacks(self, model: PreTrainedModel, bench: Workbench) -> Sequence[TrainerCallback]:
+    def callbacks(self, model: PreTrainedModel, run: Run) -> Sequence[TrainerCallback]:
         """Return what selects the masks anew, if that is wanted."""
         if self.refresh_every is None:
             return ()
@@ -148,7 +147,7 @@ class NeuronSpecialization(Masked):
             gate = attachment_of(model)
             gate.detach()
             try:
-                return self.select(bench.recorded(model, self.record(bench), kept=False), bench)
+                return self.select(run.recorded(model, self.record(run), kept=False), run)
             finally:
                 gate.attach()
 
@@ -169,20 +168,18 @@ class RandomMasks(NeuronSpecialization):
     density: float | None = None
     """Share of neurons kept at every gated site; None takes the specialized masks' own, site by site."""
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, run: Run) -> None:
         """Refuse masks that are selected anew: these are not selected."""
         if self.refresh_every is not None:
             raise ConfigError("random masks are drawn once; refresh_every is for neuron_specialization")
 
-    def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
+    def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the random masks, drawn with the run's seed."""
-        specialized = super().masks(model, bench)
+        specialized = super().masks(model, run)
         if self.density is None:
-            return NeuronMasks.random(like=specialized, seed=bench.seed)
+            return NeuronMasks.random(like=specialized, seed=run.seed)
         widths = {site.name: site.width for site in specialized.sites}
-        return NeuronMasks.random(
-            sites=widths, pairs=specialized.pairs, density=self.density, seed=bench.seed
-        )
+        return NeuronMasks.random(sites=widths, pairs=specialized.pairs, density=self.density, seed=run.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +202,13 @@ class Allocation(Masked):
     by: Literal["pair", "source", "target", "separate"] | None = None
     """Whom specific neurons belong to; see `SelectConfig.by`."""
 
-    def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
+    def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the masks by importance."""
         kinds = ("ffn", "attention", "ffn_out")
-        record = _with(bench.config.record, kinds=kinds, **{self.score: True})
+        record = _with(run.config.record, kinds=kinds, **{self.score: True})
         given = {"general": self.general, "threshold": self.threshold, "by": self.by}
-        select = _with(bench.config.select, method=self.score, **given)
-        return NeuronMasks.from_config(bench.recorded(model, record), select)
+        select = _with(run.config.select, method=self.score, **given)
+        return NeuronMasks.from_config(run.recorded(model, record), select)
 
 
 @dataclass(frozen=True, kw_only=True)

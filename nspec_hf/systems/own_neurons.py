@@ -10,7 +10,7 @@ from nspec_hf.gating import grow, grown_masks
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
 from nspec_hf.systems.masked import NeuronSpecialization
-from nspec_hf.systems.system import Workbench
+from nspec_hf.systems.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +34,19 @@ class OwnNeurons(NeuronSpecialization):
     """Which of the base's neurons a pair keeps; `specialized`: by coverage, with the settings of
     `neuron_specialization`."""
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, run: Run) -> None:
         """Refuse masks that are selected anew: what a new neuron does is not counted yet."""
         if self.refresh_every is not None:
             raise ConfigError("own neurons keep their masks; refresh_every is for neuron_specialization")
 
-    def model(self, bench: Workbench) -> PreTrainedModel:
+    def model(self, run: Run) -> PreTrainedModel:
         """Return the wider base."""
-        model = bench.base()
-        grow(model, bench.pairs, self.share, self.owner, seed=bench.seed)
+        model = run.base()
+        grow(model, run.pairs, self.share, self.owner, seed=run.seed)
         return model
 
-    def masks(self, model: PreTrainedModel, bench: Workbench) -> NeuronMasks:
+    def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return which old and new neurons each pair has."""
-        base = bench.base()
-        old = super().masks(base, bench) if self.old == "specialized" else None
-        return grown_masks(find_sites(base), bench.pairs, self.share, self.owner, old)
+        base = run.base()
+        old = super().masks(base, run) if self.old == "specialized" else None
+        return grown_masks(find_sites(base), run.pairs, self.share, self.owner, old)

@@ -10,7 +10,7 @@
         ns_k: {system: neuron_specialization, sweep: {coverage: [0.5, 0.8]}}      # rows ns_k_0.5 and ns_k_0.8
         ns_slow: {system: neuron_specialization, train: {learning_rate: 1.0e-4}}
 
-`comparison_runs.py` finds the systems and their settings; `recipes/compare.py` runs it all.
+`comparison/runs.py` finds the systems and their settings; `recipes/compare.py` runs it all.
 """
 
 import dataclasses

@@ -1,78 +1,244 @@
-"""One run of one system: train, translate, score, and write down all that made the numbers."""
+"""Run: one row of the tables with one seed: its text and base, and a folder for what it makes."""
 
 import dataclasses
-import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from nspec_hf.core import claim_folder, write_result
-from nspec_hf.evaluation import SystemScores, score_system
-from nspec_hf.recording import find_sites, weight_fingerprint
-from nspec_hf.systems.plan import ComparisonPlan
-from nspec_hf.systems.system import System, Workbench, settings_of
-from nspec_hf.training import join_processes
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from nspec_hf.core import Pair, plain, read_json, write_json
+from nspec_hf.data import EncodedCorpus, LanguageTags, PairText, encode_corpus
+from nspec_hf.evaluation import SystemScores, Translator, score_system, translate_test_set
+from nspec_hf.gating import Attachment
+from nspec_hf.recording import ActivationStats, RecordConfig, load_model
+from nspec_hf.systems.experiment import ExperimentConfig
+from nspec_hf.training import (
+    TrainConfig,
+    TrainResult,
+    fresh_model,
+    join_processes,
+    record_corpus,
+    text_loss,
+    train,
+)
 
-def claim(bench: Workbench, system: System) -> None:
-    """Take the folder for this system; a run with other settings or on another base is not gone on with.
-
-    Raises:
-        ConfigError: If the folder holds one.
-    """
-    base, begun_with = bench.base(), bench.config.begun_with("base", "record", "select", "gate")
-    begun_with |= {"system": system.name, "settings": settings_of(system), "seed": bench.seed}
-    begun_with |= {"base_weights": weight_fingerprint(base, find_sites(base))}
-    claim_folder(bench.folder, begun_with)
-
-
-def run_system(name: str, system: System, bench: Workbench, result: Path) -> SystemScores | None:
-    """Run a system to the end, or go on where a stopped run stood, and write its result.
-
-    Args:
-        name: What tables call this run's settings.
-        system: With its settings.
-        bench: Experiment, folder and seed.
-        result: Where the small JSON file with scores and recipe goes.
-
-    Returns:
-        Its scores on the main process, None on the others.
-
-    Raises:
-        ConfigError: If the folder holds a run with other settings, or the system cannot work.
-    """
-    claim(bench, system)
-    system.check(bench)
-    # Read before training, so that a file that is missing is missed now.
-    tests = bench.tests
-    facts = system.run(bench)
-    if not join_processes().is_main_process:
-        return None
-    outputs = system.outputs(bench)
-    scores = _scores(name, outputs, bench) if tests else None
-    outcome: dict[str, Any] = {
-        "name": name,
-        "system": system.name,
-        "source": system.source,
-        "settings": settings_of(system),
-        "seed": bench.seed,
-        **facts,
-        "scores": scores and json.loads(scores.to_json()),
-    }
-    # The plan of a comparison says nothing of this run.
-    trained = dataclasses.replace(bench.config, specialize=bench.budget(), compare=ComparisonPlan())
-    write_result(result, outcome, trained)
-    return scores
+Outputs = dict[Pair, list[str]]
 
 
-def _scores(name: str, outputs: dict[Any, list[str]], bench: Workbench) -> SystemScores:
-    config, tests = bench.config, [text for text in bench.tests if text.pair in outputs]
-    return score_system(
-        name,
-        outputs,
-        {text.pair: text.targets for text in tests},
-        config.metrics,
-        sources={text.pair: text.sources for text in tests},
-        generation=bench.decoding(),
-        pivot=config.data.pivot,
-        tiers=config.data.tiers,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a system works with; see `Run.of` for where things lie."""
+
+    config: ExperimentConfig
+    """The experiment."""
+
+    folder: Path
+    """Where this run keeps everything; what lies there is taken up again."""
+
+    row: str = ""
+    """What tables call the system with its settings."""
+
+    seed: int = 1
+    """Seed of the order of the text, of dropout, and of what a system draws."""
+
+    bar: TrainerCallback | None = None
+    """Shows training in the place of the Trainer's own bar or printed log."""
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, row: str, seed: int = 1, inside: str = "", **more: Any) -> Self:
+        """Return the run of a row with a seed, in the folder `work/ROW/sSEED`, or `work/INSIDE/ROW/sSEED`."""
+        folder = Path(config.work) / inside / row / f"s{seed}"
+        return cls(config=config, row=row, seed=seed, folder=folder, **more)
+
+    @property
+    def result_file(self) -> Path:
+        """Where the small JSON file with scores and recipe goes."""
+        return Path(self.config.results) / f"{self.config.name}.{self.row}.s{self.seed}.json"
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        return AutoTokenizer.from_pretrained(self.config.base_model)
+
+    @cached_property
+    def tags(self) -> LanguageTags:
+        """How the tokenizer spells languages."""
+        return LanguageTags(self.tokenizer, self.config.data.codes)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The trained directions, in the order that `pair_ids` index."""
+        return self.config.data.trained_pairs()
+
+    @cached_property
+    def corpus(self) -> EncodedCorpus:
+        """The training text."""
+        return self._encoded(self.config.data.train_split)
+
+    @cached_property
+    def validation(self) -> EncodedCorpus:
+        """The validation text."""
+        return self._encoded(self.config.data.valid_split)
+
+    @cached_property
+    def tests(self) -> list[PairText]:
+        """The test text of all tested directions."""
+        return self.config.data.read_tests(self.tags)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return join_processes().device
+
+    def _encoded(self, split: str) -> EncodedCorpus:
+        return encode_corpus(self.config.data.read(split), self.tags, self.budget().batches.max_length)
+
+    def base(self, **changes: Any) -> PreTrainedModel:
+        """Return a fresh copy of the trained base; `changes` are fields of its config."""
+        settings = {**self.config.model, **changes}
+        return load_model(self.config.base_model, settings, for_training=True, device=self.device)
+
+    def scratch(self, **changes: Any) -> PreTrainedModel:
+        """Return an untrained model of the base's shape but for `changes`, which are fields of its config."""
+        model = fresh_model(self.config.base_model, {**self.config.model, **changes}, self.seed)
+        return model.to(self.device)
+
+    def recorded(self, model: PreTrainedModel, record: RecordConfig, kept: bool = True) -> ActivationStats:
+        """Return the statistics of the validation text.
+
+        Args:
+            model: With nothing on it.
+            record: What is counted.
+            kept: Take what lies in the folder, and leave it there; False counts in any case.
+        """
+        path = self.folder / "nspec_stats.safetensors"
+        if kept and self._is_there(path):
+            return ActivationStats.load(path)
+        config = self.config
+        about = {"name": config.name, "split": config.data.valid_split}
+        budget = config.specialize.batches.max_tokens
+        stats = record_corpus(
+            model, self.tokenizer, self.validation, record, budget, about, config.data.codes
+        )
+        if kept:
+            self.save(lambda: stats.save(path))
+        return stats
+
+    def train(
+        self,
+        model: PreTrainedModel,
+        attachment: Attachment | None = None,
+        phase: str = "specialize",
+        folder: str | Path = "",
+        corpus: EncodedCorpus | None = None,
+        validation: EncodedCorpus | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        **arguments: Any,
+    ) -> TrainResult:
+        """Train with the budget that every system has, in this run's order of the text.
+
+        Args:
+            model: What is trained, in place.
+            attachment: What makes each row run as its pair does.
+            phase: `specialize` (continued training) or `pretrain` (the base's budget).
+            folder: Inside of this run's folder.
+            corpus: Text other than the whole training text.
+            validation: Text other than the whole validation text.
+            callbacks: Further callbacks of the Trainer.
+            arguments: Arguments of the Trainer in the place of the experiment's.
+        """
+        return train(
+            model,
+            self.tokenizer,
+            self.corpus if corpus is None else corpus,
+            self.budget(phase, **arguments),
+            self.folder / folder,
+            self.validation if validation is None else validation,
+            attachment,
+            self.config.data.codes,
+            [*callbacks, *([self.bar] if self.bar else [])],
+            shows_progress=self.bar is None,
+        )
+
+    def loss(self, model: PreTrainedModel, attachment: Attachment | None = None) -> float:
+        """Return the loss of the validation text, see `training.text_loss`; nothing is trained."""
+        text, codes = self.validation, self.config.data.codes
+        return text_loss(model, self.tokenizer, text, self.budget(), self.folder, attachment, codes)
+
+    def budget(self, phase: str = "specialize", **arguments: Any) -> TrainConfig:
+        """Return the experiment's training of that phase with this run's seed."""
+        planned: TrainConfig = getattr(self.config, phase)
+        return dataclasses.replace(
+            planned,
+            batches=dataclasses.replace(planned.batches, seed=self.seed),
+            arguments={**planned.arguments, "seed": self.seed, **arguments},
+        )
+
+    def translate(
+        self,
+        model: PreTrainedModel,
+        attachment: Attachment | None,
+        folder: str | Path,
+        pairs: Sequence[str] | None = None,
+    ) -> Outputs:
+        """Return the translations of all tests that the system can translate; they are kept in `folder`.
+
+        Args:
+            model: The trained model.
+            attachment: What makes each row run as its pair does.
+            folder: Inside of this run's folder.
+            pairs: Translate no others; None: all.
+        """
+        config = self.config
+        translator = Translator(model, self.tokenizer, attachment, config.translate, codes=config.data.codes)
+        texts = [text for text in self.tests if pairs is None or text.pair in pairs]
+        known = [text for text in texts if attachment is None or attachment.knows(text.pair)]
+        return translate_test_set(translator, known, self.folder / folder)
+
+    def score(self, outputs: Outputs) -> SystemScores | None:
+        """Return the scores of translations; None where the experiment has no test text."""
+        texts = [text for text in self.tests if text.pair in outputs]
+        if not texts:
+            return None
+        data, decoding = self.config.data, plain(self.config.translate)
+        return score_system(
+            self.row,
+            outputs,
+            {text.pair: text.targets for text in texts},
+            self.config.metrics,
+            sources={text.pair: text.sources for text in texts},
+            generation={name: value for name, value in decoding.items() if name != "progress"},
+            pivot=data.pivot,
+            tiers=data.tiers,
+        )
+
+    def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what `work` returned when it was first done in this folder, and the `seconds` it took.
+
+        Work that may take several sittings returns its own `seconds`.
+        """
+        path = self.folder / f"{name}.json"
+        if self._is_there(path):
+            return read_json(path)
+        started = time.perf_counter()
+        facts = work()
+        facts = {"seconds": round(time.perf_counter() - started, 2), **facts}
+        self.save(lambda: write_json(path, facts))
+        return facts
+
+    def _is_there(self, path: Path) -> bool:
+        """Return whether a file is there; asked by all processes before any goes on and writes it."""
+        there = path.is_file()
+        join_processes().wait_for_everyone()
+        return there
+
+    def save(self, write: Callable[[], Any]) -> None:
+        """Write something, on the main process alone; the others wait for it."""
+        with join_processes().main_process_first():
+            if join_processes().is_main_process:
+                write()

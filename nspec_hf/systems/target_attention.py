@@ -14,7 +14,8 @@ from nspec_hf.core import Pair
 from nspec_hf.gating import Attachment, Routing
 from nspec_hf.recording import find_sites
 from nspec_hf.systems.parts.rowwise import Key, Keys, OwnModules, RowwiseAttachment, RowwisePart
-from nspec_hf.systems.system import System, Workbench
+from nspec_hf.systems.run import Run
+from nspec_hf.systems.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,9 @@ class TargetAttention(System):
         """Always: the languages' attention has nothing to begin from."""
         return True
 
-    def attach(self, model: PreTrainedModel, bench: Workbench) -> Attachment:
+    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put each target's projections on the model."""
-        return target_attention(model, bench.pairs, bench.seed).attach()
+        return target_attention(model, run.pairs, run.seed).attach()
 
 
 def target_attention(model: PreTrainedModel, pairs: list[Pair], seed: int = 1) -> RowwiseAttachment:

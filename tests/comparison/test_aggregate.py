@@ -246,7 +246,7 @@ def test_every_direction_has_a_line_and_every_row_that_was_run_a_column(made):
 
 def test_the_same_runs_give_the_same_tables_and_no_test_is_repeated(made, monkeypatch):
     config, rows, comparison, _, _ = made
-    monkeypatch.setattr("nspec_hf.comparison.paired_runs.compare", None)
+    monkeypatch.setattr("nspec_hf.comparison.runs.compare", None)
     again = compare_rows(config, rows, ["FILE.yaml"])
     assert json.dumps(plain(again)) == json.dumps(plain(comparison))
     assert markdown(again, "x") == markdown(comparison, "x")
@@ -255,7 +255,7 @@ def test_the_same_runs_give_the_same_tables_and_no_test_is_repeated(made, monkey
 
 def test_a_changed_translation_is_tested_anew(made, monkeypatch):
     config, rows, _, _, _ = made
-    monkeypatch.setattr("nspec_hf.comparison.paired_runs.compare", None)
+    monkeypatch.setattr("nspec_hf.comparison.runs.compare", None)
     path = rows[2].runs[0].folder / "outputs" / "en-de.txt"
     kept = path.read_text(encoding="utf-8")
     path.write_text(kept.replace("eins", "zwei"), encoding="utf-8")

@@ -41,7 +41,7 @@ RUNNER = textwrap.dedent("""
     from pathlib import Path
     sys.path.insert(0, sys.argv[1])
     from tests.comparison.test_jobs import WAIT, job
-    from nspec_hf.jobs import run_jobs
+    from nspec_hf.comparison import run_jobs
     folder = Path(sys.argv[2])
     show = lambda line, ended: print(line, flush=True)
     run_jobs([job(folder, "slow", WAIT)], [dict(os.environ)], show, 0.02)

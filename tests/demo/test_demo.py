@@ -11,7 +11,7 @@ from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
 from nspec_hf.demo.demo import demo
 from nspec_hf.demo.display import TrainingBar
 from nspec_hf.demo.settings import demo_experiment
-from nspec_hf.systems import ExperimentConfig, read_settings
+from nspec_hf.systems import ExperimentConfig, RunResult, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -63,7 +63,7 @@ def test_a_stopped_demo_goes_on_and_redoes_nothing_that_was_done(written):
 @pytest.mark.slow
 def test_the_demo_writes_masks_map_report_text_and_scores(written):
     folder, *_ = written
-    masks = NeuronMasks.from_pretrained(folder / "masks")
+    masks = NeuronMasks.from_pretrained(folder / "neuron_specialization" / "s1" / "masks")
     assert list(masks.pairs) == [
         "qpv-qaa", "qaa-qpv", "qpv-qab", "qab-qpv", "qpv-qba", "qba-qpv", "qpv-qbb", "qbb-qpv"
     ]  # fmt: skip
@@ -73,11 +73,12 @@ def test_the_demo_writes_masks_map_report_text_and_scores(written):
     assert "Neurons of made-up language families" in (folder / "report.html").read_text(encoding="utf-8")
     assert len((folder / "data" / "train.qab").read_text(encoding="utf-8").splitlines()) == 60
     for name in ("base", "finetune", "neuron_specialization", "random"):
-        result = json.loads((folder / "scores" / f"{name}.json").read_text(encoding="utf-8"))
-        assert result["updates"] == (12 if name == "base" else 6)
-        assert set(result["scores"]["scores"]) == set(read_outputs(folder / name / "outputs"))
-        assert "bleu" in result["scores"]["scores"]["qpv-qaa"]
-        assert result["recipe"]["versions"]["torch"]
+        run = "base" if name == "base" else f"{name}/s1"
+        result = RunResult.read(folder / "scores" / f"demo.{run.replace('/', '.')}.json")
+        assert result.facts["updates"] == (12 if name == "base" else 6)
+        assert set(result.scores) == set(read_outputs(folder / run / "outputs"))
+        assert "bleu" in result.scores["qpv-qaa"]
+        assert result.facts["recipe"]["versions"]["torch"]
     tested = json.loads((folder / "scores" / "comparison.json").read_text(encoding="utf-8"))
     assert {row["system_name"] for row in tested["rows"]} == {"neuron_specialization", "random"}
 
@@ -85,8 +86,9 @@ def test_the_demo_writes_masks_map_report_text_and_scores(written):
 @pytest.mark.slow
 def test_the_masks_are_those_that_the_statistics_give(written):
     folder, *_ = written
-    stats = ActivationStats.load(folder / "nspec_stats.safetensors")
-    assert NeuronMasks.from_coverage(stats, 0.95) == NeuronMasks.from_pretrained(folder / "masks")
+    run = folder / "neuron_specialization" / "s1"
+    stats = ActivationStats.load(run / "nspec_stats.safetensors")
+    assert NeuronMasks.from_coverage(stats, 0.95) == NeuronMasks.from_pretrained(run / "masks")
     assert all(stats.sentences(pair) == 300 for pair in stats.pairs)
 
 
@@ -104,7 +106,7 @@ def test_the_demo_prints_a_line_for_every_direction_and_what_to_do_next(written,
         "decoder 1",
     ):
         assert name in said
-    assert f"nspec inspect --path {folder}/masks" in said
+    assert f"inspect --path {folder}/neuron_specialization/s1/masks" in said
     assert "{'loss'" not in said
 
 

@@ -1,16 +1,14 @@
 """Finished runs of made-up systems: translations and results as `specialize.py` leaves them, untrained."""
 
 import dataclasses
-import json
 import random
 
-from nspec_hf.core import write_result
 from nspec_hf.data import CorpusConfig
 from nspec_hf.data.translations import write_outputs
 from nspec_hf.evaluation import score_system
 from nspec_hf.systems import DataConfig, ExperimentConfig
 from nspec_hf.systems.plan import ComparisonPlan
-from nspec_hf.systems.system import settings_of
+from nspec_hf.systems.result import write_scores
 from nspec_hf.training import TrainConfig
 from tests.helpers.tiny_text import WORDS, write_text
 
@@ -66,14 +64,13 @@ def finish(run, share, pairs=None, **facts):
     result = {
         "name": run.row,
         "system": run.system.name,
-        "settings": settings_of(run.system),
+        "settings": dataclasses.asdict(run.system),
         "seed": run.seed,
         "extra_parameters": 0,
         "extra_bytes": 0,
         "updates": 3,
         "training_seconds": 10.0 * run.seed,
         **facts,
-        "scores": json.loads(scores.to_json()),
     }
-    write_result(run.result_file, result, dataclasses.replace(config, specialize=budget))
+    write_scores(run.result_file, result, scores, dataclasses.replace(config, specialize=budget))
     return outputs

@@ -88,3 +88,11 @@ def recipe(name):
 def result(folder, system):
     name = "tiny.base.json" if system == "base" else f"tiny.{system}.s1.json"
     return json.loads((folder / "results" / name).read_text(encoding="utf-8"))
+
+
+def scored(found):
+    """Return the directions of a result; every metric has the same."""
+    pairs = {metric: {pair for own in by.values() for pair in own} for metric, by in found["scores"].items()}
+    assert set(pairs) == {"bleu", "chrf++"}
+    assert pairs["bleu"] == pairs["chrf++"]
+    return pairs["bleu"]

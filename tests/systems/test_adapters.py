@@ -25,7 +25,7 @@ from nspec_hf.systems.families import Families, cut_tree, named_families
 from nspec_hf.training import SpecializationTrainer, TrainConfig, load_weights, train
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 from tests.helpers.systems import TESTED, numbers, plain, run, shape, stopped, weights
-from tests.helpers.tiny_experiment import result
+from tests.helpers.tiny_experiment import result, scored
 from tests.helpers.tiny_text import PAIRS as TRAINED, corpus, model as text_model, tokenizer
 from tests.helpers.two_processes import run_in_processes
 
@@ -370,7 +370,7 @@ def test_a_run_trains_scores_and_is_not_done_again(based, case, monkeypatch):
     keys = 4 if system == "pair_adapters" else len(set(found["extraction"]["families"].values()))
     assert found["extra_parameters"] == keys * each
     assert ("pretraining" in found) == (case == "scratch")
-    assert set(found["scores"]["scores"]) == TESTED
+    assert scored(found) == TESTED
     assert found["attachment"]["adapters"] == {"bottleneck": 6, "per_layer": per_layer}
     monkeypatch.setattr(SpecializationTrainer, "train", None)
     monkeypatch.setattr("nspec_hf.evaluation.translator.Translator.translate", None)
@@ -386,7 +386,7 @@ def test_families_that_the_experiment_names_are_taken(based):
     assert found["extraction"]["families"] == {"de": "West", "fr": "West"}
     assert found["extraction"]["families_from"] == "data"
     assert found["attachment"]["of"] == {"encoder": ["West"], "decoder": ["West"]}
-    assert result(folder, "named")["scores"]["scores"].keys() == TESTED
+    assert scored(result(folder, "named")) == TESTED
     other = ["--data.families", '{"de": "North", "fr": "South"}']
     with pytest.raises(ConfigError, match="was begun with other families"):
         run(file, "family_adapters", "named", {"bottleneck": 3}, other)

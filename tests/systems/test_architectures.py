@@ -13,7 +13,7 @@ from nspec_hf.systems.architectures import Architecture, Deep, Expansion, Gelu, 
 from nspec_hf.training import SpecializationTrainer, fresh_model, make_model
 from tests.helpers.models import tiny_marian, tiny_t5
 from tests.helpers.systems import TESTED, numbers, run, shape, stopped, weights
-from tests.helpers.tiny_experiment import result
+from tests.helpers.tiny_experiment import result, scored
 from tests.helpers.tiny_text import same_weights, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -108,7 +108,7 @@ def test_a_run_trains_its_shape_scores_and_is_not_done_again(based, name, monkey
     run(file, name)
     found = result(folder, name)
     assert (found["pretraining"]["updates"], found["updates"]) == (4, 2)
-    assert set(found["scores"]["scores"]) == TESTED
+    assert scored(found) == TESTED
     attention, norm = 4 * (16 * 16 + 16), 2 * 16
     layers = 2 * (2 * norm + 24 * 16 * 2 + 24 + 16) + 3 * attention + norm
     added = {"expansion": 2 * 11 * 33, "gelu": 0, "shallow": 0, "deep": layers}

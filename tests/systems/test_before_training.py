@@ -11,7 +11,7 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.systems import (
     SYSTEMS,
     ExperimentConfig,
-    Workbench,
+    Run,
     make_system,
     read_settings,
     untrained,
@@ -22,7 +22,7 @@ from tests.helpers.tiny_experiment import recipe
 
 def bench(based, folder):
     config, _ = read_settings(ExperimentConfig, [based[1]])
-    return Workbench(config=config, folder=folder, seed=1)
+    return Run(config=config, folder=folder, row="base", seed=1)
 
 
 def slow_loss(own, masks=None):
@@ -55,7 +55,7 @@ def slow_loss(own, masks=None):
 )
 def test_the_loss_is_that_of_a_plain_loop(based, tmp_path, name, settings):
     own, system = bench(based, tmp_path), make_system(SYSTEMS[name], settings)
-    found = untrained("row", system, own)
+    found = untrained(own, system)
     masks = NeuronMasks.from_pretrained(tmp_path / "masks")
     assert found["loss"] == pytest.approx(slow_loss(own, masks), abs=1e-5)
     assert found["loss"] != pytest.approx(slow_loss(own), abs=1e-4)
@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_a_plain_loop(based, tmp_path, name, settings):
 
 def test_the_base_stands_for_what_is_no_masks(based, tmp_path):
     own = bench(based, tmp_path)
-    found = untrained("base", make_system(SYSTEMS["finetune"], {}), own)
+    found = untrained(own, make_system("finetune"))
     assert found == {"name": "base", "seed": 1, "seconds": 0.0, "loss": found["loss"]}
     assert found["loss"] == pytest.approx(slow_loss(own), abs=1e-5)
 

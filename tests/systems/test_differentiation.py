@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from nspec_hf.core import ConfigError, UnknownPairError, as_pairs
 from nspec_hf.data import EncodedCorpus
 from nspec_hf.evaluation import Translator
-from nspec_hf.systems import SYSTEMS, ExperimentConfig, Workbench, make_system, read_settings
+from nspec_hf.systems import SYSTEMS, ExperimentConfig, Run, make_system, read_settings
 from nspec_hf.systems.differentiation import (
     Differentiate,
     ValidationBatches,
@@ -23,7 +23,7 @@ from nspec_hf.systems.differentiation import (
 from nspec_hf.systems.parts.clones import ClonedUnits, units_of
 from nspec_hf.training import SpecializationTrainer, TrainConfig, load_weights, token_losses, train
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
-from tests.helpers.tiny_experiment import recipe, result, saving
+from tests.helpers.tiny_experiment import recipe, result, saving, scored
 from tests.helpers.tiny_text import PAIRS as TEXT_PAIRS, corpus, model as text_model, tokenizer
 from tests.training.test_run import config
 
@@ -368,7 +368,7 @@ def test_a_run_splits_trains_and_scores_and_is_not_done_twice(based, start, monk
     assert found["attachment"]["apart"]
     assert ("pretraining" in found) == (start == "scratch")
     assert found["updates"] == 2
-    assert set(found["scores"]["scores"]) == {*TEXT_PAIRS, "de-fr", "fr-de"}
+    assert scored(found) == {*TEXT_PAIRS, "de-fr", "fr-de"}
     monkeypatch.setattr(SpecializationTrainer, "train", None)
     monkeypatch.setattr(Translator, "translate", None)
     recipe("specialize")(command)
@@ -390,7 +390,7 @@ def test_settings_that_cannot_be_are_refused(based, setting, value):
 
 
 def test_gradients_are_taken_on_the_first_sentences_of_each_pair(based, tmp_path):
-    own = Workbench(config=read_settings(ExperimentConfig, [based[1]])[0], folder=tmp_path)
+    own = Run(config=read_settings(ExperimentConfig, [based[1]])[0], folder=tmp_path)
     part = own.validation.subset("de-en")
     assert isinstance(part, EncodedCorpus)
     few = list(ValidationBatches(own.base(), own, 3)("de-en"))

@@ -7,9 +7,9 @@ import torch
 
 from nspec_hf.core import ConfigError
 from nspec_hf.evaluation import Translator
-from nspec_hf.systems import SYSTEMS, ExperimentConfig, Workbench, make_system, read_settings
+from nspec_hf.systems import SYSTEMS, ExperimentConfig, Run, make_system, read_settings
 from nspec_hf.training import SpecializationTrainer
-from tests.helpers.tiny_experiment import recipe, result, saving
+from tests.helpers.tiny_experiment import recipe, result, saving, scored
 from tests.helpers.tiny_text import PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -18,7 +18,7 @@ SETTINGS = ["--system", "individual", "--settings.shape.encoder_ffn_dim", "20"]
 
 
 def bench(based, folder, *arguments):
-    return Workbench(config=read_settings(ExperimentConfig, [based[1], *arguments])[0], folder=folder)
+    return Run(config=read_settings(ExperimentConfig, [based[1], *arguments])[0], folder=folder)
 
 
 def watched(monkeypatch):
@@ -37,7 +37,7 @@ def watched(monkeypatch):
 
 def test_each_model_sees_its_own_direction_only_and_begins_untrained(based, tmp_path, monkeypatch):
     seen, own = watched(monkeypatch), bench(based, tmp_path)
-    facts = make_system(SYSTEMS["individual"], {}).run(own)
+    facts = make_system(SYSTEMS["individual"], {}).train(own)
     untrained = own.scratch().state_dict()
     assert [each[0] for each in seen] == [4, 4, 2, 2] * len(PAIRS)
     assert [each[2:4] for each in seen] == [
@@ -57,7 +57,7 @@ def test_models_that_share_the_budget_make_an_equal_part_of_the_updates_each(bas
     seen = watched(monkeypatch)
     arguments = ["--pretrain.arguments.max_steps", "9", "--pretrain.arguments.warmup_steps", "4"]
     own = bench(based, tmp_path, *arguments, "--specialize.arguments.max_steps", "4")
-    facts = make_system(SYSTEMS["individual"], {"budget": "shared"}).run(own)
+    facts = make_system(SYSTEMS["individual"], {"budget": "shared"}).train(own)
     assert [each[:2] for each in seen[::2]] == [(2, 1), (1, 0)] * len(PAIRS)
     assert facts["updates"] == 3 * len(PAIRS)
 
@@ -73,7 +73,7 @@ def test_a_run_trains_and_scores_the_trained_directions_and_is_not_done_twice(ba
     folder, file = based
     recipe("specialize")([file, *SETTINGS])
     found, own = result(folder, "individual"), folder / "work" / "individual" / "s1"
-    assert set(found["scores"]["scores"]) == set(PAIRS)
+    assert scored(found) == set(PAIRS)
     assert all((own / pair / "model" / "model.safetensors").is_file() for pair in PAIRS)
     models = found["models"]
     config = bench(based, own)
@@ -97,7 +97,7 @@ def test_each_direction_is_translated_by_its_own_model(based, tmp_path, monkeypa
 
     monkeypatch.setattr(Translator, "translate", translate)
     own, system = bench(based, tmp_path), make_system(SYSTEMS["individual"], {})
-    system.run(own)
+    system.train(own)
     assert set(system.outputs(own)) == set(PAIRS)
     assert [pairs for pairs, _ in asked] == [{pair} for pair in PAIRS]
     for pair, (_, weights) in zip(PAIRS, asked, strict=True):
@@ -120,7 +120,7 @@ def test_a_killed_run_trains_no_model_again_and_ends_as_one_that_was_not(based, 
     assert (first, last) == ("en-fr/pretraining/checkpoint-4", "s1/fr-en/checkpoint-2")
     assert len(trained) == 2 + 3
     whole, again = (result(tmp_path, name) for name in ("whole", "killed"))
-    assert json.dumps(whole["scores"]["scores"]) == json.dumps(again["scores"]["scores"])
+    assert json.dumps(whole["scores"]) == json.dumps(again["scores"])
     for pair in PAIRS:
         one, two = (
             tmp_path / "work" / name / "s1" / pair / "model/model.safetensors" for name in ("whole", "killed")

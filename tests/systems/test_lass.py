@@ -10,12 +10,12 @@ from hypothesis import given, strategies as st
 from nspec_hf.core import ArtifactError, ConfigError, Pair, SiteMismatchError, UnknownPairError, as_pairs
 from nspec_hf.data import EncodedCorpus
 from nspec_hf.evaluation import Translator
-from nspec_hf.systems import SYSTEMS, ExperimentConfig, Workbench, make_system, read_settings
+from nspec_hf.systems import SYSTEMS, ExperimentConfig, Run, make_system, read_settings
 from nspec_hf.systems.parts.subnetworks import SubnetworkAttachment, Subnetworks, keep_largest, prunable
 from nspec_hf.systems.parts.zero_shot import StandIns
 from nspec_hf.training import SpecializationTrainer
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
-from tests.helpers.tiny_experiment import recipe, result, saving
+from tests.helpers.tiny_experiment import recipe, result, saving, scored
 from tests.helpers.tiny_text import PAIRS as TEXT_PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -185,7 +185,7 @@ def test_sub_networks_of_another_model_are_refused():
 
 
 def bench_of(based, folder):
-    return Workbench(config=read_settings(ExperimentConfig, [based[1]])[0], folder=folder)
+    return Run(config=read_settings(ExperimentConfig, [based[1]])[0], folder=folder)
 
 
 def at(based, folder):
@@ -210,7 +210,7 @@ def test_a_run_fine_tunes_prunes_trains_and_scores_and_is_not_done_twice(based, 
         sum(found["extraction"]["seconds_by_pair"].values())
     )
     assert (found["updates"], found["extra_parameters"], found["extra_bytes"]) == (2, 0, masks.bytes)
-    assert set(found["scores"]["scores"]) == {*TEXT_PAIRS, "de-fr", "fr-de"}
+    assert scored(found) == {*TEXT_PAIRS, "de-fr", "fr-de"}
     assert not list((own / "fine_tuned").iterdir())
     monkeypatch.setattr(SpecializationTrainer, "train", None)
     monkeypatch.setattr(Translator, "translate", None)
@@ -255,7 +255,7 @@ def test_a_killed_run_fine_tunes_no_pair_again_and_ends_as_one_that_was_not(base
     assert [folder[-12:] for folder in trained if "en-fr" in folder] == ["checkpoint-3"]
     whole, again = (result(tmp_path, name) for name in ("whole", "killed"))
     assert whole["extraction"]["subnetworks"] == again["extraction"]["subnetworks"]
-    assert json.dumps(whole["scores"]["scores"]) == json.dumps(again["scores"]["scores"])
+    assert json.dumps(whole["scores"]) == json.dumps(again["scores"])
     one, two = (tmp_path / "work" / name / "s1/model/model.safetensors" for name in ("whole", "killed"))
     assert one.read_bytes() == two.read_bytes()
 

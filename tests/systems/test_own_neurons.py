@@ -6,7 +6,7 @@ import torch
 from nspec_hf.core import ConfigError
 from nspec_hf.masks import NeuronMasks
 from tests.helpers.systems import TESTED, run, stopped, weights
-from tests.helpers.tiny_experiment import result
+from tests.helpers.tiny_experiment import result, scored
 from tests.helpers.tiny_text import PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -32,7 +32,7 @@ def test_a_run_has_the_neurons_that_it_says(based, settings, owners):
     found, at = result(folder, row), folder / "work" / row / "s1"
     new = owners * NEW
     assert found["extra_parameters"] == 2 * new * (2 * MODEL + 1)
-    assert set(found["scores"]["scores"]) == TESTED  # zero-shot pairs are composed
+    assert scored(found) == TESTED  # zero-shot pairs are composed
     masks, trained = NeuronMasks.from_pretrained(at / "masks"), weights(at)
     kept = dict.fromkeys(PAIRS, 0)
     for name, keep_PF in masks.keep.items():

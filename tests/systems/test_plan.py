@@ -13,7 +13,6 @@ from nspec_hf.data import CorpusConfig
 from nspec_hf.systems import DataConfig, ExperimentConfig, RowPlan, read_settings
 from nspec_hf.systems.masked import NeuronSpecialization
 from nspec_hf.systems.plan import ComparisonPlan
-from nspec_hf.systems.system import settings_of
 from nspec_hf.training import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
@@ -159,7 +158,7 @@ def test_a_command_tells_specialize_exactly_what_the_plan_says(tmp_path):
 
 
 def finish(run, **changes):
-    """Write the result that specialize.py would write, but for its scores."""
+    """Write the result that specialize.py would write, but for the numbers."""
     budget = dataclasses.replace(
         run.config.specialize,
         batches=dataclasses.replace(run.config.specialize.batches, seed=run.seed),
@@ -168,9 +167,10 @@ def finish(run, **changes):
     result = {
         "name": run.row,
         "system": run.system.name,
-        "settings": settings_of(run.system),
+        "settings": dataclasses.asdict(run.system),
         "seed": run.seed,
-        "scores": {"some": "scores"},
+        "scores": {"bleu": {"nrefs:1": {"en-de": 1.0}}},
+        "decoding": {},
         **changes,
     }
     write_result(run.result_file, result, dataclasses.replace(run.config, specialize=budget))
@@ -187,7 +187,7 @@ def test_a_result_counts_only_for_the_settings_that_made_it(tmp_path):
     assert "no scores" in run().why_not_done()
     finish(run())
     assert run().why_not_done() == ""
-    assert run().outcome()["seed"] == 2
+    assert run().outcome().facts["seed"] == 2
     different = {
         "specialize.arguments": {"specialize": TrainConfig(arguments={"max_steps": 4})},
         "settings.coverage": {"row": {"settings": {"coverage": 0.5}}},

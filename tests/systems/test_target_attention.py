@@ -13,7 +13,7 @@ from nspec_hf.systems.target_attention import target_attention
 from nspec_hf.training import SpecializationTrainer
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 from tests.helpers.systems import TESTED, numbers, plain, run, shape, stopped, weights
-from tests.helpers.tiny_experiment import result
+from tests.helpers.tiny_experiment import result, scored
 
 PAIRS = as_pairs(["en-de", "de-en", "en-fr", "fr-en"])
 ATTENTIONS = ("self_attn", "encoder_attn")
@@ -125,7 +125,7 @@ def test_a_run_is_from_scratch_scores_all_and_is_not_done_again(based, monkeypat
     run(file, "target_attention")
     found = result(folder, "target_attention")
     assert (found["pretraining"]["updates"], found["updates"]) == (4, 2)
-    assert set(found["scores"]["scores"]) == TESTED
+    assert scored(found) == TESTED
     assert found["attachment"] == {"attention_of_targets": ["de", "en", "fr"]}
     modules = 1 + 2
     assert found["extra_parameters"] == 2 * modules * 4 * (16 * 16 + 16)

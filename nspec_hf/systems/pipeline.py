@@ -1,0 +1,117 @@
+"""From text to scores: train a base from scratch, and any compared system from it.
+
+What recipes, commands and the demo do is one code path, this one. A stopped run goes on where it stood, and
+several processes may run it together. All that made the numbers is written down beside them.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from nspec_hf.core import claim_folder
+from nspec_hf.data import LanguageTags, encode_corpus
+from nspec_hf.evaluation import SystemScores, Translator, evaluate_system
+from nspec_hf.recording import find_sites, load_model, weight_fingerprint
+from nspec_hf.systems.experiment import ExperimentConfig
+from nspec_hf.systems.plan import ComparisonPlan
+from nspec_hf.systems.result import write_scores
+from nspec_hf.systems.run import Run
+from nspec_hf.systems.system import System
+from nspec_hf.training import join_processes, make_model, make_tokenizer, train
+
+
+def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> SystemScores | None:
+    """Train the multilingual base from scratch, or go on where a stopped run stood, and write its result.
+
+    Model and tokenizer are left in `work/base/model`, translations of the tests in `work/base/outputs`,
+    scores and recipe in `results/NAME.base.json`.
+
+    Args:
+        config: The experiment.
+        bar: Shows training in the place of the Trainer's own bar or printed log.
+
+    Returns:
+        Its scores on the main process, None on the others and where there is no test text.
+
+    Raises:
+        ConfigError: If the folder holds a base with other settings.
+        CorpusError: If text cannot be read.
+    """
+    folder, data, state = Path(config.work) / "base", config.data, join_processes()
+    claim_folder(folder, config.begun_with("vocabulary", "model"))
+    texts, validation = data.read(data.train_split), data.read(data.valid_split)
+    with state.main_process_first():
+        tokenizer = make_tokenizer(texts, config.vocabulary, folder / "tokenizer")
+    tags, longest = LanguageTags(tokenizer, data.codes), config.pretrain.batches.max_length
+    # Read before training, so that a file that is missing is missed now.
+    tests = data.read_tests(tags)
+    corpus = encode_corpus(texts, tags, longest)
+    model = make_model(tokenizer, config.model, int(config.pretrain.arguments.get("seed", 42)))
+    trained = train(
+        model,
+        tokenizer,
+        corpus,
+        config.pretrain,
+        folder,
+        encode_corpus(validation, tags, longest),
+        codes=data.codes,
+        callbacks=[bar] if bar else [],
+        shows_progress=bar is None,
+    )
+    if not state.is_main_process:
+        return None
+    # What was saved is what is scored: under FSDP, this process holds only a part of the trained model.
+    model = load_model(folder / "model", device=state.device)
+    translator = Translator(model, tokenizer, config=config.translate, codes=data.codes)
+    scores = evaluate_system(
+        "base", translator, tests, folder / "outputs", config.metrics, data.pivot, data.tiers
+    )
+    facts = {
+        "system": "base",
+        "parameters": model.num_parameters(),
+        "target_tokens_an_epoch": int(corpus.lengths[:, 1].sum()),
+        **trained.facts(),
+    }
+    plain_config = dataclasses.replace(config, compare=ComparisonPlan())
+    write_scores(Path(config.results) / f"{config.name}.base.json", facts, scores, plain_config)
+    return scores
+
+
+def claim(run: Run, system: System) -> None:
+    """Take the run's folder for this system; one of other settings, or of another base, is refused.
+
+    Raises:
+        ConfigError: If the folder holds one, or the system cannot work.
+    """
+    base, begun_with = run.base(), run.config.begun_with("base", "record", "select", "gate")
+    begun_with |= {"system": system.name, "settings": dataclasses.asdict(system), "seed": run.seed}
+    begun_with |= {"base_weights": weight_fingerprint(base, find_sites(base))}
+    claim_folder(run.folder, begun_with)
+    system.check(run)
+
+
+def run_system(run: Run, system: System) -> SystemScores | None:
+    """Train, translate and score a system, or go on where a stopped run stood, and write its result.
+
+    Returns:
+        Its scores on the main process, None on the others and where there is no test text.
+
+    Raises:
+        ConfigError: If the folder holds a run with other settings, or the system cannot work.
+    """
+    claim(run, system)
+    # Read before training, so that a file that is missing is missed now.
+    tests = run.tests
+    facts = system.train(run)
+    if not join_processes().is_main_process:
+        return None
+    outputs = system.outputs(run)
+    scores = run.score(outputs) if tests else None
+    about: dict[str, Any] = {"name": run.row, "system": system.name, "source": system.source}
+    about |= {"settings": dataclasses.asdict(system), "seed": run.seed}
+    # The plan of a comparison says nothing of this run.
+    config = dataclasses.replace(run.config, specialize=run.budget(), compare=ComparisonPlan())
+    write_scores(run.result_file, {**about, **facts}, scores, config)
+    return scores
