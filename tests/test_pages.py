@@ -7,13 +7,16 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import jsonargparse
 import pytest
+import yaml
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from nspec_hf.cli.main import COMMANDS, main
 from nspec_hf.systems import ExperimentConfig, read_settings
+from recipes.bench import __main__ as bench
 from tests.helpers import tiny_text
 from tests.helpers.pages import GIVEN, PAGES, README, ROOT, blocks, shell
 
@@ -29,7 +32,34 @@ SMALL = {
     "analyze": "--figures false",
 }
 """Settings that make a command of a page a matter of seconds."""
-OPTIONS_OF = {"specialize": {"system": {"type": str, "default": ""}}}
+SMALL_RECIPES = {
+    "compare": "--rows finetune ns --seeds 1 --jobs 1 --compare.n_samples 50",
+    "untrained": "--rows finetune ns --seeds 1",
+}
+SMALL_TRAINING = {
+    "batches": {"max_tokens": 256, "max_length": 32},
+    "arguments": {"max_steps": 2, "warmup_steps": 1, "logging_steps": 1, "disable_tqdm": True}
+    | {"eval_steps": 2, "save_steps": 2, "learning_rate": 0.01},
+}
+SMALL_EXPERIMENT = {
+    "results": "results",
+    "vocabulary": {"size": 80},
+    "model": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    | {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    | {"encoder_attention_heads": 2, "decoder_attention_heads": 2},
+    "pretrain": SMALL_TRAINING,
+    "specialize": SMALL_TRAINING,
+    "translate": {"num_beams": 1, "length_ratio": 0.5, "length_extra": 4, "progress": False},
+}
+"""The same for a recipe and the YAML file that it reads."""
+
+
+def loaded(name):
+    """Return a recipe's module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def every(program):
@@ -76,17 +106,43 @@ def test_every_nspec_command_has_these_settings(line):
 
 
 @pytest.mark.parametrize("line", every("python"))
-def test_every_recipe_command_names_a_script_and_settings_that_are_there(line):
+def test_every_recipe_command_has_these_settings(line):
     script, *arguments = shlex.split(line)[1:]
     if script == "-m":
-        assert importlib.util.find_spec(arguments[0])
-        return
-    assert (ROOT / script).is_file()
-    config = str(ROOT / arguments[0])
-    rest = [str(ROOT / each) if each.startswith("recipes/") else each for each in arguments[1:]]
-    extra = OPTIONS_OF.get(script.rpartition("/")[2].removesuffix(".py"), {})
-    settings, _ = read_settings(ExperimentConfig, [config, *rest], **extra)
-    assert settings.data.trained_pairs()
+        assert arguments[0] == "recipes.bench"
+        bench.read_options(arguments[1:])
+    elif script.endswith("exports.py"):
+        assert loaded("exports").read_options(arguments)
+    else:
+        config = str(ROOT / arguments[0])
+        rest = [str(ROOT / each) if each.startswith("recipes/") else each for each in arguments[1:]]
+        extra = {"system": {"type": str, "default": ""}} if "specialize" in script else {}
+        settings, _ = read_settings(ExperimentConfig, [config, *rest], **extra)
+        assert settings.data.trained_pairs()
+
+
+def with_recipes(page):
+    return [line for line in shell(page, "python") if re.search(r"recipes/(pre|spec|comp|untr)", line)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if with_recipes(page)], ids=lambda page: page.stem)
+def test_the_recipe_commands_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+    """With the page's files and a last one that makes text, model and training small."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    text = tmp_path / "data" / "multi30k"
+    tiny_text.write_text(text, train=40, val=8, test_2016_flickr=4)
+    for split in ("train", "val", "test_2016_flickr"):
+        shutil.copy(text / f"{split}.de", text / f"{split}.cs")
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL_EXPERIMENT), encoding="utf-8")
+    for line in with_recipes(page):
+        script, *arguments = shlex.split(line)[1:]
+        name = Path(script).stem
+        more = ["--config", "small.yaml", *shlex.split(SMALL_RECIPES.get(name, ""))]
+        assert not loaded(name).main([*arguments, *more]), line
+    assert any((tmp_path / "results").glob("*.base.json"))
 
 
 @pytest.mark.medium
