@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
-    "core": "lazy errors pairs tables files folders artifact distributed provenance",
+    "core": "lazy errors pairs tables files folders artifact distributed provenance invocation",
     "data": "language_tags tokenizer corpus dataset sampler collator translations sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder",
     "masks": "config rules select model_card hub masks",
@@ -83,7 +83,7 @@ ROOMS: dict[str, str] = {
     "target_attention architectures registry pipeline before_training",
     "comparison": "jobs runs table_data aggregate tables",
     "demo": "settings display demo",
-    "cli": "pipeline export evaluate analyze probe main",
+    "cli": "pipeline evaluate analyze probe main",
 }
 """Room → its files as a newcomer reads them. A room imports only from the public names of rooms above it, a
 file only from files above it in its room; `tests/test_layers.py` holds both."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from nspec_hf.cli import main
+from nspec_hf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

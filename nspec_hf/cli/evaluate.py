@@ -9,26 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from nspec_hf import data, evaluation
 from nspec_hf.core import ConfigError, Pair, TableFormat, join_tables, write_text
-from nspec_hf.data import CorpusConfig, Outputs, read_corpus, read_outputs
-from nspec_hf.evaluation import (
-    COMET_MODEL,
-    SystemScores,
-    compare as compare_systems,
-    grouped_table,
-    off_target,
-    read_comet,
-    score_system,
-    tiers_from_sizes,
-    write_comet,
-)
 
 
 def evaluate(
     hypotheses: str,
     references: str | None = None,
     sources: str | None = None,
-    corpus: CorpusConfig | None = None,
+    corpus: data.CorpusConfig | None = None,
     split: str = "test",
     name: str | None = None,
     metric: str | Sequence[str] = ("bleu", "chrf++"),
@@ -40,7 +29,7 @@ def evaluate(
     output: str | None = None,
     comet_out: str | None = None,
     comet_in: str | None = None,
-    comet_model: str = COMET_MODEL,
+    comet_model: str = evaluation.COMET_MODEL,
 ) -> None:
     """Score one system's translations, each direction and averages by group, with signatures.
 
@@ -70,26 +59,26 @@ def evaluate(
         comet_in: The same folder, once the script has run; its scores are added.
         comet_model: The COMET model that the script asks for.
     """
-    outputs = read_outputs(hypotheses)
+    outputs = data.read_outputs(hypotheses)
     gold, original = _gold(list(outputs), references, sources, corpus, split)
     if comet_out:
         if original is None:
             raise ConfigError("COMET needs the sources; give --sources DIR or --corpus.path DIR")
-        script = write_comet(comet_out, outputs, gold, original, comet_model)
+        script = evaluation.write_comet(comet_out, outputs, gold, original, comet_model)
         sys.stdout.write(f"run where unbabel-comet is installed: sh {script}; then: --comet-in {comet_out}\n")
     if tiers_from and not tiers:
         tiers = _tiers(corpus, list(outputs), tiers_from, pivot)
     about: dict[str, Any] = {"pivot": pivot, "tiers": tiers or {}}
     if off_target_languages:
-        about["off_target"] = off_target(outputs, gold)
-    scores = score_system(
+        about["off_target"] = evaluation.off_target(outputs, gold)
+    scores = evaluation.score_system(
         name or Path(hypotheses).name, outputs, gold, _listed(metric), sources=original, **about
     )
     if comet_in:
         scores = _with_comet(scores, comet_in)
-    tables = [scores.table(), *(grouped_table([scores], each) for each in scores.metrics)]
+    tables = [scores.table(), *(evaluation.grouped_table([scores], each) for each in scores.metrics)]
     if tiers:
-        tables += [grouped_table([scores], each, by="tier") for each in scores.metrics]
+        tables += [evaluation.grouped_table([scores], each, by="tier") for each in scores.metrics]
     sys.stdout.write(join_tables(tables, style))
     if output:
         scores.save(output)
@@ -99,7 +88,7 @@ def compare(
     baseline: str,
     system: str | Sequence[str],
     references: str | None = None,
-    corpus: CorpusConfig | None = None,
+    corpus: data.CorpusConfig | None = None,
     split: str = "test",
     baseline_ending: str = "",
     system_ending: str = "",
@@ -135,12 +124,14 @@ def compare(
         output: File that all rows are written to, as JSON; `nspec analyze` and `nspec report` read it.
     """
     folders = [system] if isinstance(system, str) else list(system)
-    base = read_outputs(baseline, baseline_ending)
+    base = data.read_outputs(baseline, baseline_ending)
     base_name, *names = _names([baseline, *folders], [baseline_ending, *[system_ending] * len(folders)])
     systems = {base_name: base}
-    systems |= {name: read_outputs(each, system_ending) for name, each in zip(names, folders, strict=True)}
+    systems |= {
+        name: data.read_outputs(each, system_ending) for name, each in zip(names, folders, strict=True)
+    }
     gold, _ = _gold(list(base), references, None, corpus, split, references_ending)
-    found = compare_systems(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
+    found = evaluation.compare(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
     sys.stdout.write(found.table().render(style))
     if output:
         write_text(output, found.to_json())
@@ -150,32 +141,32 @@ def _listed(metrics: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(metrics.split(",") if isinstance(metrics, str) else metrics)
 
 
-def _tiers(corpus: CorpusConfig | None, pairs: list[Pair], split: str, pivot: str) -> dict[str, str]:
+def _tiers(corpus: data.CorpusConfig | None, pairs: list[Pair], split: str, pivot: str) -> dict[str, str]:
     """Return the tier of every language other than the pivot, by the size of its text with the pivot."""
     if corpus is None:
         raise ConfigError("tiers come from the sizes of a corpus; give --corpus.path DIR, or --tiers")
     languages = dict.fromkeys(code for pair in pairs for code in (pair.source, pair.target) if code != pivot)
-    texts = read_corpus(corpus, [Pair(pivot, code) for code in languages], split)
-    return tiers_from_sizes({text.pair.target: len(text) for text in texts})
+    texts = data.read_corpus(corpus, [Pair(pivot, code) for code in languages], split)
+    return evaluation.tiers_from_sizes({text.pair.target: len(text) for text in texts})
 
 
 def _gold(
     pairs: list[Pair],
     references: str | None,
     sources: str | None,
-    corpus: CorpusConfig | None,
+    corpus: data.CorpusConfig | None,
     split: str,
     ending: str = "",
-) -> tuple[Outputs, Outputs | None]:
+) -> "tuple[data.Outputs, data.Outputs | None]":
     """Return references, and sources where they are known."""
     if (references is None) == (corpus is None):
         raise ConfigError("give the references as --references DIR or as --corpus.path DIR, and not both")
     if corpus is not None:
-        texts = read_corpus(corpus, pairs, split)
+        texts = data.read_corpus(corpus, pairs, split)
         return {text.pair: list(text.targets) for text in texts}, {
             text.pair: list(text.sources) for text in texts
         }
-    return read_outputs(references, ending), read_outputs(sources) if sources else None
+    return data.read_outputs(references, ending), data.read_outputs(sources) if sources else None
 
 
 def _names(folders: Sequence[str], endings: Sequence[str]) -> list[str]:
@@ -193,8 +184,8 @@ def _names(folders: Sequence[str], endings: Sequence[str]) -> list[str]:
     return [f"{path[-1]}.{ending}" for path, ending in zip(paths, endings, strict=True)]
 
 
-def _with_comet(scores: SystemScores, folder: str) -> SystemScores:
-    comet = read_comet(folder)
+def _with_comet(scores: "evaluation.SystemScores", folder: str) -> "evaluation.SystemScores":
+    comet = evaluation.read_comet(folder)
     rows = {
         pair: {**own, **({"comet": comet[pair]} if pair in comet else {})}
         for pair, own in scores.scores.items()

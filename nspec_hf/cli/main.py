@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("cli.pipeline", "continue training, each pair with its own neurons"),
     "translate": ("cli.pipeline", "translate, each sentence with its pair's neurons"),
     "inspect": ("cli.pipeline", "show what masks, statistics or a model hold"),
-    "export": ("cli.export", "make a smaller model of a pair's own neurons, also for CTranslate2"),
+    "export": ("cli.pipeline", "make a smaller model of a pair's own neurons, also for CTranslate2"),
     "evaluate": ("cli.evaluate", "score translations, with signatures"),
     "compare": ("cli.evaluate", "test which directions got better or worse"),
     "analyze": ("cli.analyze", "draw and tabulate which neurons pairs share"),
@@ -43,7 +43,10 @@ Every setting can also stand in a YAML file: nspec train --config mine.yaml
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, or 2 where something was asked that cannot be."""
+    """Run a command and return the exit status.
+
+    0: done. 2: something was asked that cannot be; one line on standard error says what. 130: interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
@@ -55,21 +58,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"nspec: there is no command {name!r}; commands are: {', '.join(COMMANDS)}\n")
         return 2
+    try:
+        _run(name, [_underscored(argument) for argument in rest])
+    except (NspecError, OSError) as error:  # OSError: a file or model that is not there
+        sys.stderr.write(f"nspec {name}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"nspec {name}: interrupted\n")
+        return 130
+    return 0
+
+
+def _run(name: str, arguments: list[str]) -> None:
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
-    try:
-        arguments = [_underscored(argument) for argument in rest]
-        # jsonargparse shows the first paragraph alone; the example is below it, and must not be wrapped.
-        about = (inspect.getdoc(function) or "").partition("Args:")[0].strip()
-        shape = type("Help", (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter), {})
-        said = {"prog": f"nspec {name}", "description": about, "formatter_class": shape}
-        jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said)
-    except (NspecError, OSError) as error:  # OSError: a file or model that is not there
-        sys.stderr.write(f"nspec {name}: {error}\n")
-        return 2
-    return 0
+    # jsonargparse shows the first paragraph alone; the example is below it, and must not be wrapped.
+    about = (inspect.getdoc(function) or "").partition("Args:")[0].strip()
+    shape = type("Help", (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter), {})
+    said = {"prog": f"nspec {name}", "description": about, "formatter_class": shape}
+    jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said)
 
 
 def _underscored(argument: str) -> str:

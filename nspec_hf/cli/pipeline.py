@@ -1,38 +1,31 @@
-"""What `nspec record`, `select`, `train`, `translate` and `inspect` do, one function a command.
+"""What `nspec record`, `select`, `train`, `translate`, `inspect` and `export` do, one function a command.
 
 Each is one step of the pipeline on files: statistics, masks, models and text. A function's arguments are the
-command's, and the string under a field of a configuration class is that setting's help.
+command's, and the string under a field of a configuration class is that setting's help. Rooms are imported
+whole, so that what needs torch is loaded when a command runs and not for its help.
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from nspec_hf import data, evaluation, export as exporting, gating, masks as masks_room, recording, training
+from nspec_hf.core import ArtifactError, ConfigError, NspecError, Pair, Table, as_pairs, program
 
-from nspec_hf.core import ArtifactError, ConfigError, NspecError, Pair, Table, as_pairs
-from nspec_hf.data import CorpusConfig, LanguageTags, encode_corpus, read_corpus
-from nspec_hf.evaluation import TranslateConfig, Translator
-from nspec_hf.gating import GateConfig, NeuronGate
-from nspec_hf.masks import NeuronMasks, SelectConfig
-from nspec_hf.recording import ActivationStats, RecordConfig, find_sites, load_config, load_model
-from nspec_hf.training import TrainConfig, record_corpus, train as train_run
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def record(
     model: str,
     pairs: str | Sequence[str],
-    corpus: CorpusConfig,
+    corpus: data.CorpusConfig,
     output: str = "nspec_stats.safetensors",
     split: str = "valid",
-    record: RecordConfig = RecordConfig(),
+    record: recording.RecordConfig = recording.RecordConfig(),
     codes: Mapping[str, str] | None = None,
     max_tokens: int = 4096,
     max_length: int = 256,
@@ -52,19 +45,19 @@ def record(
         max_tokens: Token budget of a batch.
         max_length: Longest sentence in tokens.
     """
-    network, tokenizer = _load(model)
-    texts = read_corpus(corpus, _directions(pairs), split)
-    encoded = encode_corpus(texts, LanguageTags(tokenizer, codes), max_length)
+    network, tags = load(model, codes)
+    encoded = data.encode_corpus(data.read_corpus(corpus, directions(pairs), split), tags, max_length)
     about = {"path": corpus.path or corpus.dataset, "split": split}
-    stats = record_corpus(network, tokenizer, encoded, record, max_tokens, about)
+    stats = training.record_corpus(network, tags.tokenizer, encoded, record, max_tokens, about, codes)
     stats.save(output)
-    _say(
-        f"{output}: {len(stats.pairs)} pairs at {len(stats.sites)} sites; next: nspec select --stats {output}"
-    )
+    counted = f"{len(stats.pairs)} pairs at {len(stats.sites)} sites"
+    _say(f"{output}: {counted}; next: {program()} select --stats {output}")
 
 
 def select(
-    stats: str = "nspec_stats.safetensors", output: str = "masks", select: SelectConfig = SelectConfig()
+    stats: str = "nspec_stats.safetensors",
+    output: str = "masks",
+    select: masks_room.SelectConfig = masks_room.SelectConfig(),
 ) -> None:
     """Choose each pair's neurons from recorded statistics; takes no time, so try several coverages.
 
@@ -75,20 +68,20 @@ def select(
         output: Folder of the masks.
         select: The rule.
     """
-    masks = NeuronMasks.from_config(ActivationStats.load(stats), select)
+    masks = masks_room.NeuronMasks.from_config(recording.ActivationStats.load(stats), select)
     masks.save_pretrained(output)
     _say(_density_table(masks))
-    _say(f"{output}: {masks!r}; next: nspec train --masks {output}")
+    _say(f"{output}: {masks!r}; next: {program()} train --masks {output}")
 
 
 def train(
     model: str,
-    corpus: CorpusConfig,
+    corpus: data.CorpusConfig,
     output: str,
     masks: str | None = None,
     pairs: str | Sequence[str] | None = None,
-    train: TrainConfig = TrainConfig(),
-    gate: GateConfig = GateConfig(),
+    train: training.TrainConfig = training.TrainConfig(),
+    gate: gating.GateConfig = gating.GateConfig(),
     train_split: str = "train",
     valid_split: str | None = "valid",
     codes: Mapping[str, str] | None = None,
@@ -114,17 +107,17 @@ def train(
         raise ConfigError(
             "give masks, whose pairs are then trained, or pairs, to train them with all neurons"
         )
-    network, tokenizer = _load(model, training=True)
-    chosen = NeuronMasks.from_pretrained(masks) if masks else None
-    directions = chosen.pairs if chosen else _directions(pairs or ())
-    tags = LanguageTags(tokenizer, codes)
-    length = train.batches.max_length
-    text = encode_corpus(read_corpus(corpus, directions, train_split), tags, length)
-    validation = (
-        encode_corpus(read_corpus(corpus, directions, valid_split), tags, length) if valid_split else None
+    network, tags = load(model, codes, training=True)
+    chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
+    trained = chosen.pairs if chosen else directions(pairs or ())
+    texts, valid_texts = (
+        data.encode_corpus(data.read_corpus(corpus, trained, split), tags, train.batches.max_length)
+        if split
+        else None
+        for split in (train_split, valid_split)
     )
-    neuron_gate = NeuronGate(network, chosen, gate) if chosen else None
-    result = train_run(network, tokenizer, text, train, output, validation, neuron_gate)
+    neuron_gate = gating.NeuronGate(network, chosen, gate) if chosen else None
+    result = training.train(network, tags.tokenizer, texts, train, output, valid_texts, neuron_gate, codes)
     _say(f"{output}/model: trained for {result.updates} updates in {result.seconds:.0f} seconds")
 
 
@@ -134,8 +127,8 @@ def translate(
     masks: str | None = None,
     input: str = "-",
     output: str = "-",
-    translate: TranslateConfig = TranslateConfig(),
-    gate: GateConfig = GateConfig(),
+    translate: evaluation.TranslateConfig = evaluation.TranslateConfig(),
+    gate: gating.GateConfig = gating.GateConfig(),
     codes: Mapping[str, str] | None = None,
 ) -> None:
     """Translate text, one sentence a line.
@@ -152,9 +145,11 @@ def translate(
         gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
         codes: Your language codes → the tokenizer's, where they differ.
     """
-    network, tokenizer = _load(model)
-    chosen = NeuronMasks.from_pretrained(masks) if masks else None
-    translator = Translator(network, tokenizer, chosen, translate, gate if chosen else None, codes)
+    network, tags = load(model, codes)
+    chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
+    translator = evaluation.Translator(
+        network, tags.tokenizer, chosen, translate, gate if chosen else None, codes
+    )
     text = sys.stdin.read() if input == "-" else Path(input).read_text(encoding="utf-8")
     lines = "".join(f"{line}\n" for line in translator.translate(text.splitlines(), pair))
     if output == "-":
@@ -172,70 +167,106 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
         path: Folder or repository of masks, a statistics file, or a model.
         kinds: For a model: which sites to list.
     """
-    if path.endswith(".safetensors") and _is_stats(path):
-        _say(_stats_table(ActivationStats.load(path)))
-        return
+    if path.endswith(".safetensors"):
+        with contextlib.suppress(ArtifactError):
+            return _say(_stats_table(recording.ActivationStats.load(path)))
     try:
-        masks = NeuronMasks.from_pretrained(path)
+        masks = masks_room.NeuronMasks.from_pretrained(path)
     except (ArtifactError, OSError) as error:
         try:
-            network = AutoModelForSeq2SeqLM.from_config(load_config(path))
-        except (NspecError, ValueError):
+            return _say(_sites_table(recording.empty_model(path), tuple(kinds)))
+        except NspecError:
             raise ArtifactError(f"{path} holds neither masks, statistics nor a model: {error}") from error
-        _say(_sites_table(network, tuple(kinds)))
-        return
-    _say(_density_table(masks))
     facts = {**dataclasses.asdict(masks.recipe), "fingerprint": masks.fingerprint()}
-    _say("\n".join(f"{name}: {value}" for name, value in facts.items() if value))
+    _say(
+        "\n".join(
+            [str(_density_table(masks)), *(f"{name}: {value}" for name, value in facts.items() if value)]
+        )
+    )
 
 
-def _directions(pairs: str | Sequence[str]) -> list[Pair]:
+def export(
+    model: str,
+    masks: str,
+    pairs: str | Sequence[str],
+    output: str,
+    export: exporting.ExportConfig = exporting.ExportConfig(),
+    corpus: data.CorpusConfig | None = None,
+    split: str = "test",
+    codes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model that has only the neurons of one pair, or of several together.
+
+    Example: nspec export --model runs/mine/model --masks masks --pairs en-de --output en-de-ct2
+    --export.format ctranslate2 --export.quantization int8_float32
+
+    Args:
+        model: Hub id or folder of the trained model.
+        masks: Folder or Hub repository of masks.
+        pairs: The pair, or pairs with commas between them.
+        output: Folder that is written; must not hold anything yet.
+        export: Form, and what it must prove.
+        corpus: Where text lies to prove it on; without it, sentences are made up.
+        split: Which text.
+        codes: Your language codes → the tokenizer's, where they differ.
+    """
+    network, tags = load(model, codes)
+    chosen = masks_room.NeuronMasks.from_pretrained(masks)
+    texts = None
+    if corpus is not None:
+        found = data.read_corpus(corpus, directions(pairs), split)
+        texts = {text.pair: text.sources[: export.sample] for text in found}
+    made = exporting.export_model(
+        network, tags.tokenizer, chosen, directions(pairs), output, export, texts, codes
+    )
+    _say(made)
+
+
+def directions(pairs: str | Sequence[str]) -> list[Pair]:
+    """Return pairs that were given with commas between them, or as a list."""
     return as_pairs(pairs.split(",") if isinstance(pairs, str) else pairs)
 
 
-def _load(model: str, training: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer; for training without layer dropout, where it has that setting.
+def load(
+    model: str, codes: Mapping[str, str] | None = None, training: bool = False
+) -> "tuple[PreTrainedModel, data.LanguageTags]":
+    """Load a model, and its tokenizer as one that knows how languages are spelled.
+
+    Args:
+        model: Hub id or folder.
+        codes: Your language codes → the tokenizer's, where they differ.
+        training: Whether it is to be trained: then without layer dropout.
 
     Raises:
         ArtifactError: If there is no such model.
     """
-    return load_model(model, for_training=training), AutoTokenizer.from_pretrained(model)
+    network = recording.load_model(model, for_training=training)
+    return network, data.LanguageTags(data.load_tokenizer(model), codes)
 
 
-def _is_stats(path: str) -> bool:
-    try:
-        ActivationStats.load(path)
-    except ArtifactError:
-        return False
-    return True
-
-
-def _density_table(masks: NeuronMasks) -> Table:
+def _density_table(masks: "masks_room.NeuronMasks") -> Table:
     """Return the share of neurons kept: a line a pair, a column a site."""
+    names = [site.name for site in masks.sites]
     rows = tuple(
-        (
-            str(pair),
-            *(float(masks.density(pair, site.name)) for site in masks.sites),
-            float(masks.density(pair)),
-        )
-        for pair in masks.pairs
+        (str(pair), *(float(masks.density(pair, name)) for name in (*names, None))) for pair in masks.pairs
     )
     columns = ("pair", *(f"{site.side[:3]} {site.layer}" for site in masks.sites), "all")
     return Table(title="Share of neurons kept", columns=columns, rows=rows, digits=3)
 
 
-def _stats_table(stats: ActivationStats) -> Table:
+def _stats_table(stats: "recording.ActivationStats") -> Table:
     rows = tuple((str(pair), stats.sentences(pair), stats.tokens(pair)) for pair in stats.pairs)
     about = f"{len(stats.sites)} sites of kinds {', '.join(stats.config.kinds)}, counting {stats.count}"
     return Table(title="Recorded", columns=("pair", "sentences", "tokens"), rows=rows, notes=(about,))
 
 
-def _sites_table(model: PreTrainedModel, kinds: tuple[str, ...]) -> Table:
+def _sites_table(model: "PreTrainedModel", kinds: tuple[str, ...]) -> Table:
     rows = tuple(
-        (site.name, site.side, site.layer, site.kind, site.width) for site in find_sites(model, kinds)
+        (site.name, site.side, site.layer, site.kind, site.width)
+        for site in recording.find_sites(model, kinds)
     )
     return Table(title=type(model).__name__, columns=("site", "side", "layer", "kind", "neurons"), rows=rows)
 
 
 def _say(what: object) -> None:
-    Console(stderr=False, highlight=False, markup=False, soft_wrap=True).print(str(what))
+    sys.stdout.write(f"{what}\n")

@@ -3,35 +3,15 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from transformers import AutoTokenizer
-
-from nspec_hf.analysis import (
-    Erasure,
-    Figure,
-    Result,
-    draw_erasure,
-    draw_setting_gains,
-    draw_stability,
-    erasure_effect,
-    file_name,
-    find_pivot,
-    masked_gains,
-    recordings,
-    save_figure,
-    scorer,
-    stability,
-)
+from nspec_hf import analysis, data, evaluation, masks as masks_room, recording
+from nspec_hf.cli.pipeline import load
 from nspec_hf.core import ConfigError, Table
-from nspec_hf.data import CorpusConfig, LanguageTags, PairText, encode_corpus, read_corpus
-from nspec_hf.evaluation import TranslateConfig
-from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import ActivationStats, RecordConfig, load_model
 
 
 def probe(
     masks: str,
     model: str,
-    corpus: CorpusConfig,
+    corpus: data.CorpusConfig,
     output: str = "analysis",
     stats: str | None = None,
     split: str = "valid",
@@ -44,7 +24,7 @@ def probe(
     coverages: Sequence[float] = (),
     generals: Sequence[float] = (),
     metric: str = "bleu",
-    translate: TranslateConfig = TranslateConfig(num_beams=1),
+    translate: evaluation.TranslateConfig = evaluation.TranslateConfig(num_beams=1),
     codes: Mapping[str, str] | None = None,
     figures: bool = True,
 ) -> None:
@@ -76,43 +56,42 @@ def probe(
         codes: Your language codes → the tokenizer's, where they differ.
         figures: Whether to draw; without, only tables are written.
     """
-    held = NeuronMasks.from_pretrained(masks)
-    recorded = ActivationStats.load(stats) if stats else None
+    held = masks_room.NeuronMasks.from_pretrained(masks)
+    recorded = recording.ActivationStats.load(stats) if stats else None
     if (coverages or generals) and recorded is None:
         raise ConfigError("masks of other settings are selected from statistics; give --stats FILE")
-    network, tokenizer = load_model(model), AutoTokenizer.from_pretrained(model)
-    found: dict[str, Result] = {}
-    drawn: dict[str, Figure] = {}
+    network, tags = load(model, codes)
+    found: dict[str, tuple[analysis.Result, analysis.Figure]] = {}
     if erase or coverages or generals:
-        tests = [_first(text, lines) for text in read_corpus(corpus, held.pairs, test_split)]
-        score = scorer(network, tokenizer, tests, metric, translate, codes)
+        texts = data.read_corpus(corpus, held.pairs, test_split)
+        tests = [data.PairText(text.pair, text.sources[:lines], text.targets[:lines]) for text in texts]
+        score = analysis.scorer(network, tags.tokenizer, tests, metric, translate, codes)
         if erase:
-            found["erasure"] = erasure_effect(held, score, erase_of)
-            drawn["erasure"] = draw_erasure(found["erasure"])
-        pivot = find_pivot(held.pairs) or "en"
-        for each in masked_gains(score, recorded, coverages, generals, pivot=pivot) if recorded else []:
-            name = file_name("gains against", each.setting)
-            found[name], drawn[name] = each, draw_setting_gains(each)
+            erasure = analysis.erasure_effect(held, score, erase_of)
+            found["erasure"] = erasure, analysis.draw_erasure(erasure)
+            sys.stdout.write(f"{_erasure_table(erasure, metric, lines)}\n")
+        pivot = analysis.find_pivot(held.pairs) or "en"
+        swept = analysis.masked_gains(score, recorded, coverages, generals, pivot=pivot) if recorded else []
+        for gains in swept:
+            found[analysis.file_name("gains against", gains.setting)] = (
+                gains,
+                analysis.draw_setting_gains(gains),
+            )
     if sizes:
-        texts = read_corpus(corpus, held.pairs, split)
-        encoded = encode_corpus(texts, LanguageTags(tokenizer, codes))
-        count = RecordConfig(count=recorded.count) if recorded else RecordConfig()
-        samples = recordings(network, tokenizer, encoded, sizes, seeds, count, codes)
-        found["stability"] = stability(samples, held.recipe.settings.get("coverage", 0.95))
-        drawn["stability"] = draw_stability(found["stability"])
-    paths = [path for name, result in found.items() for path in result.save(output, name)]
+        encoded = data.encode_corpus(data.read_corpus(corpus, held.pairs, split), tags)
+        count = recording.RecordConfig(count=recorded.count if recorded else "tokens")
+        samples = analysis.recordings(network, tags.tokenizer, encoded, sizes, seeds, count, codes)
+        stability = analysis.stability(samples, held.recipe.settings.get("coverage", 0.95))
+        found["stability"] = stability, analysis.draw_stability(stability)
+    paths = [path for name, (result, _) in found.items() for path in result.save(output, name)]
     if figures:
-        paths += [path for name, figure in drawn.items() for path in save_figure(figure, output, name)]
-    if isinstance(found.get("erasure"), Erasure):
-        sys.stdout.write(f"{_erasure_table(found['erasure'], metric, lines)}\n")
+        paths += [
+            path for name, (_, drawn) in found.items() for path in analysis.save_figure(drawn, output, name)
+        ]
     sys.stdout.write(f"{output}: {', '.join(path.name for path in paths)}\n")
 
 
-def _first(text: PairText, lines: int) -> PairText:
-    return PairText(text.pair, text.sources[:lines], text.targets[:lines])
-
-
-def _erasure_table(found: Erasure, metric: str, lines: int) -> Table:
+def _erasure_table(found: "analysis.Erasure", metric: str, lines: int) -> Table:
     rows = tuple((kind, *found.mean_change(row)) for row, kind in enumerate(found.kinds))
     about = (
         f"of general: {found.general_share:.0%}, of specific: {found.specific_share:.0%}; seed {found.seed}"

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from nspec_hf.data.language_tags import LanguageTags as LanguageTags
     from nspec_hf.data.tokenizer import (
         VocabularyConfig as VocabularyConfig,
+        load_tokenizer as load_tokenizer,
         train_vocabulary as train_vocabulary,
     )
     from nspec_hf.data.corpus import (

@@ -6,16 +6,17 @@ spelled as M2M-100 spells them (`__en__`), for any code; `language_tags.py` puts
 """
 
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ArtifactError, ConfigError
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
 
 # In the order of their ids, 0 to 3, as M2M-100 and mBART have them.
@@ -89,6 +90,18 @@ def train_vocabulary(
         **{f"{name}_token": piece for name, piece in _SPECIAL.items()},
         **style,
     )
+
+
+def load_tokenizer(name: str | os.PathLike, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a Hub id or folder; code of its own runs only if that is wanted.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise ArtifactError(f"{name} has no tokenizer, nor was it found on the Hub: {error}") from error
 
 
 def _as_tokenizer(model: bytes, kind: str) -> Tokenizer:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from nspec_hf.recording.config import RecordConfig as RecordConfig
     from nspec_hf.recording.model import (
         decoder_start_token as decoder_start_token,
+        empty_model as empty_model,
         eval_mode as eval_mode,
         load_config as load_config,
         load_model as load_model,

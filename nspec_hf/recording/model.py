@@ -119,6 +119,16 @@ def load_model(
     return model.to(device) if device is not None else model
 
 
+def empty_model(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return a translation model without weights: only the config is read. Raises what `load_config` does."""
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return AutoModelForSeq2SeqLM.from_config(config)
+    except _LIBRARY_ERRORS as error:
+        raise _explained(error, name) from error
+
+
 def refuse_unfit(
     model: nn.Module,
     name: str | Path,

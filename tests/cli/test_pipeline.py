@@ -301,3 +301,73 @@ def test_what_cannot_be_done_is_said_in_words_with_status_2(flow, arguments, mes
     said = capsys.readouterr().err
     assert f"nspec {arguments[0]}: " in said
     assert message in said
+
+
+FOREIGN = {"english": "en", "german": "de"}
+CODES = ["--codes", json.dumps(FOREIGN)]
+
+
+@pytest.fixture(scope="module")
+def foreign(flow):
+    """The same text and masks under codes that the tokenizer has no tags for."""
+    folder, _ = flow
+    for own, code in FOREIGN.items():
+        for path in (folder / "data").glob(f"*.{code}"):
+            target = folder / "foreign" / f"{path.stem}.{own}"
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    record = ["record", "--corpus.path", "foreign", "--model", "base", "--output", "foreign.safetensors"]
+    main_output(folder, *record, "--pairs", "english-german,german-english", "--max_tokens", "60", *CODES)
+    select = ["select", "--stats", "foreign.safetensors", "--output", "foreign_masks"]
+    main_output(folder, *select, "--select.coverage", "0.8")
+    return folder
+
+
+def test_record_takes_codes_that_are_not_the_tokenizers(foreign):
+    stats = ActivationStats.load(foreign / "foreign.safetensors")
+    own = ActivationStats.load(foreign / "nspec_stats.safetensors")
+    assert list(stats.pairs) == ["english-german", "german-english"]
+    for pair, same in (("english-german", "en-de"), ("german-english", "de-en")):
+        assert all((stats[pair][site.name] == own[same][site.name]).all() for site in own.sites)
+
+
+def test_train_takes_codes_that_are_not_the_tokenizers(foreign):
+    def trained(output, data, pairs, *codes):
+        about = ["train", "--model", "base", "--corpus.path", data, "--pairs", pairs, "--output", output]
+        about += ["--train.arguments", "{max_steps: 2, learning_rate: 0.01, warmup_steps: 1}"]
+        batches = ["--train.batches.max_tokens", "60", "--train.batches.max_length", "60"]
+        main_output(foreign, *about, *batches, *codes)
+        return AutoModelForSeq2SeqLM.from_pretrained(foreign / output / "model")
+
+    expected = trained("codes_own", "data", "en-de,de-en")
+    given = trained("codes_foreign", "foreign", "english-german,german-english", *CODES)
+    assert tiny_text.same_weights(given, expected)
+    assert not tiny_text.same_weights(given, AutoModelForSeq2SeqLM.from_pretrained(foreign / "base"))
+
+
+def test_translate_takes_codes_that_are_not_the_tokenizers(foreign):
+    about = ["translate", "--model", "ours/model", "--input", TEST, *SHORT]
+    expected = main_output(foreign, *about, "--masks", "masks", "--pair", "de-en")
+    given = main_output(foreign, *about, "--masks", "foreign_masks", "--pair", "german-english", *CODES)
+    assert given == expected
+
+
+def test_export_takes_codes_that_are_not_the_tokenizers(foreign):
+    about = ["export", "--model", "ours/model", "--export.max_new_tokens", "5"]
+    main_output(foreign, *about, "--masks", "masks", "--pairs", "en-de", "--output", "own_export")
+    text = ["--corpus.path", "foreign", *CODES]
+    ours = ["--masks", "foreign_masks", "--pairs", "english-german", "--output", "foreign_export"]
+    assert "100.0% of 8 sample sentences" in main_output(foreign, *about, *ours, *text)
+    models = [
+        AutoModelForSeq2SeqLM.from_pretrained(foreign / f"{name}_export") for name in ("own", "foreign")
+    ]
+    assert tiny_text.same_weights(*models)
+
+
+def test_probe_takes_codes_that_are_not_the_tokenizers(foreign):
+    about = ["probe", "--model", "ours/model", "--metric", "chrf", "--lines", "4", "--sizes", "[6]"]
+    about += ["--seeds", "[1]", "--figures", "false", "--translate.length_ratio", "0.5"]
+    ours = ["--masks", "foreign_masks", "--corpus.path", "foreign", "--output", "foreign_probe", *CODES]
+    main_output(foreign, *about, *ours)
+    erasure = json.loads((foreign / "foreign_probe" / "erasure.json").read_text(encoding="utf-8"))
+    assert erasure["pairs"] == ["english-german", "german-english"]

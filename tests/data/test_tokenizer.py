@@ -6,11 +6,12 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ArtifactError, ConfigError
 from nspec_hf.data import (
     CorpusConfig,
     LanguageTags,
     VocabularyConfig,
+    load_tokenizer,
     read_corpus,
     tokenizer as vocabulary,
     train_vocabulary,
@@ -150,3 +151,8 @@ def test_a_size_that_the_text_does_not_give_gives_what_there_is(train, kind):
 def test_text_that_gives_no_such_vocabulary_is_refused(text, size):
     with pytest.raises(ConfigError, match=f"no vocabulary of {size} subwords"):
         train_vocabulary(text, ["en"], VocabularyConfig(size=size))
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="nowhere has no tokenizer"):
+        load_tokenizer(tmp_path / "nowhere")

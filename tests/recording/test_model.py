@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
-from nspec_hf.recording import decoder_start_token, eval_mode, load_config, load_model
+from nspec_hf.recording import (
+    decoder_start_token,
+    empty_model,
+    eval_mode,
+    find_sites,
+    load_config,
+    load_model,
+)
 from tests.helpers.families import tiny_llama
 from tests.helpers.models import tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_pegasus, tiny_t5
 
@@ -161,3 +168,16 @@ def test_the_start_token_is_the_generation_config_s_then_the_config_s():
     model.config.decoder_start_token_id = None
     with pytest.raises(ConfigError, match="decoder_start_token_id"):
         decoder_start_token(model)
+
+
+def test_a_model_without_weights_has_the_sites_of_the_whole_one(tmp_path):
+    whole = tiny_m2m100()
+    whole.config.save_pretrained(tmp_path)
+    empty = empty_model(tmp_path)
+    assert find_sites(empty) == find_sites(whole)
+    assert all(weight.is_meta for weight in empty.parameters())
+
+
+def test_a_model_without_weights_is_missed_by_name(tmp_path):
+    with pytest.raises(ArtifactError, match="nowhere"):
+        empty_model(tmp_path / "nowhere")

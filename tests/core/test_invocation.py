@@ -1,0 +1,67 @@
+"""Commands that are printed for the user, run by a shell as they were printed."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import nspec_hf
+from nspec_hf import __version__
+from nspec_hf.core import program
+
+
+def say(command):
+    """Return what a shell prints for a command."""
+    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """A script that stands for the one that pip installs, below the current folder."""
+    folder = tmp_path / "an environment" / "bin"
+    folder.mkdir(parents=True)
+    path = folder / "nspec"
+    path.write_text('#!/bin/sh\necho "called with $1"\n', encoding="utf-8")
+    path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(path), "record"])
+    return path
+
+
+def test_a_script_that_is_not_on_the_path_is_named_by_its_place(script):
+    assert program() == "'an environment/bin/nspec'"
+    assert say(f"{program()} select") == "called with select"
+
+
+def test_a_script_in_the_current_folder_is_not_looked_for_on_the_path(script, monkeypatch):
+    monkeypatch.chdir(script.parent)
+    assert say(f"{program()} select") == "called with select"
+
+
+def test_a_script_on_the_path_is_named_alone(script, monkeypatch):
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+    assert program() == "nspec"
+    assert say(f"{program()} select") == "called with select"
+
+
+def test_another_script_of_that_name_on_the_path_is_not_meant(script, monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "nspec").write_text("#!/bin/sh\necho another\n", encoding="utf-8")
+    (other / "nspec").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{other}{os.pathsep}{os.environ['PATH']}")
+    assert say(f"{program()} select") == "called with select"
+
+
+def test_a_module_is_called_by_its_interpreter(monkeypatch):
+    folder = Path(nspec_hf.__file__).parent
+    monkeypatch.setattr("sys.argv", [str(folder / "__main__.py"), "record"])
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+    assert program().endswith(" -m nspec_hf")
+    assert say(f"{program()} --version") == f"nspec {__version__}"
+
+
+def test_elsewhere_the_name_stands_alone(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    assert program() == "nspec"
