@@ -19,7 +19,7 @@ from nspec_hf.core import ConfigError, Pair, UnknownPairError, UnsupportedModelE
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating.entry_points import Door, RoutedGenerate, called_from_outside
 from nspec_hf.gating.routing import Route, Routing, TokenReader
-from nspec_hf.recording import plain_model
+from nspec_hf.recording import ATTACHED, plain_model
 
 OWN_WEIGHTS = "nspec_own"
 """Name under which a model holds the weights of an attachment that has some, while it is on it."""
@@ -93,6 +93,7 @@ class Attachment:
                 "take it off first: attachment_of(model).detach()"
             )
         try:
+            setattr(self.model, ATTACHED, self)
             for door in self._doors:
                 door.open()
             for part in self._parts:
@@ -115,6 +116,8 @@ class Attachment:
         if self._generate is not None:
             self._generate.give_back()
             self._generate = None
+        if getattr(self.model, ATTACHED, None) is self:
+            delattr(self.model, ATTACHED)
         self.attached = False
 
     def __enter__(self) -> Self:
@@ -243,8 +246,4 @@ class Attachment:
 
 def attachment_of(model: nn.Module) -> Attachment | None:
     """Return what is on a model, or None; a deep copy of a model that has one has one of its own."""
-    for hook in plain_model(model)._forward_pre_hooks.values():
-        door = getattr(hook, "__self__", None)
-        if isinstance(door, Door):
-            return door.holder
-    return None
+    return getattr(plain_model(model), ATTACHED, None)

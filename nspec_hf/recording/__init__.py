@@ -7,6 +7,7 @@ from nspec_hf.core.lazy import attach
 if TYPE_CHECKING:
     from nspec_hf.recording.config import RecordConfig as RecordConfig
     from nspec_hf.recording.model import (
+        ATTACHED as ATTACHED,
         decoder_start_token as decoder_start_token,
         empty_model as empty_model,
         eval_mode as eval_mode,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         KINDS as KINDS,
         Site as Site,
         find_sites as find_sites,
+        linear_at as linear_at,
         plain_model as plain_model,
         site_activation as site_activation,
         site_from_name as site_from_name,

@@ -24,6 +24,9 @@ from transformers import (
 
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
 
+ATTACHED = "_nspec_attachment"
+"""Attribute under which a model holds what is attached to it (a gate, adapters …); it has `pairs`."""
+
 _LFS_POINTER = b"version https://git-lfs"
 _LAYERDROP = ("encoder_layerdrop", "decoder_layerdrop")
 # Arguments of `from_pretrained` that say where files come from: the config needs them too.

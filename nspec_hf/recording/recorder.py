@@ -33,7 +33,7 @@ from nspec_hf.core import (
 from nspec_hf.data import IGNORED
 from nspec_hf.recording.accumulator import Tally
 from nspec_hf.recording.config import RecordConfig
-from nspec_hf.recording.model import eval_mode
+from nspec_hf.recording.model import ATTACHED, eval_mode
 from nspec_hf.recording.sites import Site, find_sites, plain_model, site_activation, weight_fingerprint
 from nspec_hf.recording.stats import ActivationStats
 
@@ -244,11 +244,8 @@ class _Recorder:
 
 def _gate_index(model: nn.Module, pairs: list[Pair]) -> Tensor | None:
     """Return the index among the masks' pairs of each pair, or None where no gate is on the model."""
-    for hook in model._forward_pre_hooks.values():
-        gate = getattr(getattr(hook, "__self__", None), "holder", None)
-        if hasattr(gate, "masks"):
-            return torch.tensor([pair_index(gate.masks.pairs, pair, "masks") for pair in pairs])
-    return None
+    gate = getattr(model, ATTACHED, None)
+    return None if gate is None else torch.tensor([pair_index(gate.pairs, pair, "gate") for pair in pairs])
 
 
 def _usable(tensor: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ refused with the reason.
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, UnsupportedModelError, as_names, digest
+from nspec_hf.core import ConfigError, SiteMismatchError, UnsupportedModelError, as_names, digest
 
 KINDS = ("ffn", "attention", "ffn_out")
 
@@ -65,6 +66,22 @@ class Site:
     """For gated blocks: dotted path of the linear that is multiplied to the activated branch; else empty."""
     positions: str = "decoder"
     """Whose tokens pass through: the side, but `encoder` for k and v of the decoder's cross-attention."""
+
+    def linear(self, model: nn.Module) -> nn.Linear:
+        """Return the linear itself, in the plain model."""
+        return linear_at(model, self.name)
+
+
+def linear_at(model: nn.Module, path: str) -> nn.Linear:
+    """Return the linear at a dotted path of the plain model; LoRA and quantized ones look like one too.
+
+    Raises:
+        SiteMismatchError: If there is none.
+    """
+    try:
+        return cast(nn.Linear, model.get_submodule(path))
+    except AttributeError as error:
+        raise SiteMismatchError(f"{type(model).__name__} has no {path!r}: {error}") from None
 
 
 def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
@@ -130,17 +147,15 @@ def site_from_name(name: str, width: int) -> Site:
     )
 
 
-def plain_model(model: nn.Module) -> nn.Module:
+def plain_model(model: nn.Module) -> PreTrainedModel:
     """Return the model itself, out of the wrappers of DDP, DeepSpeed, `torch.compile` and PEFT."""
     while True:
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
-        else:
-            return model
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            inner = cast(Any, model).get_base_model()
+        if not isinstance(inner, nn.Module):
+            return cast(PreTrainedModel, model)
+        model = inner
 
 
 def site_activation(model: nn.Module, site: Site) -> Callable[[Tensor], Tensor]:
@@ -169,7 +184,7 @@ def weight_fingerprint(model: nn.Module, sites: Sequence[Site]) -> str:
 
     def parts() -> Iterator[Any]:
         for site in sites:
-            weight = model.get_submodule(site.name).weight.detach()
+            weight: Any = site.linear(model).weight.detach()
             if hasattr(weight, "full_tensor"):
                 weight = weight.full_tensor()
             yield site.name
