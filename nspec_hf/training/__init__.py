@@ -6,18 +6,20 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.training.config import TrainConfig as TrainConfig
+    from nspec_hf.training.arguments import (
+        join_processes as join_processes,
+        training_arguments as training_arguments,
+    )
     from nspec_hf.training.loss import TokenLoss as TokenLoss, token_losses as token_losses
     from nspec_hf.training.checkpoints import last_checkpoint as last_checkpoint
     from nspec_hf.training.callback import SpecializationCallback as SpecializationCallback
     from nspec_hf.training.trainer import SpecializationTrainer as SpecializationTrainer
     from nspec_hf.training.run import (
         TrainResult as TrainResult,
-        join_processes as join_processes,
         load_weights as load_weights,
         record_corpus as record_corpus,
         text_loss as text_loss,
         train as train,
-        training_arguments as training_arguments,
     )
     from nspec_hf.training.base_model import (
         fresh_model as fresh_model,

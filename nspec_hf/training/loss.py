@@ -32,7 +32,7 @@ def token_losses(logits_BTV: Tensor, labels_BT: Tensor, label_smoothing: float =
 
 
 class PairTally:
-    """Sums of loss and of target tokens for every pair, kept on the device until somebody asks."""
+    """Sums of loss and of target tokens for every pair, kept on the device until they are asked for."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = list(pairs)
@@ -40,25 +40,22 @@ class PairTally:
 
     def add(self, losses_BT: Tensor, labels_BT: Tensor, pair_ids_B: Tensor) -> None:
         """Count one batch; `pair_ids_B` may also be one number for all rows, shape [1]."""
-        if self.sums_P2.device != losses_BT.device:
-            self.sums_P2 = self.sums_P2.to(losses_BT.device)
+        self.sums_P2 = self.sums_P2.to(losses_BT.device)
         sums_B2 = torch.stack(
             [losses_BT.detach().double().sum(1), (labels_BT != IGNORED).double().sum(1)], dim=1
         )
         self.sums_P2.index_add_(0, pair_ids_B.to(losses_BT.device).expand(len(sums_B2)), sums_B2)
 
     def take(self) -> tuple[float, dict[Pair, float]]:
-        """Return the mean loss a token, overall and of each pair that came by, and start anew.
+        """Return the mean loss a token, overall and of each pair that was counted, and start anew.
 
         Sums over all processes, so all of them must call it together.
         """
         sums_P2 = add_up(self.sums_P2.clone()).cpu()
         self.sums_P2.zero_()
         total, tokens = sums_P2.sum(dim=0).tolist()
-        each = {
-            pair: row[0] / row[1] for pair, row in zip(self.pairs, sums_P2.tolist(), strict=True) if row[1]
-        }
-        return total / max(tokens, 1), each
+        rows = zip(self.pairs, sums_P2.tolist(), strict=True)
+        return total / max(tokens, 1), {pair: loss / count for pair, (loss, count) in rows if count}
 
 
 class TokenLoss:
@@ -71,6 +68,7 @@ class TokenLoss:
         label_smoothing: Share ε of the probability that is spread evenly over the vocabulary, in [0, 1).
         tally: Where the loss of each pair is counted; None does not count.
         pair_ids: Returns the pair of each row of the batch at hand, [B] or [1].
+        shifts: Whether the model is decoder-only: position t predicts the label at t + 1.
     """
 
     def __init__(
@@ -78,8 +76,10 @@ class TokenLoss:
         label_smoothing: float = 0.0,
         tally: PairTally | None = None,
         pair_ids: Callable[[], Tensor | None] = lambda: None,
+        shifts: bool = False,
     ) -> None:
-        self.label_smoothing, self.tally, self.pair_ids = label_smoothing, tally, pair_ids
+        self.label_smoothing, self.tally = label_smoothing, tally
+        self.pair_ids, self.shifts = pair_ids, shifts
         self.calls = 0
         """How often training has asked it, from which the callback knows that the Trainer uses it."""
 
@@ -94,12 +94,19 @@ class TokenLoss:
             num_items_in_batch: Target tokens of all micro-batches and processes; None takes this batch's.
 
         Raises:
-            TrainingSetupError: If the batch has no labels.
+            TrainingSetupError: If the batch has no labels, or they are not those of the logits.
         """
         if labels is None:
             raise TrainingSetupError("the batch has no labels; PairCollator makes them of rows with targets")
         logits_BTV = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        if logits_BTV.shape[:2] != labels.shape:
+            raise TrainingSetupError(
+                f"labels {list(labels.shape)} are not those of logits {list(logits_BTV.shape)}: a decoder "
+                "needs one input for each label (decoder_input_ids, or input_ids in a decoder-only model)"
+            )
         labels_BT = labels.to(logits_BTV.device)
+        if self.shifts:
+            logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
         training = torch.is_grad_enabled()
         losses_BT = token_losses(logits_BTV, labels_BT, self.label_smoothing if training else 0.0)
         if training:
@@ -107,8 +114,18 @@ class TokenLoss:
         tokens = (labels_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return losses_BT.sum() / tokens
 
+    def take(self) -> dict[str, float]:
+        """Return the mean loss of each pair since the last call, as a log names it; all processes call it."""
+        losses = {} if self.tally is None else self.tally.take()[1]
+        return {f"loss_{pair}": round(loss, 4) for pair, loss in losses.items()}
+
     def _count(self, losses_BT: Tensor, labels_BT: Tensor) -> None:
         self.calls += 1
         pair_ids_B = None if self.tally is None else self.pair_ids()
-        if pair_ids_B is not None:
+        if self.tally is not None and pair_ids_B is not None:
             self.tally.add(losses_BT, labels_BT, pair_ids_B)
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Return whether a model is decoder-only, so that its logits at t belong to the label at t + 1."""
+    return not getattr(getattr(model, "config", None), "is_encoder_decoder", True)

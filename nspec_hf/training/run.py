@@ -4,18 +4,16 @@ The recipes, the command line and the demo all train through `train`, so that a 
 and every control differ in nothing but what they are meant to differ in.
 """
 
-import inspect
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -27,36 +25,16 @@ from transformers import (
     set_seed,
 )
 
-from nspec_hf.core import ConfigError, EmptyPairError, rank, world_size, write_json
+from nspec_hf.core import EmptyPairError, rank, world_size, write_json
 from nspec_hf.data import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.recording import ActivationStats, RecordConfig, record
+from nspec_hf.training.arguments import training_arguments
 from nspec_hf.training.checkpoints import RunClock, last_checkpoint
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.trainer import SpecializationTrainer
 
 _FINISHED_FILE = "finished.json"
-
-_OUR_DEFAULTS: dict[str, Any] = {
-    "remove_unused_columns": False,
-    "report_to": "none",
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.98,
-    "adam_epsilon": 1e-9,
-    "weight_decay": 0.0,
-    "label_smoothing_factor": 0.1,
-    "learning_rate": 5e-4,
-    "lr_scheduler_type": "inverse_sqrt",
-    "warmup_steps": 4000,
-    "save_total_limit": 2,
-    # Else the patience of early stopping would begin anew with every sitting.
-    "restore_callback_states_from_checkpoint": True,
-}
-_KEEP_THE_BEST = {
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "eval_loss",
-    "greater_is_better": False,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,47 +135,6 @@ def text_loss(
     return trainer.evaluate(corpus)["eval_text_loss"]
 
 
-def join_processes() -> PartialState:
-    """Join the other processes of the run, where `accelerate launch` or `torchrun` started several.
-
-    The trap: without a GPU, several processes find each other only if they are told to use the CPU;
-    otherwise each believes that it is alone.
-    """
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def training_arguments(
-    config: TrainConfig, output: Path, evaluates: bool = False
-) -> Seq2SeqTrainingArguments:
-    """Return the Trainer's arguments: ours where the run is silent.
-
-    Raises:
-        ConfigError: If an argument is unknown to the Trainer, or patience has nothing to look at.
-    """
-    known = inspect.signature(Seq2SeqTrainingArguments).parameters
-    unknown = sorted(set(config.arguments) - set(known))
-    if unknown:
-        raise ConfigError(f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
-    if config.patience and not evaluates:
-        raise ConfigError("patience looks at the validation loss; give validation text")
-    if "output_dir" in config.arguments:
-        raise ConfigError("output_dir is chosen by the run; leave it out of arguments")
-    chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()}
-    if join_processes().device.type == "cpu":
-        # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
-        chosen |= {"use_cpu": True, "dataloader_pin_memory": False}
-    if evaluates:
-        chosen["eval_strategy"] = "steps"
-    if config.patience:
-        chosen |= _KEEP_THE_BEST
-    # YAML reads a plain `no` as false, and so `eval_strategy: no` comes here.
-    given = {
-        name: "no" if value is False and name.endswith("_strategy") else value
-        for name, value in config.arguments.items()
-    }
-    return Seq2SeqTrainingArguments(**{**chosen, **given, "output_dir": str(output)})
-
-
 def record_corpus(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -227,21 +164,9 @@ def record_corpus(
     settings = BatchConfig(max_tokens=max(max_tokens, longest), max_length=longest)
     sampler = PairBatchSampler(corpus.lengths, corpus.pair_ids, settings, rank(), world_size(), shuffle=False)
     collate = PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id, codes)
-    batches = _Sized(lambda: (collate([corpus[i] for i in batch]) for batch in sampler), len(sampler))
+    # A generator of its own, so that the pass draws nothing from the global random numbers.
+    batches = DataLoader(corpus, batch_sampler=sampler, collate_fn=collate, generator=torch.Generator())
     return record(model, batches, corpus.pairs, config, description)
-
-
-class _Sized(Iterable):
-    """Batches made one at a time, with a length for the progress bar."""
-
-    def __init__(self, make: Callable[[], Iterator[dict[str, Tensor]]], length: int) -> None:
-        self._make, self._length = make, length
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return self._make()
-
-    def __len__(self) -> int:
-        return self._length
 
 
 def _trainer(

@@ -1,0 +1,173 @@
+"""The Trainer's arguments: our defaults, and what each one does where an `EncodedCorpus` is trained on.
+
+The trap: a Trainer that makes its own batches reads only some of its arguments, and the others would be
+ignored without a word. So every field of `Seq2SeqTrainingArguments` stands in one of the tables below, and a
+test fails when the library has one that does not.
+"""
+
+import inspect
+import sys
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from nspec_hf.core import ConfigError, TrainingSetupError
+from nspec_hf.data import BatchConfig
+from nspec_hf.training.config import TrainConfig
+
+HONOURED = frozenset(
+    """
+    output_dir num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
+    optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules
+    gradient_accumulation_steps average_tokens_across_devices max_grad_norm label_smoothing_factor
+    bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+    gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_liger_kernel
+    liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps
+    logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
+    include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project
+    trackio_space_id trackio_bucket_id trackio_static_space_id
+    eval_strategy eval_steps eval_delay prediction_loss_only eval_on_start eval_do_concat_batches
+    eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics
+    save_only_model save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
+    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
+    restore_callback_states_from_checkpoint full_determinism seed use_cpu
+    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    dataloader_multiprocessing_context dataloader_in_order remove_unused_columns label_names
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend
+    ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics
+    predict_with_generate generation_max_length generation_num_beams generation_config
+    """.split()
+)
+"""What they say is done."""
+
+FOR_SCRIPTS = frozenset("do_train do_eval do_predict local_rank resume_from_checkpoint".split())
+"""Notes of a script to itself, which no Trainer reads."""
+
+_BY_TOKENS = "an EncodedCorpus is batched by tokens: BatchConfig(max_tokens={max_tokens})"
+_PLANNED = "an EncodedCorpus is drawn by a plan: BatchConfig(temperature={temperature}, mixed={mixed})"
+
+NOT_USED = {
+    "per_device_train_batch_size": _BY_TOKENS,
+    "per_device_eval_batch_size": _BY_TOKENS,
+    "train_sampling_strategy": _PLANNED,
+    "length_column_name": _PLANNED,
+    "sortish_sampler": _PLANNED,
+    "dataloader_drop_last": "the plan of an EncodedCorpus gives each process as many batches; none is lost",
+    "accelerator_config": "the plan of an EncodedCorpus is shared out before accelerate sees it",
+}
+"""Without meaning for an `EncodedCorpus`, and why; warned about where they are set."""
+
+REFUSED = {
+    "auto_find_batch_size": f"it cannot make the batches smaller, since {_BY_TOKENS}; lower that",
+    "data_seed": "BatchConfig(seed={seed}) is the seed of an EncodedCorpus's order; set that",
+    "bf16_full_eval": "an EncodedCorpus is evaluated as it is trained; bf16=True computes both in bfloat16",
+    "fp16_full_eval": "an EncodedCorpus is evaluated as it is trained; fp16=True computes both in float16",
+    "parallelism_config": "processes that share a batch (tensor, context, sequence parallelism) would each "
+    "get another one; train with data parallelism, FSDP or DeepSpeed",
+}
+"""Would give another training than asked for, and what to do."""
+
+NOT_THE_RESULT = frozenset(
+    """
+    output_dir num_train_epochs max_steps logging_strategy logging_steps logging_first_step log_on_each_node
+    logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to
+    run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps
+    eval_delay eval_on_start save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
+    push_to_hub hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    use_cpu dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+    dataloader_prefetch_factor dataloader_multiprocessing_context ddp_backend ddp_timeout debug
+    skip_memory_metrics torch_empty_cache_steps
+    """.split()
+)
+"""What may change while a run goes on: how long it is, what is looked at, where it runs."""
+
+_OUR_DEFAULTS: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "report_to": "none",
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.98,
+    "adam_epsilon": 1e-9,
+    "weight_decay": 0.0,
+    "label_smoothing_factor": 0.1,
+    "learning_rate": 5e-4,
+    "lr_scheduler_type": "inverse_sqrt",
+    "warmup_steps": 4000,
+    "save_total_limit": 2,
+    # Else the patience of early stopping would begin anew with every sitting.
+    "restore_callback_states_from_checkpoint": True,
+}
+_KEEP_THE_BEST = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": False,
+}
+_CHOSEN_BY_THE_RUN = ("output_dir", "resume_from_checkpoint")
+
+
+def check_arguments(args: Seq2SeqTrainingArguments, batches: BatchConfig) -> None:
+    """Refuse, or warn of, arguments that are set and that an `EncodedCorpus` has no use for.
+
+    Args:
+        args: The Trainer's.
+        batches: The corpus's `BatchConfig`.
+
+    Raises:
+        TrainingSetupError: If one would give another training than asked for.
+    """
+    usual = {each.name: each.default for each in fields(args)} | {"accelerator_config": AcceleratorConfig()}
+    settings = {each.name: getattr(batches, each.name) for each in fields(batches)}
+    for name, reason in {**REFUSED, **NOT_USED}.items():
+        if getattr(args, name) == usual[name]:
+            continue
+        message = f"{name} is not used: {reason.format(**settings)}"
+        if name in REFUSED:
+            raise TrainingSetupError(message)
+        warnings.warn(message, stacklevel=3)
+
+
+def join_processes() -> PartialState:
+    """Join the other processes of the run, where `accelerate launch` or `torchrun` started several.
+
+    The trap: without a GPU, several processes find each other only if they are told to use the CPU;
+    otherwise each believes that it is alone.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def training_arguments(
+    config: TrainConfig, output: Path, evaluates: bool = False
+) -> Seq2SeqTrainingArguments:
+    """Return the Trainer's arguments: ours where the run is silent.
+
+    Raises:
+        ConfigError: If an argument is unknown to the Trainer, or patience has nothing to look at.
+    """
+    unknown = sorted(set(config.arguments) - set(inspect.signature(Seq2SeqTrainingArguments).parameters))
+    if unknown:
+        raise ConfigError(f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
+    if config.patience and not evaluates:
+        raise ConfigError("patience looks at the validation loss; give validation text")
+    for name in _CHOSEN_BY_THE_RUN:
+        if name in config.arguments:
+            raise ConfigError(f"{name} is chosen by the run; leave it out of arguments")
+    chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()}
+    if join_processes().device.type == "cpu":
+        # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
+        chosen |= {"use_cpu": True, "dataloader_pin_memory": False}
+    if evaluates:
+        chosen["eval_strategy"] = "steps"
+    if config.patience:
+        chosen |= _KEEP_THE_BEST
+    # YAML reads a plain `no` as false, and so `eval_strategy: no` comes here.
+    given = {
+        name: "no" if value is False and name.endswith("_strategy") else value
+        for name, value in config.arguments.items()
+    }
+    return Seq2SeqTrainingArguments(**{**chosen, **given, "output_dir": str(output)})

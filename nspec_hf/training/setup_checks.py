@@ -1,0 +1,177 @@
+"""Checks of a training's set-up, made before its first batch: each names a way to a silently wrong model.
+
+`SpecializationCallback` makes them in a plain Trainer, `SpecializationTrainer` makes them with and without a
+gate.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForSeq2Seq, TrainingArguments
+
+from nspec_hf.core import Pair, TrainingSetupError
+from nspec_hf.data import EncodedCorpus, LanguageTags, PairCollator
+
+
+def check_setup(model: nn.Module, args: TrainingArguments, data: object, collator: object) -> None:
+    """Make all checks that do not need a gate.
+
+    Args:
+        model: The model itself, out of its wrappers.
+        args: The Trainer's arguments.
+        data: What is trained on.
+        collator: Makes its batches.
+
+    Raises:
+        TrainingSetupError: If one fails.
+    """
+    check_precision(model)
+    check_saving(model)
+    check_layerdrop(model, args.world_size)
+    check_decoder_start(model, collator)
+    check_decoder_inputs(model, collator)
+    if isinstance(data, EncodedCorpus):
+        check_lengths(model, data)
+
+
+def check_precision(model: nn.Module) -> None:
+    """Refuse weights that train in float16, where updates vanish; warn of bfloat16, which rounds them."""
+    dtypes = {each.dtype for each in model.parameters() if each.requires_grad}
+    advice = (
+        "load the model in float32 (from_pretrained(…, dtype=torch.float32)) and let the Trainer compute in "
+        "half precision (bf16=True or fp16=True)"
+    )
+    if torch.float16 in dtypes:
+        raise TrainingSetupError(f"weights in float16 train to NaN (Adam's ε is 0 there); {advice}")
+    if torch.bfloat16 in dtypes:
+        warnings.warn(
+            f"weights in bfloat16 lose updates smaller than 1/256 of a weight; {advice}", stacklevel=3
+        )
+
+
+def check_saving(model: nn.Module) -> None:
+    """Refuse a generation config that the library will not save, which it says only when all is trained."""
+    config = getattr(model, "generation_config", None)
+    try:
+        if config is not None:
+            config.validate(strict=True)
+    except ValueError as error:
+        raise TrainingSetupError(
+            f"model.generation_config cannot be saved, so the trained model could not be either: {error}"
+        ) from error
+
+
+def check_layerdrop(model: nn.Module, world_size: int) -> None:
+    """Warn of layers that drop out in training; refuse them under several processes, which would differ."""
+    config = getattr(model, "config", None)
+    dropped = [name for name in ("encoder_layerdrop", "decoder_layerdrop") if getattr(config, name, 0)]
+    if not dropped:
+        return
+    message = f"model.config.{' and '.join(dropped)} drop whole layers in training; set them to 0"
+    if world_size > 1:
+        raise TrainingSetupError(f"{message}, since processes would drop different ones")
+    warnings.warn(message, stacklevel=3)
+
+
+def check_same_pairs(
+    holder: str, expected: Sequence[Pair], other_holder: str, pairs: Sequence[str] | None
+) -> None:
+    """Check that two parts of a set-up number the pairs alike; None, for a part without pairs, passes.
+
+    Raises:
+        TrainingSetupError: If they do not.
+    """
+    if pairs is not None and list(pairs) != list(expected):
+        raise TrainingSetupError(
+            f"the {other_holder} numbers its pairs {', '.join(pairs)}, but the {holder} "
+            f"{', '.join(expected)}, so pair_ids would stand for the wrong pairs; make both from the same "
+            "list, for instance masks.pairs"
+        )
+
+
+def check_decoder_start(model: nn.Module, collator: object) -> None:
+    """Check that the collator's decoder inputs begin as the model's do; another collator passes."""
+    if not isinstance(collator, PairCollator):
+        return
+    tags, start = collator.tags, collator.decoder_start_token_id
+    # A family that begins with the target's tag never uses the token.
+    if not any(start in tags.decoder_prefix(pair, start)[:1] for pair in collator.pairs):
+        return
+    for settings in ("config", "generation_config"):
+        other = getattr(getattr(model, settings, None), "decoder_start_token_id", None)
+        if isinstance(other, int) and start != other:
+            raise TrainingSetupError(
+                f"the collator's decoder inputs begin with token {start}, but model.{settings} says "
+                f"decoder_start_token_id={other}, so translations would begin otherwise than in training; "
+                f"give PairCollator decoder_start_token_id=model.{settings}.decoder_start_token_id"
+            )
+
+
+def check_decoder_inputs(model: nn.Module, collator: object) -> None:
+    """Refuse a collator of the library that leaves decoder inputs to labels, which the exact loss takes out.
+
+    Then mBART and BART train on the source as their decoder's input, and M2M-100 stops.
+    """
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", True):
+        if isinstance(collator, PairCollator):
+            raise TrainingSetupError(
+                "PairCollator makes batches for encoder-decoder models; in a decoder-only model labels stand "
+                "at the places of their own input_ids, so it would learn nothing of the source"
+            )
+        return
+    makes = "prepare_decoder_input_ids_from_labels"
+    if isinstance(collator, DataCollatorForSeq2Seq) and not hasattr(collator.model, makes):
+        raise TrainingSetupError(
+            "the batches of this DataCollatorForSeq2Seq have no decoder_input_ids, but the Trainer takes "
+            "the labels out for compute_loss_func and for label smoothing, so mBART and BART would train on "
+            "the source as their decoder's input, and others stop; use PairCollator(tokenizer, pairs)"
+        )
+
+
+def check_lengths(model: nn.Module, corpus: EncodedCorpus) -> None:
+    """Refuse sentences that are longer than a model's table of positions (Marian, BART, mBART …)."""
+    limit, longest = position_limit(model), int(corpus.lengths.max(initial=0))
+    if limit is not None and longest > limit:
+        raise TrainingSetupError(
+            f"a sentence of the corpus has {longest} tokens, but the model has {limit} positions; encode the "
+            f"text with encode_corpus(…, max_length={limit}), or set BatchConfig(max_length={limit})"
+        )
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Return how many tokens fit a model's tables of positions; None where these grow or there are none."""
+    tables = [
+        module.num_embeddings - getattr(module, "offset", 0)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
+    ]
+    return min(tables, default=None)
+
+
+def check_one_target_language(tags: LanguageTags | None, pairs: Sequence[Pair], evaluates: bool) -> None:
+    """Refuse generation in training by a plain Seq2SeqTrainer, if the pairs' translations begin differently.
+
+    Args:
+        tags: How the tokenizer spells languages; None passes.
+        pairs: All pairs.
+        evaluates: Whether it happens in training; else it is only warned about.
+    """
+    if tags is None or len({tuple(tags.decoder_prefix(pair, 0)) for pair in pairs}) < 2:
+        return
+    message = (
+        "predict_with_generate of a plain Seq2SeqTrainer begins all rows with one target language, but "
+        f"these pairs have several: {', '.join(sorted({pair.target for pair in pairs}))}. "
+        "Use SpecializationTrainer in its place, which takes the same arguments"
+    )
+    if evaluates:
+        raise TrainingSetupError(message)
+    warnings.warn(f"{message}, or generate one target language at a time", stacklevel=3)
+
+
+def collator_of(loader: DataLoader | None) -> object:
+    """Return a loader's collator, out of what the Trainer wraps it in where it removes columns."""
+    collator = getattr(loader, "collate_fn", None)
+    return getattr(collator, "data_collator", collator)

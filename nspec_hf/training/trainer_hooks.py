@@ -1,0 +1,89 @@
+"""All that this package uses of the Trainer without a promise of the library, in one class.
+
+Everything else goes through documented methods and arguments. `tests/training/test_trainer_hooks.py` fails
+when a release of the library calls one of these otherwise.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from nspec_hf.recording import plain_model
+
+
+class HookedTrainer(Seq2SeqTrainer):
+    """A `Seq2SeqTrainer` that is asked, and told, at places where the library offers no hook.
+
+    Attributes:
+        keeps_columns: Columns of a data set that `remove_unused_columns` leaves alone.
+        before_weights: Called with a checkpoint's folder before the best checkpoint's weights are loaded.
+        into_checkpoint: Each is called with a checkpoint's folder on the main process, before the Trainer
+            writes the `trainer_state.json` there that makes the checkpoint whole.
+    """
+
+    args: Seq2SeqTrainingArguments
+    keeps_columns: tuple[str, ...] = ()
+    before_weights: Callable[[Path], None] = staticmethod(lambda folder: None)
+    into_checkpoint: list[Callable[[Path], None]]
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is run: the model, or FSDP's wrapper of it."""
+        if self.model is None:
+            raise RuntimeError("the Trainer has no model")
+        return self.model
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """The model itself, out of its wrappers."""
+        return plain_model(self.trained)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as the library does; `_internal_call` says that it is a checkpoint's model."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save:
+            for write in self.into_checkpoint:
+                write(Path(str(output_dir)))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self.keeps_columns]))
+
+    def _load_best_model(self) -> None:
+        self.before_weights(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        # Saving looks up every callback's place, which a checkpoint made without that callback has not.
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, {})
+
+    def _metrics_of(
+        self, data: Dataset, rows: int, ignore_keys: list[str] | None, prefix: str, generation: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return what the library's evaluation says of a data set, without logging it.
+
+        Args:
+            data: Rows that the collator takes, scored in their order.
+            rows: How many make a batch.
+            ignore_keys: Of the model's output.
+            prefix: Of the metrics' names.
+            generation: Settings of `generate`, where the Trainer predicts with it.
+        """
+        self._gen_kwargs = generation
+        loader = self._get_dataloader(data, "Evaluation", rows, self._get_eval_sampler)
+        try:
+            return self.evaluation_loop(loader, "Evaluation", None, ignore_keys, prefix).metrics or {}
+        finally:
+            # accelerate would keep every loader, and its data, until training ends.
+            self.accelerator._dataloaders.remove(loader)
+
+    def _show_evaluation(self, loader: DataLoader) -> None:
+        self.callback_handler.eval_dataloader = loader
