@@ -72,7 +72,8 @@ ROOMS: dict[str, str] = {
     "masks": "config rules select model_card hub masks",
     "gating": "config routing entry_points attachment mask_mode gradient_mode linears slice_cache "
     "slice_mode gate widen",
-    "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer run base_model",
+    "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer run "
+    "base_model",
     "evaluation": "translator metrics comet language_id system_scores groups generate paired_test "
     "significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "

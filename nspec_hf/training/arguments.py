@@ -17,7 +17,7 @@ from accelerate import PartialState
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from nspec_hf.core import ConfigError, TrainingSetupError
+from nspec_hf.core import ConfigError, TrainingSetupError, plain
 from nspec_hf.data import BatchConfig
 from nspec_hf.training.config import TrainConfig
 
@@ -80,13 +80,14 @@ NOT_THE_RESULT = frozenset(
     logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to
     run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps
     eval_delay eval_on_start save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
-    push_to_hub hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
     use_cpu dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context ddp_backend ddp_timeout debug
     skip_memory_metrics torch_empty_cache_steps
     """.split()
 )
-"""What may change while a run goes on: how long it is, what is looked at, where it runs."""
+"""What may change while a run goes on: how long it is, what is looked at, where it runs. And secrets."""
 
 _OUR_DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,
@@ -105,7 +106,8 @@ _OUR_DEFAULTS: dict[str, Any] = {
 }
 _KEEP_THE_BEST = {
     "load_best_model_at_end": True,
-    "metric_for_best_model": "eval_loss",
+    # Not the loss of all labels: the language tag among them is given away by a pair's own neurons.
+    "metric_for_best_model": "eval_text_loss",
     "greater_is_better": False,
 }
 _CHOSEN_BY_THE_RUN = ("output_dir", "resume_from_checkpoint")
@@ -139,6 +141,16 @@ def join_processes() -> PartialState:
     otherwise each believes that it is alone.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def result_settings(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
+    """Return the arguments that decide which weights come out, where they are not the library's defaults."""
+    values = {each.name: (getattr(args, each.name), each.default) for each in fields(args)}
+    return {
+        name: plain(value)
+        for name, (value, usual) in values.items()
+        if name in HONOURED - NOT_THE_RESULT and value != usual
+    }
 
 
 def training_arguments(
