@@ -15,7 +15,7 @@ from typing import Any
 
 from nspec_hf.core import read_json, write_json
 from nspec_hf.evaluation import Comparison, SystemScores
-from nspec_hf.systems import signed_scores
+from nspec_hf.systems import signed_scores, without_places
 
 DROPPED = ("mask_recipe", "density_by_pair")
 """What a run's masks say themselves."""
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         if "scores" in (content.get("scores") or {}):
             write_json(path, small_result(content))
+        elif "rows" in content and "recipe" in content:
+            write_json(path, {**content, "recipe": small_recipe(content["recipe"])})
         elif "blocks" in content and "rows" in content:
             write_json(path, small_comparison(content))
         elif "baseline_name" in content:
@@ -39,12 +41,17 @@ def small_result(content: dict[str, Any]) -> dict[str, Any]:
     """Return a run's result without the scores' details."""
     scores = SystemScores.from_json(json.dumps(content.pop("scores")))
     recipe = content.pop("recipe", {})
-    recipe.get("config", {}).pop("compare", None)
     for part in (content, content.get("extraction", {})):
         for name in DROPPED:
             part.pop(name, None)
     signed = {"scores": signed_scores(scores), "decoding": dict(scores.generation)}
-    return {**content, **signed, "recipe": recipe}
+    return {**content, **signed, "recipe": small_recipe(recipe)}
+
+
+def small_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without the places of a machine and the plan of a comparison."""
+    config = recipe.get("config", {})
+    return {**recipe, "config": without_places(config)} if "corpus" in config.get("data", {}) else recipe
 
 
 def small_comparison(content: dict[str, Any]) -> dict[str, Any]:

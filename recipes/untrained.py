@@ -23,6 +23,7 @@ from nspec_hf.systems import (
     untrained,
     untrained_table,
     was_measured,
+    without_places,
 )
 from nspec_hf.training import join_processes
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         about = f"{config.data.valid_split} of {config.name}, base {Path(config.base_model).name}"
         print(untrained_table(found, about))
         path = Path(config.results) / f"{config.name}.untrained.json"
-        write_result(path, {"rows": found}, config)
+        write_result(path, {"rows": found}, without_places(config))
         print(f"kept in {path}")
 
 

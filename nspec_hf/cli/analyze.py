@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nspec_hf import analysis, evaluation, masks as masks_room, recording
-from nspec_hf.core import ConfigError, Table
+from nspec_hf import analysis, evaluation, masks as masks_room, recording, systems
+from nspec_hf.core import ConfigError, Table, read_json
 
 
 def analyze(
@@ -122,7 +122,9 @@ def _number(setting: str, value: float | str) -> float:
 
 def _read_scores(path: str, metric: str) -> tuple[str, dict[str, float]]:
     """Return a system's name and pair → score, from `nspec evaluate`'s file or a recipe's result."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    nested = content.get("scores", {})
-    system = evaluation.SystemScores.from_json(json.dumps(nested if "scores" in nested else content))
+    content = read_json(path)
+    if isinstance(content, dict) and "decoding" in content:
+        result = systems.RunResult.of(content, path)
+        return result.name, {**result.values(metric)}
+    system = evaluation.SystemScores.from_json(json.dumps(content))
     return system.name, {pair: system.value(pair, metric) for pair in system.pairs}

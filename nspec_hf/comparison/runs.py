@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from nspec_hf.core import ConfigError, Pair, digest, plain, read_json, write_json
 from nspec_hf.data import Outputs, read_outputs
 from nspec_hf.evaluation import Verdict, compare, sacrebleu_metric
-from nspec_hf.systems import ExperimentConfig, RowPlan, Run, RunResult, System, make_system
+from nspec_hf.systems import ExperimentConfig, RowPlan, Run, RunResult, System, make_system, portable
 from nspec_hf.training import training_arguments
 
 # What may differ between a result and the plan: places, progress bars, and the plan itself.
@@ -63,7 +63,8 @@ class PlannedRun(Run):
         result = RunResult.read(self.result_file)
         if result is None or not result.scores:
             return "there is no result" if result is None else "the result has no scores"
-        facts, config = result.facts, dataclasses.replace(self.config, specialize=self.budget())
+        facts, base = result.facts, portable(self.config.base)
+        config = dataclasses.replace(self.config, specialize=self.budget(), base=base)
         differing = _differences(config, facts.get("recipe", {}).get("config"))
         differing += _differences(self.system, facts.get("settings"), "settings")
         about = {"name": self.row, "system": self.system.name, "seed": self.seed}

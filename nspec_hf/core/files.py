@@ -27,6 +27,7 @@ PACKED = (".gz", ".xz", ".bz2")
 """Endings of files that are unpacked while they are read, and packed while they are written."""
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_LINE = 110
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -119,7 +120,22 @@ def read_json(path: str | os.PathLike, error: type[NspecError] = ConfigError) ->
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write a JSON file of anything that `plain` takes, whole or not at all."""
-    write_text(path, json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n")
+    write_text(path, _indented(plain(content)) + "\n")
+
+
+def _indented(value: Any, depth: int = 0) -> str:
+    """Return JSON text with what fits into a line on one line."""
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (dict, list)) or not value or depth + len(line) <= _LINE:
+        return line
+    inner = [_indented(each, depth + 1) for each in (value.values() if isinstance(value, dict) else value)]
+    if isinstance(value, dict):
+        inner = [
+            f"{json.dumps(key, ensure_ascii=False)}: {each}" for key, each in zip(value, inner, strict=True)
+        ]
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    indent = "\n" + " " * (depth + 1)
+    return f"{first}{indent}{f',{indent}'.join(inner)}{indent[:-1]}{last}"
 
 
 @contextlib.contextmanager

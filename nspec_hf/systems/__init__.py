@@ -11,7 +11,12 @@ if TYPE_CHECKING:
         ExperimentConfig as ExperimentConfig,
         read_settings as read_settings,
     )
-    from nspec_hf.systems.result import RunResult as RunResult, signed_scores as signed_scores
+    from nspec_hf.systems.result import (
+        RunResult as RunResult,
+        portable as portable,
+        signed_scores as signed_scores,
+        without_places as without_places,
+    )
     from nspec_hf.systems.run import Run as Run
     from nspec_hf.systems.system import System as System
     from nspec_hf.systems.masked import Masked as Masked, NeuronSpecialization as NeuronSpecialization

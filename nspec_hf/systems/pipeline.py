@@ -15,7 +15,6 @@ from nspec_hf.data import LanguageTags, encode_corpus
 from nspec_hf.evaluation import SystemScores, Translator, evaluate_system
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
 from nspec_hf.systems.experiment import ExperimentConfig
-from nspec_hf.systems.plan import ComparisonPlan
 from nspec_hf.systems.result import write_scores
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
@@ -74,8 +73,7 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
         "target_tokens_an_epoch": int(corpus.lengths[:, 1].sum()),
         **trained.facts(),
     }
-    plain_config = dataclasses.replace(config, compare=ComparisonPlan())
-    write_scores(Path(config.results) / f"{config.name}.base.json", facts, scores, plain_config)
+    write_scores(Path(config.results) / f"{config.name}.base.json", facts, scores, config)
     return scores
 
 
@@ -111,7 +109,6 @@ def run_system(run: Run, system: System) -> SystemScores | None:
     scores = run.score(outputs) if tests else None
     about: dict[str, Any] = {"name": run.row, "system": system.name, "source": system.source}
     about |= {"settings": dataclasses.asdict(system), "seed": run.seed}
-    # The plan of a comparison says nothing of this run.
-    config = dataclasses.replace(run.config, specialize=run.budget(), compare=ComparisonPlan())
+    config = dataclasses.replace(run.config, specialize=run.budget())
     write_scores(run.result_file, {**about, **facts}, scores, config)
     return scores

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import ConfigError, Pair, read_json, write_result
+from nspec_hf.core import ConfigError, Pair, plain, read_json, write_result
 from nspec_hf.evaluation import SystemScores
+from nspec_hf.systems.experiment import ExperimentConfig
 
 Signed = dict[str, dict[str, dict[str, float | None]]]
 """Metric → signature → direction → score; None where it is undefined."""
@@ -34,6 +35,22 @@ class RunResult:
     notes: tuple[str, ...] = ()
     """The signatures, and how was decoded."""
 
+    @property
+    def name(self) -> str:
+        """What tables call the system."""
+        return str(self.facts.get("name") or self.facts.get("system"))
+
+    def values(self, metric: str) -> dict[Pair, float]:
+        """Return a metric's scores by direction.
+
+        Raises:
+            ConfigError: If a direction has none.
+        """
+        missing = [str(pair) for pair, own in self.scores.items() if metric not in own]
+        if missing or not self.scores:
+            raise ConfigError(f"{self.name} has no {metric} of {', '.join(missing) or 'any direction'}")
+        return {pair: own[metric] for pair, own in self.scores.items()}
+
     @classmethod
     def read(cls, path: Path) -> "RunResult | None":
         """Return what `write_scores` wrote; None if there is no file.
@@ -41,18 +58,25 @@ class RunResult:
         Raises:
             ConfigError: If the file is something else.
         """
-        if not path.is_file():
-            return None
+        return cls.of(read_json(path), path) if path.is_file() else None
+
+    @classmethod
+    def of(cls, content: Any, path: str | Path) -> "RunResult":
+        """Return the result that the content of a file is.
+
+        Raises:
+            ConfigError: If it is something else.
+        """
         try:
-            facts = read_json(path)
-            signed, decoding = facts.pop("scores") or {}, facts.pop("decoding")
+            facts = dict(content)
+            signed, decoding = facts.pop("scores") or {}, dict(facts.pop("decoding"))
             scores: dict[Pair, dict[str, float]] = {}
             for metric, by_signature in signed.items():
                 for values in by_signature.values():
                     for pair, value in values.items():
                         if value is not None:
                             scores.setdefault(Pair(pair), {})[metric] = float(value)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{path} is no result of a run ({error!r}); files of an older layout are converted by "
                 "recipes/shrink_results.py"
@@ -62,7 +86,9 @@ class RunResult:
         return cls(facts=facts, scores=scores, notes=(*signatures, *([made] if decoding else [])))
 
 
-def write_scores(path: Path, facts: Mapping[str, Any], scores: SystemScores | None, config: Any) -> None:
+def write_scores(
+    path: Path, facts: Mapping[str, Any], scores: SystemScores | None, config: ExperimentConfig
+) -> None:
     """Write a run's result.
 
     Args:
@@ -72,7 +98,24 @@ def write_scores(path: Path, facts: Mapping[str, Any], scores: SystemScores | No
         config: The settings that made it; versions and hardware are added.
     """
     content = {**facts, "scores": scores and signed_scores(scores), "decoding": {}}
-    write_result(path, content | ({"decoding": scores.generation} if scores else {}), config)
+    write_result(path, content | ({"decoding": scores.generation} if scores else {}), without_places(config))
+
+
+def without_places(config: ExperimentConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Return an experiment's settings without its plan, and without where things lie on this machine."""
+    content: dict[str, Any] = plain(config)
+    kept = {name: value for name, value in content.items() if name not in ("work", "results", "compare")}
+    corpus = kept["data"]["corpus"]
+    return {
+        **kept,
+        "base": portable(kept["base"]),
+        "data": {**kept["data"], "corpus": {**corpus, "path": portable(corpus["path"] or "")}},
+    }
+
+
+def portable(path: str) -> str:
+    """Return a path; of an absolute one, the last three names."""
+    return "/".join(Path(path).parts[-3:]) if Path(path).is_absolute() else path
 
 
 def signed_scores(scores: SystemScores) -> Signed:

@@ -1,5 +1,6 @@
 """The comparison's numbers against sums by hand: spreads, differences, verdicts, blocks, tiers, costs."""
 
+import dataclasses
 import json
 import math
 
@@ -274,6 +275,21 @@ def test_without_translations_there_are_scores_but_no_verdicts(made, tmp_path):
     assert found.row("ns").scores == comparison.row("ns").scores
     assert cells(averages_table(found, "bleu"), "ns")["vs baseline: b / w / n"] is None
     assert found.row("ns").against["baseline"].blocks == comparison.row("ns").against["baseline"].blocks
+
+
+def test_verdicts_outlive_the_translations_but_not_the_scores(made, tmp_path):
+    config, _, comparison, _, _ = made
+    kept = json.loads(json.dumps(plain(comparison.content())))["tests"]
+    elsewhere = planned_rows(dataclasses.replace(config, work=str(tmp_path / "elsewhere")))
+    again = compare_rows(elsewhere[0].runs[0].config, elsewhere, ["FILE.yaml"], kept=kept)
+    assert markdown(again, "x") == markdown(comparison, "x")
+    assert again.content() == comparison.content()
+    # Another run's scores: what was tested is not what is there now.
+    for name in ("ns s1 against finetune s1", "ns s2 against finetune s2"):
+        kept[name]["bleu"]["en-de"][0] += 0.01
+    changed = compare_rows(elsewhere[0].runs[0].config, elsewhere, kept=kept).row("ns").against["finetune"]
+    assert "en-de" not in changed.verdicts["bleu"]
+    assert changed.verdicts["chrf++"] == comparison.row("ns").against["finetune"].verdicts["chrf++"]
 
 
 def test_a_row_of_other_training_is_compared_with_fine_tuning_of_that_training(tmp_path):

@@ -4,6 +4,7 @@ import bz2
 import errno
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import stat
@@ -164,3 +165,12 @@ def test_reading_and_writing_files_needs_no_torch():
     code = "import nspec_hf.core.folders, nspec_hf.core.files, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_json_is_the_same_content_as_the_library_s_with_short_parts_on_a_line(tmp_path):
+    value = {"a": [1, 2.5, None], "é": {"long": ["x" * 60, "y" * 60, []], "empty": {}}, "b": "zwei\nZeilen"}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert ' "a": [1, 2.5, null],\n' in text
+    assert all(len(line) <= 111 for line in text.splitlines())
