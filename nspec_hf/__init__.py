@@ -78,13 +78,13 @@ ROOMS: dict[str, str] = {
     "significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
     "analysis figures.neurons figures.gains report.page",
-    "export": "prune ctranslate2 verify export",
+    "export": "config prune ctranslate2 verify export",
     "systems": "plan experiment result run system parts.rowwise parts.zero_shot parts.subnetworks "
     "parts.clones baseline masked own_neurons individual lass differentiation families adapters "
     "target_attention architectures registry pipeline before_training",
     "comparison": "jobs runs table_data aggregate tables",
     "demo": "settings display demo",
-    "cli": "pipeline evaluate analyze probe main",
+    "cli": "pipeline evaluate analyze probe demo main",
 }
 """Room → its files as a newcomer reads them. A room imports only from the public names of rooms above it, a
 file only from files above it in its room; `tests/test_layers.py` holds both."""

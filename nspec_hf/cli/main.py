@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "analyze": ("cli.analyze", "draw and tabulate which neurons pairs share"),
     "probe": ("cli.probe", "ask a model what erasing neurons costs, and how stable its masks are"),
     "report": ("cli.analyze", "one HTML page that shows what each pair's neurons do"),
-    "demo": ("demo.demo", "run the whole method on made-up language families, in minutes"),
+    "demo": ("cli.demo", "run the whole method on made-up language families, in minutes"),
 }
 """Command → the file that holds its function, and what it does."""
 

@@ -8,14 +8,12 @@ neurons (fine-tune), with each direction's own (neuron specialization), and with
 experiment for the recipes and `accelerate launch`.
 """
 
-import shutil
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from nspec_hf.analysis import Analysis, analyze, draw_overlap_layers, save_figure, write_report
-from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, write_text
+from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, program, write_text
 from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
 from nspec_hf.demo.display import (
     Speaker,
@@ -39,51 +37,36 @@ from nspec_hf.systems import (
     run_system,
 )
 
-_RECORDED = 300  # sentences of each direction whose activations are counted
 
-
-def demo(
-    output: str = "demo_out",
-    seed: int = 1,
-    families: int = 3,
-    languages: int = 3,
-    sentences: int = 4000,
-    updates: int = 1000,
-    more_updates: int = 250,
-    test_sentences: int = 200,
-    trials: int = 1000,
-    random_masks: bool = True,
+def tour(
+    output: str,
+    synthetic: SyntheticConfig,
+    sentences: Mapping[str, int],
+    *,
+    updates: int,
+    more_updates: int,
+    trials: int,
+    random_masks: bool,
 ) -> None:
-    """Run the whole method on made-up language families: text → base → record → select → train → compare.
-
-    Takes a few minutes on two processor cores and downloads nothing. Prints BLEU of every direction before
-    and after, with a paired significance test, and shows that languages of one family share neurons. Run it
-    again after a stop and it goes on; when it is done, open report.html in the output folder.
-
-    Example: nspec demo --output demo_out
+    """Run the whole method in a folder, or go on where a stopped run stood.
 
     Args:
         output: Folder that everything is written to.
-        seed: Decides the languages, the text, the first weights and the order of the data.
-        families: Number of language families besides the pivot, 2 to 15.
-        languages: Number of languages in each family, 2 to 12.
-        sentences: Training sentences, each in all languages.
+        synthetic: The languages.
+        sentences: Split (`train`, `valid`, `test`) → how many sentences, each in all languages; `valid` is
+            what activations are counted on.
         updates: Training steps of the base.
         more_updates: Further steps of each compared system.
-        test_sentences: Unseen sentences that are translated for each direction.
         trials: Of the significance test.
         random_masks: Whether to train the control with random masks too.
     """
-    if families < 2 or languages < 2:
-        raise ConfigError(f"kinship needs 2 families of 2 languages, got {families} families of {languages}")
-    world = LanguageFamilies(SyntheticConfig(seed=seed, families=families, languages=languages))
+    world = LanguageFamilies(synthetic)
     config = demo_experiment(world, output, updates, more_updates)
-    counts = {"train": sentences, "valid": _RECORDED, "test": test_sentences}
-    claim_folder(output, {"text": world.config, "sentences": counts, "updates": [updates, more_updates]})
+    claim_folder(output, {"text": world.config, "sentences": sentences, "updates": [updates, more_updates]})
     with quiet_loading(), warnings.catch_warnings():
         # So small a model gets lost in directions that it was not trained for; the table says how much.
         warnings.filterwarnings("ignore", message=".*reached their longest length")
-        _run(world, config, counts, trials, random_masks)
+        _run(world, config, sentences, trials, random_masks)
 
 
 def _run(
@@ -108,8 +91,8 @@ def _run(
     NeuronSpecialization().extraction(specialized.base(), specialized)
     masks = NeuronMasks.from_pretrained(specialized.folder / "masks")
     speaker.show(
-        f"{_RECORDED} sentences of each of {len(masks.pairs)} directions; the most active neurons that make "
-        f"{config.select.coverage:.0%} of its activations are kept: {masks.density():.0%}"
+        f"{counts['valid']} sentences of each of {len(masks.pairs)} directions; the most active "
+        f"neurons that make {config.select.coverage:.0%} of its activations are kept: {masks.density():.0%}"
     )
     more = config.specialize.arguments["max_steps"]
     speaker.heading(f"Training goes on from it for {more} updates, the same for every system")
@@ -190,8 +173,6 @@ def _ending(output: Path, folder: Path, pivot: str, language: str) -> str:
         "data/": "the text, one file a language",
         "base/, finetune/ …": "models, checkpoints and translations",
     }
-    # What the demo was started with, where `nspec` is not on the path.
-    nspec = "nspec" if shutil.which("nspec") else f"{sys.executable} -m nspec_hf"
     commands = (
         f"inspect --path {folder}/masks",
         f"translate --model {folder}/model --masks {folder}/masks --pair {pivot}-{language} "
@@ -201,5 +182,5 @@ def _ending(output: Path, folder: Path, pivot: str, language: str) -> str:
     )
     lines = [f"  {name:<27}{what}" for name, what in files.items()]
     return "\n".join(
-        [f"{output}:", *lines, "next, for instance:", *(f"  {nspec} {each}" for each in commands)]
+        [f"{output}:", *lines, "next, for instance:", *(f"  {program()} {each}" for each in commands)]
     )

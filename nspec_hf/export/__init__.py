@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
+    from nspec_hf.export.config import ExportConfig as ExportConfig
     from nspec_hf.export.prune import pruned as pruned
     from nspec_hf.export.ctranslate2 import convert as convert, decode as decode
     from nspec_hf.export.verify import (
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
         until_end as until_end,
     )
     from nspec_hf.export.export import (
-        ExportConfig as ExportConfig,
         ExportReport as ExportReport,
         export_model as export_model,
         load_pruned as load_pruned,

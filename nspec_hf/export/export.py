@@ -15,13 +15,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.core import ArtifactError, ConfigError, ExportError, as_pairs, versions, write_json
 from nspec_hf.data import LanguageTags
+from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, decode
 from nspec_hf.export.prune import narrow, pruned, zeroed
 from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, until_end
@@ -30,54 +31,6 @@ from nspec_hf.recording import decoder_start_token, load_config, load_model, pla
 
 REPORT_FILE = "nspec_export.json"
 """What was exported, in every exported folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """What is written, and what it must prove."""
-
-    format: Literal["zeroed", "pruned", "ctranslate2"] = "zeroed"
-    """`zeroed`: any code loads it, same size. `pruned`: smaller, for `load_pruned`. `ctranslate2`: smaller
-    and faster, for CTranslate2."""
-
-    silence: Literal["neuron", "weights"] = "neuron"
-    """What the gate did in training to neurons that a pair does not keep."""
-
-    quantization: str = "float32"
-    """For `ctranslate2`: float32, float16, bfloat16, int16, int8, int8_float32, int8_float16 or
-    int8_bfloat16."""
-
-    multiple_of: int = 1
-    """For `pruned` and `ctranslate2`: round widths up to a multiple of this; extra neurons are zeros."""
-
-    sample: int = 8
-    """How many sentences a pair has to prove itself on: made-up ones, or the first of the corpus that `nspec
-    export` is given. `export_model` takes all of its texts."""
-
-    max_new_tokens: int = 64
-    """Longest translation of the sample, in tokens."""
-
-    agreement: float | None = None
-    """Share of the sample that must come out the same, token by token, in [0, 1]. None: all of it, or none
-    where the weights are quantized."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.format not in ("zeroed", "pruned", "ctranslate2"):
-            raise ConfigError(f"format is zeroed, pruned or ctranslate2, got {self.format!r}")
-        if min(self.multiple_of, self.sample, self.max_new_tokens) < 1:
-            raise ConfigError("multiple_of, sample and max_new_tokens are positive")
-        if self.agreement is not None and not 0 <= self.agreement <= 1:
-            raise ConfigError(f"agreement is a share and must lie in [0, 1], got {self.agreement}")
-        if self.format != "ctranslate2" and self.quantization != "float32":
-            raise ConfigError(f"format {self.format!r} keeps the model's type; only ctranslate2 quantizes")
-
-    @property
-    def required(self) -> float:
-        """Share of the sample that must agree."""
-        if self.agreement is not None:
-            return self.agreement
-        return 1.0 if self.quantization == "float32" else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from nspec_hf import ActivationStats, NeuronMasks
+from nspec_hf.cli.demo import demo
 from nspec_hf.core import ConfigError, plain
 from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
-from nspec_hf.demo.demo import demo
 from nspec_hf.demo.display import TrainingBar
 from nspec_hf.demo.settings import demo_experiment
 from nspec_hf.systems import ExperimentConfig, RunResult, read_settings

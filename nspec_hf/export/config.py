@@ -1,0 +1,54 @@
+"""What is exported. Importing it loads no torch, so that a command's help comes at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nspec_hf.core import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What is written, and what it must prove."""
+
+    format: Literal["zeroed", "pruned", "ctranslate2"] = "zeroed"
+    """`zeroed`: any code loads it, same size. `pruned`: smaller, for `load_pruned`. `ctranslate2`: smaller
+    and faster, for CTranslate2."""
+
+    silence: Literal["neuron", "weights"] = "neuron"
+    """What the gate did in training to neurons that a pair does not keep."""
+
+    quantization: str = "float32"
+    """For `ctranslate2`: float32, float16, bfloat16, int16, int8, int8_float32, int8_float16 or
+    int8_bfloat16."""
+
+    multiple_of: int = 1
+    """For `pruned` and `ctranslate2`: round widths up to a multiple of this; extra neurons are zeros."""
+
+    sample: int = 8
+    """How many sentences a pair has to prove itself on: made-up ones, or the first of the corpus that `nspec
+    export` is given. `export_model` takes all of its texts."""
+
+    max_new_tokens: int = 64
+    """Longest translation of the sample, in tokens."""
+
+    agreement: float | None = None
+    """Share of the sample that must come out the same, token by token, in [0, 1]. None: all of it, or none
+    where the weights are quantized."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.format not in ("zeroed", "pruned", "ctranslate2"):
+            raise ConfigError(f"format is zeroed, pruned or ctranslate2, got {self.format!r}")
+        if min(self.multiple_of, self.sample, self.max_new_tokens) < 1:
+            raise ConfigError("multiple_of, sample and max_new_tokens are positive")
+        if self.agreement is not None and not 0 <= self.agreement <= 1:
+            raise ConfigError(f"agreement is a share and must lie in [0, 1], got {self.agreement}")
+        if self.format != "ctranslate2" and self.quantization != "float32":
+            raise ConfigError(f"format {self.format!r} keeps the model's type; only ctranslate2 quantizes")
+
+    @property
+    def required(self) -> float:
+        """Share of the sample that must agree."""
+        if self.agreement is not None:
+            return self.agreement
+        return 1.0 if self.quantization == "float32" else 0.0
