@@ -74,10 +74,10 @@ ROOMS: dict[str, str] = {
     "slice_mode gate widen",
     "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer run "
     "base_model",
-    "evaluation": "translator metrics comet language_id system_scores groups generate paired_test "
-    "significance",
+    "evaluation": "config saved translator metrics comet language_id system_scores groups generate "
+    "paired_test significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
-    "analysis figures.neurons figures.gains report.page",
+    "analysis figures.style figures.neurons figures.gains figures.registry report.page",
     "export": "config prune ctranslate2 verify export",
     "systems": "plan experiment result run system parts.rowwise parts.zero_shot parts.subnetworks "
     "parts.clones baseline masked own_neurons individual lass differentiation families adapters "

@@ -7,7 +7,6 @@ tables of `compare.py` and tests of `nspec compare` keep what `compare.py --tabl
 p-values and verdicts. Other files, and those that are small already, stay as they are.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def small_result(content: dict[str, Any]) -> dict[str, Any]:
     """Return a run's result without the scores' details."""
-    scores = SystemScores.from_json(json.dumps(content.pop("scores")))
+    scores = SystemScores.from_dict(content.pop("scores"))
     recipe = content.pop("recipe", {})
     for part in (content, content.get("extraction", {})):
         for name in DROPPED:
@@ -87,7 +86,7 @@ def small_comparison(content: dict[str, Any]) -> dict[str, Any]:
 
 def small_tests(content: dict[str, Any]) -> dict[str, Any]:
     """Return the tests that `nspec compare` wrote, by systems, metric and direction."""
-    comparison = Comparison.from_json(json.dumps(content))
+    comparison = Comparison.from_dict(content)
     tests: dict[str, Any] = {}
     for row in comparison.rows:
         by_metric = tests.setdefault(f"{row.system_name} against {comparison.baseline_name}", {})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         LanguageTree as LanguageTree,
         language_tree as language_tree,
     )
-    from nspec_hf.analysis.ablation import Erasure as Erasure, erasure_effect as erasure_effect
+    from nspec_hf.analysis.ablation import Ablation as Ablation, ablate as ablate
     from nspec_hf.analysis.sweeps import stability as stability
     from nspec_hf.analysis.gain_tables import gains as gains
     from nspec_hf.analysis.probing import (
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
         scorer as scorer,
     )
     from nspec_hf.analysis.analysis import Analysis as Analysis, analyze as analyze, file_name as file_name
-    from nspec_hf.analysis.figures.neurons import (
+    from nspec_hf.analysis.figures.style import (
         BLUE as BLUE,
         ORANGE as ORANGE,
         RED as RED,
         Figure as Figure,
-        draw_overlap_layers as draw_overlap_layers,
         save_figure as save_figure,
     )
+    from nspec_hf.analysis.figures.neurons import draw_overlap_layers as draw_overlap_layers
     from nspec_hf.analysis.figures.gains import (
-        draw_all as draw_all,
-        draw_erasure as draw_erasure,
+        draw_ablation as draw_ablation,
         draw_setting_gains as draw_setting_gains,
         draw_stability as draw_stability,
     )
+    from nspec_hf.analysis.figures.registry import draw_all as draw_all
     from nspec_hf.analysis.report.page import write_report as write_report
 
 __getattr__, __dir__, __all__ = attach(__name__)

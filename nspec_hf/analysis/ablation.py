@@ -1,10 +1,10 @@
-"""Erase neurons and see what it costs: general ones, a pair's own, another pair's.
+"""Ablation: what it costs to erase general neurons, neurons specific to a pair, or those of another pair.
 
-Shape letters: P = pairs, F = neurons of a site, K = kinds of erasure.
+Shape letters: P = pairs, F = neurons of a site, K = kinds of ablation.
 
 Xie et al. (ACL 2021), Fig. 5: losing a fifth of the general neurons hurts every pair, losing half of the
-neurons specific to one pair hurts that pair. Erasing is itself a mask, so this file makes masks; whoever
-holds a model and a test set scores them.
+neurons specific to one pair hurts that pair. Erased neurons are themselves a mask, so this file makes masks;
+a function of `probing.py` translates with them and scores.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nspec_hf.analysis.general_specific import general_neurons, specific_neurons
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import ConfigError, Pair, pair_index
+from nspec_hf.core import Pair, pair_index, require_share
 from nspec_hf.masks import NeuronMasks
 
 GENERAL_SHARE = 0.2
@@ -36,9 +36,9 @@ def erase_general(masks: NeuronMasks, share: float = GENERAL_SHARE, seed: int = 
     Raises:
         ConfigError: If the share lies outside [0, 1].
     """
-    general, draw = general_neurons(masks), _Draw(share, seed)
-    doomed = {name: draw(general_F) for name, general_F in general.items()}
-    return _without(masks, doomed, f"{share:.0%} of the general neurons erased (seed {seed})")
+    draw = _drawer(share, seed)
+    erased = {name: draw(general_F) for name, general_F in general_neurons(masks).items()}
+    return _without(masks, erased, f"{share:.0%} of the general neurons erased (seed {seed})")
 
 
 def erase_specific(
@@ -50,25 +50,28 @@ def erase_specific(
         masks: What to erase from; not changed.
         share: Share of the specific neurons of each site, in [0, 1], rounded to whole neurons.
         of: A pair: the neurons specific to it are erased from all masks (so for every other pair this erases
-            another pair's neurons). None: each pair loses a share of its own.
+            another pair's neurons). None: each pair loses a share of those specific to it.
         seed: Of the draw; with one seed a larger share erases a superset.
 
     Raises:
         ConfigError: If the share lies outside [0, 1].
         UnknownPairError: If the masks do not hold the pair `of`.
     """
-    specific, draw = specific_neurons(masks), _Draw(share, seed)
+    specific, draw = specific_neurons(masks), _drawer(share, seed)
     if of is None:
-        doomed = {name: torch.stack([draw(own_F) for own_F in own_PF]) for name, own_PF in specific.items()}
+        erased = {
+            name: torch.stack([draw(row_F) for row_F in specific_PF])
+            for name, specific_PF in specific.items()
+        }
     else:
         row = pair_index(masks.pairs, of, "masks")
-        doomed = {name: draw(own_PF[row]) for name, own_PF in specific.items()}
+        erased = {name: draw(specific_PF[row]) for name, specific_PF in specific.items()}
     whose = "each pair's own" if of is None else f"{of}'s"
-    return _without(masks, doomed, f"{share:.0%} of {whose} specific neurons erased (seed {seed})")
+    return _without(masks, erased, f"{share:.0%} of {whose} specific neurons erased (seed {seed})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Erasure(Result):
+class Ablation(Result):
     """Scores before and after erasing neurons (Xie et al., Fig. 5)."""
 
     kinds: tuple[str, ...]
@@ -91,35 +94,35 @@ class Erasure(Result):
         return score, change, float(self.change[kind][own].mean()), float(np.nanmean(self.change[kind][~own]))
 
 
-def erasure_effect(
+def ablate(
     masks: NeuronMasks,
-    score: Callable[[NeuronMasks], Mapping[str, float]],
+    score_masks: Callable[[NeuronMasks], Mapping[str, float]],
     of: Sequence[str] = (),
     *,
     general_share: float = GENERAL_SHARE,
     specific_share: float = SPECIFIC_SHARE,
     seed: int = 1,
-) -> Erasure:
-    """Score the masks as they are and after each erasure.
+) -> Ablation:
+    """Score the masks as they are and after each ablation.
 
     Args:
         masks: What to erase from; not changed.
-        score: Translates with the given masks and returns pair → score (BLEU, say).
-        of: Pairs whose specific neurons are taken from all masks, one erasure each.
+        score_masks: Translates with the given masks and returns pair → score (BLEU, say).
+        of: Pairs whose specific neurons are taken from all masks, one ablation each.
         general_share: Share of general neurons to erase.
         specific_share: Share of specific neurons to erase.
         seed: Of the draws.
     """
-    erased = {
+    given = {
         "nothing": masks,
         "general": erase_general(masks, general_share, seed),
         "own": erase_specific(masks, specific_share, seed=seed),
         **{f"of {pair}": erase_specific(masks, specific_share, of=pair, seed=seed) for pair in of},
     }
-    found = [score(each) for each in erased.values()]
-    score_KP = np.array([[scores.get(pair, np.nan) for pair in masks.pairs] for scores in found], dtype=float)
-    return Erasure(
-        kinds=tuple(erased),
+    scores = [score_masks(ablated) for ablated in given.values()]
+    score_KP = np.array([[row.get(pair, np.nan) for pair in masks.pairs] for row in scores], dtype=float)
+    return Ablation(
+        kinds=tuple(given),
         pairs=tuple(masks.pairs),
         score=score_KP,
         change=score_KP - score_KP[0],
@@ -129,27 +132,23 @@ def erasure_effect(
     )
 
 
-class _Draw:
-    """Draws a share of some neurons; how large it is does not change which are drawn first."""
+def _drawer(share: float, seed: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that draws a share of some neurons; a larger share draws the same ones first."""
+    require_share("share of neurons to erase", share)
+    generator = torch.Generator().manual_seed(seed)
 
-    def __init__(self, share: float, seed: int) -> None:
-        if not 0 <= share <= 1:
-            raise ConfigError(f"a share of neurons to erase lies in [0, 1], got {share}")
-        self.share = share
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, of_F: Tensor) -> Tensor:
+    def draw(of_F: Tensor) -> Tensor:
         numbers = of_F.nonzero()[:, 0]
-        order = torch.randperm(len(numbers), generator=self.generator)
+        order = torch.randperm(len(numbers), generator=generator)
         drawn_F = torch.zeros_like(of_F)
-        drawn_F[numbers[order[: round(self.share * len(numbers))]]] = True
+        drawn_F[numbers[order[: round(share * len(numbers))]]] = True
         return drawn_F
 
+    return draw
 
-def _without(masks: NeuronMasks, doomed: Mapping[str, Tensor], how: str) -> NeuronMasks:
-    keep = {site.name: masks.keep[site.name] & ~doomed[site.name] for site in masks.sites}
-    general = None
-    if masks.general is not None:
-        general = {site.name: masks.general[site.name] & keep[site.name].all(dim=0) for site in masks.sites}
+
+def _without(masks: NeuronMasks, erased: Mapping[str, Tensor], how: str) -> NeuronMasks:
+    keep = {site.name: masks.keep[site.name] & ~erased[site.name] for site in masks.sites}
+    general = masks.general and {name: masks.general[name] & keep[name].all(dim=0) for name in keep}
     recipe = replace(masks.recipe, derived=(*masks.recipe.derived, how))
     return NeuronMasks(masks.pairs, keep, general=general, recipe=recipe)

@@ -1,24 +1,20 @@
 """Everything that masks, statistics and scores say, in one call and one folder.
 
-`analyze` runs the analyses of the files above (overlap, kinship, allocation, sweeps, effects) and gathers
-the results; masks alone are enough, statistics add sweeps and importance curves, scores add gains. What only
-the model can answer (erasure, stability; see `probing.py`) is handed in.
-`Analysis.save` writes each result as JSON and CSV, with an overview of the numbers that matter and how they
-were made.
+`analyze` runs the analyses of the files above and gathers the results; masks alone are enough, statistics
+add sweeps and importance curves, scores add gains. What only the model can answer (ablation, stability; see
+`probing.py`) is handed in. `Analysis.save` writes each result as JSON and CSV, with an overview of the
+numbers that matter and how they were made.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from nspec_hf import __version__
-from nspec_hf.analysis.ablation import Erasure
+from nspec_hf.analysis.ablation import Ablation
 from nspec_hf.analysis.gain_tables import (
     Cost,
     Efficiency,
@@ -33,7 +29,7 @@ from nspec_hf.analysis.general_specific import (
     LScore,
     MScore,
     Ownership,
-    general_neurons,
+    general_share,
     importance_curves,
     layer_score,
     module_score,
@@ -52,10 +48,11 @@ from nspec_hf.analysis.mask_overlap import (
     Progression,
     density,
     find_pivot,
+    languages_of,
     overlap,
     progression,
 )
-from nspec_hf.analysis.result import Result, site_label, to_plain
+from nspec_hf.analysis.result import Result, site_label
 from nspec_hf.analysis.sweeps import (
     AllocationSweep,
     CoverageSweep,
@@ -63,10 +60,14 @@ from nspec_hf.analysis.sweeps import (
     allocation_sweep,
     coverage_sweep,
 )
-from nspec_hf.core import ConfigError, Pair, write_text
+from nspec_hf.core import ConfigError, Pair, plain, write_json, write_text
 from nspec_hf.evaluation import Comparison
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
+
+Scores = Mapping[str, float]
+"""Pair → score."""
+_Kind = TypeVar("_Kind", bound=Result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Analysis:
     gains: Gains | None = None
     comparison: Comparison | None = None
     setting_gains: tuple[SettingGains, ...] = ()
-    erasure: Erasure | None = None
+    ablation: Ablation | None = None
     stability: Stability | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     """Result → why it is missing."""
@@ -107,20 +108,19 @@ class Analysis:
 
     def results(self) -> dict[str, Result]:
         """Return name → result, for those that are there; importance curves are only drawn."""
-        names = ("overlap", "density", "progression", "agreement", "ownership", "layer_score", "module_score")
-        names += ("efficiency", "coverage_sweep", "allocation_sweep", "gains", "erasure", "stability")
-        found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        results = {name: value for name, value in values.items() if isinstance(value, Result)}
         if self.gains is not None:
-            found["gains_by_group"] = self.gains.by_group()
-        found |= {file_name("gains against", each.setting): each for each in self.setting_gains}
-        return found | {f"tree_{name.replace('.', '_')}": tree for name, tree in self.trees.items()}
+            results["gains_by_group"] = self.gains.by_group()
+        results |= {file_name("gains against", each.setting): each for each in self.setting_gains}
+        return results | {f"tree_{name.replace('.', '_')}": tree for name, tree in self.trees.items()}
 
     def overview(self) -> dict[str, Any]:
         """Return the numbers that matter and the recipe of the masks, as JSON can hold them."""
         agreement = self.agreement
         sites = {
             site_label(site): {
-                "density": float(np.mean(self.density.density[number])),
+                "density": self.density.density[number].mean(),
                 "iou_within_families": agreement.within[number],
                 "iou_across_families": agreement.across[number],
                 "p_value": agreement.p_value[number],
@@ -130,17 +130,17 @@ class Analysis:
             }
             for number, site in enumerate(self.density.sites)
         }
-        return to_plain(
+        return plain(
             {
                 "pairs": len(self.pairs),
-                "languages": sorted({code for pair in self.pairs for code in (pair.source, pair.target)}),
+                "languages": languages_of(self.pairs),
                 "pivot": self.pivot,
                 "families": self.families,
                 "density": float(self.masks.density()),
                 "general": general_share(self.masks),
                 "sites": sites,
                 "masks": self.masks.fingerprint(),
-                "recipe": recipe_of(self.masks),
+                "recipe": self.masks.recipe,
                 "missing": self.notes,
                 "nspec_hf": __version__,
             }
@@ -149,22 +149,22 @@ class Analysis:
     def save(self, folder: str | Path) -> list[Path]:
         """Write every result as JSON and CSV, the trees as text, and `overview.json`; return the paths."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         paths = [path for name, result in self.results().items() for path in result.save(folder, name)]
-        texts = {"overview.json": json.dumps(self.overview(), indent=2, ensure_ascii=False, allow_nan=False)}
-        if self.trees:
-            texts["trees.txt"] = "\n\n".join(f"{name}\n{tree.to_text()}" for name, tree in self.trees.items())
+        contents = {"overview.json": self.overview()}
         if self.comparison is not None:
-            texts["comparison.json"] = self.comparison.to_json()
-        for name, text in texts.items():
-            write_text(folder / name, text + "\n")
-        return paths + [folder / name for name in texts]
+            contents["comparison.json"] = self.comparison.to_dict()
+        for name, content in contents.items():
+            write_json(folder / name, content)
+        if self.trees:
+            trees = [f"{name}\n{tree.to_text()}\n" for name, tree in self.trees.items()]
+            write_text(folder / "trees.txt", "\n".join(trees))
+        return [*paths, *(folder / name for name in [*contents, *(["trees.txt"] if self.trees else [])])]
 
 
 def analyze(
     masks: NeuronMasks,
     stats: ActivationStats | None = None,
-    scores: Mapping[str, Mapping[str, float]] | None = None,
+    scores: Mapping[str, Scores] | None = None,
     families: Mapping[str, str] | None = None,
     *,
     comparison: Comparison | None = None,
@@ -175,8 +175,8 @@ def analyze(
     seconds: float = math.nan,
     model_width: int | None = None,
     costs: Sequence[Cost] = (),
-    by_setting: Mapping[str, Mapping[float, Mapping[str, float]]] | None = None,
-    probed: Sequence[Erasure | Stability | SettingGains] = (),
+    by_setting: Mapping[str, Mapping[float, Scores]] | None = None,
+    probed: Sequence[Ablation | Stability | SettingGains] = (),
     seed: int = 1,
 ) -> Analysis:
     """Run every analysis that the given things allow.
@@ -185,7 +185,7 @@ def analyze(
         masks: The masks.
         stats: What they were selected from; adds sweeps, and importance curves where importance was recorded.
         scores: System → pair → score; adds gains over the baseline.
-        families: Language → family; None takes `kinship.FAMILIES`.
+        families: Language → family; None takes `language_families.FAMILIES`.
         comparison: Significance of the gains, shown beside them.
         baseline: Which system of `scores` the others are compared with; None takes the first.
         metric: The name of the scores.
@@ -200,17 +200,27 @@ def analyze(
         seed: Of the permutation test.
 
     Raises:
-        ConfigError: If the scores lack the baseline.
+        ConfigError: If the scores lack the baseline, or there are settings' scores without it.
     """
     pivot = pivot or find_pivot(masks.pairs)
-    languages = {code for pair in masks.pairs for code in (pair.source, pair.target)}
     known = FAMILIES if families is None else families
-    families = {code: known[code] for code in sorted(languages) if code in known}
+    families = {code: known[code] for code in languages_of(masks.pairs) if code in known}
     overlaps = overlap(masks)
     course = progression(overlaps).without([pivot] if pivot else [])
     notes: dict[str, str] = {}
-    gained = _gains(scores, baseline, metric, tiers, pivot, notes)
-    _note_strangers(gained, comparison, notes)
+    reference = baseline or next(iter(scores or {}), "")
+    gained = None
+    if scores and (baseline is not None or len(scores) > 1):
+        gained = gains(scores, reference, tiers=tiers, pivot=pivot or "en", metric=metric)
+        _note_untested(gained, comparison, notes)
+    else:
+        notes["groups of gains"] = "scores of a baseline and another system were not given"
+    if by_setting and not scores:
+        raise ConfigError("gains against a setting need scores of the baseline")
+    trained = [
+        setting_gains(setting, values, (scores or {}).get(reference, {}), pivot=pivot or "en")
+        for setting, values in (by_setting or {}).items()
+    ]
     return Analysis(
         masks=masks,
         pivot=pivot,
@@ -226,9 +236,9 @@ def analyze(
         efficiency=efficiency(masks, seconds=seconds, model_width=model_width, others=costs),
         gains=gained,
         comparison=comparison,
-        setting_gains=_against_settings(scores, baseline, by_setting or {}, probed, pivot or "en"),
-        erasure=next((each for each in probed if isinstance(each, Erasure)), None),
-        stability=next((each for each in probed if isinstance(each, Stability)), None),
+        setting_gains=(*trained, *_of_kind(probed, SettingGains)),
+        ablation=next(iter(_of_kind(probed, Ablation)), None),
+        stability=next(iter(_of_kind(probed, Stability)), None),
         notes=notes,
         **_from_stats(stats, notes),
     )
@@ -239,16 +249,8 @@ def file_name(*words: str) -> str:
     return "_".join(re.findall(r"[a-z0-9]+", " ".join(words).lower()))
 
 
-def general_share(masks: NeuronMasks) -> float:
-    """Return the share of neurons that are general: named so by importance masks, else kept by every pair."""
-    general = general_neurons(masks)
-    return sum(int(general[s.name].sum()) for s in masks.sites) / sum(s.width for s in masks.sites)
-
-
-def recipe_of(masks: NeuronMasks) -> dict[str, Any]:
-    """Return where the masks come from, as JSON can hold it."""
-    recipe = masks.recipe
-    return to_plain({name: getattr(recipe, name) for name in recipe.__dataclass_fields__})
+def _of_kind(results: Sequence[Result], kind: type[_Kind]) -> list[_Kind]:
+    return [result for result in results if isinstance(result, kind)]
 
 
 def _trees(course: Progression, notes: dict[str, str]) -> dict[str, LanguageTree]:
@@ -262,60 +264,29 @@ def _trees(course: Progression, notes: dict[str, str]) -> dict[str, LanguageTree
 
 
 def _from_stats(stats: ActivationStats | None, notes: dict[str, str]) -> dict[str, Any]:
+    """Return what statistics add to an `Analysis`."""
     if stats is None:
         notes["sweeps and importance curves"] = "no statistics were given"
         return {}
-    found: dict[str, Any] = {}
-    if any(site.kind == "ffn" for site in stats.sites):
-        found["coverage_sweep"] = coverage_sweep(stats)
+    results: dict[str, Any] = {}
+    # The last layer of each side, whose importance is drawn as in the paper.
+    last = {site.side: site.name for site in stats.sites if site.kind == "ffn"}
+    if last:
+        results["coverage_sweep"] = coverage_sweep(stats)
     measure = next((name for name in ("te", "av") if name in stats.sums), None)
     if measure is None:
         notes["importance curves"] = "the statistics hold counts only; record with RecordConfig(te=True)"
-        return found
-    found["allocation_sweep"] = allocation_sweep(stats, measure)
-    # As in the paper: the last layer of each side.
-    last = {site.side: site.name for site in stats.sites if site.kind == "ffn"}
-    found["curves"] = tuple(importance_curves(stats, measure, name) for name in last.values())
-    return found
+        return results
+    results["allocation_sweep"] = allocation_sweep(stats, measure)
+    results["curves"] = tuple(importance_curves(stats, measure, name) for name in last.values())
+    return results
 
 
-def _gains(
-    scores: Mapping[str, Mapping[str, float]] | None,
-    baseline: str | None,
-    metric: str,
-    tiers: Mapping[str, str] | None,
-    pivot: str | None,
-    notes: dict[str, str],
-) -> Gains | None:
-    if not scores or (baseline is None and len(scores) < 2):
-        notes["groups of gains"] = "scores of a baseline and another system were not given"
-        return None
-    name = baseline or next(iter(scores))
-    return gains(scores, name, tiers=tiers, pivot=pivot or "en", metric=metric)
-
-
-def _note_strangers(gained: Gains | None, comparison: Comparison | None, notes: dict[str, str]) -> None:
+def _note_untested(gained: Gains, comparison: Comparison | None, notes: dict[str, str]) -> None:
     """Say which systems with scores were not tested, since their gains are shown without a verdict."""
-    if gained is None or comparison is None:
+    if comparison is None:
         return
-    tested = sorted({row.system_name for row in comparison.rows})
+    tested = sorted({system for system, _ in comparison.tested()})
     untested = [name for name in gained.systems if name not in tested]
     if untested:
         notes[f"significance of {', '.join(untested)}"] = f"the comparison tests {', '.join(tested)}"
-
-
-def _against_settings(
-    scores: Mapping[str, Mapping[str, float]] | None,
-    baseline: str | None,
-    by_setting: Mapping[str, Mapping[float, Mapping[str, float]]],
-    probed: Sequence[Result],
-    pivot: str,
-) -> tuple[SettingGains, ...]:
-    if by_setting and not scores:
-        raise ConfigError("gains against a setting need scores of the baseline")
-    name = baseline or next(iter(scores or {}), "")
-    trained = [
-        setting_gains(setting, values, (scores or {}).get(name, {}), pivot=pivot)
-        for setting, values in by_setting.items()
-    ]
-    return (*trained, *(each for each in probed if isinstance(each, SettingGains)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import ConfigError, Pair, UnknownPairError, as_pairs
+from nspec_hf.core import ConfigError, Pair, UnknownPairError, as_pairs, packed_width
 from nspec_hf.masks import NeuronMasks
 
 
@@ -36,16 +36,15 @@ class Gains(Result):
 
     def by_group(self) -> "GroupedGains":
         """Return mean gain and the number of gains and losses in each group, and over all pairs."""
-        names = tuple(dict.fromkeys(self.groups))
-        member_GP = np.array([[own == name for own in self.groups] for name in names])
-        member_GP = np.vstack([member_GP, np.ones((1, len(self.pairs)), dtype=bool)]).astype(int)
+        names = (*dict.fromkeys(self.groups), "all")
+        member_GP = np.array([[name in (group, "all") for group in self.groups] for name in names], dtype=int)
         scored_SP = ~np.isnan(self.change)
         change_SP = np.where(scored_SP, self.change, 0.0)
         count = scored_SP.astype(int) @ member_GP.T
         total = change_SP @ member_GP.T
         return GroupedGains(
             systems=self.systems,
-            groups=(*names, "all"),
+            groups=names,
             mean=np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0),
             gained=(change_SP > 0).astype(int) @ member_GP.T,
             lost=(change_SP < 0).astype(int) @ member_GP.T,
@@ -99,8 +98,8 @@ def gains(
         if not set(scores[name]) & set(pairs):
             raise UnknownPairError(f"{name!r} and the baseline {baseline!r} have no pair in common")
     reference_P = np.array([scores[baseline][pair] for pair in pairs], dtype=float)
-    score_SP = np.array([[scores[name].get(pair, np.nan) for pair in pairs] for name in systems], dtype=float)
-    score_SP = score_SP.reshape(len(systems), len(pairs))
+    rows = [[scores[name].get(pair, np.nan) for pair in pairs] for name in systems]
+    score_SP = np.array(rows, dtype=float).reshape(len(systems), len(pairs))
     return Gains(
         baseline=baseline,
         systems=systems,
@@ -108,7 +107,7 @@ def gains(
         score=score_SP,
         change=score_SP - reference_P,
         reference=reference_P,
-        groups=tuple(_group(pair, tiers or {}, pivot) for pair in pairs),
+        groups=tuple(_group_of(pair, tiers or {}, pivot) for pair in pairs),
         metric=metric,
     )
 
@@ -156,18 +155,13 @@ def setting_gains(
         raise ConfigError(f"no values of {setting} were given")
     named = {"baseline": baseline, **{f"{value:g}": scores[value] for value in values}}
     grouped = gains(named, "baseline", pivot=pivot).by_group()
-    return SettingGains(
-        setting=setting,
-        values=tuple(values),
-        groups=grouped.groups,
-        mean=grouped.mean,
-        pairs=grouped.pairs,
-    )
+    own = {"groups": grouped.groups, "mean": grouped.mean, "pairs": grouped.pairs}
+    return SettingGains(setting=setting, values=tuple(values), **own)
 
 
-def _group(pair: Pair, tiers: Mapping[str, str], pivot: str) -> str:
-    found = [tiers[code] for code in (pair.source, pair.target) if code != pivot and code in tiers]
-    return " ".join([pair.group(pivot), "–".join(found)]).strip()
+def _group_of(pair: Pair, tiers: Mapping[str, str], pivot: str) -> str:
+    known = [tiers[code] for code in (pair.source, pair.target) if code != pivot and code in tiers]
+    return " ".join([pair.group(pivot), "–".join(known)]).strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,25 +206,21 @@ def efficiency(
         model_width: D; adds the row of the released format, one boolean a weight of fc1, P · F · D bytes.
         others: Rows of other systems.
     """
-    count = len(masks.pairs)
+    pairs, width = len(masks.pairs), sum(site.width for site in masks.sites)
     kept = sum(int(masks.keep[site.name].sum()) for site in masks.sites)
-    neurons = count * sum(site.width for site in masks.sites)
-    own = Cost(
+    packed = Cost(
         system="masks, packed bits",
         extra_parameters=0,
-        extra_bytes=sum(count * -(-site.width // 8) for site in masks.sites),
+        extra_bytes=pairs * sum(packed_width(site.width) for site in masks.sites),
         extraction_seconds=seconds,
-        computed=kept / neurons,
+        computed=kept / (pairs * width),
     )
-    rows = [own]
+    rows = [packed]
     if model_width is not None:
-        released = neurons * model_width
+        released = pairs * width * model_width
         rows.append(Cost(system="masks, a boolean a weight", extra_parameters=0, extra_bytes=released))
     rows += others
     return Efficiency(
         systems=tuple(row.system for row in rows),
-        extra_parameters=np.array([row.extra_parameters for row in rows], dtype=float),
-        extra_bytes=np.array([row.extra_bytes for row in rows], dtype=float),
-        extraction_seconds=np.array([row.extraction_seconds for row in rows], dtype=float),
-        computed=np.array([row.computed for row in rows], dtype=float),
+        **{name: np.array([getattr(row, name) for row in rows], float) for name in Efficiency.array_axes()},
     )

@@ -1,4 +1,4 @@
-"""Who owns which neuron: general and specific ones, importance curves, and where the specific ones sit.
+"""General and specific neurons: how many there are, where they sit, and their importance curves.
 
 Shape letters: P = pairs, F = neurons of a site, S = sites, L = layers (of both sides), N = neurons in order.
 
@@ -25,15 +25,21 @@ def general_neurons(masks: NeuronMasks) -> dict[str, Tensor]:
 
     Importance masks know them; for other masks they are those that every pair keeps.
     """
-    if masks.general is not None:
-        return {site.name: masks.general[site.name] for site in masks.sites}
-    return {site.name: masks.keep[site.name].all(dim=0) for site in masks.sites}
+    declared = masks.general
+    keep = masks.keep
+    return {s.name: keep[s.name].all(dim=0) if declared is None else declared[s.name] for s in masks.sites}
 
 
 def specific_neurons(masks: NeuronMasks) -> dict[str, Tensor]:
     """Return site name → booleans [P, F]: neurons that a pair keeps and that are not general."""
     general = general_neurons(masks)
     return {site.name: masks.keep[site.name] & ~general[site.name] for site in masks.sites}
+
+
+def general_share(masks: NeuronMasks) -> float:
+    """Return the share of neurons that are general, in [0, 1]."""
+    general = general_neurons(masks)
+    return sum(int(general[s.name].sum()) for s in masks.sites) / sum(s.width for s in masks.sites)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +82,11 @@ def layer_score(masks: NeuronMasks) -> LScore:
     """
     specific = specific_neurons(masks)
     layers = list(dict.fromkeys((site.side, site.layer) for site in masks.sites))
-    score_LP = np.empty((len(layers), len(masks.pairs)))
-    for row, layer in enumerate(layers):
-        inside = [site for site in masks.sites if (site.side, site.layer) == layer]
-        allocated_P = sum(specific[site.name].sum(dim=1) for site in inside)
-        score_LP[row] = allocated_P.numpy() / sum(site.width for site in inside)
-    names = tuple(f"{side} {number}" for side, number in layers)
-    return LScore(layers=names, pairs=tuple(masks.pairs), score=score_LP)
+    inside = [[s.name for s in masks.sites if (s.side, s.layer) == layer] for layer in layers]
+    # The mean over a layer's neurons is their count divided by I(l).
+    score_LP = [torch.cat([specific[name] for name in names], dim=1).double().mean(dim=1) for names in inside]
+    labels = tuple(f"{side} {number}" for side, number in layers)
+    return LScore(layers=labels, pairs=tuple(masks.pairs), score=torch.stack(score_LP).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +138,8 @@ def importance_curves(stats: ActivationStats, measure: str, site: str) -> Import
     """
     theta_PF = stats.importance(measure)[site].double()
     order_F = torch.sort(theta_PF.mean(dim=0), descending=True, stable=True).indices
-    found = next(known for known in stats.sites if known.name == site)
     return ImportanceCurves(
-        site=found,
+        site=next(known for known in stats.sites if known.name == site),
         measure=measure,
         pairs=tuple(stats.pairs),
         neurons=tuple(order_F.tolist()),

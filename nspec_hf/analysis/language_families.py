@@ -46,6 +46,16 @@ _MEMBERS = {
 FAMILIES: dict[str, str] = {code: family for family, codes in _MEMBERS.items() for code in codes.split()}
 """Family of each language by its two-letter code; Indo-European by branch, as in Tan et al., Table 7."""
 
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999")
+"""Okabe and Ito's colours, the ones that are easiest to tell apart first."""
+
+
+def family_colours(families: Mapping[str, str]) -> dict[str, str]:
+    """Return family → colour, large families first; more than eight families share colours."""
+    sizes = Counter(families.values())
+    ordered = sorted(sizes, key=lambda name: (-sizes[name], name))
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(ordered)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageTree(Result):
@@ -139,31 +149,37 @@ def family_agreement(
     """
     named = result.without([code for code in result.languages if code not in families])
     rows = [_agreement_at(named, number, families, limit, seed) for number in range(len(named.sites))]
-    columns = [np.array(column) for column in zip(*rows, strict=True)]
-    names = ("within", "across", "p_value", "relabelings", "exact", "tree_correlation", "cophenetic")
     return FamilyAgreement(
         sites=named.sites,
         families={code: families[code] for code in named.languages},
         seed=seed,
-        **dict(zip(names, columns, strict=True)),
+        **{name: np.array([row[name] for row in rows]) for name in FamilyAgreement.array_axes()},
     )
 
 
 def _agreement_at(
     named: Progression, number: int, families: Mapping[str, str], limit: int, seed: int
-) -> tuple[float, float, float, int, bool, float, float]:
+) -> dict[str, float]:
+    """Return the value of each array of `FamilyAgreement` at one site."""
     kept = _defined(named.iou[number])
     labels_L = [families[named.languages[i]] for i in kept]
     iou_LL = named.iou[number][np.ix_(kept, kept)]
     upper = np.triu_indices(len(kept), k=1)
     same = np.array([labels_L[i] == labels_L[j] for i, j in zip(*upper, strict=True)], dtype=bool)
     if not same.any() or same.all():
-        return (math.nan, math.nan, math.nan, 0, True, math.nan, math.nan)
-    found = iou_LL[upper]
+        return dict.fromkeys(FamilyAgreement.array_axes(), math.nan) | {"relabelings": 0, "exact": True}
+    couples = iou_LL[upper]
     p_value, count, exact = permutation_test(iou_LL, labels_L, limit=limit, seed=seed)
     tree = language_tree([named.languages[i] for i in kept], iou_LL)
-    tree_correlation = _correlation(cophenet(tree.linkage), (~same).astype(float))
-    return (found[same].mean(), found[~same].mean(), p_value, count, exact, tree_correlation, tree.cophenetic)
+    return {
+        "within": couples[same].mean(),
+        "across": couples[~same].mean(),
+        "p_value": p_value,
+        "relabelings": count,
+        "exact": exact,
+        "tree_correlation": _correlation(cophenet(tree.linkage), (~same).astype(float)),
+        "cophenetic": tree.cophenetic,
+    }
 
 
 def permutation_test(
@@ -184,37 +200,31 @@ def permutation_test(
         The p-value, the number of relabelings looked at, and whether these were all there are.
     """
     upper = np.triu_indices(len(labels), k=1)
-    found = iou_LL[upper]
+    couples = iou_LL[upper]
     codes = np.unique(labels, return_inverse=True)[1]
-    total = _relabeling_count(labels)
+    # scipy.stats.permutation_test would not do: it refuses groups of one, or goes through all L! orders.
+    sizes = Counter(codes.tolist())
+    total = math.factorial(len(labels)) // math.prod(map(math.factorial, sizes.values()))
     exact = total <= limit
     if exact:
-        dealt_NL = np.array(list(_relabelings(Counter(codes.tolist()), len(labels))))
+        dealt_NL = np.array(list(_relabelings(sizes, len(labels))))
     else:
-        generator = np.random.default_rng(seed)
-        dealt_NL = generator.permuted(np.tile(codes, (limit, 1)), axis=1)
-    observed = float(found[codes[upper[0]] == codes[upper[1]]].sum())
-    within_N = (dealt_NL[:, upper[0]] == dealt_NL[:, upper[1]]) @ found
+        dealt_NL = np.random.default_rng(seed).permuted(np.tile(codes, (limit, 1)), axis=1)
+    observed = float(couples[codes[upper[0]] == codes[upper[1]]].sum())
+    within_N = (dealt_NL[:, upper[0]] == dealt_NL[:, upper[1]]) @ couples
     # Relabelings that only rename families give the same sum in another order of addition.
     hits = int((within_N >= observed - 1e-9).sum())
     return (hits / total, total, True) if exact else ((1 + hits) / (1 + limit), limit, False)
 
 
-def _relabeling_count(labels: Sequence[str]) -> int:
-    count = math.factorial(len(labels))
-    for size in Counter(labels).values():
-        count //= math.factorial(size)
-    return count
-
-
-def _relabelings(left: Counter[int], places: int) -> Iterator[tuple[int, ...]]:
-    if places == 0:
+def _relabelings(left: Counter[int], length: int) -> Iterator[tuple[int, ...]]:
+    """Yield every distinct order of the codes that are left, each as often as it counts."""
+    if length == 0:
         yield ()
-        return
     for code in sorted(left):
         if left[code]:
             left[code] -= 1
-            for rest in _relabelings(left, places - 1):
+            for rest in _relabelings(left, length - 1):
                 yield (code, *rest)
             left[code] += 1
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import Pair, pair_index
+from nspec_hf.core import Pair
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import Site
 
@@ -40,6 +40,12 @@ def iou(keep_PF: Tensor) -> np.ndarray:
     return np.divide(both_PP, either_PP, out=np.full_like(both_PP, np.nan), where=either_PP > 0)
 
 
+def couples(matrix: np.ndarray) -> np.ndarray:
+    """Return the defined values of a symmetric matrix between two different rows, each couple once."""
+    values = matrix[np.triu_indices(len(matrix), k=1)]
+    return values[~np.isnan(values)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Overlap(Result):
     """IoU of every two pairs at every site (Tan et al., Fig. 1 and 8 to 10)."""
@@ -48,16 +54,6 @@ class Overlap(Result):
     pairs: tuple[Pair, ...]
     iou: np.ndarray = field(metadata=axes(site="sites", pair="pairs", other_pair="pairs"))
     """float64 [S, P, P]; NaN where neither pair keeps a neuron."""
-
-    def among(self, pairs: Sequence[str]) -> "Overlap":
-        """Return the same result for some of the pairs, in the order given.
-
-        Raises:
-            UnknownPairError: If one of them is not among the pairs.
-        """
-        rows = [pair_index(self.pairs, pair, "overlap") for pair in pairs]
-        chosen = tuple(self.pairs[row] for row in rows)
-        return Overlap(sites=self.sites, pairs=chosen, iou=self.iou[:, rows][:, :, rows])
 
 
 def overlap(masks: NeuronMasks) -> Overlap:
@@ -88,22 +84,19 @@ class Progression(Result):
 
     def couples(self, site: int) -> np.ndarray:
         """Return the defined IoU values between two languages at site number `site`, each couple once."""
-        upper = np.triu_indices(len(self.languages), k=1)
-        found = self.iou[site][upper]
-        return found[~np.isnan(found)]
+        return couples(self.iou[site])
 
 
 def progression(result: Overlap) -> Progression:
     """Return the overlap of languages at each site: by source in the encoder, by target in the decoder."""
-    languages = tuple(sorted({code for pair in result.pairs for code in (pair.source, pair.target)}))
-    member_LP = {
-        "encoder": np.array([[p.source == code for p in result.pairs] for code in languages], dtype=float),
-        "decoder": np.array([[p.target == code for p in result.pairs] for code in languages], dtype=float),
-    }
-    iou_SLL = np.empty((len(result.sites), len(languages), len(languages)))
-    for number, site in enumerate(result.sites):
-        iou_SLL[number] = _mean_over_couples(result.iou[number], member_LP[site.side])
-    return Progression(sites=result.sites, languages=languages, iou=iou_SLL)
+    languages = tuple(languages_of(result.pairs))
+    spoken = {"encoder": [p.source for p in result.pairs], "decoder": [p.target for p in result.pairs]}
+    member_LP = {side: np.equal.outer(languages, codes).astype(float) for side, codes in spoken.items()}
+    means = [
+        _mean_over_couples(iou_PP, member_LP[site.side])
+        for site, iou_PP in zip(result.sites, result.iou, strict=True)
+    ]
+    return Progression(sites=result.sites, languages=languages, iou=np.stack(means))
 
 
 def _mean_over_couples(iou_PP: np.ndarray, member_LP: np.ndarray) -> np.ndarray:
@@ -134,6 +127,11 @@ def density(masks: NeuronMasks) -> Density:
     """Return the share of neurons kept at every site by every pair."""
     shares = [masks.keep[site.name].double().mean(dim=1).numpy() for site in masks.sites]
     return Density(sites=tuple(masks.sites), pairs=tuple(masks.pairs), density=np.stack(shares))
+
+
+def languages_of(pairs: Sequence[Pair]) -> list[str]:
+    """Return the languages of some pairs in alphabetical order."""
+    return sorted({code for pair in pairs for code in (pair.source, pair.target)})
 
 
 def find_pivot(pairs: Sequence[Pair]) -> str | None:

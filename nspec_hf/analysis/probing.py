@@ -1,21 +1,21 @@
 """What only the model can answer: what erased neurons cost, what masks do untrained, how stable they are.
 
 Masks and statistics say which neurons a pair uses; the functions here translate or record to see what follows
-from it. `scorer` turns a model and a test set into a function of masks, which `erasure_effect` (Xie et al.,
+from it. `scorer` turns a model and a test set into a function of masks, which `ablate` (Xie et al.,
 ACL 2021, Fig. 5) and `masked_gains` (the k of Tan et al., EMNLP 2024, Fig. 5, and the ρ of Xie et al., Table
 3, without training) call; `recordings` counts on more and more text and on several samples of it, which
 `stability` compares.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from nspec_hf.analysis.gain_tables import SettingGains, setting_gains
 from nspec_hf.core import ConfigError, Pair
-from nspec_hf.data import EncodedCorpus, PairText
+from nspec_hf.data import EncodedCorpus, LanguageTags, PairText
 from nspec_hf.evaluation import TranslateConfig, Translator, score
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import NeuronMasks
@@ -28,28 +28,26 @@ Scorer = Callable[[NeuronMasks | None], dict[Pair, float]]
 
 def scorer(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tags: LanguageTags,
     texts: Sequence[PairText],
     metric: str = "bleu",
     config: TranslateConfig | None = None,
-    codes: Mapping[str, str] | None = None,
 ) -> Scorer:
     """Return a function that translates with given masks and scores each pair.
 
     Args:
         model: The model; it is left as it was.
-        tokenizer: Its tokenizer.
+        tags: Its tokenizer, and what it calls the languages.
         texts: Sources and references.
-        metric: See `scores.py`.
+        metric: See `metrics.py`.
         config: Decoding.
-        codes: Your language codes → the tokenizer's, where they differ.
     """
     sources = [sentence for text in texts for sentence in text.sources]
     pairs = [text.pair for text in texts for _ in text.sources]
 
     def scores(masks: NeuronMasks | None) -> dict[Pair, float]:
         how = None if masks is None else GateConfig(zero_shot="compose")
-        translated = iter(Translator(model, tokenizer, masks, config, how, codes).translate(sources, pairs))
+        translated = iter(Translator(model, tags, masks, config, how).translate(sources, pairs))
         outputs = {text.pair: [next(translated) for _ in text.sources] for text in texts}
         return {text.pair: score(outputs[text.pair], text.targets, metric, text.pair).value for text in texts}
 
@@ -57,7 +55,7 @@ def scorer(
 
 
 def masked_gains(
-    score: Scorer,
+    score_masks: Scorer,
     stats: ActivationStats,
     coverages: Sequence[float] = (),
     generals: Sequence[float] = (),
@@ -67,7 +65,7 @@ def masked_gains(
     """Return what masks of several settings do to the scores of a model that was not trained with them.
 
     Args:
-        score: A function of `scorer`.
+        score_masks: A function of `scorer`.
         stats: What masks are selected from.
         coverages: Values of k (Tan et al., Eq. 1).
         generals: Values of ρ (Xie et al., Eq. 9), with importance by TE where it was recorded, else by AV.
@@ -80,33 +78,35 @@ def masked_gains(
     Raises:
         ConfigError: If `generals` are given and the statistics hold no importance.
     """
-    dense = score(None)
-    found = []
+    candidates: dict[str, dict[float, NeuronMasks]] = {}
     if coverages:
-        scores = {k: score(NeuronMasks.from_coverage(stats, k)) for k in coverages}
-        found.append(setting_gains("coverage k, without training", scores, dense, pivot=pivot))
+        candidates["coverage k"] = {k: NeuronMasks.from_coverage(stats, k) for k in coverages}
     if generals:
         measure = next((name for name in ("te", "av") if name in stats.sums), None)
         if measure is None:
             raise ConfigError("shares of general neurons need importance; record with RecordConfig(te=True)")
-        scores = {
-            general: score(NeuronMasks.from_importance(stats, measure, general, threshold))
-            for general in generals
+        candidates["share ρ of general neurons"] = {
+            general: NeuronMasks.from_importance(stats, measure, general, threshold) for general in generals
         }
-        found.append(
-            setting_gains("share ρ of general neurons, without training", scores, dense, pivot=pivot)
+    dense = score_masks(None)
+    return [
+        setting_gains(
+            f"{setting}, without training",
+            {value: score_masks(masks) for value, masks in by_value.items()},
+            dense,
+            pivot=pivot,
         )
-    return found
+        for setting, by_value in candidates.items()
+    ]
 
 
 def recordings(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tags: LanguageTags,
     corpus: EncodedCorpus,
     sizes: Sequence[int] = (100, 200, 500),
     seeds: Sequence[int] = (1, 2, 3),
     config: RecordConfig | None = None,
-    codes: Mapping[str, str] | None = None,
 ) -> dict[str, ActivationStats]:
     """Record the first sentences of every pair, more and more of them, and random samples.
 
@@ -114,12 +114,11 @@ def recordings(
 
     Args:
         model: The model.
-        tokenizer: Its tokenizer.
+        tags: Its tokenizer, and what it calls the languages.
         corpus: Encoded text.
         sizes: Numbers of sentences a pair; those that the pair with the least text lacks are left out.
         seeds: Of random samples, each of the smallest size.
         config: What to count.
-        codes: Your language codes → the tokenizer's, where they differ.
 
     Returns:
         Name → statistics: `100`, `200` …, `all`, then `100, seed 1` ….
@@ -136,19 +135,19 @@ def recordings(
         )
 
     def counted(chosen_P: Sequence[np.ndarray]) -> ActivationStats:
-        return record_corpus(model, tokenizer, _part(corpus, chosen_P), config, codes=codes)
+        return record_corpus(model, tags.tokenizer, _part(corpus, chosen_P), config, codes=tags.codes)
 
-    found: dict[str, ActivationStats] = {}
+    samples: dict[str, ActivationStats] = {}
     so_far: ActivationStats | None = None
     for start, end in zip([0, *growing], [*growing, None], strict=True):
         more = counted([rows[start:end] for rows in rows_P])
         so_far = more if so_far is None else copy.deepcopy(so_far).merge(more)
-        found["all" if end is None else str(end)] = so_far
+        samples["all" if end is None else str(end)] = so_far
     for seed in seeds:
         draw = np.random.default_rng(seed)
-        sample_P = [np.sort(draw.choice(rows, growing[0], replace=False)) for rows in rows_P]
-        found[f"{growing[0]}, seed {seed}"] = counted(sample_P)
-    return found
+        chosen_P = [np.sort(draw.choice(rows, growing[0], replace=False)) for rows in rows_P]
+        samples[f"{growing[0]}, seed {seed}"] = counted(chosen_P)
+    return samples
 
 
 def _part(corpus: EncodedCorpus, rows_P: Sequence[np.ndarray]) -> EncodedCorpus:

@@ -13,8 +13,6 @@ its own. NaN means "undefined here" and becomes an empty cell or `null`.
 """
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nspec_hf.core import write_text
+from nspec_hf.core import plain, write_text
 from nspec_hf.recording import Site
 
 
@@ -48,22 +46,30 @@ class Result:
         """
         arrays = self.array_axes()
         main = next(iter(arrays.values()))
-        shape = tuple(len(getattr(self, labels)) for labels in main.values())
-        columns: dict[str, Any] = {}
-        for position, (axis, labels) in enumerate(main.items()):
-            index = np.indices(shape)[position].ravel()
-            for name, entries in _axis_columns(axis, getattr(self, labels)).items():
-                columns[name] = [entries[i] for i in index]
-        for name, own_axes in arrays.items():
-            if own_axes == main:
-                columns[name] = np.asarray(getattr(self, name)).reshape(-1)
-        return pd.DataFrame(columns)
+        labels = [getattr(self, field) for field in main.values()]
+        index = pd.MultiIndex.from_product(labels, names=list(main))
+        values = {name: np.ravel(getattr(self, name)) for name, own in arrays.items() if own == main}
+        table = pd.DataFrame(values, index=index).reset_index()
+        if "site" in main:
+            sites = list(table["site"])
+            after = list(main).index("site") + 1
+            table["site"] = [site.name for site in sites]
+            table.insert(after, "side", [site.side for site in sites])
+            table.insert(after + 1, "layer", [site.layer for site in sites])
+        return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists, numbers and strings: `{"result": …, field: …, "axes": {array: [axis, …]}}`."""
-        plain = {f.name: to_plain(getattr(self, f.name)) for f in fields(self)}
+        """Return plain lists, numbers and strings: `{"result": …, field: …, "axes": {array: [axis, …]}}`.
+
+        Undefined numbers are None.
+        """
+        content = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        if "sites" in content:
+            content["sites"] = [
+                {key: site[key] for key in ("name", "side", "layer", "width")} for site in content["sites"]
+            ]
         named = {name: list(own) for name, own in self.array_axes().items()}
-        return {"result": type(self).__name__, "axes": named, **plain}
+        return {"result": type(self).__name__, "axes": named, **content}
 
     def to_json(self) -> str:
         """Return `to_dict()` as strict JSON: undefined numbers are `null`, never `NaN`."""
@@ -71,30 +77,10 @@ class Result:
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
         """Write `name.json` and `name.csv` into a folder, which is made if needed; return their paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{name}.json", folder / f"{name}.csv"]
+        paths = [Path(folder) / f"{name}.json", Path(folder) / f"{name}.csv"]
         write_text(paths[0], self.to_json() + "\n")
         write_text(paths[1], self.to_pandas().to_csv(index=False))
         return paths
-
-
-def to_plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; a number that is not finite becomes None."""
-    if isinstance(value, Site):
-        return {"name": value.name, "side": value.side, "layer": value.layer, "width": value.width}
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray):
-        return to_plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [to_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    # A Pair is a string; JSON should hold a plain one.
-    return str(value) if isinstance(value, str) else value
 
 
 def site_label(site: Site) -> str:
@@ -104,11 +90,6 @@ def site_label(site: Site) -> str:
     return f"{site.side} {site.layer} {'.'.join(site.name.split('.')[-2:])}"
 
 
-def _axis_columns(axis: str, labels: tuple[Any, ...]) -> dict[str, list[Any]]:
-    if labels and isinstance(labels[0], Site):
-        return {
-            axis: [site.name for site in labels],
-            "side": [site.side for site in labels],
-            "layer": [site.layer for site in labels],
-        }
-    return {axis: [str(label) if isinstance(label, str) else label for label in labels]}
+def p_text(p_value: float) -> str:
+    """Return a p-value as it is written beside a number."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nspec_hf.analysis.mask_overlap import iou
+from nspec_hf.analysis.mask_overlap import couples, iou
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import ConfigError, Pair, SiteMismatchError
+from nspec_hf.core import ConfigError, Pair, SiteMismatchError, require_share
 from nspec_hf.masks import allocate_by_importance, select_by_coverage
 from nspec_hf.recording import ActivationStats, Site
 
@@ -43,17 +43,18 @@ def coverage_sweep(stats: ActivationStats, coverages: Sequence[float] = COVERAGE
     Raises:
         ConfigError: If a coverage lies outside (0, 1].
     """
-    wrong = [k for k in coverages if not 0 < k <= 1]
-    if wrong:
-        raise ConfigError(f"coverages lie in (0, 1], got {wrong}")
+    for coverage in coverages:
+        require_share("coverage", coverage, above_zero=True)
     sites = _ffn_sites(stats)
-    shape = (len(coverages), len(sites))
-    density_KS, overlap_KS = np.empty(shape), np.empty(shape)
-    for column, site in enumerate(sites):
-        for row, keep_PF in enumerate(_covered(stats.counts[site.name], coverages)):
-            density_KS[row, column] = keep_PF.double().mean().item()
-            overlap_KS[row, column] = _mean_off_diagonal(iou(keep_PF))
-    return CoverageSweep(coverages=tuple(coverages), sites=sites, density=density_KS, overlap=overlap_KS)
+    keep_SKPF = [_covered(stats.counts[site.name], coverages) for site in sites]
+    density_SK = [[keep_PF.double().mean().item() for keep_PF in keep_KPF] for keep_KPF in keep_SKPF]
+    overlap_SK = [[_mean(couples(iou(keep_PF))) for keep_PF in keep_KPF] for keep_KPF in keep_SKPF]
+    return CoverageSweep(
+        coverages=tuple(coverages),
+        sites=sites,
+        density=np.array(density_SK).T,
+        overlap=np.array(overlap_SK).T,
+    )
 
 
 def _covered(counts_PF: Tensor, coverages: Sequence[float]) -> list[Tensor]:
@@ -90,12 +91,11 @@ def allocation_sweep(
     theta = stats.importance(measure)
     shape = (len(generals), len(thresholds), len(stats.sites))
     density, specific = np.empty(shape), np.empty(shape)
-    for column, site in enumerate(stats.sites):
-        for row, general in enumerate(generals):
-            for k, threshold in enumerate(thresholds):
-                keep_PF, general_F = allocate_by_importance(theta[site.name], general, threshold)
-                density[row, k, column] = keep_PF.double().mean().item()
-                specific[row, k, column] = (keep_PF & ~general_F).double().mean().item()
+    for cell in np.ndindex(shape):
+        theta_PF = theta[stats.sites[cell[2]].name]
+        keep_PF, general_F = allocate_by_importance(theta_PF, generals[cell[0]], thresholds[cell[1]])
+        density[cell] = keep_PF.double().mean().item()
+        specific[cell] = (keep_PF & ~general_F).double().mean().item()
     return AllocationSweep(
         measure=measure,
         generals=tuple(generals),
@@ -139,24 +139,18 @@ def stability(recordings: Mapping[str, ActivationStats], coverage: float = 0.95)
     """
     if len(recordings) < 2:
         raise ConfigError(f"stability compares at least two recordings, got {len(recordings)}")
-    names, all_stats = tuple(str(name) for name in recordings), list(recordings.values())
-    first = all_stats[0]
-    for name, stats in recordings.items():
+    names, samples = tuple(map(str, recordings)), list(recordings.values())
+    first = samples[0]
+    for name, stats in zip(names, samples, strict=True):
         if stats.pairs != first.pairs or [s.name for s in stats.sites] != [s.name for s in first.sites]:
             raise SiteMismatchError(f"recording {name!r} holds other pairs or sites than {names[0]!r}")
-    sites = _ffn_sites(first)
-    iou_RRSP = np.empty((len(names), len(names), len(sites), len(first.pairs)))
+    sites, pairs = _ffn_sites(first), tuple(first.pairs)
+    iou_RRSP = np.empty((len(names), len(names), len(sites), len(pairs)))
     for column, site in enumerate(sites):
-        keep_RPF = torch.stack([select_by_coverage(s.counts[site.name], coverage) for s in all_stats])
-        for row in range(len(first.pairs)):
+        keep_RPF = torch.stack([select_by_coverage(s.counts[site.name], coverage) for s in samples])
+        for row in range(len(pairs)):
             iou_RRSP[:, :, column, row] = iou(keep_RPF[:, row])
-    return Stability(
-        recordings=names,
-        sites=sites,
-        pairs=tuple(first.pairs),
-        iou=iou_RRSP,
-        coverage=coverage,
-    )
+    return Stability(recordings=names, sites=sites, pairs=pairs, iou=iou_RRSP, coverage=coverage)
 
 
 def _ffn_sites(stats: ActivationStats) -> tuple[Site, ...]:
@@ -166,7 +160,5 @@ def _ffn_sites(stats: ActivationStats) -> tuple[Site, ...]:
     return sites
 
 
-def _mean_off_diagonal(iou_PP: np.ndarray) -> float:
-    found = iou_PP[np.triu_indices(len(iou_PP), k=1)]
-    found = found[~np.isnan(found)]
-    return float(found.mean()) if len(found) else float("nan")
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from nspec_hf import analysis, evaluation, masks as masks_room, recording, systems
@@ -86,9 +85,7 @@ def _analyzed(
         recording.ActivationStats.load(stats) if stats else None,
         dict(_read_scores(path, metric) for path in scores) or None,
         families,
-        comparison=evaluation.Comparison.from_json(Path(comparison).read_text(encoding="utf-8"))
-        if comparison
-        else None,
+        comparison=evaluation.Comparison.load(comparison) if comparison else None,
         baseline=baseline,
         metric=metric,
         tiers=tiers,

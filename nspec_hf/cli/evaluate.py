@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nspec_hf import data, evaluation
-from nspec_hf.core import ConfigError, Pair, TableFormat, join_tables, write_text
+from nspec_hf.core import ConfigError, Pair, TableFormat, join_tables
 
 
 def evaluate(
@@ -134,7 +134,7 @@ def compare(
     found = evaluation.compare(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
     sys.stdout.write(found.table().render(style))
     if output:
-        write_text(output, found.to_json())
+        found.save(output)
 
 
 def _listed(metrics: str | Sequence[str]) -> tuple[str, ...]:

@@ -147,9 +147,7 @@ def translate(
     """
     network, tags = load(model, codes)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
-    translator = evaluation.Translator(
-        network, tags.tokenizer, chosen, translate, gate if chosen else None, codes
-    )
+    translator = evaluation.Translator(network, tags, chosen, translate, gate if chosen else None)
     text = sys.stdin.read() if input == "-" else Path(input).read_text(encoding="utf-8")
     lines = "".join(f"{line}\n" for line in translator.translate(text.splitlines(), pair))
     if output == "-":

@@ -65,11 +65,11 @@ def probe(
     if erase or coverages or generals:
         texts = data.read_corpus(corpus, held.pairs, test_split)
         tests = [data.PairText(text.pair, text.sources[:lines], text.targets[:lines]) for text in texts]
-        score = analysis.scorer(network, tags.tokenizer, tests, metric, translate, codes)
+        score = analysis.scorer(network, tags, tests, metric, translate)
         if erase:
-            erasure = analysis.erasure_effect(held, score, erase_of)
-            found["erasure"] = erasure, analysis.draw_erasure(erasure)
-            sys.stdout.write(f"{_erasure_table(erasure, metric, lines)}\n")
+            ablation = analysis.ablate(held, score, erase_of)
+            found["erasure"] = ablation, analysis.draw_ablation(ablation)
+            sys.stdout.write(f"{_ablation_table(ablation, metric, lines)}\n")
         pivot = analysis.find_pivot(held.pairs) or "en"
         swept = analysis.masked_gains(score, recorded, coverages, generals, pivot=pivot) if recorded else []
         for gains in swept:
@@ -80,7 +80,7 @@ def probe(
     if sizes:
         encoded = data.encode_corpus(data.read_corpus(corpus, held.pairs, split), tags)
         count = recording.RecordConfig(count=recorded.count if recorded else "tokens")
-        samples = analysis.recordings(network, tags.tokenizer, encoded, sizes, seeds, count, codes)
+        samples = analysis.recordings(network, tags, encoded, sizes, seeds, count)
         stability = analysis.stability(samples, held.recipe.settings.get("coverage", 0.95))
         found["stability"] = stability, analysis.draw_stability(stability)
     paths = [path for name, (result, _) in found.items() for path in result.save(output, name)]
@@ -91,7 +91,7 @@ def probe(
     sys.stdout.write(f"{output}: {', '.join(path.name for path in paths)}\n")
 
 
-def _erasure_table(found: "analysis.Erasure", metric: str, lines: int) -> Table:
+def _ablation_table(found: "analysis.Ablation", metric: str, lines: int) -> Table:
     rows = tuple((kind, *found.mean_change(row)) for row, kind in enumerate(found.kinds))
     about = (
         f"of general: {found.general_share:.0%}, of specific: {found.specific_share:.0%}; seed {found.seed}"

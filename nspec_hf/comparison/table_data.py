@@ -14,7 +14,7 @@ from typing import Any
 
 from nspec_hf.comparison.runs import Tests
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Pair
-from nspec_hf.evaluation import TIERS, SystemScores, Verdict
+from nspec_hf.evaluation import SystemScores, Verdict
 from nspec_hf.systems import DataConfig
 
 TRAINED = "trained"
@@ -142,10 +142,6 @@ def tiers_of(data: DataConfig) -> dict[str, tuple[Pair, ...]]:
     found: dict[str, tuple[Pair, ...]] = {}
     for name, pairs in blocks_of(data).items():
         if name != TRAINED:
-            for tier in sorted({of.tier(pair) or "" for pair in pairs}, key=_tier_order):
+            for tier in of.tiers_of(pairs):
                 found[f"{name} {tier}"] = tuple(pair for pair in pairs if of.tier(pair) == tier)
     return found
-
-
-def _tier_order(tier: str) -> list[int]:
-    return [TIERS.index(part) if part in TIERS else len(TIERS) for part in tier.split("-")]

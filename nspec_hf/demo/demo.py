@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nspec_hf.analysis import Analysis, analyze, draw_overlap_layers, save_figure, write_report
-from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, program, write_text
+from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, program
 from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
 from nspec_hf.demo.display import (
     Speaker,
@@ -150,7 +150,7 @@ def _compare(runs: Mapping[str, Run], trials: int) -> Comparison:
 
 
 def _write(output: Path, analysis: Analysis, comparison: Comparison) -> None:
-    write_text(output / "scores" / "comparison.json", comparison.to_json() + "\n")
+    comparison.save(output / "scores" / "comparison.json")
     save_figure(draw_overlap_layers(analysis.progression, analysis.families), output, "overlap")
     write_report(analysis, output / "report.html", "Neurons of made-up language families")
 

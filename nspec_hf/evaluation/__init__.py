@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.evaluation.translator import TranslateConfig as TranslateConfig, Translator as Translator
+    from nspec_hf.evaluation.config import TranslateConfig as TranslateConfig
+    from nspec_hf.evaluation.translator import Translator as Translator
     from nspec_hf.evaluation.metrics import sacrebleu_metric as sacrebleu_metric, score as score
     from nspec_hf.evaluation.comet import (
         COMET_MODEL as COMET_MODEL,
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
     )
     from nspec_hf.evaluation.language_id import off_target as off_target
     from nspec_hf.evaluation.system_scores import (
+        TIERS as TIERS,
         SystemScores as SystemScores,
         notes_of as notes_of,
         score_system as score_system,
     )
     from nspec_hf.evaluation.groups import (
-        TIERS as TIERS,
         grouped_table as grouped_table,
         tiers_from_sizes as tiers_from_sizes,
     )

@@ -4,13 +4,12 @@ Three steps: `write_comet` lays out the sentences and a script; the script runs 
 environment of its own (`pip install unbabel-comet`); `read_comet` takes the scores back and checks that
 they belong to these sentences.
 
-    folder/comet.sh                 one call of comet-score a pair; arguments are passed on: sh comet.sh
-    --gpus 0 folder/comet.json               the model, the pairs and their numbers of sentences
-    folder/en-de.src .hyp .ref      one sentence a line folder/en-de.scores.json        what comet-score
-    writes
+    folder/comet.sh                 one call of comet-score a pair; passes arguments on: sh comet.sh --gpus 0
+    folder/comet.json               the model, the pairs and their numbers of sentences
+    folder/en-de.src .hyp .ref      one sentence a line
+    folder/en-de.scores.json        what comet-score writes
 """
 
-import json
 import math
 import os
 import shlex
@@ -23,6 +22,7 @@ from nspec_hf.core import (
     CorpusError,
     Pair,
     UnknownPairError,
+    read_json,
     read_lines,
     write_json,
     write_lines,
@@ -59,7 +59,6 @@ def write_comet(
         CorpusError: If line counts differ or a sentence holds a line break.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     sides = {"src": sources, "hyp": hypotheses} | ({} if references is None else {"ref": references})
     commands = []
     for pair in map(Pair, hypotheses):
@@ -95,9 +94,9 @@ def read_comet(folder: str | os.PathLike) -> dict[Pair, Score]:
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / "comet.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "comet.json")
         model, pairs = manifest["model"], manifest["pairs"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ConfigError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder} was not written for COMET (comet.json: {error!r})") from None
     scores = {}
     for pair in map(Pair, pairs):
@@ -121,10 +120,7 @@ def _read_segments(path: Path, pair: Pair) -> list[dict[str, Any]]:
         raise ConfigError(
             f"{pair} is not scored yet: there is no {path}; run comet.sh where comet-score is installed"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{path} is cut off or no JSON: {error}") from None
+    content = read_json(path, CorpusError)
     # COMET 1.1 and later write {file: [segment, …]}, the first versions a bare list.
     if isinstance(content, dict) and len(content) == 1:
         content = next(iter(content.values()))

@@ -5,7 +5,6 @@ so that nothing is translated twice. What made them stands beside them: translat
 or settings are not taken for these.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nspec_hf.core import Pair, digest, plain, read_lines, write_json, write_lines
+from nspec_hf.core import Pair, digest, plain, read_json, read_lines, write_json, write_lines
 from nspec_hf.data import PairText
 from nspec_hf.evaluation.system_scores import SystemScores, score_system
 from nspec_hf.evaluation.translator import Translator
@@ -81,7 +80,7 @@ def evaluate_system(
         translator: The system.
         texts: Sources and references.
         folder: Where its translations are kept.
-        metrics: See `scores.score`.
+        metrics: See `metrics.score`.
         pivot: The language that tells one-to-many from many-to-one.
         tiers: Language → resource tier.
         recipe: What made it, kept with the scores beside the decoding settings and the masks' fingerprint.
@@ -130,7 +129,7 @@ def _settings(translator: Translator) -> dict[str, Any]:
 
 def _read_maker(folder: Path) -> dict[str, Any]:
     path = folder / MAKER_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"maker": None, "texts": {}}
+    return read_json(path) if path.is_file() else {"maker": None, "texts": {}}
 
 
 def _weights_digest(model: torch.nn.Module) -> str:
@@ -138,6 +137,7 @@ def _weights_digest(model: torch.nn.Module) -> str:
     return digest(
         part
         for name, tensor in sorted(model.state_dict().items())
+        # As bytes: NumPy has no bfloat16.
         for part in (name, tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     )
 

@@ -14,7 +14,6 @@ from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, ConfigError, Tabl
 from nspec_hf.evaluation.system_scores import SystemScores, notes_of
 
 GROUPS = (ONE_TO_MANY, MANY_TO_ONE, ZERO_SHOT)
-TIERS = ("high", "med", "low")
 
 
 def grouped_table(
@@ -55,7 +54,7 @@ def grouped_table(
     for system in systems:
         cells = averages[system.name]
         if baseline not in (None, system.name):
-            cells = [own - base for own, base in zip(cells, averages[baseline], strict=True)]
+            cells = [value - base for value, base in zip(cells, averages[baseline], strict=True)]
         counts = [system.at_least(threshold, metric) for threshold in counted]
         rows.append((system.name, *cells, *counts, *([wrong_language(system)] if looked else [])))
     sense = f"{metric}, mean over directions" + (f"; differences from {baseline}" if baseline else "")
@@ -84,26 +83,26 @@ def seeds_table(
         ConfigError: If a system has fewer than two runs, or the runs differ in pairs, pivot or tiers.
         UnknownPairError: If a run lacks a score.
     """
-    few = [f"{name} ({len(own)})" for name, own in runs.items() if len(own) < 2]
+    few = [f"{name} ({len(scores)})" for name, scores in runs.items() if len(scores) < 2]
     if few or not runs:
         raise ConfigError(f"a spread over seeds needs two runs or more of every system, got {few or 'none'}")
-    every = [
+    numbered = [
         replace(run, name=f"{name} {seed}")
-        for name, own in runs.items()
-        for seed, run in enumerate(own, start=1)
+        for name, scores in runs.items()
+        for seed, run in enumerate(scores, start=1)
     ]
-    _check_alike(every, None)
-    columns = _columns(every[0], by)
+    _check_alike(numbered, None)
+    columns = _columns(numbered[0], by)
     rows = []
-    for name, own in runs.items():
-        values = [[run.average(metric, *column) for run in own] for column in columns.values()]
-        spread = tuple(f"{statistics.mean(each):.2f} ± {statistics.stdev(each):.2f}" for each in values)
-        rows.append((name, len(own), *spread))
+    for name, scores in runs.items():
+        values = [[run.average(metric, *column) for run in scores] for column in columns.values()]
+        spread = (f"{statistics.mean(column):.2f} ± {statistics.stdev(column):.2f}" for column in values)
+        rows.append((name, len(scores), *spread))
     return Table(
         title=f"{metric}, mean over directions; mean ± standard deviation over seeds",
         columns=("system", "seeds", *columns),
         rows=tuple(rows),
-        notes=notes_of(every, [metric]),
+        notes=notes_of(numbered, [metric]),
     )
 
 
@@ -112,8 +111,8 @@ def wrong_language(system: SystemScores) -> float | None:
 
     Directions into languages that the identifier does not know are left out.
     """
-    found = [system.off_target[pair].share for pair in system.select(ZERO_SHOT) if pair in system.off_target]
-    known = [share for share in found if share is not None]
+    looked_at = [pair for pair in system.select(ZERO_SHOT) if pair in system.off_target]
+    known = [share for pair in looked_at if (share := system.off_target[pair].share) is not None]
     return 100 * math.fsum(known) / len(known) if known else None
 
 
@@ -160,16 +159,11 @@ def _columns(system: SystemScores, by: str) -> dict[str, tuple[str | None, str |
     for group in GROUPS:
         pairs = system.select(group)
         if by == "tier":
-            tiers = sorted({system.tier(pair) or "" for pair in pairs}, key=_tier_order)
-            columns |= {f"{group} {tier}": (group, tier) for tier in tiers}
+            columns |= {f"{group} {tier}": (group, tier) for tier in system.tiers_of(pairs)}
         if pairs:
             columns[f"{group} all" if by == "tier" else group] = (group, None)
     groups = {group for group, _ in columns.values()}
     return columns | {"all": (None, None)} if len(groups) > 1 else columns
-
-
-def _tier_order(tier: str) -> list[tuple[int, str]]:
-    return [(TIERS.index(part) if part in TIERS else len(TIERS), part) for part in tier.split("-")]
 
 
 def _check_alike(systems: Sequence[SystemScores], baseline: str | None) -> None:

@@ -81,7 +81,7 @@ def off_target(
         UserWarning: If lingua does not know a language; it is named.
     """
     identifier = _Identifier(languages)
-    found = {}
+    results = {}
     for name, sentences in outputs.items():
         pair = Pair(name)
         wanted = list(references[pair]) if references is not None and pair in references else None
@@ -89,7 +89,7 @@ def off_target(
         target = identifier.codes_of(pair.target)
         names = identifier(sentences)
         counts = Counter(code for code in names if code is not None)
-        found[pair] = OffTarget(
+        results[pair] = OffTarget(
             pair=pair,
             share=_wrong(names, target),
             floor=None if wanted is None else _wrong(identifier(wanted), target),
@@ -98,14 +98,14 @@ def off_target(
             undecided=names.count(None),
             identifier=identifier.description,
         )
-    unknown = sorted({pair.target for pair, result in found.items() if result.share is None})
+    unknown = sorted({pair.target for pair, result in results.items() if result.share is None})
     if unknown:
         warnings.warn(
             f"no off-target share for {', '.join(unknown)}: {identifier.description} does not know "
             f"{'it' if len(unknown) == 1 else 'them'}",
             stacklevel=2,
         )
-    return found
+    return results
 
 
 def _wrong(names: Sequence[str | None], target: frozenset[str]) -> float | None:
@@ -146,7 +146,7 @@ class _Identifier:
 
     def _choose(self, languages: list[str]) -> frozenset[str]:
         codes = {language: self.codes_of(language) for language in languages}
-        unknown = [language for language, found in codes.items() if not found]
+        unknown = [language for language, known in codes.items() if not known]
         if unknown:
             warnings.warn(
                 f"lingua does not know {', '.join(unknown)}; such text will be taken for another language",
@@ -165,7 +165,7 @@ def _load_lingua() -> Any:
     try:
         import lingua  # an extra, and 96 MB of models
     except ImportError:
-        raise ConfigError("the off-target share needs `pip install nspec-hf[langid]`") from None
+        raise ConfigError("the off-target share needs `pip install nspec-hf[evaluate]`") from None
     return lingua
 
 

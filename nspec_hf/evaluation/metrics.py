@@ -153,7 +153,7 @@ def score(
         sentences=len(references),
         tokenizer=settings.tokenizer,
         lower_is_better=settings.lower_is_better,
-        detail=result._verbose.strip(),
+        detail=" ".join(str(result).split(" ")[3:]),  # behind "BLEU = 34.33"
     )
 
 

@@ -97,9 +97,9 @@ def paired_test(
         signature = metric.get_signature()
         signature.update("seed", str(seed).lower())
         signature.update(test, n_samples)
-        base = _score(metric, base_NS.sum(0))
+        base = _scores(metric, [base_NS.sum(0).tolist()]).item()
         for (name, own_NS), own_TS in zip(system_NS.items(), rest, strict=True):
-            own = _score(metric, own_NS.sum(0))
+            own = _scores(metric, [own_NS.sum(0).tolist()]).item()
             differ = _swapped_differences if test == "ar" else _resampled_differences
             chance_T = differ(metric, base_NS, own_NS, base_TS, own_TS)
             results[name, settings.name] = PairedResult(
@@ -116,10 +116,6 @@ def paired_test(
 def _statistics(metric: Metric, sentences: Sequence[str]) -> np.ndarray:
     """Return the statistics of each sentence, [N, S]; the metric holds the references' n-grams."""
     return np.array(metric._extract_corpus_statistics(sentences, None))
-
-
-def _score(metric: Metric, stats_S: np.ndarray) -> float:
-    return float(metric._compute_score_from_stats(stats_S.tolist()).score)
 
 
 def _sums(stats_NS: np.ndarray, test: PairedTest, n_samples: int, seed: int | None) -> np.ndarray:

@@ -1,30 +1,33 @@
 """Which systems are better than the baseline, and on how many directions? Verdicts that do not count on luck.
 
-`compare` runs a paired test (see `trials.py`) on every direction, metric and system. A verdict is `better`,
-`worse` or `not significant`, and is given twice: at p < 0.05 for the direction alone, as papers report it,
-and after Holm's correction, since of sixty directions three would pass by chance alone.
+`compare` runs a paired test (see `paired_test.py`) on every direction, metric and system. A verdict is
+`better`, `worse` or `not significant`, and is given twice: at p < 0.05 for the direction alone, as papers
+report it, and after Holm's correction, since of sixty directions three would pass by chance alone.
 """
 
-import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nspec_hf.core import ConfigError, Pair, Table, UnknownPairError, as_pairs
 from nspec_hf.data import Outputs, require_parallel
 from nspec_hf.evaluation.metrics import SacrebleuMetric, sacrebleu_metric
 from nspec_hf.evaluation.paired_test import PairedResult, PairedTest, paired_test
+from nspec_hf.evaluation.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Verdict = Literal["better", "worse", "not significant"]
 VERDICTS: tuple[Verdict, ...] = ("better", "worse", "not significant")
+Results = dict[tuple[str, str], PairedResult]
+"""Of one direction: (system, metric) → result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class ComparisonRow:
     signature: str
     """sacreBLEU's signature, with test, trials and seed."""
     p_with_ties: float | None = None
-    """The same p, with trials counted that differ exactly as much; see `trials.py`."""
+    """The same p, with trials counted that differ exactly as much; see `paired_test.py`."""
     differing: int | None = None
     """Sentences in which the two systems differ, as the metric sees it."""
 
@@ -68,8 +71,11 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Saved):
     """All rows, system by system and metric by metric, and how they were made."""
+
+    what: ClassVar[str] = "a comparison"
+    derived: ClassVar[frozenset[str]] = frozenset({"counts"})
 
     rows: tuple[ComparisonRow, ...]
     baseline_name: str
@@ -82,11 +88,20 @@ class Comparison:
         self, metric: str | None = None, system_name: str | None = None, *, holm: bool = False
     ) -> dict[Verdict, int]:
         """Return how many rows have each verdict: of one metric, of one system, or of all."""
-        counts = dict.fromkeys(VERDICTS, 0)
-        for row in self.rows:
-            if metric in (None, row.metric) and system_name in (None, row.system_name):
-                counts[row.verdict_holm if holm else row.verdict] += 1
-        return counts
+        verdicts = [
+            row.verdict_holm if holm else row.verdict
+            for row in self.rows
+            if metric in (None, row.metric) and system_name in (None, row.system_name)
+        ]
+        return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+    def tested(self) -> list[tuple[str, str]]:
+        """Return the systems and metrics that were tested, as (system, metric)."""
+        return list(dict.fromkeys((row.system_name, row.metric) for row in self.rows))
+
+    def signatures(self) -> list[str]:
+        """Return each metric with its signature, which says how its numbers were computed."""
+        return sorted({f"{row.metric}: {row.signature}" for row in self.rows})
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a data frame with a line a row.
@@ -100,24 +115,9 @@ class Comparison:
             raise ConfigError("to_pandas needs `pip install nspec-hf[analysis]`") from None
         return pd.DataFrame([{**asdict(row), "pair": str(row.pair)} for row in self.rows])
 
-    def to_json(self) -> str:
-        """Return everything as JSON; `from_json` reads it back."""
-        return json.dumps({**asdict(self), "counts": self.counts()}, ensure_ascii=False, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Comparison":
-        """Return the comparison that `to_json` wrote.
-
-        Raises:
-            ConfigError: If the text is no comparison.
-        """
-        try:
-            content = json.loads(text)
-            content.pop("counts")
-            rows = [ComparisonRow(**{**row, "pair": Pair(row["pair"])}) for row in content.pop("rows")]
-            return cls(rows=tuple(rows), **content)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise ConfigError(f"this is not a comparison written by to_json: {error!r}") from None
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values, with the counts of verdicts; `from_dict` reads it back."""
+        return {**super().to_dict(), "counts": self.counts()}
 
     def table(self) -> Table:
         """Return a table with a line a row; its notes count the verdicts and carry the signatures."""
@@ -126,7 +126,7 @@ class Comparison:
             title=f"Against {self.baseline_name}: paired {name}, {self.n_samples} trials, seed {self.seed}",
             columns=("pair", "system", "metric", "baseline", "score", "delta", "p", "p (Holm)", "verdict"),
             rows=tuple(_cells(row, self.alpha) for row in self.rows),
-            notes=(*self._summaries(), *sorted({f"{row.metric}: {row.signature}" for row in self.rows})),
+            notes=(*self._summaries(), *self.signatures()),
         )
 
     def doubts(self) -> str:
@@ -140,12 +140,12 @@ class Comparison:
         return f"{why}: {', '.join(doubtful)}" if doubtful else ""
 
     def _summaries(self) -> list[str]:
-        groups = dict.fromkeys((row.system_name, row.metric) for row in self.rows)
-        return [
+        counts = [
             f"{system}, {metric}: {_in_words(self.counts(metric, system))} at p < {self.alpha}; "
             f"after Holm's correction {_in_words(self.counts(metric, system, holm=True))}"
-            for system, metric in groups
-        ] + ([self.doubts()] if self.doubts() else [])
+            for system, metric in self.tested()
+        ]
+        return [*counts, *filter(None, [self.doubts()])]
 
 
 def compare(
@@ -164,7 +164,7 @@ def compare(
         systems: For each system's name, its translations: `{pair: [sentence, …]}`; the baseline among them.
         references: One reference a sentence. Directions that no system translated may be there too.
         baseline: The name of the system that the others are compared with.
-        metrics: Names of sacreBLEU's metrics (see `scores.py`).
+        metrics: Names of sacreBLEU's metrics (see `metrics.py`).
         test: `ar`, approximate randomization, or `bs`, bootstrap resampling.
         n_samples: How many trials.
         seed: Of the random stream, which starts anew for each direction, as sacreBLEU's does; None: not
@@ -183,25 +183,29 @@ def compare(
     outputs = {name: _by_pair(texts) for name, texts in systems.items()}
     wanted = _by_pair(references)
     _check_outputs(outputs, wanted, baseline)
+    others = [name for name in outputs if name != baseline]
+    pairs = list(outputs[baseline])
+    tests = {pair: [_with_statistics(metric, pair) for metric in metrics] for pair in pairs}
     tasks = [
-        _Task(
-            baseline=outputs[baseline][pair],
-            systems={name: outputs[name][pair] for name in outputs if name != baseline},
-            references=wanted[pair],
-            metrics=[_with_statistics(metric, pair) for metric in metrics],
-            test=test,
-            n_samples=n_samples,
-            seed=seed,
+        partial(
+            paired_test,
+            outputs[baseline][pair],
+            {name: outputs[name][pair] for name in others},
+            wanted[pair],
+            tests[pair],
+            test,
+            n_samples,
+            seed,
         )
-        for pair in outputs[baseline]
+        for pair in pairs
     ]
-    found = dict(zip(outputs[baseline], _run(tasks, n_jobs), strict=True))
+    results = dict(zip(pairs, _run(tasks, n_jobs), strict=True))
     comparison = Comparison(rows=(), baseline_name=baseline, test=test, n_samples=n_samples, seed=seed)
     rows: list[ComparisonRow] = []
-    for name in tasks[0].systems:
-        for settings in tasks[0].metrics:
-            group = {pair: results[name, settings.name] for pair, results in found.items()}
-            rows += _judge(group, name, settings, comparison.alpha)
+    for name in others:
+        for metric in tests[pairs[0]]:
+            by_pair = {pair: results[pair][name, metric.name] for pair in pairs}
+            rows += _judge(by_pair, name, metric, comparison.alpha)
     comparison = replace(comparison, rows=tuple(rows))
     if comparison.doubts():
         warnings.warn(comparison.doubts(), stacklevel=2)
@@ -216,77 +220,57 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     corrected = [0.0] * len(p_values)
     highest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = highest
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
     return corrected
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """All that a process needs to test one direction."""
-
-    baseline: list[str]
-    systems: dict[str, list[str]]
-    references: list[str]
-    metrics: list[SacrebleuMetric]
-    test: PairedTest
-    n_samples: int
-    seed: int | None
-
-    def run(self) -> dict[tuple[str, str], PairedResult]:
-        return paired_test(**vars(self))
-
-
-def _run(tasks: Sequence[_Task], n_jobs: int | None) -> list[dict[tuple[str, str], PairedResult]]:
+def _run(tasks: Sequence[Callable[[], Results]], n_jobs: int | None) -> list[Results]:
+    """Run each direction's test, several at once."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(len(tasks), n_jobs or usable)
     if workers == 1:
-        return [task.run() for task in tasks]
+        return [task() for task in tasks]
     # Forked processes need no `if __name__ == "__main__"` in the caller's script and start at once; these
     # touch neither torch nor CUDA. macOS and Windows cannot fork safely, or at all.
     method = "fork" if sys.platform.startswith("linux") else "spawn"
     with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
-        return list(pool.map(_Task.run, tasks))
+        return [running.result() for running in [pool.submit(task) for task in tasks]]
 
 
 def _judge(
-    group: Mapping[Pair, PairedResult], name: str, settings: SacrebleuMetric, alpha: float
+    results: Mapping[Pair, PairedResult], name: str, metric: SacrebleuMetric, alpha: float
 ) -> list[ComparisonRow]:
     """Return the rows of one system and metric, corrected for how many they are."""
-    corrected = holm([result.p_value for result in group.values()])
+    corrected = holm([result.p_value for result in results.values()])
     rows = []
-    for (pair, result), p_holm in zip(group.items(), corrected, strict=True):
+    for (pair, result), p_holm in zip(results.items(), corrected, strict=True):
         delta = result.system - result.baseline
-        direction: Verdict = "better" if (delta < 0) == settings.lower_is_better else "worse"
+        direction: Verdict = "better" if (delta < 0) == metric.lower_is_better else "worse"
         rows.append(
             ComparisonRow(
                 pair=pair,
-                metric=settings.name,
+                metric=metric.name,
                 system_name=name,
-                baseline=result.baseline,
-                system=result.system,
                 delta=delta,
-                p_value=result.p_value,
                 p_holm=p_holm,
                 verdict=direction if result.p_value < alpha else "not significant",
                 verdict_holm=direction if p_holm < alpha else "not significant",
-                signature=result.signature,
-                p_with_ties=result.p_with_ties,
-                differing=result.differing,
+                **vars(result),
             )
         )
     return rows
 
 
 def _with_statistics(name: str, pair: Pair) -> SacrebleuMetric:
-    settings = sacrebleu_metric(name, pair)
-    if settings is None:
+    metric = sacrebleu_metric(name, pair)
+    if metric is None:
         raise ConfigError(
             f"{name!r} cannot be tested: a paired test needs a metric of sacreBLEU (bleu, "
             "bleu:<tokenizer>, spbleu, chrf, chrf++, ter)"
         )
-    return settings
+    return metric
 
 
 def _by_pair(texts: Mapping[str, Sequence[str]]) -> Outputs:
@@ -329,16 +313,9 @@ def _check_outputs(outputs: Mapping[str, Outputs], references: Outputs, baseline
 
 
 def _cells(row: ComparisonRow, alpha: float) -> tuple[str | float, ...]:
+    p_values = (f"{row.p_value:.4f}", f"{row.p_holm:.4f}")
     scores = (row.baseline, row.system, row.delta)
-    return (
-        str(row.pair),
-        row.system_name,
-        row.metric,
-        *scores,
-        f"{row.p_value:.4f}",
-        f"{row.p_holm:.4f}",
-        row.verdict_in_words(alpha),
-    )
+    return (str(row.pair), row.system_name, row.metric, *scores, *p_values, row.verdict_in_words(alpha))
 
 
 def _in_words(counts: Mapping[Verdict, int]) -> str:

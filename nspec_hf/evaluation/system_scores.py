@@ -2,25 +2,28 @@
 
 A direction belongs to a group (one-to-many out of the pivot, many-to-one into it, zero-shot without it) and
 to a resource tier: that of its language other than the pivot (`high`), or, for a zero-shot direction, those
-of both (`high-low`). `grouping.py` sets several systems side by side.
+of both (`high-low`). `groups.py` sets several systems side by side.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from nspec_hf.core import ZERO_SHOT, Cell, ConfigError, Pair, Table, UnknownPairError, write_text
+from nspec_hf.core import ZERO_SHOT, Cell, ConfigError, Pair, Table, UnknownPairError
 from nspec_hf.evaluation.language_id import OffTarget
 from nspec_hf.evaluation.metrics import Score, score
+from nspec_hf.evaluation.saved import Saved
+
+TIERS = ("high", "med", "low")
+"""Resource tiers in the order of tables; others come after them by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemScores:
+class SystemScores(Saved):
     """What one system scored."""
+
+    what: ClassVar[str] = "scores of a system"
 
     name: str
     scores: Mapping[Pair, Mapping[str, Score]]
@@ -41,7 +44,7 @@ class SystemScores:
     @property
     def metrics(self) -> list[str]:
         """The metrics that any pair has, in order of appearance."""
-        return list(dict.fromkeys(metric for own in self.scores.values() for metric in own))
+        return list(dict.fromkeys(metric for scores in self.scores.values() for metric in scores))
 
     def tier(self, pair: str) -> str | None:
         """Return a pair's resource tier, `high` or, without the pivot, `high-low`; None without tiers.
@@ -58,6 +61,14 @@ class SystemScores:
             raise ConfigError(f"{pair}: {', '.join(missing)} has no tier; tiers are: {dict(self.tiers)}")
         return "-".join(self.tiers[code] for code in languages)
 
+    def tiers_of(self, pairs: Sequence[Pair]) -> list[str]:
+        """Return the tiers of some pairs in the order of tables: `TIERS`, then others by name."""
+
+        def order(tier: str) -> list[tuple[int, str]]:
+            return [(TIERS.index(part) if part in TIERS else len(TIERS), part) for part in tier.split("-")]
+
+        return sorted({tier for pair in pairs if (tier := self.tier(pair))}, key=order)
+
     def select(self, group: str | None = None, tier: str | None = None) -> list[Pair]:
         """Return the pairs of a group, of a tier, or of both."""
         return [
@@ -72,12 +83,12 @@ class SystemScores:
         Raises:
             UnknownPairError: If the pair has no such score.
         """
-        own = self.scores.get(Pair(pair), {})
-        if metric not in own:
+        scores = self.scores.get(Pair(pair), {})
+        if metric not in scores:
             raise UnknownPairError(
-                f"{self.name} has no {metric} of {pair}; it has: {', '.join(own) or 'nothing'}"
+                f"{self.name} has no {metric} of {pair}; it has: {', '.join(scores) or 'nothing'}"
             )
-        return own[metric].value
+        return scores[metric].value
 
     def average(self, metric: str, group: str | None = None, tier: str | None = None) -> float | None:
         """Return the mean over directions, each counting once; None if there is no direction.
@@ -101,55 +112,12 @@ class SystemScores:
 
     def _row(self, pair: Pair) -> tuple[Cell, ...]:
         cells: list[Cell] = [str(pair), pair.group(self.pivot), *([self.tier(pair)] if self.tiers else [])]
-        own, found = self.scores[pair], self.off_target.get(pair)
-        cells += [own[metric].value if metric in own else None for metric in self.metrics]
+        scores, languages = self.scores[pair], self.off_target.get(pair)
+        cells += [scores[metric].value if metric in scores else None for metric in self.metrics]
         if self.off_target:
-            cells += [_percent(found and found.share), _percent(found and found.floor)]
+            shares = (None, None) if languages is None else (languages.share, languages.floor)
+            cells += [None if share is None else 100 * share for share in shares]
         return tuple(cells)
-
-    def to_json(self) -> str:
-        """Return everything as JSON; `from_json` reads it back."""
-        content = {
-            "name": self.name,
-            "pivot": self.pivot,
-            "tiers": dict(self.tiers),
-            "generation": dict(self.generation),
-            "scores": {
-                pair: {name: _plain(s) for name, s in own.items()} for pair, own in self.scores.items()
-            },
-            "off_target": {pair: asdict(found) for pair, found in self.off_target.items()},
-        }
-        return json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "SystemScores":
-        """Return the scores that `to_json` wrote.
-
-        Raises:
-            ConfigError: If the text is something else.
-        """
-        try:
-            content = json.loads(text)
-            scores = {
-                Pair(pair): {name: _score(own) for name, own in scores.items()}
-                for pair, scores in content.pop("scores").items()
-            }
-            off_target = {
-                Pair(pair): OffTarget(**{**found, "pair": Pair(pair)})
-                for pair, found in content.pop("off_target").items()
-            }
-            return cls(scores=scores, off_target=off_target, **content)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise ConfigError(f"these are not scores written by to_json: {error!r}") from None
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write `to_json` to a file."""
-        write_text(path, self.to_json() + "\n")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "SystemScores":
-        """Read a file of `save`."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
 
 def score_system(
@@ -167,7 +135,7 @@ def score_system(
         name: The system's name.
         outputs: Its translations: `{pair: [sentence, …]}`.
         references: One a sentence, for at least these pairs.
-        metrics: Names as in `scores.py`.
+        metrics: Names as in `metrics.py`.
         sources: What was translated, for metrics that look at it.
         **about: Further fields of `SystemScores`: `generation`, `pivot`, `tiers`, `off_target`.
 
@@ -182,19 +150,19 @@ def score_system(
             raise UnknownPairError(
                 f"{pair} has no references; there are those of: {', '.join(wanted) or 'none'}"
             )
-        own = sources[pair] if sources is not None else None
-        scores[pair] = {metric: score(sentences, wanted[pair], metric, pair, own) for metric in metrics}
+        said = None if sources is None else sources[pair]
+        scores[pair] = {metric: score(sentences, wanted[pair], metric, pair, said) for metric in metrics}
     return SystemScores(name=name, scores=scores, **about)
 
 
 def notes_of(systems: Sequence[SystemScores], metrics: Sequence[str]) -> tuple[str, ...]:
     """Return the signatures behind the numbers, and how each system translated."""
     signatures = {
-        f"{metric}: {own[metric].signature}"
+        f"{metric}: {scores[metric].signature}"
         for system in systems
-        for own in system.scores.values()
+        for scores in system.scores.values()
         for metric in metrics
-        if metric in own
+        if metric in scores
     }
     made = [
         f"{system.name}: " + ", ".join(f"{key}={value}" for key, value in system.generation.items())
@@ -202,17 +170,3 @@ def notes_of(systems: Sequence[SystemScores], metrics: Sequence[str]) -> tuple[s
         if system.generation
     ]
     return (*sorted(signatures), *made)
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _plain(found: Score) -> dict[str, Any]:
-    value = found.value if math.isfinite(found.value) else None
-    return {**asdict(found), "value": value}
-
-
-def _score(content: Mapping[str, Any]) -> Score:
-    value = content["value"]
-    return Score(**{**content, "value": math.nan if value is None else value})

@@ -11,7 +11,7 @@ translation depend on its neighbours, so every row has its own.
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
@@ -21,43 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import LanguageTags
+from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_start_token, eval_mode, plain_model
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranslateConfig:
-    """How text is decoded."""
-
-    num_beams: int = 5
-    """Beams; 1 is greedy."""
-
-    length_penalty: float = 1.0
-    """Exponent of the length that a hypothesis's score is divided by."""
-
-    max_tokens: int = 4096
-    """Source tokens of a batch times beams, padding included; a longer sentence is a batch of its own."""
-
-    length_ratio: float = 2.0
-    """Longest translation in tokens: this many times the source's length …"""
-
-    length_extra: int = 20
-    """… plus this many, and never more than the model has positions for."""
-
-    max_source: int | None = None
-    """Longest source in tokens, tags included; what is beyond is cut off, with a warning. None takes what
-    the model has positions for."""
-
-    progress: bool = True
-    """Show a bar where standard error is a terminal."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.num_beams < 1 or self.max_tokens < 1 or self.length_ratio <= 0 or self.length_extra < 1:
-            raise ConfigError("num_beams, max_tokens, length_ratio and length_extra are positive")
-        if self.max_source is not None and self.max_source < 8:
-            raise ConfigError(f"max_source is 8 tokens or more, or None, got {self.max_source}")
 
 
 @dataclass(frozen=True)
@@ -82,13 +49,12 @@ class Translator:
 
     Args:
         model: A sequence-to-sequence model; wrappers of DDP, `torch.compile` and PEFT are looked through.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or `LanguageTags` of it where your language codes differ from its own.
         masks: Masks, or a gate (or other attachment) that has them. None takes what is on the model when
             text is translated, and all neurons where there is none.
         config: Beams, batch size, longest output.
         gate_config: How masks act; `GateConfig(zero_shot="compose")` also takes pairs without masks of
             their own.
-        codes: Your language codes → the tokenizer's, where they differ.
 
     Raises:
         SiteMismatchError: If the masks are for another model.
@@ -98,13 +64,14 @@ class Translator:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | LanguageTags,
         masks: NeuronMasks | Attachment | None = None,
         config: TranslateConfig | None = None,
         gate_config: GateConfig | None = None,
-        codes: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.tokenizer = plain_model(model), tokenizer
+        self.model = plain_model(model)
+        self.tags = tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer)
+        self.tokenizer = self.tags.tokenizer
         if isinstance(masks, NeuronMasks):
             masks = self._gate_for(masks, gate_config)
         elif gate_config is not None:
@@ -118,7 +85,6 @@ class Translator:
             )
         self.gate = masks
         self.config = config or TranslateConfig()
-        self.tags = LanguageTags(tokenizer, codes)
 
     @property
     def acting_gate(self) -> Attachment | None:
@@ -152,32 +118,19 @@ class Translator:
         if isinstance(texts, str):
             return self.translate([texts], pair, **generation)[0]
         texts = list(texts)
-        if not all(isinstance(text, str) for text in texts):
-            odd = next(i for i, text in enumerate(texts) if not isinstance(text, str))
-            raise ConfigError(f"texts are strings, but text {odd} is {texts[odd]!r}")
-        pairs = [Pair(pair)] * len(texts) if isinstance(pair, str) else [Pair(each) for each in pair]
-        if len(pairs) != len(texts):
-            raise ConfigError(
-                f"{len(texts)} texts but {len(pairs)} pairs; give one pair, or one for each text"
-            )
-        if generation.get("num_return_sequences", 1) != 1:
-            raise ConfigError("num_return_sequences is 1: a translator returns one translation a text")
-        if generation.get("return_dict_in_generate"):
-            raise ConfigError("a translator returns text; call model.generate for scores and hidden states")
+        pairs = _checked_pairs(texts, pair, generation)
         gate = self.acting_gate
-        pair_ids = {each: gate.pair_id(each) if gate else 0 for each in dict.fromkeys(pairs)}
+        pair_ids = {pair: gate.pair_id(pair) if gate else 0 for pair in dict.fromkeys(pairs)}
         rows = self._shortened(self._encode(texts, pairs))
         results, unfinished = [""] * len(texts), 0
-        bar = tqdm(
-            total=len(rows), desc="translate", unit="sentence", disable=None if self.config.progress else True
-        )
+        hidden = None if self.config.progress else True
+        bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=hidden)
         with gate or nullcontext(), eval_mode(self.model), bar:
             for batch in self._batches(rows, one_pair=gate is not None and gate.one_pair_a_batch):
                 settings = self._settings(batch, generation)
                 if gate is not None:
-                    settings["pair_ids"] = torch.tensor(
-                        [pair_ids[row.pair] for row in batch], device=self.model.device
-                    )
+                    ids = [pair_ids[row.pair] for row in batch]
+                    settings["pair_ids"] = torch.tensor(ids, device=self.model.device)
                 outputs, ended = self._generate(batch, settings)
                 for row, text in zip(batch, outputs, strict=True):
                     results[row.number] = text
@@ -200,21 +153,21 @@ class Translator:
 
     def _encode(self, texts: Sequence[str], pairs: Sequence[Pair]) -> list[_Row]:
         """Return a row for every text that is not blank."""
+        numbers: dict[Pair, list[int]] = {}
+        for number, pair in enumerate(pairs):
+            numbers.setdefault(pair, []).extend([number] if texts[number].strip() else [])
         rows: list[_Row] = []
-        for pair in dict.fromkeys(pairs):
+        for pair, of_pair in numbers.items():
             self.tags.check(pair)
-            numbers = [i for i, each in enumerate(pairs) if each == pair and texts[i].strip()]
-            encoded = self.tags.encode_source([texts[i] for i in numbers], pair)
-            rows += [_Row(i, pair, ids) for i, ids in zip(numbers, encoded, strict=True)]
+            encoded = self.tags.encode_source([texts[number] for number in of_pair], pair)
+            rows += [_Row(number, pair, ids) for number, ids in zip(of_pair, encoded, strict=True)]
         return rows
 
     def _shortened(self, rows: list[_Row]) -> list[_Row]:
         """Cut sources that are too long, between the tags around them, and warn about it."""
-        limit = min(
-            (each for each in (self.config.max_source, self._positions) if each is not None), default=None
-        )
+        limit = min(filter(None, (self.config.max_source, self._positions)), default=None)
         long = [row for row in rows if limit is not None and len(row.ids) > limit]
-        if not long:
+        if limit is None or not long:
             return rows
         worst = max(long, key=lambda row: len(row.ids))
         warnings.warn(
@@ -222,12 +175,12 @@ class Translator:
             f"longest is text {worst.number} with {len(worst.ids)} tokens); split them into sentences",
             stacklevel=3,
         )
-        return [self._cut(row, limit) if row in long else row for row in rows]
+        return [self._cut(row, limit) if len(row.ids) > limit else row for row in rows]
 
     def _cut(self, row: _Row, limit: int) -> _Row:
         bare = self.tags.encode_source([""], row.pair)[0]
         behind = next(i for i, token in enumerate([*bare[::-1], None]) if token != row.ids[-1 - i])
-        return _Row(row.number, row.pair, row.ids[: limit - behind] + row.ids[len(row.ids) - behind :])
+        return replace(row, ids=row.ids[: limit - behind] + row.ids[len(row.ids) - behind :])
 
     @property
     def _positions(self) -> int | None:
@@ -259,10 +212,10 @@ class Translator:
         if not {"max_new_tokens", "max_length"} & generation.keys():
             prompt = len(self.tags.decoder_prefix(batch[0].pair, 0))
             longest = [self._longest_output(row, prompt) for row in batch]
-            own = _OwnLength(torch.tensor(longest, device=self.model.device) + prompt)
+            row_length = _RowLength(torch.tensor(longest, device=self.model.device) + prompt)
             given = settings.get("stopping_criteria") or []
             settings |= {"max_new_tokens": max(longest), "max_length": None}
-            settings["stopping_criteria"] = StoppingCriteriaList([*given, own])
+            settings["stopping_criteria"] = StoppingCriteriaList([*given, row_length])
         return settings
 
     def _longest_output(self, row: _Row, prompt: int) -> int:
@@ -274,10 +227,8 @@ class Translator:
         device, start = self.model.device, decoder_start_token(self.model)
         prompts = [self.tags.decoder_prefix(row.pair, start) for row in batch]
         width = max(len(row.ids) for row in batch)
-        pad = self.tokenizer.pad_token_id
-        input_ids_BS = torch.tensor(
-            [row.ids + [pad] * (width - len(row.ids)) for row in batch], device=device
-        )
+        padding = [self.tokenizer.pad_token_id] * width
+        input_ids_BS = torch.tensor([(row.ids + padding)[:width] for row in batch], device=device)
         lengths_B = torch.tensor([len(row.ids) for row in batch], device=device)
         with torch.no_grad():
             outputs_BT = self.model.generate(
@@ -293,7 +244,24 @@ class Translator:
         return self.tokenizer.batch_decode(written_BT, skip_special_tokens=True), ended
 
 
-class _OwnLength(StoppingCriteria):
+def _checked_pairs(
+    texts: Sequence[str], pair: str | Sequence[str], generation: Mapping[str, Any]
+) -> list[Pair]:
+    """Return the pair of each text, once the request is one that can be answered."""
+    wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ConfigError(f"texts are strings, but text {wrong} is {texts[wrong]!r}")
+    pairs = [Pair(pair)] * len(texts) if isinstance(pair, str) else list(map(Pair, pair))
+    if len(pairs) != len(texts):
+        raise ConfigError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair, or one for each text")
+    if generation.get("num_return_sequences", 1) != 1:
+        raise ConfigError("num_return_sequences is 1: a translator returns one translation a text")
+    if generation.get("return_dict_in_generate"):
+        raise ConfigError("a translator returns text; call model.generate for scores and hidden states")
+    return pairs
+
+
+class _RowLength(StoppingCriteria):
     """Ends each row at its own longest length; `longest_B` counts the prompt."""
 
     def __init__(self, longest_B: Tensor) -> None:

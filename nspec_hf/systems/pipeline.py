@@ -63,7 +63,7 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
         return None
     # What was saved is what is scored: under FSDP, this process holds only a part of the trained model.
     model = load_model(folder / "model", device=state.device)
-    translator = Translator(model, tokenizer, config=config.translate, codes=data.codes)
+    translator = Translator(model, tags, config=config.translate)
     scores = evaluate_system(
         "base", translator, tests, folder / "outputs", config.metrics, data.pivot, data.tiers
     )

@@ -195,7 +195,7 @@ class Run:
             pairs: Translate no others; None: all.
         """
         config = self.config
-        translator = Translator(model, self.tokenizer, attachment, config.translate, codes=config.data.codes)
+        translator = Translator(model, self.tags, attachment, config.translate)
         texts = [text for text in self.tests if pairs is None or text.pair in pairs]
         known = [text for text in texts if attachment is None or attachment.knows(text.pair)]
         return translate_test_set(translator, known, self.folder / folder)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nspec_hf.analysis import erasure_effect
+from nspec_hf.analysis import ablate
 from nspec_hf.analysis.ablation import erase_general, erase_specific
 from nspec_hf.analysis.general_specific import general_neurons, specific_neurons
 from nspec_hf.core import ConfigError, UnknownPairError
@@ -82,7 +82,7 @@ def test_the_effect_is_the_score_after_minus_the_score_before(masks):
     def score(given):
         return {pair: float(given[pair][NAMES[0]].sum()) for pair in PAIRS if pair != "en-fr"}
 
-    result = erasure_effect(masks, score, of=["de-en"], seed=4)
+    result = ablate(masks, score, of=["de-en"], seed=4)
     assert result.kinds == ("nothing", "general", "own", "of de-en")
     erased = [erase_general(masks, 0.2, 4), erase_specific(masks, 0.5, seed=4)]
     erased.append(erase_specific(masks, 0.5, of="de-en", seed=4))

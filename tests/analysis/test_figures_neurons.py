@@ -6,7 +6,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from nspec_hf.analysis import analyze
-from nspec_hf.analysis.figures import neurons as plots
+from nspec_hf.analysis.figures import neurons as figures
+from nspec_hf.analysis.figures.style import save_figure
+from nspec_hf.analysis.language_families import family_colours
 from nspec_hf.masks import NeuronMasks
 from tests.helpers.kin import FAMILIES, kin_masks, kin_stats
 
@@ -23,7 +25,7 @@ def texts(figure: Figure) -> set[str]:
 
 
 def test_the_heat_map_shows_the_overlaps_with_families_together_and_a_grey_diagonal(analysis):
-    figure = plots.draw_overlap(analysis.progression, 2, FAMILIES)
+    figure = figures.draw_overlap(analysis.progression, 2, FAMILIES)
     image = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     languages = analysis.progression.languages
     order = [languages.index(code) for code in ("de", "nl", "sv", "es", "fr", "it")]
@@ -35,19 +37,19 @@ def test_the_heat_map_shows_the_overlaps_with_families_together_and_a_grey_diago
 
 
 def test_pairs_can_be_drawn_too(analysis):
-    figure = plots.draw_overlap(analysis.overlap, 0, FAMILIES)
+    figure = figures.draw_overlap(analysis.overlap, 0, FAMILIES)
     assert set(analysis.pairs) <= texts(figure)
 
 
 def test_all_layers_share_one_scale(analysis):
-    figure = plots.draw_overlap_layers(analysis.progression, FAMILIES)
+    figure = figures.draw_overlap_layers(analysis.progression, FAMILIES)
     scales = {axes.images[0].get_clim() for axes in figure.axes if axes.images}
     assert len(scales) == 1
     assert {"encoder 0", "encoder 1", "decoder 0", "decoder 1"} <= texts(figure)
 
 
 def test_the_progression_shows_both_means_and_the_p_value(analysis):
-    figure = plots.draw_progression(analysis.progression, analysis.agreement)
+    figure = figures.draw_progression(analysis.progression, analysis.agreement)
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
     np.testing.assert_allclose(lines["same family"], analysis.agreement.within[2:])
     np.testing.assert_allclose(lines["different families"], analysis.agreement.across[2:])
@@ -55,7 +57,7 @@ def test_the_progression_shows_both_means_and_the_p_value(analysis):
 
 
 def test_sparsity_is_drawn_by_direction(analysis):
-    figure = plots.draw_sparsity(analysis.density, "en")
+    figure = figures.draw_sparsity(analysis.density, "en")
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
     rows = [i for i, pair in enumerate(analysis.pairs) if pair.source == "en"]
     np.testing.assert_allclose(lines["one-to-many (6)"], 1 - analysis.density.density[:2, rows].mean(axis=1))
@@ -63,17 +65,17 @@ def test_sparsity_is_drawn_by_direction(analysis):
 
 def test_the_tree_has_its_leaves_in_order(analysis):
     tree = analysis.trees["model.decoder.layers.0.fc1"]
-    figure = plots.draw_tree(tree, FAMILIES)
+    figure = figures.draw_tree(tree, FAMILIES)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == tree.leaves
 
 
 def test_specific_neurons_importance_and_owners_are_drawn(analysis):
-    image = plots.draw_specific(analysis.layer_score, analysis.module_score).axes[0].images[0]
+    image = figures.draw_specific(analysis.layer_score, analysis.module_score).axes[0].images[0]
     np.testing.assert_allclose(image.get_array(), analysis.layer_score.score.T)
     curve = analysis.curves[0]
-    lines = plots.draw_importance(curve, ["en-fr"]).axes[0].lines
+    lines = figures.draw_importance(curve, ["en-fr"]).axes[0].lines
     np.testing.assert_allclose(lines[0].get_ydata(), curve.importance[curve.pairs.index("en-fr")])
-    bars = plots.draw_ownership(analysis.ownership).axes[0].patches
+    bars = figures.draw_ownership(analysis.ownership).axes[0].patches
     assert sum(bar.get_height() for bar in bars) == pytest.approx(2)
 
 
@@ -81,27 +83,27 @@ def test_thirty_languages_keep_a_readable_size():
     codes = [a + b for a in "abcdef" for b in "vwxyz"]
     masks = NeuronMasks.random({"model.decoder.layers.0.fc1": 64}, [f"en-{code}" for code in codes], 0.5)
     analysis = analyze(masks, families=dict.fromkeys(codes[:15], "one"))
-    figure = plots.draw_overlap(analysis.progression, 0, analysis.families)
+    figure = figures.draw_overlap(analysis.progression, 0, analysis.families)
     labels = figure.axes[0].get_xticklabels()
     assert len(labels) == 30
     assert min(label.get_fontsize() for label in labels) >= 7
 
 
 def test_families_have_different_colours_largest_first():
-    colours = plots.family_colours({"a": "small", "b": "large", "c": "large"})
+    colours = family_colours({"a": "small", "b": "large", "c": "large"})
     assert list(colours) == ["large", "small"]
     assert len(set(colours.values())) == 2
 
 
 def test_a_figure_is_saved_twice_and_equal_figures_are_equal_files(analysis, tmp_path):
-    first = plots.save_figure(plots.draw_sparsity(analysis.density), tmp_path / "a", "sparsity")
+    first = save_figure(figures.draw_sparsity(analysis.density), tmp_path / "a", "sparsity")
     assert [path.name for path in first] == ["sparsity.png", "sparsity.svg"]
     assert first[0].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    second = plots.save_figure(plots.draw_sparsity(analysis.density), tmp_path / "b", "sparsity")
+    second = save_figure(figures.draw_sparsity(analysis.density), tmp_path / "b", "sparsity")
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
 
 
 def test_drawing_does_not_load_pyplot():
-    code = "import sys, nspec_hf.analysis.figures.gains; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, nspec_hf.analysis.figures.registry; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from nspec_hf.analysis import find_pivot, overlap, progression
 from nspec_hf.analysis.mask_overlap import density, iou, order_by_family
-from nspec_hf.core import UnknownPairError, as_pairs
+from nspec_hf.core import as_pairs
 from nspec_hf.masks import NeuronMasks
 
 ENCODER, DECODER = "model.encoder.layers.0.fc1", "model.decoder.layers.0.fc1"
@@ -46,16 +46,6 @@ def test_overlap_holds_every_site(masks):
     result = overlap(masks)
     for number, site in enumerate(masks.sites):
         np.testing.assert_allclose(result.iou[number], iou_by_loops(masks.keep[site.name]))
-
-
-def test_some_pairs_keep_their_values_in_the_order_asked_for(masks):
-    result = overlap(masks)
-    some = result.among(["cs-en", "en-de"])
-    assert list(some.pairs) == ["cs-en", "en-de"]
-    assert some.iou[1, 0, 1] == result.iou[1, 5, 0]
-    assert some.iou[1, 0, 1] != result.iou[1, 0, 1]
-    with pytest.raises(UnknownPairError, match="en-xx"):
-        result.among(["en-xx"])
 
 
 def test_progression_means_couples_of_pairs_by_source_in_the_encoder_and_target_in_the_decoder(masks):

@@ -49,23 +49,25 @@ def zeroed(network, own, pair):
 
 def test_the_score_of_masks_is_that_of_a_copy_with_zeroed_neurons(network):
     own = masks(network, density=0.3)
-    found = scorer(network, tokenizer(), texts(6), "chrf", GREEDY)(own)
+    found = scorer(network, LanguageTags(tokenizer()), texts(6), "chrf", GREEDY)(own)
     assert list(found) == PAIRS
     for text in texts(6):
-        alone = scorer(zeroed(network, own, text.pair), tokenizer(), [text], "chrf", GREEDY)(None)
+        alone = scorer(zeroed(network, own, text.pair), LanguageTags(tokenizer()), [text], "chrf", GREEDY)(
+            None
+        )
         assert found[text.pair] == alone[text.pair]
     assert len(set(found.values())) > 1
 
 
 def test_other_masks_score_otherwise_and_the_model_is_left_as_it_was(network):
-    ask = scorer(network, tokenizer(), texts(8), "chrf", GREEDY)
+    ask = scorer(network, LanguageTags(tokenizer()), texts(8), "chrf", GREEDY)
     dense, sparse = ask(None), ask(masks(network, density=0.05))
     assert dense != sparse
     assert ask(None) == dense
 
 
 def test_more_text_contains_the_counts_of_less(network):
-    found = recordings(network, tokenizer(), corpus(24), sizes=(16, 4, 500), seeds=())
+    found = recordings(network, LanguageTags(tokenizer()), corpus(24), sizes=(16, 4, 500), seeds=())
     assert list(found) == ["4", "16", "all"]
     for name, rows in (("4", range(4)), ("16", range(16)), ("all", range(24))):
         wanted = recorded_alone(network, [list(rows)] * len(PAIRS))
@@ -75,8 +77,8 @@ def test_more_text_contains_the_counts_of_less(network):
 
 
 def test_samples_are_drawn_by_seed_without_repetition(network):
-    found = recordings(network, tokenizer(), corpus(24), sizes=(6,), seeds=(1, 2))
-    again = recordings(network, tokenizer(), corpus(24), sizes=(6,), seeds=(2,))
+    found = recordings(network, LanguageTags(tokenizer()), corpus(24), sizes=(6,), seeds=(1, 2))
+    again = recordings(network, LanguageTags(tokenizer()), corpus(24), sizes=(6,), seeds=(2,))
     assert list(found) == ["6", "all", "6, seed 1", "6, seed 2"]
     draw = np.random.default_rng(1)
     rows = [sorted(draw.choice(24, 6, replace=False).tolist()) for _ in PAIRS]
@@ -88,7 +90,7 @@ def test_samples_are_drawn_by_seed_without_repetition(network):
 
 def test_too_little_text_for_any_size_is_refused(network):
     with pytest.raises(ConfigError, match="below the 24 sentences"):
-        recordings(network, tokenizer(), corpus(24), sizes=(24, 100))
+        recordings(network, LanguageTags(tokenizer()), corpus(24), sizes=(24, 100))
 
 
 def test_gains_of_untrained_masks_are_over_all_neurons():

@@ -19,7 +19,7 @@ NORWEGIAN = [
 NYNORSK = ["Eg veit ikkje kvifor hunden spring så fort gjennom hagen."]
 
 
-pytest.importorskip("lingua", reason="needs the extra langid")
+pytest.importorskip("lingua", reason="needs the extra evaluate")
 
 
 def test_the_share_counts_sentences_in_other_languages():
@@ -88,7 +88,7 @@ def test_unparallel_references_are_refused():
 
 def test_lingua_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lingua", None)
-    with pytest.raises(ConfigError, match=r"nspec-hf\[langid\]"):
+    with pytest.raises(ConfigError, match=r"nspec-hf\[evaluate\]"):
         off_target({"en-de": GERMAN})
 
 

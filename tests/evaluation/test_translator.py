@@ -241,7 +241,8 @@ def test_a_tag_on_the_source_alone_needs_no_prompt():
 def test_your_own_codes_are_understood():
     network = model()
     plain = Translator(network, tokenizer(), config=BEAMS).translate("one two", "en-de")
-    mapped = Translator(network, tokenizer(), config=BEAMS, codes={"eng": "en", "ger": "de"})
+    tags = LanguageTags(tokenizer(), {"eng": "en", "ger": "de"})
+    mapped = Translator(network, tags, config=BEAMS)
     assert mapped.translate("one two", "eng-ger") == plain
 
 

@@ -8,7 +8,7 @@ content security policy in the page forbids it to load anything. The template is
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,25 @@ import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from scipy.cluster.hierarchy import leaves_list
 from torch import Tensor
 
 from nspec_hf import __version__
-from nspec_hf.analysis.analysis import Analysis, general_share, recipe_of
-from nspec_hf.analysis.figures.neurons import family_colours
-from nspec_hf.analysis.gain_tables import Gains
-from nspec_hf.analysis.general_specific import general_neurons
-from nspec_hf.analysis.result import site_label, to_plain
-from nspec_hf.core import Pair, pack, write_text
+from nspec_hf.analysis.analysis import Analysis
+from nspec_hf.analysis.general_specific import general_neurons, general_share
+from nspec_hf.analysis.language_families import family_colours
+from nspec_hf.analysis.mask_overlap import languages_of
+from nspec_hf.analysis.result import p_text, site_label
+from nspec_hf.core import pack, plain, write_text
+from nspec_hf.evaluation import VERDICTS
 
 SCRIPTS = ("report_data.js", "report_map.js", "report_charts.js", "report_neurons.js", "report_page.js")
-_SECTIONS = {
-    "overview": "Overview",
-    "gains": "Gains",
-    "overlap": "Overlap",
-    "layers": "Layers",
-    "tree": "Tree",
-    "neurons": "Neurons",
-    "efficiency": "Efficiency",
-    "recipe": "Recipe",
+_SECTIONS = ("overview", "gains", "overlap", "layers", "tree", "neurons", "efficiency", "recipe")
+_METHODS = {
+    "coverage": "chosen by coverage of activations",
+    "te": "allocated by importance (Taylor expansion)",
+    "av": "allocated by importance (absolute value)",
+    "random": "drawn at random",
 }
-_TESTED_COLUMNS = [("p", "number"), ("p (Holm)", "number"), ("Verdict", "")]
 _DEFINITIONS = (
     ("overlap", "intersection over union of the neurons kept at a site; undefined where both keep none"),
     (
@@ -62,26 +58,23 @@ def report_html(analysis: Analysis, title: str | None = None) -> str:
         analysis: Of masks alone, or with statistics, scores and significance, which add sections.
         title: Heading; None names the base model.
     """
+    loader = PackageLoader("nspec_hf.analysis.report")
     environment = Environment(
-        loader=PackageLoader("nspec_hf.analysis.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "signed": _signed}
+    environment.filters |= {"bytes": _bytes, "signed": _signed}
     # Style sheet and scripts are part of the package, not of the data, so they need no escaping.
-    environment.globals["source"] = lambda name: Markup(environment.loader.get_source(environment, name)[0])
-    base = analysis.masks.recipe.base_model
-    gains = _gains(analysis)
+    environment.globals["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
+    base, gains = analysis.masks.recipe.base_model, _gains(analysis)
     return environment.get_template("report.html.jinja").render(
         title=title or (f"Neurons of {base}" if base else "Neurons of a translation model"),
         lead=_lead(analysis),
-        sections=[(anchor, name) for anchor, name in _SECTIONS.items() if anchor != "gains" or gains],
+        sections=[name for name in _SECTIONS if name != "gains" or gains],
         tiles=_tiles(analysis),
         gains=gains,
-        sides=[side for side in ("encoder", "decoder") if any(s.side == side for s in analysis.masks.sites)],
-        efficiency=_efficiency(analysis),
+        pivot=analysis.pivot or "en",
+        sides=list(dict.fromkeys(site.side for site in analysis.masks.sites)),
+        efficiency=analysis.efficiency.to_pandas().to_dict("records"),
         recipe=_recipe(analysis),
         data=_embed(_data(analysis)),
         scripts=SCRIPTS,
@@ -90,56 +83,49 @@ def report_html(analysis: Analysis, title: str | None = None) -> str:
 
 def write_report(analysis: Analysis, path: str | Path, title: str | None = None) -> Path:
     """Write the page to a file, whose folder is made if needed; return its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, report_html(analysis, title))
-    return path
+    return Path(path)
 
 
 def _data(analysis: Analysis) -> dict[str, Any]:
+    """Return what the page's scripts read."""
     masks, agreement, pivot = analysis.masks, analysis.agreement, analysis.pivot or "en"
     general = general_neurons(masks)
     columns = ("within", "across", "p_value", "relabelings", "exact")
+    site_names = [site.name for site in agreement.sites]
     return {
         "pairs": [
             {"name": str(p), "source": p.source, "target": p.target, "group": p.group(pivot)}
             for p in masks.pairs
         ],
         "pivot": analysis.pivot,
-        "families": dict(analysis.families),
+        "families": analysis.families,
         "colours": family_colours(analysis.families),
         "sites": [
             {
-                "name": site.name,
+                **{field: getattr(site, field) for field in ("name", "side", "layer", "width")},
                 "label": site_label(site),
-                "side": site.side,
-                "layer": site.layer,
-                "width": site.width,
                 "bits": _base64(masks.keep[site.name]),
                 "general_bits": _base64(general[site.name]),
             }
             for site in masks.sites
         ],
         "agreement": {
-            site.name: {name: getattr(agreement, name)[number] for name in columns}
-            for number, site in enumerate(agreement.sites)
+            name: {column: getattr(agreement, column)[number] for column in columns}
+            for number, name in enumerate(site_names)
         },
         "trees": {
             name: {
                 "languages": tree.languages,
-                "leaves": [tree.languages[i] for i in leaves_list(tree.linkage)],
+                "leaves": tree.leaves,
                 "linkage": tree.linkage.round(6),
                 "left_out": tree.left_out,
                 "cophenetic": tree.cophenetic,
-                "with_families": agreement.tree_correlation[_position(agreement.sites, name)],
+                "with_families": agreement.tree_correlation[site_names.index(name)],
             }
             for name, tree in analysis.trees.items()
         },
     }
-
-
-def _position(sites: Sequence[Any], name: str) -> int:
-    return [site.name for site in sites].index(name)
 
 
 def _base64(keep: Tensor) -> str:
@@ -148,105 +134,81 @@ def _base64(keep: Tensor) -> str:
 
 def _embed(data: Mapping[str, Any]) -> Markup:
     # Inside a script element only "<" can end the data early; JSON may write it as an escape.
-    text = json.dumps(to_plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _lead(analysis: Analysis) -> str:
-    pairs, recipe = analysis.masks.pairs, analysis.masks.recipe
-    languages = {code for pair in pairs for code in (pair.source, pair.target)}
-    method = {
-        "coverage": "chosen by coverage of activations",
-        "te": "allocated by importance (Taylor expansion)",
-        "av": "allocated by importance (absolute value)",
-        "random": "drawn at random",
-    }.get(recipe.method, "given as masks")
-    sites = len(analysis.masks.sites)
-    return f"{len(pairs)} directions between {len(languages)} languages at {sites} sites; neurons {method}."
+    pairs, sites = analysis.masks.pairs, analysis.masks.sites
+    method = _METHODS.get(analysis.masks.recipe.method, "given as masks")
+    languages = len(languages_of(pairs))
+    return f"{len(pairs)} directions between {languages} languages at {len(sites)} sites; neurons {method}."
 
 
-def _tiles(analysis: Analysis) -> list[dict[str, str]]:
+def _tiles(analysis: Analysis) -> list[tuple[str, str, str]]:
+    """Return the numbers at the top of the page: value, name and note."""
     masks = analysis.masks
-    neurons = sum(site.width for site in masks.sites)
+    widths = [site.width for site in masks.sites]
+    density = np.average(analysis.density.density.mean(axis=1), weights=widths)
+    general = "kept by every pair" if masks.general is None else "so allocated"
     size = sum(pack(masks.keep[site.name]).numel() for site in masks.sites)
-    density = float(np.average(analysis.density.density.mean(axis=1), weights=[s.width for s in masks.sites]))
     tiles = [
-        {
-            "value": f"{density:.1%}",
-            "name": "of neurons kept by a pair",
-            "note": f"of {neurons:,} at all sites",
-        },
-        {
-            "value": f"{general_share(masks):.1%}",
-            "name": "of neurons are general",
-            "note": _general_note(analysis),
-        },
-        {"value": _bytes(size), "name": "masks of all pairs", "note": "no extra parameters"},
+        (f"{density:.1%}", "of neurons kept by a pair", f"of {sum(widths):,} at all sites"),
+        (f"{general_share(masks):.1%}", "of neurons are general", general),
+        (_bytes(size), "masks of all pairs", "no extra parameters"),
     ]
-    kin = _kinship(analysis)
-    if kin is not None:
-        tiles.append(kin)
+    agreement = analysis.agreement
+    number = next((n for n, site in enumerate(agreement.sites) if site.side == "decoder"), 0)
+    if not math.isnan(agreement.p_value[number]):
+        name = f"IoU within / across families, {site_label(agreement.sites[number])}"
+        value = f"{agreement.within[number]:.2f} / {agreement.across[number]:.2f}"
+        tiles.append((value, name, f"{p_text(agreement.p_value[number])}, permutation test"))
     return tiles + _gain_tiles(analysis)
 
 
-def _general_note(analysis: Analysis) -> str:
-    return "kept by every pair" if analysis.masks.general is None else "so allocated"
-
-
-def _kinship(analysis: Analysis) -> dict[str, str] | None:
-    agreement = analysis.agreement
-    number = next((n for n, site in enumerate(agreement.sites) if site.side == "decoder"), 0)
-    if math.isnan(agreement.p_value[number]):
-        return None
-    within, across, p_value = (getattr(agreement, f)[number] for f in ("within", "across", "p_value"))
-    shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-    name = f"IoU within / across families, {site_label(agreement.sites[number])}"
-    return {"value": f"{within:.2f} / {across:.2f}", "name": name, "note": f"{shown}, permutation test"}
-
-
-def _gain_tiles(analysis: Analysis) -> list[dict[str, str]]:
-    comparison = analysis.comparison
+def _gain_tiles(analysis: Analysis) -> list[tuple[str, str, str]]:
+    comparison, gains = analysis.comparison, analysis.gains
     if comparison is not None:
-        names = dict.fromkeys((row.system_name, row.metric) for row in comparison.rows)
-        tested = {(system, metric): comparison.counts(metric, system) for system, metric in names}
-        return [
-            {
-                "value": f"{counts['better']} / {counts['worse']} / {counts['not significant']}",
-                "name": f"better / worse / not significant, {metric}",
-                "note": f"{system} against {comparison.baseline_name}, p < {comparison.alpha}",
-            }
-            for (system, metric), counts in tested.items()
-        ]
-    if analysis.gains is not None:
-        means = analysis.gains.by_group().mean[:, -1]
+        tiles = []
+        for system, metric in comparison.tested():
+            counts = comparison.counts(metric, system)
+            note = f"{system} against {comparison.baseline_name}, p < {comparison.alpha}"
+            value = " / ".join(str(counts[verdict]) for verdict in VERDICTS)
+            tiles.append((value, f"{' / '.join(VERDICTS)}, {metric}", note))
+        return tiles
+    if gains is not None:
+        means = gains.by_group().mean[:, -1]
         best = int(np.nanargmax(means))
-        name = f"mean gain of {analysis.gains.systems[best]}"
-        return [{"value": _signed(means[best]), "name": name, "note": f"over {analysis.gains.baseline}"}]
+        return [(_signed(means[best]), f"mean gain of {gains.systems[best]}", f"over {gains.baseline}")]
     return []
 
 
 def _gains(analysis: Analysis) -> dict[str, Any] | None:
     """Return the table of gains: from the significance tests where there are some, else from scores."""
-    pivot, comparison = analysis.pivot or "en", analysis.comparison
+    comparison, gains = analysis.comparison, analysis.gains
     if comparison is not None:
         rows = [
-            _gain_row(r.pair, pivot, r.baseline, r.system, f"{r.system_name}, {r.metric}")
-            | {"p_value": r.p_value, "p_holm": r.p_holm}
-            | {"verdict": r.verdict_in_words(comparison.alpha), "css": r.verdict.split()[0]}
+            vars(r)
+            | {"choice": f"{r.system_name}, {r.metric}", "css": r.verdict.split()[0]}
+            | {"verdict": r.verdict_in_words(comparison.alpha)}
             for r in comparison.rows
         ]
         test = {"ar": "paired approximate randomization", "bs": "paired bootstrap"}[comparison.test]
+        doubts = comparison.doubts()
         summary = (
             f"Against {comparison.baseline_name}. Verdicts at p < {comparison.alpha} for a direction alone "
             f"({test}, {comparison.n_samples:,} samples, seed {comparison.seed}); the second p is Holm's, of "
-            "all together."
+            f"all together.{f' {doubts[0].upper()}{doubts[1:]}.' if doubts else ''}"
         )
-        doubts = comparison.doubts()
-        summary += f" {doubts[0].upper()}{doubts[1:]}." if doubts else ""
-    elif analysis.gains is not None:
-        rows = _untested_rows(analysis.gains, pivot)
-        name = analysis.gains.baseline
-        summary = f"Against {name}. No significance test was given, so small gains may be chance."
+    elif gains is not None:
+        rows = [
+            {"pair": pair, "baseline": gains.reference[i], "system": gains.score[row, i]}
+            | {"delta": gains.change[row, i], "choice": system, "css": "plain"}
+            for row, system in enumerate(gains.systems)
+            for i, pair in enumerate(gains.pairs)
+            if not math.isnan(gains.score[row, i])
+        ]
+        summary = f"Against {gains.baseline}. No significance test was given, so small gains may be chance."
     else:
         return None
     # Each table of a system and metric has its own scale.
@@ -256,67 +218,23 @@ def _gains(analysis: Analysis) -> dict[str, Any] | None:
     for row in rows:
         length = 50 * abs(row["delta"]) / (most[row["choice"]] or 1.0)
         row["bar"] = (0 if row["delta"] > 0 else round(-length, 2), round(length, 2))
-    columns = [("Direction", ""), ("Group", ""), ("Baseline", "number"), ("System", "number"), ("Gain", "")]
-    return {
-        "rows": rows,
-        "summary": summary,
-        "tested": comparison is not None,
-        "columns": columns + ([] if comparison is None else _TESTED_COLUMNS),
-        "choices": list(dict.fromkeys(row["choice"] for row in rows)),
-    }
-
-
-def _untested_rows(found: Gains, pivot: str) -> list[dict[str, Any]]:
-    return [
-        _gain_row(pair, pivot, found.reference[i], found.score[row, i], system)
-        for row, system in enumerate(found.systems)
-        for i, pair in enumerate(found.pairs)
-        if not math.isnan(found.score[row, i])
-    ]
-
-
-def _gain_row(pair: Pair, pivot: str, baseline: float, system: float, choice: str) -> dict[str, Any]:
-    row = {"pair": str(pair), "group": pair.group(pivot), "choice": choice, "css": "plain"}
-    return row | {
-        "baseline": float(baseline),
-        "system": float(system),
-        "delta": float(system) - float(baseline),
-    }
-
-
-def _efficiency(analysis: Analysis) -> list[dict[str, str]]:
-    found = analysis.efficiency
-    return [
-        {
-            "system": system,
-            "parameters": f"{found.extra_parameters[i]:,.0f}",
-            "bytes": _bytes(found.extra_bytes[i]),
-            "seconds": "–"
-            if math.isnan(found.extraction_seconds[i])
-            else f"{found.extraction_seconds[i]:,.1f} s",
-            "computed": f"{found.computed[i]:.1%}",
-        }
-        for i, system in enumerate(found.systems)
-    ]
+    return {"rows": rows, "summary": summary, "tested": comparison is not None, "choices": list(most)}
 
 
 def _recipe(analysis: Analysis) -> list[tuple[str, str]]:
-    masks, comparison = analysis.masks, analysis.comparison
-    recipe = recipe_of(masks)
+    masks, pivot = analysis.masks, analysis.pivot
+    recipe = plain(masks.recipe)
     tokens = recipe.pop("tokens", None) or {}
     rows = [("masks", f"fingerprint {masks.fingerprint()}")]
     rows += [(name.replace("_", " "), _words(value)) for name, value in recipe.items() if value]
     if tokens:
         rows.append(("tokens counted", f"{sum(tokens.values()):,} of {len(tokens)} pairs"))
     rows.append(("general", "allocated to all pairs" if masks.general is not None else "kept by every pair"))
-    rows += _DEFINITIONS
-    rows.append(("seed of the test", str(analysis.agreement.seed)))
-    if analysis.pivot:
-        rows.append(
-            ("pivot", f"{analysis.pivot}; left out of languages, tree and test, since every pair has it")
-        )
-    if comparison is not None:
-        rows += [("scores", text) for text in sorted({f"{r.metric}: {r.signature}" for r in comparison.rows})]
+    rows += [*_DEFINITIONS, ("seed of the test", str(analysis.agreement.seed))]
+    if pivot:
+        rows.append(("pivot", f"{pivot}; left out of languages, tree and test, since every pair has it"))
+    if analysis.comparison is not None:
+        rows += [("scores", text) for text in analysis.comparison.signatures()]
     rows += [(f"no {name}", why) for name, why in analysis.notes.items()]
     return [*rows, ("page", f"nspec_hf {__version__}, torch {torch.__version__}")]
 
@@ -335,10 +253,6 @@ def _bytes(count: float) -> str:
             return f"{count:,.0f} {unit}"
         count /= 1024
     return f"{count:,.1f} GiB"
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}"
 
 
 def _signed(value: float) -> str:

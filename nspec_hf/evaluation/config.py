@@ -1,0 +1,44 @@
+"""How text is decoded. A file of its own, so that a command's help loads no torch."""
+
+import math
+from dataclasses import dataclass
+
+from nspec_hf.core import ConfigError, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranslateConfig:
+    """How text is decoded."""
+
+    num_beams: int = 5
+    """Beams; 1 is greedy."""
+
+    length_penalty: float = 1.0
+    """Exponent of the length that a hypothesis's score is divided by."""
+
+    max_tokens: int = 4096
+    """Source tokens of a batch times beams, padding included; a longer sentence is a batch of its own."""
+
+    length_ratio: float = 2.0
+    """Longest translation in tokens: this many times the source's length …"""
+
+    length_extra: int = 20
+    """… plus this many, and never more than the model has positions for."""
+
+    max_source: int | None = None
+    """Longest source in tokens, tags included; what is beyond is cut off, with a warning. None takes what
+    the model has positions for."""
+
+    progress: bool = True
+    """Show a bar where standard error is a terminal."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("num_beams", "max_tokens", "length_extra"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, f"{name} is a whole number from 1 on, got {value}")
+        ratio = self.length_ratio
+        require(math.isfinite(ratio) and ratio > 0, f"length_ratio is positive and finite, got {ratio}")
+        require(math.isfinite(self.length_penalty), f"length_penalty is finite, got {self.length_penalty}")
+        if self.max_source is not None and self.max_source < 8:
+            raise ConfigError(f"max_source is 8 tokens or more, or None, got {self.max_source}")
