@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from nspec_hf.core import ConfigError, require
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TranslateConfig:
     """How text is decoded."""
 
