@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from torch.nn import functional
 
 from nspec_hf.core import ConfigError
+from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites, record
 from recipes.bench import (
@@ -42,7 +43,7 @@ SHAPE = workload.Shape(d_model=16, d_ff=64, layers=1, vocabulary=64)
 
 
 class FakeClock:
-    """A clock that only moves when somebody works, and a log of who did."""
+    """A clock that only moves when work is done, and a log of the work."""
 
     def __init__(self):
         self.time, self.log = 0.0, []
@@ -71,28 +72,28 @@ def runner_and_batch(way):
 
 def test_a_ratio_is_made_of_two_times_of_one_round():
     # The machine becomes ten times slower after the first round; each round's ratio does not see it.
-    clock = FakeClock()
-    works = {"dense": clock.work("dense", [9, 1, 10, 10]), "slice": clock.work("slice", [9, 0.5, 6, 7])}
+    fake = FakeClock()
+    works = {"dense": fake.work("dense", [9, 1, 10, 10]), "slice": fake.work("slice", [9, 0.5, 6, 7])}
     rounds = clock.Rounds(least=3, most=3, warm=1)
-    times = clock.time_rounds(works, rounds, clock.Stopwatch(now=clock.now))
+    times = clock.time_rounds(works, rounds, clock.Stopwatch(now=fake.now))
     found = clock.Measured.of(clock.ratios(times["slice"], times["dense"]), shape="x")
     assert times == {"dense": [1, 10, 10], "slice": [0.5, 6, 7]}
     assert found.as_json() == {"median": 0.6, "min": 0.5, "max": 0.7, "setting": {"shape": "x", "rounds": 3}}
 
 
 def test_ways_take_turns_in_alternating_order_with_the_number_of_their_round():
-    clock = FakeClock()
-    works = {name: clock.work(name, [1] * 9) for name in "ab"}
-    clock.time_rounds(works, clock.Rounds(least=2, most=2, warm=1), clock.Stopwatch(now=clock.now))
-    assert clock.log == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+    fake = FakeClock()
+    works = {name: fake.work(name, [1] * 9) for name in "ab"}
+    clock.time_rounds(works, clock.Rounds(least=2, most=2, warm=1), clock.Stopwatch(now=fake.now))
+    assert fake.log == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("b", 1), ("a", 1)]
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0, 2), (7, 4), (1000, 5)])
 def test_rounds_end_with_the_time_but_not_before_the_least(seconds, expected):
-    clock = FakeClock()
+    fake = FakeClock()
     rounds = clock.Rounds(least=2, most=5, seconds=seconds, warm=0)
-    works = {"a": clock.work("a", [1] * 9), "b": clock.work("b", [1] * 9)}
-    times = clock.time_rounds(works, rounds, clock.Stopwatch(now=clock.now))
+    works = {"a": fake.work("a", [1] * 9), "b": fake.work("b", [1] * 9)}
+    times = clock.time_rounds(works, rounds, clock.Stopwatch(now=fake.now))
     assert len(times["a"]) == len(times["b"]) == expected
 
 
@@ -242,16 +243,21 @@ def test_only_the_keys_that_are_asked_for_are_measured(tmp_path, capsys):
 
 
 def test_what_cannot_be_measured_is_null_with_the_reason(tmp_path, monkeypatch):
-    import nspec_hf.gate
+    attach = NeuronGate.attach
 
-    monkeypatch.delitem(nspec_hf.gating.gate.MODES, "slice")
+    def attach_unless_sliced(gate):
+        if gate.config.mode == "slice":
+            raise ConfigError("mode 'slice' is broken on purpose")
+        return attach(gate)
+
+    monkeypatch.setattr(NeuronGate, "attach", attach_unless_sliced)
     path = tmp_path / "bench.json"
     only = "train_slice_vs_dense,train_mask_vs_dense,switch_ms"
     assert bench.main(["--tiny", "--threads", THREADS, "--only", only, "--json", str(path)]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
     for key in ("train_slice_vs_dense", "switch_ms"):
         assert [found[key][name] for name in ("median", "min", "max")] == [None] * 3
-        assert "'slice' is not there" in found[key]["reason"]
+        assert "'slice' is broken on purpose" in found[key]["reason"]
     assert found["train_mask_vs_dense"]["median"] > 0
 
 
