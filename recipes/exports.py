@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from nspec_hf.core import write_result
-from nspec_hf.data import CorpusConfig, LanguageTags, PairText, read_corpus
+from nspec_hf.data import CorpusConfig, LanguageTags, PairText, load_tokenizer, read_corpus
 from nspec_hf.evaluation import score
 from nspec_hf.export import (
     ExportConfig,
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     model = load_model(options.model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     masks = NeuronMasks.from_pretrained(options.masks)
     (text,) = read_corpus(CorpusConfig(path=options.data), [options.pair], options.split)
     tags = LanguageTags(tokenizer)

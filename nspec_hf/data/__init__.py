@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.data.language_tags import LanguageTags as LanguageTags
+    from nspec_hf.data.language_tags import (
+        LanguageTags as LanguageTags,
+        as_tags as as_tags,
+        special_id as special_id,
+    )
     from nspec_hf.data.tokenizer import (
         VocabularyConfig as VocabularyConfig,
         load_tokenizer as load_tokenizer,

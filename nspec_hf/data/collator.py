@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownPairError, as_pairs, pair_index
-from nspec_hf.data.language_tags import LanguageTags
+from nspec_hf.data.language_tags import LanguageTags, as_tags
 
 IGNORED = -100
 """The label of a padding position."""
@@ -26,18 +26,17 @@ IGNORED = -100
 class PairCollator:
     """Pad rows of any pairs into one batch, with decoder inputs and `pair_ids`.
 
-    A row is a dict that names its pair, as `pair` (`"en-de"`) or as `pair_id` (its index in `pairs`), and
+    A row is a dict that names its pair, as `pair` (`"en-de"`) or as `pair_ids` (its index in `pairs`), and
     holds either `input_ids` and `labels` (as an `EncodedCorpus` gives them, language tags included) or text:
     `source` and `target`, or `translation` (`{"en": …, "de": …}`). Other columns are left out. Padding that a
     row of ids brings along is taken off: positions of `attention_mask` 0, labels of -100, padding at the end.
 
     Args:
-        tokenizer: The model's tokenizer.
+        tokenizer: The model's tokenizer, or its `LanguageTags` where your language codes differ from its own.
         pairs: What `pair_ids` indexes; the same as the masks' pairs, in their order.
         decoder_start_token_id: The model's (`model.config.decoder_start_token_id`). By default what the
             tokenizer's family is known to use: the end of sentence for M2M-100, NLLB and mBART-50, padding
             for Marian, T5 and Pegasus. mBART-25 and PLBart begin with the target's tag instead.
-        codes: Your language codes → the tokenizer's, where they differ.
         pad_to_multiple_of: Pad lengths up to a multiple of this.
 
     Raises:
@@ -47,14 +46,13 @@ class PairCollator:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | LanguageTags,
         pairs: Iterable[str],
         decoder_start_token_id: int | None = None,
-        codes: Mapping[str, str] | None = None,
         pad_to_multiple_of: int | None = None,
     ) -> None:
-        self.tokenizer, self.pairs = tokenizer, as_pairs(pairs)
-        self.tags = LanguageTags(tokenizer, codes)
+        self.tags, self.pairs = as_tags(tokenizer), as_pairs(pairs)
+        self.tokenizer = self.tags.tokenizer
         for pair in self.pairs:
             self.tags.check(pair)
         targets = sorted({pair.target for pair in self.pairs})
@@ -83,7 +81,7 @@ class PairCollator:
         """
         if not rows:
             raise CorpusError("a batch needs a row, got none")
-        pair_ids = [self._pair_id(row) for row in rows]
+        pair_ids = [self._index(row) for row in rows]
         sides = [self._encode(row, self.pairs[i]) for row, i in zip(rows, pair_ids, strict=True)]
         sources, labels = [list(side[0]) for side in sides], [list(side[1]) for side in sides]
         decoder_inputs = [
@@ -106,25 +104,25 @@ class PairCollator:
             padded[i, : len(row)] = row
         return torch.from_numpy(padded)
 
-    def _pair_id(self, row: Mapping[str, Any]) -> int:
-        number = row.get("pair_id", row.get("pair_ids"))
+    def _index(self, row: Mapping[str, Any]) -> int:
+        number = row.get("pair_ids")
         if "pair" in row:
             index = pair_index(self.pairs, row["pair"], "collator's pairs")
             if number is not None and int(number) != index:
                 raise CorpusError(
-                    f"a row has pair {str(row['pair'])!r}, which is number {index}, but pair_id {number}; "
+                    f"a row has pair {str(row['pair'])!r}, which is number {index}, but pair_ids {number}; "
                     "leave one of them out"
                 )
             return index
         if number is None:
             raise CorpusError(
                 f"a row names no pair; it has: {', '.join(row) or 'nothing'}. Give each row 'pair' ('en-de') "
-                "or 'pair_id', and train with remove_unused_columns=False, since the Trainer strips columns "
+                "or 'pair_ids', and train with remove_unused_columns=False, since the Trainer strips columns "
                 "that the model does not name"
             )
         if not 0 <= int(number) < len(self.pairs):
             known = ", ".join(f"{i} {pair}" for i, pair in enumerate(self.pairs))
-            raise UnknownPairError(f"pair_id {int(number)} is none of the collator's pairs: {known}")
+            raise UnknownPairError(f"pair_ids {int(number)} is none of the collator's pairs: {known}")
         return int(number)
 
     def _without_padding(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import CorpusError, EmptyPairError, as_pairs, pair_index
 from nspec_hf.data.corpus import PairText
-from nspec_hf.data.language_tags import LanguageTags
+from nspec_hf.data.language_tags import LanguageTags, as_tags
 
 _AT_ONCE = 10_000  # sentences encoded between two additions, so that few lists of Python integers exist
 
@@ -57,10 +58,10 @@ class _Rows:
 class EncodedCorpus(Dataset):
     """Token ids of many pairs: about eight bytes a pair of tokens, and no object a sentence.
 
-    `corpus[i]` is a dict with `pair_id` (index into `pairs`), `input_ids` and `labels` (lists of int).
+    `corpus[i]` is a dict with `pair`, `input_ids` and `labels` (lists of int).
 
     Args:
-        pairs: What `pair_id` indexes; some may have no sentence.
+        pairs: What `pair_ids` indexes; some may have no sentence.
     """
 
     def __init__(self, pairs: Iterable[str]) -> None:
@@ -92,7 +93,7 @@ class EncodedCorpus(Dataset):
         return np.stack([sources.lengths, targets.lengths], axis=1)
 
     def subset(self, pair: str) -> "EncodedCorpus":
-        """Return the sentences of one pair, with all pairs' numbers, so that `pair_id` means the same."""
+        """Return the sentences of one pair, with all pairs' numbers, so that `pair_ids` means the same."""
         pair_ids, sources, targets = self._joined()
         keep_N = pair_ids == pair_index(self.pairs, pair, "corpus's pairs")
         part = EncodedCorpus(self.pairs)
@@ -107,7 +108,7 @@ class EncodedCorpus(Dataset):
         """Return one sentence pair."""
         pair_ids, sources, targets = self._joined()
         index = range(len(pair_ids))[index]  # an IndexError beyond the end; from the end where negative
-        return {"pair_id": int(pair_ids[index]), "input_ids": sources[index], "labels": targets[index]}
+        return {"pair": self.pairs[pair_ids[index]], "input_ids": sources[index], "labels": targets[index]}
 
     def _joined(self) -> tuple[np.ndarray, _Rows, _Rows]:
         if len(self._added) != 1:
@@ -118,13 +119,16 @@ class EncodedCorpus(Dataset):
 
 
 def encode_corpus(
-    texts: Sequence[PairText], tags: LanguageTags, max_length: int = 256, progress: bool = True
+    texts: Sequence[PairText],
+    tokenizer: PreTrainedTokenizerBase | LanguageTags,
+    max_length: int = 256,
+    progress: bool = True,
 ) -> EncodedCorpus:
     """Encode text once, pair by pair.
 
     Args:
         texts: What `read_corpus` returned.
-        tags: How the tokenizer spells languages.
+        tokenizer: The model's tokenizer, or its `LanguageTags` where your language codes differ from its own.
         max_length: Longest sentence in tokens, tags included. Where either side is longer, the sentence pair
             is left out and counted in a warning.
         progress: Show a bar where standard error is a terminal.
@@ -133,7 +137,7 @@ def encode_corpus(
         EmptyPairError: If no sentence of a pair is left.
         UnknownLanguageError: If the tokenizer has no tag for a pair's language.
     """
-    corpus = EncodedCorpus([text.pair for text in texts])
+    tags, corpus = as_tags(tokenizer), EncodedCorpus([text.pair for text in texts])
     for text in texts:
         tags.check(text.pair)
     bar = tqdm(total=sum(map(len, texts)), desc="encode", unit="sentence", disable=None if progress else True)

@@ -11,21 +11,22 @@ was last set to.
 | mBART-25, PLBart | `x </s> [source]` | `y </s> [target]` | `[target]` |
 | Marian with several targets | `>>target<< x </s>` | `y </s>` | start |
 | target tag on the source (Xie et al.) | `[target] x </s>` | `y </s>` | start |
-| MADLAD | text: `<2target> x` | text: `y` | start |
-| T5 | text: `translate English to German: x` | text: `y` | start |
-| untagged (Marian for one target, BART …) | text: `x` | text: `y` | start |
+| MADLAD | `<2target> x`, as text | `y` | start |
+| T5 | `translate English to German: x`, as text | `y` | start |
+| untagged (Marian for one target, BART …) | `x` | `y` | start |
 
-Where the table says "text", the tokenizer puts its own special tokens around it.
+In the last three, what surrounds a sentence is what the tokenizer puts around text. A tag or another special
+token that a sentence quotes is spelled out in letters, in every family.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.core import CorpusError, Pair, UnknownLanguageError
+from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownLanguageError
 
 TARGET_ON_SOURCE = "target_on_source"
 """Value of a tokenizer's `language_style` that puts the target's tag on the source and none on the target."""
@@ -33,9 +34,11 @@ TARGET_ON_SOURCE = "target_on_source"
 _T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 _COMMON = {"en", "de", "fr", "zh", "es", "ru", "ar", "hi", "eng_Latn", "en_XX"}
 
-_DUNDER = r"__(\w[\w-]*?)__"
-_LONG_CODE = r"([a-z]{3}_[A-Z][a-z]{3})"
-_REGION_CODE = r"([a-z]{2}_[A-Z]{2})"
+_TAGS = re.compile(
+    r"__(?P<dunder>\w[\w-]*?)__|(?P<long>[a-z]{3}_[A-Z][a-z]{3})|(?P<region>[a-z]{2}_[A-Z]{2})"
+    r"|>>(?P<marian>[^<>]+)<<|<2(?P<madlad>[A-Za-z_]+)>"
+)
+"""How tags are spelled; the group that matches is the spelling, its text the code."""
 
 _SOURCE, _TARGET = ("source", "x", "eos"), ("target", "x", "eos")
 _START, _START_AND_TARGET = ("start",), ("start", "target")
@@ -46,8 +49,8 @@ class _Family:
     """What surrounds a sentence, as parts: "source" and "target" (tags), "x" (the sentence), "eos"."""
 
     name: str
-    pattern: str = ""
-    """Regular expression of a tag; its group is the code. Empty where the vocabulary holds no tags."""
+    spelling: str = ""
+    """Which group of `_TAGS` its tags match. Empty where the vocabulary holds no tags."""
     source: tuple[str, ...] = ("x",)
     """What the encoder reads; "x" alone leaves special tokens to the tokenizer."""
     target: tuple[str, ...] = ("x",)
@@ -58,14 +61,14 @@ class _Family:
 _FAMILIES = {
     family.name: family
     for family in (
-        _Family("m2m100", _DUNDER, _SOURCE, _TARGET, _START_AND_TARGET),
-        _Family("nllb", _LONG_CODE, _SOURCE, _TARGET, _START_AND_TARGET),
-        _Family("mbart50", _REGION_CODE, _SOURCE, _TARGET, _START_AND_TARGET),
-        _Family("mbart", _REGION_CODE, ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
-        _Family("plbart", _DUNDER, ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
-        _Family("marian", r">>([^<>]+)<<", _TARGET, ("x", "eos")),
-        _Family(TARGET_ON_SOURCE, _DUNDER, _TARGET, ("x", "eos")),
-        _Family("madlad", r"<2([A-Za-z_]+)>"),
+        _Family("m2m100", "dunder", _SOURCE, _TARGET, _START_AND_TARGET),
+        _Family("nllb", "long", _SOURCE, _TARGET, _START_AND_TARGET),
+        _Family("mbart50", "region", _SOURCE, _TARGET, _START_AND_TARGET),
+        _Family("mbart", "region", ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
+        _Family("plbart", "dunder", ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
+        _Family("marian", "marian", _TARGET, ("x", "eos")),
+        _Family(TARGET_ON_SOURCE, "dunder", _TARGET, ("x", "eos")),
+        _Family("madlad", "madlad"),
         _Family("t5"),
         _Family("untagged"),
     )
@@ -74,6 +77,8 @@ _FAMILIES = {
 
 class LanguageTags:
     """Encode text of a pair with the tags that its tokenizer's family uses.
+
+    It reads the whole vocabulary, so make it once and hand it on; what takes a tokenizer takes it as well.
 
     Args:
         tokenizer: Any Hugging Face tokenizer of a translation model.
@@ -84,10 +89,15 @@ class LanguageTags:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, codes: Mapping[str, str] | None = None) -> None:
         self.tokenizer = tokenizer
         self.codes = dict(codes or {})
-        vocabulary = _vocabulary(tokenizer)
-        self._family = _FAMILIES[_family_name(tokenizer, vocabulary)]
-        self._tags = _tags(self._family.pattern, vocabulary)
-        self._codes_by_id = {number: code for code, number in self._tags.items()}
+        self._vocabulary, added = _vocabularies(tokenizer)
+        self._family = _family(tokenizer, self._vocabulary, added)
+        self._tags = _tags(self._vocabulary, added).get(self._family.spelling, {})
+        self._codes_by_id: dict[int, list[str]] = {}
+        for code, number in self._tags.items():
+            self._codes_by_id.setdefault(number, []).append(code)
+        # What a sentence may only quote. Nothing tells an unknown word that was read as <unk> from one.
+        self._special = {*tokenizer.all_special_ids, *self._codes_by_id} - {tokenizer.unk_token_id}
+        self._around: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 
     @property
     def family(self) -> str:
@@ -106,9 +116,16 @@ class LanguageTags:
         """Return the token id of a language's tag.
 
         Raises:
-            UnknownLanguageError: If the tokenizer has none; the message suggests codes that it has.
+            UnknownLanguageError: If the tokenizer has none (the message suggests codes that it has), or has
+                given its id to another language too.
         """
-        return self._tags[self._spell(code)]
+        number = self._tags[self._spell(code)]
+        if len(self._codes_by_id[number]) > 1:
+            raise UnknownLanguageError(
+                f"the tokenizer gives one id, {number}, to the tags of "
+                f"{', '.join(self._codes_by_id[number])}; save it again with all tags as special tokens"
+            )
+        return number
 
     def target_tag_id(self, pair: str) -> int | None:
         """Return the id of the tag among a pair's labels, which decoding is given; None if they have none."""
@@ -116,20 +133,20 @@ class LanguageTags:
 
     def check(self, pair: str) -> None:
         """Raise `UnknownLanguageError` unless the tokenizer can write this pair."""
-        pair = Pair(pair)
-        self._text_prefix(pair)
-        self._around(self._family.source, pair)
-        self._around(self._family.target, pair)
+        self.encode_source([], pair)
+        self.encode_target([], pair)
 
     def encode_source(self, texts: Sequence[str], pair: str) -> list[list[int]]:
         """Return the encoder's token ids of each text, tags and end of sentence included."""
         pair = Pair(pair)
-        prefix = self._text_prefix(pair)
-        return self._encode([prefix + text for text in texts], self._family.source, pair)
+        return self._encode(texts, self._family.source, pair, "text", self._text_prefix(pair))
 
     def encode_target(self, texts: Sequence[str], pair: str) -> list[list[int]]:
         """Return the labels of each text, tags and end of sentence included."""
-        return self._encode(list(texts), self._family.target, Pair(pair), target=True)
+        # Families whose tokenizer keeps a target language would ask for it (M2M-100 with a KeyError); only
+        # the others may split a target differently from a source.
+        side = "text" if "target" in self._family.target else "text_target"
+        return self._encode(texts, self._family.target, Pair(pair), side)
 
     def check_row(self, source_ids: Sequence[int], label_ids: Sequence[int], pair: str) -> None:
         """Check that encoded text has no other language's tag where the pair's should be.
@@ -146,8 +163,8 @@ class LanguageTags:
         ):
             expected = next((getattr(pair, part) for part in parts if part in ("source", "target")), None)
             found = self._codes_by_id.keys() & set(ids) if expected is not None else set()
-            if found and self.tag_id(expected) not in found:
-                other = ", ".join(sorted(self._codes_by_id[each] for each in found))
+            if expected is not None and found and self.tag_id(expected) not in found:
+                other = ", ".join(sorted(code for each in found for code in self._codes_by_id[each]))
                 raise CorpusError(
                     f"the {side} of a row of {pair} has the tag of {other}, not of {expected!r}: the "
                     "tokenizer was set to another pair when it was encoded; encode text pair by pair, as "
@@ -156,10 +173,9 @@ class LanguageTags:
 
     def decoder_prefix(self, pair: str, decoder_start_token_id: int) -> list[int]:
         """Return the ids that generation begins with, so that the model writes the pair's target language."""
-        pair = Pair(pair)
+        target = Pair(pair).target
         return [
-            decoder_start_token_id if part == "start" else self.tag_id(pair.target)
-            for part in self._family.start
+            decoder_start_token_id if part == "start" else self.tag_id(target) for part in self._family.start
         ]
 
     def decoder_inputs(self, labels: Sequence[int], pair: str, decoder_start_token_id: int) -> list[int]:
@@ -167,35 +183,49 @@ class LanguageTags:
         return [self.decoder_prefix(pair, decoder_start_token_id)[0], *labels[:-1]]
 
     def _encode(
-        self, texts: list[str], parts: tuple[str, ...], pair: Pair, target: bool = False
+        self, texts: Sequence[str], parts: tuple[str, ...], pair: Pair, side: str, prefix: str = ""
     ) -> list[list[int]]:
-        before, after = self._around(parts, pair)
-        if not texts:
-            return []
-        # Families whose tokenizer keeps a target language would ask for it (M2M-100 with a KeyError); only
-        # the others may split a target differently from a source.
-        side = "text_target" if target and "target" not in parts else "text"
-        by_tokenizer = parts == ("x",)
-        rows = self.tokenizer(
-            **{side: texts},
-            add_special_tokens=by_tokenizer,
-            # Else a sentence that quotes a tag, or </s>, would be read as being one.
-            split_special_tokens=not by_tokenizer,
-            truncation=False,
-            verbose=False,
-        )["input_ids"]
-        return [[*before, *ids, *after] for ids in rows]
+        if parts == ("x",):
+            before, after = self._put_around(prefix, side)
+        else:
+            eos = {"eos": special_id(self.tokenizer, "eos")} if "eos" in parts else {}
+            ids = eos | {part: self.tag_id(getattr(pair, part)) for part in parts if part not in ("eos", "x")}
+            middle = parts.index("x")
+            before, after = ([ids[part] for part in some] for some in (parts[:middle], parts[middle + 1 :]))
+        rows = self._plain(list(texts), side) if texts else []
+        return [[*before, *self._spelled_out(row), *after] for row in rows]
 
-    def _around(self, parts: tuple[str, ...], pair: Pair) -> tuple[list[int], list[int]]:
-        codes = {"source": pair.source, "target": pair.target}
+    def _plain(self, texts: list[str], side: str) -> list[list[int]]:
+        # Unsplit, a sentence that quotes a tag, or </s>, would be read as being one.
+        options: dict[str, Any] = {side: texts, "add_special_tokens": False, "split_special_tokens": True}
+        return self.tokenizer(truncation=False, verbose=False, **options)["input_ids"]  # type: ignore[return-value]
 
-        def ids(names: tuple[str, ...]) -> list[int]:
-            return [
-                self.tokenizer.eos_token_id if name == "eos" else self.tag_id(codes[name]) for name in names
+    def _put_around(self, prefix: str, side: str) -> tuple[list[int], list[int]]:
+        """Return what the tokenizer puts before and after a text that follows a prefix."""
+        if (prefix, side) in self._around:
+            return self._around[prefix, side]
+        bare = self._plain(["a"], side)[0]
+        options: dict[str, Any] = {side: [f"{prefix}a"]}
+        whole = self.tokenizer(truncation=False, verbose=False, **options)["input_ids"][0]
+        starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare and bare]
+        if not starts:
+            raise ConfigError("the tokenizer reads a text otherwise when it puts special tokens around it")
+        self._around[prefix, side] = whole[: starts[-1]], whole[starts[-1] + len(bare) :]
+        return self._around[prefix, side]
+
+    def _spelled_out(self, ids: list[int]) -> list[int]:
+        """Return a sentence's ids with special tokens that it quotes as letters."""
+        if self._special.isdisjoint(ids):
+            return ids
+        letters = {
+            each: [
+                self._vocabulary.get(letter, self.tokenizer.unk_token_id)
+                for letter in str(self.tokenizer.convert_ids_to_tokens(each))
             ]
-
-        middle = parts.index("x")
-        return ids(parts[:middle]), ids(parts[middle + 1 :])
+            for each in self._special.intersection(ids)
+        }
+        spelled = [letter for each in ids for letter in letters.get(each, [each])]
+        return [each for each in spelled if isinstance(each, int)]
 
     def _spell(self, code: str) -> str:
         """Return the tokenizer's code: as mapped, as given, or the only one that goes on `code_`."""
@@ -205,13 +235,20 @@ class LanguageTags:
         longer = [known for known in sorted(self._tags) if known.startswith(f"{code}_")]
         if len(longer) == 1:
             return longer[0]
-        # The same first letters, then the same letters anywhere: "en" → eng_Latn, "eng_Lat" → eng_Latn.
-        near = longer or [known for known in sorted(self._tags) if known.startswith(code[:2])]
-        near += get_close_matches(code, [known for known in sorted(self._tags) if known not in near])
+        # Of one language: eng_Latin → eng_Latn. Of other spelling: en → eng_Latn, eng → en.
+        language = code.split("_")[0]
+        near = longer or [known for known in sorted(self._tags) if known.split("_")[0] == language]
+        meant = repr(near[0]) if len(near) == 1 else f"'one of {self.family}'"
+        near = near or [
+            known
+            for known in sorted(self._tags)
+            if known.split("_")[0].startswith(language) or language.startswith(known.split("_")[0])
+        ]
         raise UnknownLanguageError(
             f"the {self.family} tokenizer has no tag for language {code!r}; near ones: "
-            f"{', '.join((near or sorted(self._tags))[:5]) or 'none, it has no tags'}. Use the tokenizer's "
-            f"own code in the pair, or map yours to it: codes={{{code!r}: {(near or ['eng_Latn'])[0]!r}}}"
+            f"{', '.join((near or sorted(self._tags))[:5]) or 'none, it has no tags'} (spelled alike, maybe "
+            "of other languages). Use the tokenizer's own code in the pair, or map yours to it: "
+            f"codes={{{code!r}: {meant}}}"
         )
 
     def _text_prefix(self, pair: Pair) -> str:
@@ -229,36 +266,73 @@ class LanguageTags:
         return f"translate {names[pair.source]} to {names[pair.target]}: "
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    # M2M100Tokenizer knows its tags, but leaves them out of get_vocab().
-    return {**tokenizer.get_vocab(), **getattr(tokenizer, "lang_token_to_id", {})}
+def as_tags(
+    tokenizer: PreTrainedTokenizerBase | LanguageTags, codes: Mapping[str, str] | None = None
+) -> LanguageTags:
+    """Return tags as they are; for a tokenizer make them, with your `codes` → the tokenizer's."""
+    return tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer, codes)
 
 
-def _tags(pattern: str, vocabulary: Mapping[str, int]) -> dict[str, int]:
-    """Return the ids of a vocabulary's language tags by code."""
-    matches = (
-        ((re.fullmatch(pattern, token), number) for token, number in vocabulary.items()) if pattern else ()
-    )
-    return {match[1]: number for match, number in matches if match}
+def special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    """Return the id of a special token by its name, such as `eos` or `pad`.
+
+    Raises:
+        ConfigError: If the tokenizer has none.
+    """
+    number = getattr(tokenizer, f"{name}_token_id", None)
+    if not isinstance(number, int):
+        raise ConfigError(f"the tokenizer has no {name} token; set tokenizer.{name}_token")
+    return number
 
 
-def _family_name(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int]) -> str:
+def _vocabularies(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], dict[str, int]]:
+    """Return all tokens, and among them those that were added to the subwords."""
+    # M2M100Tokenizer knows its tags, but leaves them out of both.
+    tags: Mapping[str, int] = getattr(tokenizer, "lang_token_to_id", {})
+    added: Mapping[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
+    return {**tokenizer.get_vocab(), **added, **tags}, {**added, **tags}
+
+
+def _tags(tokens: Mapping[str, int], added: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Return the ids of all that is spelled as a tag, by spelling and code."""
+    found: dict[str, dict[str, int]] = {}
+    for token, number in tokens.items():
+        match = _TAGS.fullmatch(token)
+        if match and match.lastgroup:
+            found.setdefault(match.lastgroup, {})[match[match.lastgroup]] = number
+    # New languages are spelled more freely (myv_XX, srp_Latn_RS) than subwords may be.
+    new = {token: number for token, number in added.items() if re.fullmatch(r"[a-z]{2,3}(_\w+)+", token)}
+    return {
+        spelling: codes | (new if spelling in ("long", "region") else {}) for spelling, codes in found.items()
+    }
+
+
+def _family(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int], added: Mapping[str, int]
+) -> _Family:
     """Tell the family from the tags in the vocabulary, and from class names where families share tags."""
     classes = " ".join(base.__name__ for base in type(tokenizer).__mro__)
-    special = {**tokenizer.get_added_vocab(), **getattr(tokenizer, "lang_token_to_id", {})}
-
-    def has_tags(name: str) -> bool:
-        # Among 256,000 subwords some look like tags (__init__, en_US), so one must be special or well known.
-        pattern = _FAMILIES[name].pattern
-        return bool(_tags(pattern, special) or _COMMON & _tags(pattern, vocabulary).keys())
-
+    known, special = _tags(vocabulary, {}), _tags(added, {})
+    # Among 256,000 subwords some look like tags (__init__, en_US), so one must be special or well known.
+    spellings = [
+        name for name, tags in known.items() if name == "marian" or name in special or _COMMON & tags.keys()
+    ]
     if tokenizer.init_kwargs.get("language_style") == TARGET_ON_SOURCE:
-        return TARGET_ON_SOURCE
-    if has_tags("m2m100"):
-        return "plbart" if "PLBart" in classes else "m2m100"
-    if _tags(_FAMILIES["marian"].pattern, vocabulary):
-        return "marian"
-    if has_tags("mbart"):
-        return "mbart50" if "MBart50" in classes or "sl_SI" in vocabulary else "mbart"
+        return _FAMILIES[TARGET_ON_SOURCE]
     untagged = "t5" if "T5Tokenizer" in classes or "<extra_id_0>" in vocabulary else "untagged"
-    return next((name for name in ("madlad", "nllb") if has_tags(name)), untagged)
+    names = {
+        "dunder": "plbart" if "PLBart" in classes else "m2m100",
+        "marian": "marian",
+        "region": "mbart50" if "MBart50" in classes or "sl_SI" in vocabulary else "mbart",
+        "madlad": "madlad",
+        "long": "nllb",
+    }
+    family = _FAMILIES[next((name for spelling, name in names.items() if spelling in spellings), untagged)]
+    if family.name == "nllb" and getattr(tokenizer, "legacy_behaviour", False):
+        return replace(family, source=("x", "eos", "source"), target=("x", "eos", "target"))
+    if family.name == untagged and re.match("Nllb|MBart|M2M100|PLBart|Seamless", type(tokenizer).__name__):
+        raise UnknownLanguageError(
+            f"a {type(tokenizer).__name__} without language tags: its files are not all there; copy "
+            "tokenizer.json or tokenizer_config.json too"
+        )
+    return family

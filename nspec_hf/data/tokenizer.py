@@ -1,22 +1,22 @@
-"""Train a subword vocabulary and wrap it as a tokenizer with a tag for every language.
+"""Load a tokenizer, whole; or train a subword vocabulary with a tag for every language.
 
-The tokenizer is a plain `PreTrainedTokenizerFast`, saved as one `tokenizer.json`, so `AutoTokenizer` loads
+A trained one is a plain `PreTrainedTokenizerFast`, saved as one `tokenizer.json`, so `AutoTokenizer` loads
 it without code of ours. It splits text as the SentencePiece model does that it was made from. Tags are
 spelled as M2M-100 spells them (`__en__`), for any code; `language_tags.py` puts them around the text.
 """
 
 import io
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from nspec_hf.core import ArtifactError, ConfigError
+from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
 
 # In the order of their ids, 0 to 3, as M2M-100 and mBART have them.
@@ -49,6 +49,38 @@ class VocabularyConfig:
             raise ConfigError(
                 f"size is 8 or more and coverage in (0, 1], got {self.size} and {self.coverage}"
             )
+
+
+def load_tokenizer(
+    name: str | Path, *, trust_remote_code: bool = False, **hub: Any
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model; transformers alone gives an empty one where the vocabulary is missing.
+
+    Args:
+        name: Hub id or folder.
+        trust_remote_code: Whether code in the repository may run.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` …
+
+    Raises:
+        ArtifactError: If there is no tokenizer, its files are damaged, or it knows no subwords.
+        UnsupportedModelError: If it needs code of its own and `trust_remote_code` is not given.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
+    except Exception as error:  # the libraries below raise whatever they meet, a bare Exception among it
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"{name} brings code of its own, which is not run unless trust_remote_code=True says so"
+            ) from error
+        raise ArtifactError(
+            f"the tokenizer in {name} cannot be loaded, since files are missing or damaged: {error}"
+        ) from error
+    if len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) < 2:
+        raise ArtifactError(
+            f"the tokenizer in {name} knows no subwords, its vocabulary file is missing (tokenizer.json, "
+            "sentencepiece.bpe.model …); copy all files of the tokenizer"
+        )
+    return tokenizer
 
 
 def train_vocabulary(
@@ -90,18 +122,6 @@ def train_vocabulary(
         **{f"{name}_token": piece for name, piece in _SPECIAL.items()},
         **style,
     )
-
-
-def load_tokenizer(name: str | os.PathLike, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a Hub id or folder; code of its own runs only if that is wanted.
-
-    Raises:
-        ArtifactError: If there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise ArtifactError(f"{name} has no tokenizer, nor was it found on the Hub: {error}") from error
 
 
 def _as_tokenizer(model: bytes, kind: str) -> Tokenizer:

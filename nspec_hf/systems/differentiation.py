@@ -109,8 +109,7 @@ class ValidationBatches:
     def __init__(self, model: PreTrainedModel, run: Run, sentences: int | None) -> None:
         self._corpus, self._sentences, self._device = run.validation, sentences, run.device
         self._budget = run.config.specialize.batches.max_tokens
-        start, codes = model.config.decoder_start_token_id, run.config.data.codes
-        self._collate = PairCollator(run.tokenizer, self._corpus.pairs, start, codes)
+        self._collate = PairCollator(run.tags, self._corpus.pairs, model.config.decoder_start_token_id)
 
     def __call__(self, pair: Pair) -> Iterable[dict[str, Tensor]]:
         """Yield the batches of a pair."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nspec_hf.core import Pair, plain, read_json, write_json
-from nspec_hf.data import EncodedCorpus, LanguageTags, PairText, encode_corpus
+from nspec_hf.data import EncodedCorpus, LanguageTags, PairText, encode_corpus, load_tokenizer
 from nspec_hf.evaluation import SystemScores, Translator, score_system, translate_test_set
 from nspec_hf.gating import Attachment
 from nspec_hf.recording import ActivationStats, RecordConfig, load_model
@@ -63,7 +63,7 @@ class Run:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer."""
-        return AutoTokenizer.from_pretrained(self.config.base_model)
+        return load_tokenizer(self.config.base_model)
 
     @cached_property
     def tags(self) -> LanguageTags:

@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     M2M100Config,
     M2M100ForConditionalGeneration,
     PreTrainedModel,
@@ -15,7 +14,7 @@ from transformers import (
 )
 
 from nspec_hf.core import atomic_folder
-from nspec_hf.data import PairText, VocabularyConfig, train_vocabulary
+from nspec_hf.data import PairText, VocabularyConfig, load_tokenizer, train_vocabulary
 from nspec_hf.recording import load_config
 
 _NO_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop", "activation_dropout", "attention_dropout")
@@ -37,7 +36,7 @@ def make_tokenizer(
         tokenizer = train_vocabulary(everything, list(sentences), settings)
         with atomic_folder(folder) as unfinished:
             tokenizer.save_pretrained(unfinished)
-    return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(folder)
 
 
 def make_model(

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from nspec_hf.core import EmptyPairError, rank, world_size, write_json
-from nspec_hf.data import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
+from nspec_hf.data import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator, as_tags
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.recording import ActivationStats, RecordConfig, record
 from nspec_hf.training.arguments import training_arguments
@@ -163,7 +163,7 @@ def record_corpus(
     longest = int(corpus.lengths.max())
     settings = BatchConfig(max_tokens=max(max_tokens, longest), max_length=longest)
     sampler = PairBatchSampler(corpus.lengths, corpus.pair_ids, settings, rank(), world_size(), shuffle=False)
-    collate = PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id, codes)
+    collate = PairCollator(as_tags(tokenizer, codes), corpus.pairs, model.config.decoder_start_token_id)
     # A generator of its own, so that the pass draws nothing from the global random numbers.
     batches = DataLoader(corpus, batch_sampler=sampler, collate_fn=collate, generator=torch.Generator())
     return record(model, batches, corpus.pairs, config, description)
@@ -190,7 +190,9 @@ def _trainer(
         args=arguments,
         train_dataset=corpus,
         eval_dataset=validation,
-        data_collator=PairCollator(tokenizer, corpus.pairs, model.config.decoder_start_token_id, codes),
+        data_collator=PairCollator(
+            as_tags(tokenizer, codes), corpus.pairs, model.config.decoder_start_token_id
+        ),
         processing_class=tokenizer,
         gate=gate,
         batch_config=config.batches,

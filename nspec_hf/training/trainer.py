@@ -49,7 +49,7 @@ class SpecializationTrainer(HookedTrainer):
             `SpecializationCallback` raises.
     """
 
-    keeps_columns = ("pair", "pair_id", "pair_ids", "source", "target", "translation")
+    keeps_columns = ("pair", "pair_ids", "source", "target", "translation")
 
     def __init__(
         self,

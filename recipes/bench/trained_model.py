@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.data import CorpusConfig, PairCollator, PairText, read_corpus
+from nspec_hf.data import CorpusConfig, PairCollator, PairText, load_tokenizer, read_corpus
 from nspec_hf.evaluation import TranslateConfig, Translator, score
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import NeuronMasks
@@ -44,7 +44,7 @@ def trained(base: Base, bench: Bench) -> Found:
     The dense side of BLEU is the same model with all neurons.
     """
     model = load_model(base.model, dtype=bench.dtype, for_training=True, device=bench.device)
-    tokenizer = AutoTokenizer.from_pretrained(base.model)
+    tokenizer = load_tokenizer(base.model)
     masks = NeuronMasks.from_pretrained(base.masks)
     corpus = CorpusConfig(path=base.data)
     # As many pairs take turns as the masks hold; every way keeps its slices of all of them.

@@ -12,7 +12,7 @@ from transformers.models.marian.modeling_marian import shift_tokens_right as shi
 from transformers.models.mbart.modeling_mbart import shift_tokens_right as shift_mbart
 
 from nspec_hf.core import ConfigError, CorpusError, UnknownLanguageError, UnknownPairError
-from nspec_hf.data import IGNORED, PairCollator
+from nspec_hf.data import IGNORED, LanguageTags, PairCollator
 from tests.helpers.models import tiny_m2m100
 from tests.helpers.tiny_tokenizers import TEXT, make_tokenizers
 
@@ -88,7 +88,7 @@ def test_encoded_rows_and_translations_give_the_same_batch(collator):
     ]
     encoded = [
         {
-            "pair_id": PAIRS.index(row["pair"]),
+            "pair_ids": PAIRS.index(row["pair"]),
             "input_ids": collator.tags.encode_source([row["source"]], row["pair"])[0],
             "labels": torch.tensor(collator.tags.encode_target([row["target"]], row["pair"])[0]),
             "other": [1],
@@ -121,11 +121,11 @@ def test_lengths_can_be_padded_to_a_multiple(tokenizers):
             "'en-cs' is not in the collator's pairs",
         ),
         (
-            {"pair_id": 3, "input_ids": [1], "labels": [2]},
+            {"pair_ids": 3, "input_ids": [1], "labels": [2]},
             UnknownPairError,
-            "pair_id 3.*0 en-de, 1 de-en, 2 fr-en",
+            "pair_ids 3.*0 en-de, 1 de-en, 2 fr-en",
         ),
-        ({"pair_id": -1, "input_ids": [1], "labels": [2]}, UnknownPairError, "pair_id -1"),
+        ({"pair_ids": -1, "input_ids": [1], "labels": [2]}, UnknownPairError, "pair_ids -1"),
         ({"pair": "en-de", "source": "a"}, CorpusError, "a row of en-de has pair, source; expected"),
         (
             {"pair": "en-de", "translation": {"en": "a", "fr": "b"}},
@@ -171,7 +171,7 @@ def test_a_model_learns_from_the_batch_what_it_learns_from_the_librarys_for_one_
 def test_tags_are_checked_when_the_collator_is_made(tokenizers):
     with pytest.raises(UnknownLanguageError, match="'qq'"):
         PairCollator(tokenizers["m2m100"], ["en-de", "en-qq"])
-    mapped = PairCollator(tokenizers["nllb"], ["en-de"], codes={"en": "eng_Latn", "de": "deu_Latn"})
+    mapped = PairCollator(LanguageTags(tokenizers["nllb"], {"en": "eng_Latn", "de": "deu_Latn"}), ["en-de"])
     assert mapped([ROWS[0]])["labels"][0, 0] == tokenizers["nllb"].convert_tokens_to_ids("deu_Latn")
 
 
@@ -213,8 +213,8 @@ def test_padding_that_rows_bring_along_is_taken_off(tokenizers):
 
 def test_rows_that_contradict_themselves_are_refused(tokenizers):
     collator = PairCollator(tokenizers["m2m100"], ["en-de", "de-en"])
-    with pytest.raises(CorpusError, match="number 1, but pair_id 0"):
-        collator([{"pair": "de-en", "pair_id": 0, "source": "a", "target": "b"}])
+    with pytest.raises(CorpusError, match="number 1, but pair_ids 0"):
+        collator([{"pair": "de-en", "pair_ids": 0, "source": "a", "target": "b"}])
     encoded = collator([{"pair": "en-de", "source": TEXT[2], "target": TEXT[3]}])
     row = {name: encoded[name][0].tolist() for name in ("input_ids", "labels")}
     with pytest.raises(CorpusError, match="has the tag of en, not of 'de'"):

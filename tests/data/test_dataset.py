@@ -23,7 +23,7 @@ def filled(added):
     corpus, rows = EncodedCorpus(PAIRS), []
     for pair, sentences in added:
         corpus.add(pair, [row[0] for row in sentences], [row[1] for row in sentences])
-        rows += [(PAIRS.index(pair), *row) for row in sentences]
+        rows += [(pair, *row) for row in sentences]
     return corpus, rows
 
 
@@ -32,7 +32,7 @@ def test_every_sentence_comes_back_in_the_order_in_which_it_was_added(added):
     corpus, rows = filled(added)
     assert [tuple(row.values()) for row in corpus] == rows
     assert len(corpus) == len(rows)
-    assert corpus.pair_ids.tolist() == [row[0] for row in rows]
+    assert corpus.pair_ids.tolist() == [PAIRS.index(row[0]) for row in rows]
     assert corpus.lengths.tolist() == [[len(row[1]), len(row[2])] for row in rows]
     if rows:
         assert corpus[-1] == corpus[len(rows) - 1]
@@ -45,17 +45,17 @@ def test_a_subset_holds_one_pair_and_keeps_its_number(added, pair):
     corpus, rows = filled(added)
     part = corpus.subset(pair)
     assert part.pairs == corpus.pairs
-    assert [tuple(row.values()) for row in part] == [row for row in rows if PAIRS[row[0]] == pair]
+    assert [tuple(row.values()) for row in part] == [row for row in rows if row[0] == pair]
     assert part.lengths.shape == (len(part), 2)
-    assert [row["pair_id"] for row in part] == [PAIRS.index(pair)] * len(part)
+    assert [row["pair"] for row in part] == [pair] * len(part)
 
 
 def test_sentences_can_be_added_after_some_were_looked_at():
     corpus, _ = filled([("en-de", [([1, 2], [3])])])
     assert len(corpus) == 1
     corpus.add("en-fr", [[4]], [[5, 6]])
-    assert corpus[1] == {"pair_id": 2, "input_ids": [4], "labels": [5, 6]}
-    assert corpus[0] == {"pair_id": 0, "input_ids": [1, 2], "labels": [3]}
+    assert corpus[1] == {"pair": PAIRS[2], "input_ids": [4], "labels": [5, 6]}
+    assert corpus[0] == {"pair": PAIRS[0], "input_ids": [1, 2], "labels": [3]}
 
 
 def test_what_does_not_belong_is_refused():
@@ -107,7 +107,7 @@ def test_long_sentences_are_left_out_and_counted(tags):
 
 
 def test_an_unknown_language_is_told_before_anything_is_encoded(tags, monkeypatch):
-    monkeypatch.setattr(tags, "encode_source", None)
+    monkeypatch.setattr(tags, "_plain", None)
     with pytest.raises(UnknownLanguageError, match="'fr'"):
         encode_corpus([text("en-de", ("a", "b")), text("en-fr", ("a", "b"))], tags)
 

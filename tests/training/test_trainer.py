@@ -338,7 +338,7 @@ def test_every_row_of_predict_with_generate_has_its_own_target_language(tmp_path
     found = trainer.predict(shuffled, max_new_tokens=6, num_beams=2).predictions
     collate = trainer.data_collator
     for row, tokens in zip(shuffled, found, strict=True):
-        pair = PAIRS[row["pair_id"]]
+        pair = row["pair"]
         assert tokens[1] == collate.tags.tag_id(pair.target)
         batch = collate([row])
         with trainer.gate:
@@ -523,7 +523,10 @@ def test_a_collator_that_makes_mbart_read_the_source_as_its_target_is_refused(tm
     ids = tokenizer()
     network = tiny_mbart(vocab_size=len(ids))
     rows = [corpus(count=4)[i] for i in range(16)]
-    data = [{"pair_ids": row["pair_id"], "input_ids": row["labels"], "labels": row["labels"]} for row in rows]
+    data = [
+        {"pair_ids": PAIRS.index(row["pair"]), "input_ids": row["labels"], "labels": row["labels"]}
+        for row in rows
+    ]
     trainer = plain_with_callback(
         tmp_path, data, network, data_collator=DataCollatorForSeq2Seq(ids), label_smoothing_factor=smoothing
     )
