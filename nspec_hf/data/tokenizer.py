@@ -73,7 +73,7 @@ def load_tokenizer(
                 f"{name} brings code of its own, which is not run unless trust_remote_code=True says so"
             ) from error
         raise ArtifactError(
-            f"the tokenizer in {name} cannot be loaded, since files are missing or damaged: {error}"
+            f"{name} has no tokenizer that can be loaded; files are missing or damaged: {error}"
         ) from error
     if len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) < 2:
         raise ArtifactError(
