@@ -70,7 +70,7 @@ ROOMS: dict[str, str] = {
     "data": "language_tags tokenizer corpus dataset sampler collator translations sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder",
     "masks": "config rules select model_card hub masks",
-    "gating": "config routing entry_points attachment mask_mode gradient_mode linears slice_cache "
+    "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
     "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer run "
     "base_model",

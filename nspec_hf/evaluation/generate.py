@@ -41,7 +41,7 @@ def translate_test_set(
     folder.mkdir(parents=True, exist_ok=True)
     if translator.acting_gate is not None:
         for text in texts:
-            translator.acting_gate.pair_id(text.pair)  # composed now, if need be, not halfway
+            translator.acting_gate.include(text.pair)  # composed now, if need be, not halfway
     maker, kept = _maker(translator), _read_maker(folder)
     # Text that was made otherwise is forgotten first: a run that is stopped leaves nothing of two makers.
     done = kept["texts"] if kept["maker"] == maker else {}

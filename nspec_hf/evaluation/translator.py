@@ -120,7 +120,7 @@ class Translator:
         texts = list(texts)
         pairs = _checked_pairs(texts, pair, generation)
         gate = self.acting_gate
-        pair_ids = {pair: gate.pair_id(pair) if gate else 0 for pair in dict.fromkeys(pairs)}
+        pair_ids = {each: gate.include(each) if gate else 0 for each in dict.fromkeys(pairs)}
         rows = self._shortened(self._encode(texts, pairs))
         results, unfinished = [""] * len(texts), 0
         hidden = None if self.config.progress else True

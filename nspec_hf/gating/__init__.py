@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.gating.config import GateConfig as GateConfig
+    from nspec_hf.gating.config import GateConfig as GateConfig, GateMode as GateMode, Silence as Silence
     from nspec_hf.gating.routing import Routing as Routing
+    from nspec_hf.gating.entry_points import Takeover as Takeover
     from nspec_hf.gating.attachment import (
         OWN_WEIGHTS as OWN_WEIGHTS,
         Attachment as Attachment,
         Part as Part,
         attachment_of as attachment_of,
     )
-    from nspec_hf.gating.mask_mode import Takeover as Takeover
-    from nspec_hf.gating.linears import refuse_changed_linears as refuse_changed_linears, resize as resize
+    from nspec_hf.gating.linears import (
+        linear_at as linear_at,
+        refuse_changed_linears as refuse_changed_linears,
+        resize as resize,
+    )
     from nspec_hf.gating.gate import MASKS_FOLDER as MASKS_FOLDER, NeuronGate as NeuronGate
     from nspec_hf.gating.widen import grow as grow, grown_masks as grown_masks
 

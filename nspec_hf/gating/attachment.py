@@ -1,8 +1,8 @@
 """Attachment: what is put onto a model so that each row of a batch runs as its own language pair does.
 
 The gate is one (`gate.py`: each pair's own neurons); adapters, own attention weights and the other compared
-systems are others (`systems/`). All of them share what stands here: the doors through which `pair_ids` come
-in, the route, and exact removal. What happens inside the layers is the business of an attachment's parts.
+systems are others (`systems/`). All of them share what stands here: where `pair_ids` come in, the route, and
+exact removal. What happens inside the layers is the business of an attachment's parts.
 """
 
 import copy
@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, Pair, UnknownPairError, UnsupportedModelError
 from nspec_hf.data import LanguageTags
-from nspec_hf.gating.entry_points import Door, RoutedGenerate, called_from_outside
-from nspec_hf.gating.routing import Route, Routing, TokenReader
+from nspec_hf.gating.entry_points import entries_of
+from nspec_hf.gating.route import Route, TokenReader
+from nspec_hf.gating.routing import Routing
 from nspec_hf.recording import ATTACHED, plain_model
 
 OWN_WEIGHTS = "nspec_own"
@@ -26,17 +27,18 @@ OWN_WEIGHTS = "nspec_own"
 
 
 class Part(Protocol):
-    """What an attachment does at one place inside the model."""
+    """What an attachment does to one module of the model."""
 
     def attach(self) -> None:
-        """Put it there."""
+        """Do it."""
 
     def detach(self) -> None:
-        """Leave the place exactly as it was."""
+        """Leave the module exactly as it was."""
 
     @property
     def in_place(self) -> list[bool]:
         """For each thing that was put there, whether it still is."""
+        ...
 
 
 class Attachment:
@@ -56,21 +58,20 @@ class Attachment:
         """Remember the parts; the model is not touched before `attach`."""
         self.model = plain_model(model)
         self._routing = routing
-        self._parts = list(parts)
-        self._doors = [
-            Door(module, self._routing, self, outermost=module is self.model)
-            for module in called_from_outside(self.model, inside)
-        ]
-        self._generate: RoutedGenerate | None = None
+        # Entries first: the modules that they are on may be wrapped, the ones inside may not.
+        self._parts: list[Part] = [*entries_of(self.model, inside, routing, self.check_in_place), *parts]
         self._entered: list[bool] = []
-        self.attached = False
-        """Whether it is on the model."""
 
     one_pair_a_batch = False
     """Whether it is faster on batches of one pair each."""
 
     leaves_parameters_unused = False
     """Whether a batch may leave parameters without a gradient, which DDP must be told."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether it is on the model."""
+        return vars(self.model).get(ATTACHED) is self
 
     @property
     def pairs(self) -> list[Pair]:
@@ -93,32 +94,21 @@ class Attachment:
                 "take it off first: attachment_of(model).detach()"
             )
         try:
-            setattr(self.model, ATTACHED, self)
-            for door in self._doors:
-                door.open()
             for part in self._parts:
                 part.attach()
-            if callable(getattr(self.model, "generate", None)):
-                self._generate = RoutedGenerate(self.model, self._routing)
         except BaseException:
             self.detach()
             raise
-        self.attached = True
+        setattr(self.model, ATTACHED, self)
         return self
 
     def detach(self) -> None:
         """Take it off; the model is what it was before `attach`."""
-        for door in self._doors:
-            door.close()
         # In reverse: one module may be taken over for two parts, and the last one goes first.
         for part in reversed(self._parts):
             part.detach()
-        if self._generate is not None:
-            self._generate.give_back()
-            self._generate = None
-        if getattr(self.model, ATTACHED, None) is self:
+        if self.attached:
             delattr(self.model, ATTACHED)
-        self.attached = False
 
     def __enter__(self) -> Self:
         """Attach, unless it is attached already."""
@@ -141,7 +131,7 @@ class Attachment:
         if pair is None:
             self._routing.choose(None)
             return
-        index = self.pair_id(pair)
+        index = self.include(pair)
         origin = f"gate.use({str(pair)!r})"
         self._routing.choose(Route(torch.tensor([index], device=self._device), index, origin))
 
@@ -159,22 +149,25 @@ class Attachment:
             UnknownLanguageError: If it has no tag for a language of the pairs.
         """
         tags = tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer, codes)
-        self._routing.reader = TokenReader(tags, self.pairs, self.pair_id)
-
-    def pair_id(self, pair: str) -> int:
-        """Return the index of a pair.
-
-        Raises:
-            UnknownPairError: If it does not know the pair.
-        """
-        pairs = self.pairs
-        if pair not in pairs:
-            raise UnknownPairError(f"there is no pair {str(pair)!r}; there are: {', '.join(pairs)}")
-        return pairs.index(Pair(pair))
+        self._routing.reader = TokenReader(tags, self.pairs, self.include)
 
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run: it was trained, or all that it needs is there."""
         return pair in self.pairs
+
+    def include(self, pair: str) -> int:
+        """Return the index of a pair; one that is new, but that it knows how to run, is added as the last.
+
+        Raises:
+            UnknownPairError: If it does not know the pair.
+        """
+        with self._routing.lock:
+            pairs = self.pairs
+            if pair not in pairs and self.knows(pair):
+                self._routing.pairs = pairs = [*pairs, Pair(pair)]
+        if pair not in pairs:
+            raise UnknownPairError(f"there is no pair {str(pair)!r}; there are: {', '.join(pairs)}")
+        return pairs.index(Pair(pair))
 
     @property
     def last_rows(self) -> Tensor | None:
@@ -189,8 +182,7 @@ class Attachment:
     @property
     def in_place(self) -> list[bool]:
         """For each replaced forward, hook and `generate` that `attach` put there, whether it still is."""
-        there = [each for part in (*self._doors, *self._parts) for each in part.in_place]
-        return there if self._generate is None else [*there, self._generate.in_place]
+        return [each for part in self._parts for each in part.in_place]
 
     def check_in_place(self) -> None:
         """Check that the layers that it acts on are still those of the model.
@@ -198,7 +190,7 @@ class Attachment:
         Raises:
             UnsupportedModelError: If another library has wrapped or replaced one since, as PEFT does.
         """
-        displaced = [part.site.name for part in self._parts if getattr(part, "displaced", False)]
+        displaced = [name for part in self._parts for name in getattr(part, "displaced", ())]
         if displaced:
             raise UnsupportedModelError(
                 f"after the gate was attached, layers were wrapped or replaced: {', '.join(displaced)}. What "
@@ -246,4 +238,4 @@ class Attachment:
 
 def attachment_of(model: nn.Module) -> Attachment | None:
     """Return what is on a model, or None; a deep copy of a model that has one has one of its own."""
-    return getattr(plain_model(model), ATTACHED, None)
+    return vars(plain_model(model)).get(ATTACHED)

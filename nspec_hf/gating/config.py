@@ -2,21 +2,26 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from nspec_hf.core import require
+
+GateMode = Literal["mask", "slice", "gradient"]
+"""The modes; what one does stands in the file with its name, `mask_mode.py` for `mask`."""
+
+Silence = Literal["neuron", "weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """How masks act on a model."""
 
-    mode: Literal["mask", "slice", "gradient"] = "mask"
+    mode: GateMode = "mask"
     """`mask`: compute all neurons, silence those that the pair does not keep; any mix of pairs in a batch.
     `slice`: compute only the kept rows, faster. `gradient`: a dense forward pass, but each pair's loss
     trains only its own rows."""
 
-    silence: Literal["neuron", "weights"] = "neuron"
+    silence: Silence = "neuron"
     """`neuron`: h = σ(m·z), the neuron is gone, bias included (Eq. 4 as the paper explains it). `weights`:
     h = σ(m·xW + b), the released code, where a silenced neuron still emits σ(b). Mode `gradient` silences
     nothing, so it warns of a choice here."""
@@ -34,20 +39,18 @@ class GateConfig:
     (`recipes/results/bench.cpu.json`); 64 on CUDA, a guess for tensor cores that nobody has measured."""
 
     cache_bytes: int = 2 << 30
-    """For `slice`: memory bound in bytes of the slices that are kept between batches in eval mode."""
+    """For `slice`: memory bound in bytes of the slices that a `generate` keeps from step to step."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        require(
-            self.mode in ("mask", "slice", "gradient"), f"mode is mask, slice or gradient, got {self.mode!r}"
-        )
-        require(
-            self.silence in ("neuron", "weights"), f"silence is 'neuron' or 'weights', got {self.silence!r}"
-        )
-        require(
-            self.zero_shot in ("error", "compose"),
-            f"zero_shot is 'error' or 'compose', got {self.zero_shot!r}",
-        )
+        choices = {
+            "mode": get_args(GateMode),
+            "silence": get_args(Silence),
+            "zero_shot": ("error", "compose"),
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            require(value in known, f"{name} is one of {', '.join(known)}, got {value!r}")
         require(self.multiple_of is None or self.multiple_of > 0, "multiple_of is a positive number or None")
         require(self.cache_bytes >= 0, "cache_bytes is not negative")
         if self.mode == "gradient" and self.silence != "neuron":

@@ -9,27 +9,24 @@ stay those of the plain model.
 
 import dataclasses
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from torch import nn
 
 from nspec_hf.core import ArtifactError, ConfigError, Pair, TrainingSetupError, UnknownPairError
 from nspec_hf.gating.attachment import Attachment
-from nspec_hf.gating.config import GateConfig
-from nspec_hf.gating.gradient_mode import GradientSite
-from nspec_hf.gating.mask_mode import GatedSite, MaskedSite
+from nspec_hf.gating.config import GateConfig, GateMode
+from nspec_hf.gating.mask_mode import GatedSite
 from nspec_hf.gating.routing import Routing
-from nspec_hf.gating.slice_mode import SlicedSite
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites, plain_model, weight_fingerprint
 
 MODES: dict[str, type[GatedSite]] = {
-    "mask": MaskedSite,
-    "slice": SlicedSite,
-    "gradient": GradientSite,
+    mode: import_module(f"nspec_hf.gating.{mode}_mode").SITE for mode in get_args(GateMode)
 }
-"""What each mode does at a site."""
+"""What each mode does at a site: `SITE` of the file with its name. `GateMode` is the list of the modes."""
 
 MASKS_FOLDER = "nspec_masks"
 """Where a checkpoint keeps its masks."""
@@ -107,8 +104,6 @@ class NeuronGate(Attachment):
                 "a gate takes NeuronMasks (NeuronMasks.from_pretrained reads saved ones) and a GateConfig, "
                 f"got {type(masks).__name__} and {type(self.config).__name__}"
             )
-        if self.config.mode not in MODES:
-            raise ConfigError(f"mode {self.config.mode!r} is not there; modes are: {', '.join(MODES)}")
         plain = plain_model(model)
         found = find_sites(plain, {site.kind for site in masks.sites})
         masks.check_model(found)
@@ -146,25 +141,23 @@ class NeuronGate(Attachment):
         memo[id(self.masks)] = self.masks
         return super().__deepcopy__(memo)
 
-    def pair_id(self, pair: str) -> int:
-        """Return the index of a pair, composing its masks where that is wanted."""
-        if pair not in self.masks and self.config.zero_shot == "compose":
-            self.masks = self.masks.compose(pair, pivot=self.config.pivot)
-            self._routing.pairs = self.masks.pairs
-            for site in self._sites:
-                site.take_masks(self.masks.keep[site.site.name])
-        try:
-            return self.masks.index(pair)
-        except UnknownPairError as error:
-            hint = f"; GateConfig(zero_shot='compose') composes its masks through {self.config.pivot!r}"
-            raise UnknownPairError(f"{error}{hint}") from None
-
     def knows(self, pair: str) -> bool:
         """Return whether the pair has masks, or they can and may be composed."""
         if pair in self.masks or self.config.zero_shot != "compose":
             return pair in self.masks
         pair, pivot = Pair(pair), self.config.pivot
         return {Pair(pair.source, pivot), Pair(pivot, pair.target)} <= set(self.masks.pairs)
+
+    def include(self, pair: str) -> int:
+        """Return the index of a pair, once its masks are composed where that is wanted."""
+        with self._routing.lock:
+            if pair not in self.masks and self.config.zero_shot == "compose":
+                self._take(self.masks.compose(pair, pivot=self.config.pivot))
+        try:
+            return self.masks.index(pair)
+        except UnknownPairError as error:
+            hint = f"; GateConfig(zero_shot='compose') composes its masks through {self.config.pivot!r}"
+            raise UnknownPairError(f"{error}{hint}") from None
 
     def facts(self) -> dict[str, Any]:
         """Return the masks' fingerprint and how they act."""
@@ -205,15 +198,16 @@ class NeuronGate(Attachment):
         """Go on with other masks for the same pairs and sites, as when they are selected anew in training.
 
         Raises:
-            ConfigError: If pairs or sites differ, or the mode is `slice`, which keeps slices of the old ones.
+            ConfigError: If pairs or sites differ.
         """
-        if self.config.mode == "slice":
-            raise ConfigError("mode 'slice' cannot change masks on the way; use mode 'mask' or 'gradient'")
         if masks.pairs != self.masks.pairs or set(masks.keep) != set(self.masks.keep):
             raise ConfigError("other masks must be for the same pairs and sites; make a new gate for others")
-        self.masks = masks
+        self._take(masks)
+
+    def _take(self, masks: NeuronMasks) -> None:
         for site in self._sites:
             site.take_masks(masks.keep[site.site.name])
+        self.masks, self._routing.pairs = masks, masks.pairs
 
     def _compare_weights(self) -> str:
         counted = self.masks.recipe.weight_fingerprint

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nspec_hf.core import UnsupportedModelError
+from nspec_hf.gating.internals import is_plain
 from nspec_hf.gating.mask_mode import GatedSite
 
 
@@ -58,11 +59,12 @@ class GradientSite(GatedSite):
 
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
         linears = [self.linear] if self.up is None else [self.linear, self.up]
-        for linear in linears:
-            if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
-                raise UnsupportedModelError(
-                    f"mode 'gradient' replaces the backward pass of {self.site.name!r}, which must be a "
-                    f"plain nn.Linear, not {type(linear).__name__} or one that another library has changed; "
-                    "use mode 'mask'"
-                )
+        if not all(map(is_plain, linears)):
+            raise UnsupportedModelError(
+                f"mode 'gradient' replaces the backward pass of {self.site.name!r}, which must be a plain "
+                "nn.Linear, not LoRA, quantized or one that another library has changed; use mode 'mask'"
+            )
         return [(linear, partial(self.forward, linear)) for linear in linears]
+
+
+SITE = GradientSite

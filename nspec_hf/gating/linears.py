@@ -1,55 +1,45 @@
-"""Which feed-forward blocks can be sliced, and whether their slices can be kept between batches.
+"""The linears of a site: which are plain enough to be sliced or written to, their sizes, and their slices.
 
-Slicing reads parts of weights, so it needs whole ones at hand while the layer runs; and a slice that is kept
-is a copy, so every change of the weights must be noticed. Adapters, quantization, FSDP, ZeRO and tensor
-parallelism each break one of the two in their own way.
+Shape letters: R = rows of the batch, L = tokens, I = inputs and O = outputs of a linear, K = kept neurons
+rounded up. Of an up projection K of the O rows are kept, of a down projection K of the I columns.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear as product
 
 from nspec_hf.core import UnsupportedModelError
-from nspec_hf.gating.config import GateConfig
+from nspec_hf.gating.internals import is_plain, is_sharded
 from nspec_hf.recording import Site
 
 
-def why_not(model: nn.Module, site: Site, config: GateConfig) -> str:
-    """Return why a site cannot be sliced, or nothing."""
-    for path in filter(None, (site.name, site.up, site.down)):
-        linear = model.get_submodule(path)
-        if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
-            return "slicing needs plain nn.Linear layers, not LoRA, quantized or otherwise changed ones"
-        weight = linear._parameters.get("weight")
-        if weight is None or not weight.is_floating_point():
-            return "slicing needs weights that are plain floating-point parameters"
-    gated = model.get_submodule(site.name)
-    if config.silence == "weights" and site.up and gated.bias is not None:
-        return "with silence='weights' a silenced neuron of a gated block with bias is no constant"
-    return ""
+def linear_at(model: nn.Module, path: str) -> nn.Linear:
+    """Return the linear with a dotted path; one of LoRA or quantized only looks like an nn.Linear."""
+    return cast(nn.Linear, model.get_submodule(path))
 
 
-def modules_around(model: nn.Module, site: Site) -> list[nn.Module]:
-    """Return the linears of a site and every module that holds one of them, up to the model."""
-    names = [name.split(".") for name in (site.name, site.up, site.down) if name]
-    paths = [".".join(parts[:count]) for parts in names for count in range(len(parts) + 1)]
-    return [model.get_submodule(path) for path in dict.fromkeys(paths)]
+def changed_linears(model: nn.Module, site: Site) -> list[str]:
+    """Return the paths of a site's linears that are no plain nn.Linear, as with LoRA or quantized."""
+    paths = [path for path in (site.name, site.up, site.down) if path]
+    return [path for path in paths if not is_plain(model.get_submodule(path))]
 
 
-def can_keep(weight: Tensor, around: Sequence[nn.Module]) -> bool:
-    """Return whether a change of a weight would be noticed: FSDP and ZeRO rewrite them unseen.
+def refuse_changed_linears(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Refuse sites whose weights, or those of the down and up projections beside them, cannot be written to.
 
-    Args:
-        weight: The weight as it is while the layer runs.
-        around: The modules that hold it (`modules_around`), one of which FSDP may have taken.
+    Raises:
+        UnsupportedModelError: If one of these layers is not a plain linear (LoRA, quantized).
     """
-    if weight.is_inference() or hasattr(weight, "ds_id") or hasattr(weight, "_fsdp_flattened"):
-        return False
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return True
-    # By name: the class's module is not imported before something is sharded.
-    return not any(kind.__name__ == "FSDPModule" for part in around for kind in type(part).__mro__)
+    for path in (path for site in sites for path in changed_linears(model, site)):
+        raise UnsupportedModelError(
+            f"{path!r} is a {type(model.get_submodule(path)).__name__}; only plain nn.Linear layers can be "
+            "written to: merge LoRA layers (merge_and_unload), load without quantization or offloading"
+        )
 
 
 def check_whole(site: Site, tensor: Tensor) -> None:
@@ -61,8 +51,7 @@ def check_whole(site: Site, tensor: Tensor) -> None:
     Raises:
         UnsupportedModelError: If it is a shard.
     """
-    # By name: the class's module is not imported before something is sharded.
-    if type(tensor).__name__ == "DTensor" or not tensor.numel():
+    if is_sharded(tensor):
         raise UnsupportedModelError(
             f"mode 'slice' needs the whole weights of {site.name} and {site.down} while they run, but here "
             "they are sharded; shard whole layers (fully_shard(layer)), not linears or along their width, "
@@ -84,17 +73,104 @@ def resize(linear: nn.Linear, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         linear.bias = nn.Parameter(bias_O.detach().contiguous(), linear.bias.requires_grad)
 
 
-def refuse_changed_linears(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse sites whose weights, or those of the down and up projections beside them, cannot be written to.
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """What one pair uses of one linear: a copy."""
 
-    Raises:
-        UnsupportedModelError: If one of these layers is not a plain linear (LoRA, quantized).
+    index_K: Tensor
+    """Numbers of the kept neurons, then zeros up to K."""
+    kept: int
+    """How many of them are real; the rest has weights and bias of zero."""
+    weight: Tensor
+    """[K, I] of an up projection, [O, K] of a down projection."""
+    bias: Tensor | None
+    """[K] or [O]."""
+
+    def without_bias(self) -> "Slice":
+        """Return the same without its bias."""
+        return replace(self, bias=None)
+
+
+def cut(
+    linear: nn.Linear, index_K: Tensor, kept: int, dim: int, dtype: torch.dtype, bias: Tensor | None
+) -> Slice:
+    """Copy a slice out of a linear.
+
+    Args:
+        linear: The whole linear.
+        index_K: Numbers of the neurons; those from `kept` on are padding.
+        kept: How many of them are real.
+        dim: 0 cuts rows (and the bias), 1 cuts columns.
+        dtype: Type of the copy.
+        bias: The whole bias, as it is to be used.
     """
-    for site in sites:
-        for path in filter(None, (site.name, site.up, site.down)):
-            linear = model.get_submodule(path)
-            if type(linear).forward is not nn.Linear.forward or not linear.weight.is_floating_point():
-                raise UnsupportedModelError(
-                    f"{path!r} is a {type(linear).__name__}; only plain nn.Linear layers can be written "
-                    "to: merge LoRA layers (merge_and_unload), load without quantization"
-                )
+    # Not under inference_mode, whose tensors could not be used in training later.
+    with torch.inference_mode(False), torch.no_grad():
+        weight = linear.weight.detach().index_select(dim, index_K)
+        weight.narrow(dim, kept, len(index_K) - kept).zero_()
+        bias = None if bias is None else bias.detach()
+        if bias is not None and dim == 0:
+            bias = bias.index_select(0, index_K)
+            bias[kept:] = 0
+        return Slice(index_K, kept, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+Pieces = Sequence[tuple[Tensor | None, Slice]]
+"""Which rows of the batch use which slice; None stands for all rows."""
+
+
+def multiply(x: Tensor, pieces: Pieces) -> Tensor:
+    """Return x [R, L, I or K] times each row's slice, [R, L, K or O]; narrower slices leave zeros behind."""
+    rows, piece = pieces[0]
+    if rows is None:
+        return product(x, piece.weight, piece.bias)
+    width = max(piece.weight.shape[0] for _, piece in pieces)
+    out = x.new_zeros(*x.shape[:-1], width)
+    for rows, piece in pieces:
+        size_out, size_in = piece.weight.shape
+        out[rows, ..., :size_out] = product(x[rows][..., :size_in], piece.weight, piece.bias)
+    return out
+
+
+class SlicedProduct(torch.autograd.Function):
+    """`multiply`, with gradients that land in the whole weight and bias.
+
+    The slices are constants here, so the backward pass needs no second copy. A neuron that is not kept gets
+    a gradient of exactly zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pieces: Pieces, dim: int) -> Tensor:
+        """Compute `multiply(x, pieces)`."""
+        ctx.save_for_backward(x, *(piece.weight for _, piece in pieces))
+        ctx.pieces = [(rows, piece.index_K, piece.kept) for rows, piece in pieces]
+        ctx.dim, ctx.shape, ctx.dtype = dim, weight.shape, weight.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return multiply(x, pieces)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, the whole weight and the whole bias."""
+        x, *weights = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = torch.zeros_like(x) if needs_x and ctx.pieces[0][0] is not None else None
+        grad_weight = grad.new_zeros(ctx.shape, dtype=ctx.dtype) if needs_weight else None
+        grad_bias = grad.new_zeros(ctx.shape[0], dtype=ctx.bias_dtype) if needs_bias else None
+        for (rows, index_K, kept), weight in zip(ctx.pieces, weights, strict=True):
+            size_out, size_in = weight.shape
+            own_x, own_grad = (x, grad) if rows is None else (x[rows], grad[rows])
+            own_x, own_grad = own_x[..., :size_in], own_grad[..., :size_out]
+            if needs_x and grad_x is None:
+                grad_x = own_grad @ weight
+            elif grad_x is not None:
+                grad_x[rows, ..., :size_in] = own_grad @ weight
+            own_grad, index = own_grad.flatten(0, -2), index_K[:kept]
+            if grad_weight is not None:
+                landing = (own_grad.T @ own_x.flatten(0, -2)).narrow(ctx.dim, 0, kept)
+                grad_weight.index_add_(ctx.dim, index, landing.to(ctx.dtype))
+            if grad_bias is not None and ctx.dim == 0:
+                grad_bias.index_add_(0, index, own_grad.sum(0)[:kept].to(ctx.bias_dtype))
+            elif grad_bias is not None:
+                grad_bias += own_grad.sum(0)
+        return grad_x, grad_weight, grad_bias, None, None

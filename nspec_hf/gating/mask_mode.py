@@ -9,66 +9,16 @@ ZeRO-3 still hold the whole weight. The modes of a gate are subclasses of `Gated
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nspec_hf.gating.config import GateConfig
-from nspec_hf.gating.entry_points import warn_replaced
+from nspec_hf.gating.entry_points import Takeover
+from nspec_hf.gating.linears import linear_at
 from nspec_hf.gating.routing import Routing
 from nspec_hf.recording import Site
-
-
-class Takeover:
-    """A module whose `forward` is replaced, and can be given back exactly as it was."""
-
-    def __init__(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
-        """Replace it."""
-        self.module = module
-        self.original = module.forward
-        """The forward that was there: the class's, or what another library had put on the instance."""
-        self._was_on_instance = "forward" in vars(module)
-        self._replacement: Callable[..., Any] | None = replacement
-        module.forward = self.run
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the module's forward."""
-        forward = self.original if self._replacement is None else self._replacement
-        return forward(*args, **kwargs)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether this is what the module runs, itself or through another site that took it over later."""
-        holder = self._outermost
-        while isinstance(holder, Takeover) and holder is not self:
-            holder = getattr(holder.original, "__self__", None)
-        return holder is self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out a method of the class: read back by its name, it would be what replaces it."""
-        return {**vars(self), "original": self.original if self._was_on_instance else None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Stand in for the `forward` of a module that was copied or unpickled."""
-        vars(self).update(state)
-        if not self._was_on_instance:
-            self.original = MethodType(type(self.module).forward, self.module)
-
-    def give_back(self) -> None:
-        """Put the original back; where somebody has wrapped this since, it runs the original from now on."""
-        self._replacement = None
-        if self._outermost is not self:
-            warn_replaced("forward", self.module)
-        elif self._was_on_instance:
-            self.module.forward = self.original
-        else:
-            del self.module.forward
-
-    @property
-    def _outermost(self) -> object:
-        return getattr(vars(self.module).get("forward"), "__self__", None)
 
 
 class GatedSite:
@@ -87,15 +37,17 @@ class GatedSite:
     ) -> None:
         """Remember what to do; nothing is touched before `attach`."""
         self.site = site
-        self.linear = model.get_submodule(site.name)
-        self.up = model.get_submodule(site.up) if site.up else None
+        self.linear = linear_at(model, site.name)
+        self.up = linear_at(model, site.up) if site.up else None
         """The linear of a gated block that is multiplied to the activated branch."""
         # Weights that accelerate offloads are nowhere ("meta") until their layer runs.
         self.keep_PF = keep_PF if self.linear.weight.is_meta else keep_PF.to(self.linear.weight.device)
         self._routing = routing
         self._config = config
         self._taken: list[Takeover] = []
-        self._places = [_place(model, name) for name in (site.name, site.up, site.down) if name]
+        paths = [name.rpartition(".") for name in (site.name, site.up, site.down) if name]
+        self._parents = [(model.get_submodule(parent), child) for parent, _, child in paths]
+        self._linears = [parent.get_submodule(child) for parent, child in self._parents]
 
     facts = ""
     """What the mode has to say in `status()`, beyond what every gate says."""
@@ -132,13 +84,14 @@ class GatedSite:
         return [taken.in_place and not self.displaced for taken in self._taken]
 
     @property
-    def displaced(self) -> bool:
-        """Whether a module that was taken over is no longer what the model has in its place (LoRA …)."""
-        taken = [each.module for each in self._taken]
-        return any(
-            parent._modules.get(child) is not module and any(module is each for each in taken)
-            for parent, child, module in self._places
-        )
+    def displaced(self) -> list[str]:
+        """The site, if a module that was taken over is no longer what the model has there (LoRA …)."""
+        taken = {id(each.module) for each in self._taken}
+        return [
+            self.site.name
+            for (parent, child), linear in zip(self._parents, self._linears, strict=True)
+            if parent._modules.get(child) is not linear and id(linear) in taken
+        ][:1]
 
     def keep(self, rows: Tensor) -> Tensor:
         """Return the masks of the rows that a linear has or makes: bool [R, 1, F] for a tensor [R, L, …].
@@ -158,11 +111,6 @@ class GatedSite:
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
         """Return the modules to take over and what each of them runs instead."""
         raise NotImplementedError
-
-
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str, nn.Module]:
-    parent, _, child = name.rpartition(".")
-    return model.get_submodule(parent), child, model.get_submodule(name)
 
 
 class MaskedSite(GatedSite):
@@ -185,3 +133,6 @@ class MaskedSite(GatedSite):
 
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
         return [(self.linear, self.forward)]
+
+
+SITE = MaskedSite

@@ -11,6 +11,7 @@ more than it did, however many pairs there are. Beyond both papers; an adapter b
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair, TrainingSetupError, UnsupportedModelError, as_pairs
 from nspec_hf.gating.attachment import attachment_of
-from nspec_hf.gating.linears import refuse_changed_linears, resize
+from nspec_hf.gating.linears import linear_at, refuse_changed_linears, resize
 from nspec_hf.masks import NeuronMasks, Recipe, group_numbers
 from nspec_hf.recording import Site, find_sites, plain_model
 
@@ -113,23 +114,23 @@ def add_neurons(model: PreTrainedModel, widths: dict[str, int], seed: int = 1) -
         UnsupportedModelError: If a layer is no plain linear, or the model's config cannot say the widths.
         TrainingSetupError: If something is on the model.
     """
-    model = plain_model(model)
-    if attachment_of(model) is not None:
+    plain = cast(PreTrainedModel, plain_model(model))
+    if attachment_of(plain) is not None:
         raise TrainingSetupError("the model has a gate or another attachment; detach it, then add neurons")
-    sites = find_sites(model)
+    sites = find_sites(plain)
     wrong = [site.name for site in sites if widths.get(site.name, 0) < site.width]
     if wrong or len(widths) != len(sites):
         raise ConfigError(
             f"widths are for all {len(sites)} sites and not below theirs; see {', '.join(wrong)}"
         )
-    refuse_changed_linears(model, sites)
-    _write_widths(model, sites, widths)
+    refuse_changed_linears(plain, sites)
+    _write_widths(plain, sites, widths)
     generator = torch.Generator().manual_seed(seed)
     for site in sites:
         more = widths[site.name] - site.width
         for path in filter(None, (site.name, site.up)):
-            _add_rows(model.get_submodule(path), more, generator)
-        down = model.get_submodule(site.down)
+            _add_rows(linear_at(plain, path), more, generator)
+        down = linear_at(plain, site.down)
         silent_DW = down.weight.new_zeros(down.out_features, more)
         resize(down, torch.cat([down.weight, silent_DW], dim=1), down.bias)
 

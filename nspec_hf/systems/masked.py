@@ -15,7 +15,15 @@ from transformers import (
 )
 
 from nspec_hf.core import ConfigError
-from nspec_hf.gating import MASKS_FOLDER, Attachment, GateConfig, NeuronGate, attachment_of
+from nspec_hf.gating import (
+    MASKS_FOLDER,
+    Attachment,
+    GateConfig,
+    GateMode,
+    NeuronGate,
+    Silence,
+    attachment_of,
+)
 from nspec_hf.masks import NeuronMasks, SelectConfig
 from nspec_hf.recording import ActivationStats, RecordConfig
 from nspec_hf.systems.run import Run
@@ -35,10 +43,10 @@ class Masked(System):
 
     extracts: ClassVar[bool] = True
 
-    silence: Literal["neuron", "weights"] | None = None
+    silence: Silence | None = None
     """What becomes of a neuron that is not kept; see `GateConfig.silence`."""
 
-    mode: Literal["mask", "slice", "gradient"] | None = None
+    mode: GateMode | None = None
     """How the masks act; see `GateConfig.mode`."""
 
     def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from nspec_hf.core import ConfigError, RoutingError, UnknownLanguageError, UnknownPairError
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating import GateConfig, NeuronGate, Routing
-from nspec_hf.gating.routing import Route
+from nspec_hf.gating.route import Route
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
 from tests.helpers.models import random_batch, tiny_m2m100

@@ -3,6 +3,7 @@
 import copy
 import logging
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ PAIRS = ["en-de", "de-en", "en-fr"]
 def _always_slice(monkeypatch):
     # Tiny models have too few tokens for slicing to pay.
     monkeypatch.setattr(slicing, "_SAVED_TOKENS", 0)
-    monkeypatch.setattr(slicing, "_SAVED_TOKENS_CACHED", 0)
+    monkeypatch.setattr(slicing, "_SAVED_TOKENS_KEPT", 0)
 
 
 def random_masks(model: PreTrainedModel, pairs=PAIRS, density=0.6, kinds=("ffn",), seed=1) -> NeuronMasks:
@@ -61,7 +62,7 @@ def assert_close(found, expected, atol=1e-5):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=atol, msg=name)
 
 
-def widths_seen(model, batch):
+def widths_seen(model, batch, call=None):
     """The width of what each down projection is given, in one forward pass."""
     seen, handles = {}, []
     for site in find_sites(model):
@@ -72,7 +73,7 @@ def widths_seen(model, batch):
             )
         )
     try:
-        model(**batch)
+        (call or model)(**batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -347,44 +348,56 @@ def cut_count(monkeypatch):
     return calls
 
 
-def test_evaluation_cuts_a_pair_once_and_training_once_a_step(monkeypatch):
+def written(model, batch, pair_ids, **changes):
+    settings = {
+        "num_beams": 3,
+        "max_new_tokens": 6,
+        "min_new_tokens": 6,
+        "no_repeat_ngram_size": 1,
+        **changes,
+    }
+    return model.generate(batch["input_ids"], pair_ids=pair_ids, **settings)
+
+
+def test_generation_cuts_the_slices_of_the_decoder_once_and_drops_them_and_every_other_call_cuts_its_own(
+    monkeypatch,
+):
     model = tiny_m2m100()
     masks, batch = random_masks(model), random_batch()
     calls = cut_count(monkeypatch)
-    with gated(model, masks) as gate:
-        with torch.no_grad():
-            for index in (0, 1, 0, 1, 0):
-                model(**one_pair(batch, index))
-        assert len(calls) == 2 * 2 * 4
-        assert "2 pairs" in gate.status().slices
+    with gated(model, masks):
+        for index in (0, 1, 0):
+            calls.clear()
+            written(model, batch, [index] * 4)
+            assert len(calls) == 2 * 4
         calls.clear()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()(**one_pair(batch, 2)).loss.backward()
-        assert len(calls) == 2 * 4  # its recomputation included
-        model(**one_pair(batch, 2)).loss.backward()
-        assert len(calls) == 4 * 4
-    assert "0 pairs" in gate.status().slices
+        written(model, batch, [0, 1, 2, 0])
+        assert len(calls) == 3 * 2 * 4
+        with torch.no_grad():
+            for _ in range(2):
+                calls.clear()
+                model(**one_pair(batch, 0))
+                assert len(calls) == 2 * 4
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.5, 2.2])
-def test_the_cache_stays_within_its_bound_and_drops_the_pair_that_was_used_longest_ago(share, monkeypatch):
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.5, 3.2])
+def test_generation_keeps_no_more_than_the_bound(share, monkeypatch):
+    """What does not fit is cut in every step, for one pair, or masked, for several."""
     model = tiny_m2m100()
     masks, batch = random_masks(model), random_batch()
-    pair_bytes = gated(model, masks)._sites[0]._pool.pair_bytes
-    bound = int(share * pair_bytes * 1.1)
+    pair_bytes = gated(model, masks)._sites[0]._shared.pair_bytes
+    decoders = [site for site in masks.sites if site.side == "decoder"]
+    kept = [max(int(masks.keep[site.name][index].sum()) for index in range(3)) for site in decoders]
+    assert pair_bytes == sum(2 * 16 * 4 * width for width in kept)
     calls = cut_count(monkeypatch)
-    with torch.no_grad():
+    for pair_ids, pairs in (([1] * 4, 1), ([0, 1, 2, 0], 3)):
         with gated(model, masks, "mask"):
-            expected = [model(**one_pair(batch, index)).logits for index in range(3)]
-        with gated(model, masks, cache_bytes=bound) as gate:
-            pool = gate._sites[0]._pool
-            for index in (0, 1, 2, 1, 2, 1):
-                logits = model(**one_pair(batch, index)).logits
-                torch.testing.assert_close(logits, expected[index], rtol=0, atol=1e-5)
-                assert pool.nbytes <= bound
-            assert pool.pairs == int(share)
-    # With two pairs at hand only the first of each is cut; with one, all six; without a cache each one anew.
-    assert len(calls) == 8 * {0.0: 6, 0.5: 6, 1.5: 6, 2.2: 3}[share]
+            expected = written(model, batch, pair_ids)
+        with gated(model, masks, cache_bytes=int(share * pair_bytes)):
+            calls.clear()
+            assert torch.equal(written(model, batch, pair_ids), expected)
+        encoder, decoder = pairs * 4, pairs * 4 * (1 if share > pairs else 6)
+        assert len(calls) == encoder + (decoder if share > pairs or pairs == 1 or share < 1 else 0)
 
 
 def test_a_composed_pair_is_sliced_too():
@@ -417,7 +430,7 @@ def test_few_tokens_are_masked_where_copying_would_cost_more_and_each_choice_is_
     monkeypatch, caplog
 ):
     monkeypatch.setattr(slicing, "_SAVED_TOKENS", 16)
-    monkeypatch.setattr(slicing, "_SAVED_TOKENS_CACHED", 4)
+    monkeypatch.setattr(slicing, "_SAVED_TOKENS_KEPT", 4)
     model = tiny_m2m100()
     masks = random_masks(model)
     widths = {site.name: site.width for site in masks.sites}
@@ -426,9 +439,13 @@ def test_few_tokens_are_masked_where_copying_would_cost_more_and_each_choice_is_
         for _ in range(2):
             assert widths_seen(model.train(), one_pair(small, 0)) == widths
             with torch.no_grad():
-                assert widths_seen(model, one_pair(small, 0)) != widths
+                assert widths_seen(model, one_pair(small, 0)) == widths
                 assert widths_seen(model, small) == widths
-                assert widths_seen(model, random_batch(rows=9)) != widths
+                assert widths_seen(model, one_pair(random_batch(rows=9), 0)) != widths
+                assert widths_seen(model, random_batch(rows=30)) != widths
+        # The decoder's slices are used again.
+        seen = widths_seen(model, {"batch": small, "pair_ids": [0] * 3}, partial(written, model))
+        assert all((seen[name] == width) == ("encoder" in name) for name, width in widths.items())
     said = [record.message for record in caplog.records]
     assert len(said) == len(set(said))
     for part in ("of one pair are masked", "few tokens a pair are masked", "split by pair"):

@@ -193,7 +193,7 @@ def test_a_pair_that_was_not_trained_has_its_sources_encoder_and_its_targets_dec
     with shake(PairAdapters(bottleneck=4).attach(model, bench)) as attachment:
         assert attachment.knows("de-fr")
         assert not attachment.knows("de-cs")
-        index = attachment.pair_id("de-fr")
+        index = attachment.include("de-fr")
         found = model(**{**batch, "pair_ids": torch.tensor([index] * 2)}).logits
         rows = {name: {"pair_ids": torch.tensor([pairs.index(Pair(name))] * 2)} for name in pairs}
         states = model.model.encoder(batch["input_ids"], batch["attention_mask"], **rows["de-en"])
@@ -226,7 +226,7 @@ def test_related_languages_share_adapters_and_zero_shot_is_defined_by_family():
         assert [name for name, _ in attachment.own.named_children()] == ["for_Germanic", "for_Romance"]
 
         def run(*chosen):
-            ids = torch.tensor([attachment.pair_id(pair) for pair in chosen])
+            ids = torch.tensor([attachment.include(pair) for pair in chosen])
             return model(**{**batch, "pair_ids": ids}).logits
 
         torch.testing.assert_close(run("en-de", "en-de", "en-fr"), run("nl-en", "en-de", "en-fr"))

@@ -9,7 +9,7 @@ from torch import nn
 
 from nspec_hf.core import Pair, RoutingError, TrainingSetupError, UnknownPairError, as_pairs
 from nspec_hf.gating import OWN_WEIGHTS, Routing, attachment_of
-from nspec_hf.gating.routing import Route
+from nspec_hf.gating.route import Route
 from nspec_hf.recording import find_sites
 from nspec_hf.systems.parts.rowwise import Keys, OwnModules, RowwiseAttachment, RowwiseOutput, RowwisePart
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
@@ -253,14 +253,14 @@ def test_a_pair_gets_an_index_where_all_it_needs_is_there_and_is_refused_elsewhe
     model, batch = tiny_m2m100(), random_batch(rows=2)
     with rowwise(model) as attachment:
         assert attachment.knows("de-fr")
-        index = attachment.pair_id("de-fr")
+        index = attachment.include("de-fr")
         assert attachment.pairs == [*PAIRS, Pair("de-fr")]
         found = model(**{**batch, "pair_ids": torch.tensor([index, 1])}).logits
         wanted = model(**{**batch, "pair_ids": torch.tensor([1, 1])}).logits
         torch.testing.assert_close(found, wanted)
         assert not attachment.knows("fr-de")
         with pytest.raises(UnknownPairError, match="en-de, de-en, en-fr"):
-            attachment.pair_id("fr-de")
+            attachment.include("fr-de")
 
 
 def test_a_checkpoint_of_other_own_weights_is_refused(tmp_path):

@@ -113,11 +113,11 @@ def test_zero_shot_is_defined_for_targets_that_were_trained():
     with target_attention(model, PAIRS) as attachment:
         assert attachment.knows("de-fr")
         assert not attachment.knows("en-cs")
-        ids = torch.tensor([attachment.pair_id("de-fr")] * 2)
+        ids = torch.tensor([attachment.include("de-fr")] * 2)
         found = model(**{**batch, "pair_ids": ids}).logits
         torch.testing.assert_close(found, model(**{**batch, "pair_ids": torch.tensor([2, 2])}).logits)
         with pytest.raises(UnknownPairError, match="'en-cs'"):
-            attachment.pair_id("en-cs")
+            attachment.include("en-cs")
 
 
 def test_a_run_is_from_scratch_scores_all_and_is_not_done_again(based, monkeypatch):

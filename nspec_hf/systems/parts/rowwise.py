@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from nspec_hf.core import Pair, TrainingSetupError, UnknownPairError
+from nspec_hf.core import Pair, TrainingSetupError
 from nspec_hf.gating import OWN_WEIGHTS, Attachment, Part, Routing, Takeover
 
 Key = Hashable
@@ -52,7 +52,7 @@ class Keys:
         if route.pair is not None:
             return compute(x, self._key_of(pairs[route.pair]))
         rows: dict[Key, list[Tensor]] = {}
-        for index, entries in route.groups(x).items():
+        for index, entries in route.entries_of_pairs(x).items():
             rows.setdefault(self._key_of(pairs[index]), []).append(entries)
         if len(rows) == 1:
             return compute(x, next(iter(rows)))
@@ -208,20 +208,6 @@ class RowwiseAttachment(Attachment):
         """Take it, and its weights, off; the weights stay here."""
         super().detach()
         self.model._modules.pop(OWN_WEIGHTS, None)
-
-    def pair_id(self, pair: str) -> int:
-        """Return the index of a pair; one that was not trained gets one where all that it needs is there.
-
-        Raises:
-            UnknownPairError: If it is not.
-        """
-        try:
-            return super().pair_id(pair)
-        except UnknownPairError:
-            if not self.knows(pair):
-                raise
-        self._routing.pairs = [*self._routing.pairs, Pair(pair)]
-        return len(self._routing.pairs) - 1
 
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run."""
