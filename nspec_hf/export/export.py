@@ -26,7 +26,6 @@ from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, decode
 from nspec_hf.export.prune import narrow, pruned, zeroed
 from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, until_end
-from nspec_hf.gating import Silence
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_start_token, load_config, load_model, plain_model
 

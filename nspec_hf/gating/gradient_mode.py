@@ -59,11 +59,13 @@ class GradientSite(GatedSite):
 
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
         linears = [self.linear] if self.up is None else [self.linear, self.up]
-        if not all(map(is_plain, linears)):
-            raise UnsupportedModelError(
-                f"mode 'gradient' replaces the backward pass of {self.site.name!r}, which must be a plain "
-                "nn.Linear, not LoRA, quantized or one that another library has changed; use mode 'mask'"
-            )
+        for linear in linears:
+            if not is_plain(linear):
+                raise UnsupportedModelError(
+                    f"mode 'gradient' replaces the backward pass of {self.site.name!r}, which must be a "
+                    f"plain nn.Linear, not {type(linear).__name__} or one that another library has changed; "
+                    "use mode 'mask'"
+                )
         return [(linear, partial(self.forward, linear)) for linear in linears]
 
 
