@@ -80,7 +80,7 @@ ROOMS: dict[str, str] = {
     "analysis figures.style figures.neurons figures.gains figures.registry report.page",
     "export": "config prune ctranslate2 verify export",
     "systems": "plan experiment result run system parts.rowwise parts.zero_shot parts.subnetworks "
-    "parts.clones baseline masked own_neurons individual lass differentiation families adapters "
+    "parts.clones baseline masked controls own_neurons individual lass differentiation families adapters "
     "target_attention architectures registry pipeline before_training",
     "comparison": "jobs runs table_data aggregate tables",
     "demo": "settings display demo",

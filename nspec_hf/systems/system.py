@@ -42,6 +42,9 @@ class System:
     extracts: ClassVar[bool] = False
     """Whether something is taken from the base before training, whose time is reported."""
 
+    continued_dropout: float | None = None
+    """Dropout of the continued training, in [0, 1); None keeps the base's."""
+
     @property
     def from_scratch(self) -> bool:
         """Whether it has a model of its own, trained with the base's budget and then the continuation's."""
@@ -56,7 +59,8 @@ class System:
 
     def model(self, run: Run) -> PreTrainedModel:
         """Return the model as it is before training, with nothing on it."""
-        return run.scratch() if self.from_scratch else run.base()
+        changes = {} if self.continued_dropout is None else {"dropout": self.continued_dropout}
+        return run.scratch(**changes) if self.from_scratch else run.base(**changes)
 
     def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Extract what is needed from the model into the folder; return facts for the results.

@@ -1,0 +1,62 @@
+"""Controls as dense as neuron specialization: one mask for all pairs, and masks of other pairs."""
+
+import pytest
+import torch
+
+from nspec_hf.core import ConfigError
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.systems import ExperimentConfig, Run, make_system, read_settings
+from tests.helpers.kin import kin_stats
+
+
+@pytest.fixture(scope="module")
+def specialized(based, tmp_path_factory):
+    """Return a run, statistics in which every pair differs, and the specialized masks."""
+    config, _ = read_settings(ExperimentConfig, [based[1]])
+    run = Run(config=config, folder=tmp_path_factory.mktemp("run"), seed=3)
+    return run, kin_stats(), NeuronMasks.from_coverage(kin_stats(), coverage=0.95)
+
+
+def test_a_shared_mask_keeps_the_most_active_neurons_over_all_pairs_and_as_many_as_a_pair_keeps(specialized):
+    run, stats, own = specialized
+    shared = make_system("shared", {"coverage": 0.95}).select(stats, run)
+    for site in own.sites:
+        shares = [0.0] * site.width
+        for pair in own.pairs:
+            counts = stats[pair][site.name].tolist()
+            for neuron, count in enumerate(counts):
+                shares[neuron] += count / sum(counts) / len(own.pairs)
+        kept = round(sum(int(own[pair][site.name].sum()) for pair in own.pairs) / len(own.pairs))
+        ranked = sorted(range(site.width), key=lambda neuron: (-round(shares[neuron], 12), neuron))
+        for pair in own.pairs:
+            assert shared[pair][site.name].nonzero().flatten().tolist() == sorted(ranked[:kept])
+    assert shared != own
+
+
+def test_swapped_masks_give_every_pair_the_masks_of_another_and_leave_none_out(specialized):
+    run, stats, own = specialized
+    swapped = make_system("swapped", {"coverage": 0.95}).select(stats, run)
+    # The pair whose masks a pair got, by comparing whole sets of masks; the specialized ones must differ.
+    givers = [
+        [other for other in own.pairs if all(torch.equal(swapped[pair][s], own[other][s]) for s in own.keep)]
+        for pair in own.pairs
+    ]
+    assert [len(found) for found in givers] == [1] * len(own.pairs)
+    assert sorted(found[0] for found in givers) == sorted(own.pairs)
+    assert all(found[0] != pair for found, pair in zip(givers, own.pairs, strict=True))
+
+
+def test_a_single_pair_has_nothing_to_swap_with(based, tmp_path):
+    config, _ = read_settings(ExperimentConfig, [based[1], "--data.pairs", '["en-de"]'])
+    run = Run(config=config, folder=tmp_path, seed=1)
+    with pytest.raises(ConfigError, match="two pairs or more"):
+        make_system("swapped").check(run)
+
+
+def test_dropout_of_the_continued_training_is_the_one_asked_for_and_else_the_base_s(specialized):
+    run, _, _ = specialized
+    for dropout in (0.0, 0.4):
+        model = make_system("finetune", {"continued_dropout": dropout}).model(run)
+        assert model.config.dropout == dropout
+        assert {layer.dropout for layer in model.model.decoder.layers} == {dropout}
+    assert make_system("finetune").model(run).config.dropout == run.base().config.dropout
