@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
-    "core": "lazy errors pairs tables files folders artifact distributed provenance invocation",
+    "core": "errors lazy pairs tables files folders artifact distributed provenance invocation",
     "data": "language_tags tokenizer corpus dataset sampler collator translations sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder",
     "masks": "config rules select model_card hub masks",
@@ -83,8 +83,9 @@ ROOMS: dict[str, str] = {
     "parts.clones baseline masked controls own_neurons individual lass differentiation families adapters "
     "target_attention architectures registry pipeline before_training",
     "comparison": "jobs runs table_data aggregate tables",
+    "doctor": "setup environment model tokenizer config masks text examination",
     "demo": "settings display demo",
-    "cli": "pipeline evaluate analyze probe demo main",
+    "cli": "pipeline evaluate analyze probe doctor demo main",
 }
 """Room → its files as a newcomer reads them. A room imports only from the public names of rooms above it, a
 file only from files above it in its room; `tests/test_layers.py` holds both."""

@@ -52,7 +52,7 @@ def evaluate(
         tiers: Language → resource tier, for averages by tier: '{de: high, sv: low}'.
         tiers_from: Split of the corpus (train, say) whose sizes decide the tiers, instead of --tiers.
         off_target_languages: Also give the share of translations in the wrong language; needs
-            `pip install nspec-hf[langid]`.
+            `pip install nspec-hf[evaluate]`.
         style: How tables are printed.
         output: File that the scores are written to, as JSON; `nspec analyze` and `nspec report` read it.
         comet_out: Folder that COMET's files and script are written to.

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("cli.evaluate", "score translations, with signatures"),
     "compare": ("cli.evaluate", "test which directions got better or worse"),
     "analyze": ("cli.analyze", "draw and tabulate which neurons pairs share"),
+    "doctor": ("cli.doctor", "check a set-up: what will go wrong, why, and how to mend it"),
     "probe": ("cli.probe", "ask a model what erasing neurons costs, and how stable its masks are"),
     "report": ("cli.analyze", "one HTML page that shows what each pair's neurons do"),
     "demo": ("cli.demo", "run the whole method on made-up language families, in minutes"),
@@ -59,17 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"nspec: there is no command {name!r}; commands are: {', '.join(COMMANDS)}\n")
         return 2
     try:
-        _run(name, [_underscored(argument) for argument in rest])
+        return _run(name, [_underscored(argument) for argument in rest])
     except (NspecError, OSError) as error:  # OSError: a file or model that is not there
         sys.stderr.write(f"nspec {name}: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"nspec {name}: interrupted\n")
         return 130
-    return 0
 
 
-def _run(name: str, arguments: list[str]) -> None:
+def _run(name: str, arguments: list[str]) -> int:
+    """Run a command; return its exit status, 0 where it has none to tell."""
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -78,7 +79,10 @@ def _run(name: str, arguments: list[str]) -> None:
     about = (inspect.getdoc(function) or "").partition("Args:")[0].strip()
     shape = type("Help", (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter), {})
     said = {"prog": f"nspec {name}", "description": about, "formatter_class": shape}
-    jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said)
+    first = next(iter(inspect.signature(function).parameters.values()))
+    if arguments and not arguments[0].startswith("-") and first.default is first.empty:
+        arguments = [f"--{first.name}", *arguments]  # `nspec inspect masks`
+    return jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said) or 0
 
 
 def _underscored(argument: str) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
+    from nspec_hf.core.lazy import OPTIONAL_PARTS as OPTIONAL_PARTS
     from nspec_hf.core.errors import (
         ArtifactError as ArtifactError,
         ConfigError as ConfigError,
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
         EmptyPairError as EmptyPairError,
         ExportError as ExportError,
         FolderInUseError as FolderInUseError,
+        MissingPartError as MissingPartError,
         NspecError as NspecError,
         RoutingError as RoutingError,
         SiteMismatchError as SiteMismatchError,

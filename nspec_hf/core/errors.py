@@ -19,6 +19,10 @@ class ConfigError(NspecError, ValueError):
     """A setting has a value that it cannot have, or two settings contradict each other."""
 
 
+class MissingPartError(NspecError, ImportError):
+    """An optional part is not installed; the message says how to install it."""
+
+
 class UnknownPairError(NspecError, KeyError):
     """A pair was asked for that the statistics, masks or corpus do not hold."""
 

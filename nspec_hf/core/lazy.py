@@ -11,6 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nspec_hf.core.errors import MissingPartError
+
+OPTIONAL_PARTS = {
+    "ctranslate2": "export",
+    "datasets": "data",
+    "evaluate": "evaluate",
+    "jinja2": "analysis",
+    "lingua": "evaluate",
+    "matplotlib": "analysis",
+    "pandas": "analysis",
+    "scipy": "analysis",
+}
+"""Module that a base installation lacks → the extra that brings it."""
+
 
 def attach(room: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return a package's `__getattr__`, `__dir__` and `__all__`.
@@ -27,7 +41,16 @@ def attach(room: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], li
     def load(name: str) -> Any:
         if name not in file_of:
             raise AttributeError(f"{room} has no {name!r}; it has: {', '.join(sorted(file_of))}")
-        value = getattr(importlib.import_module(str(file_of[name])), name)
+        try:
+            value = getattr(importlib.import_module(str(file_of[name])), name)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in OPTIONAL_PARTS:
+                raise
+            raise MissingPartError(
+                f"{room}.{name} needs {missing}, which is not installed: "
+                f"pip install 'nspec-hf[{OPTIONAL_PARTS[missing]}]'"
+            ) from error
         setattr(module, name, value)
         return value
 

@@ -98,6 +98,9 @@ def load_model(
         UnsupportedModelError: If it is no translation model, or needs code of its own.
     """
     hub = {key: value for key, value in options.items() if key in _HUB}
+    changes = dict(changes or {})
+    if "attn_implementation" in changes:  # an argument of loading, which a config has no field for
+        options["attn_implementation"] = changes.pop("attn_implementation")
     config = load_config(name, changes, for_training=for_training, trust_remote_code=trust_remote_code, **hub)
     if not (config.is_encoder_decoder or decoder_only):
         raise UnsupportedModelError(

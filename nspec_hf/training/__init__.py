@@ -7,6 +7,7 @@ from nspec_hf.core.lazy import attach
 if TYPE_CHECKING:
     from nspec_hf.training.config import TrainConfig as TrainConfig
     from nspec_hf.training.arguments import (
+        check_arguments as check_arguments,
         join_processes as join_processes,
         training_arguments as training_arguments,
     )

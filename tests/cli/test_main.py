@@ -12,7 +12,9 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 from nspec_hf import __version__
 from nspec_hf.cli.main import COMMANDS, main
 
-FROZEN = "record select train translate inspect export evaluate compare analyze probe report demo".split()
+FROZEN = (
+    "record select train translate inspect export evaluate compare analyze doctor probe report demo".split()
+)
 
 
 def test_the_commands_are_these():

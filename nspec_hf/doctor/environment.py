@@ -1,0 +1,75 @@
+"""Checks of the environment: versions, optional parts, threads, and variables that change results."""
+
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import torch
+from packaging.requirements import Requirement
+
+from nspec_hf.core import OPTIONAL_PARTS
+from nspec_hf.doctor.setup import Finding, Setup
+
+
+def check_environment(setup: Setup) -> Iterator[Finding]:
+    """Look at what is installed and at what the shell says."""
+    yield from _versions()
+    yield from _extras()
+    yield from _threads()
+    if os.environ.get("SACREBLEU_SEED") == "0":
+        yield Finding(
+            what="SACREBLEU_SEED is 0",
+            why="sacreBLEU takes 0 for no seed, while its signature says seed 0: p-values change from run "
+            "to run",
+            mend="set another number, or `unset SACREBLEU_SEED` (sacreBLEU then takes 12345)",
+        )
+
+
+def _versions() -> Iterator[Finding]:
+    for line in importlib.metadata.requires("nspec-hf") or ():
+        needed = Requirement(line)
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = importlib.metadata.version(needed.name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = None
+        if installed is None or not needed.specifier.contains(installed, prereleases=True):
+            yield Finding(
+                what=f"{needed.name} {installed or 'is missing'}, while {needed.specifier or 'any'} is "
+                "needed",
+                why="nspec_hf was tested with those versions; others load, train or count differently",
+                mend=f"pip install '{needed.name}{needed.specifier}'",
+            )
+
+
+def _extras() -> Iterator[Finding]:
+    missing = [module for module in OPTIONAL_PARTS if importlib.util.find_spec(module) is None]
+    extras = sorted({OPTIONAL_PARTS[module] for module in missing})
+    if missing:
+        yield Finding(
+            what=f"optional parts are missing: {', '.join(missing)}",
+            why="commands that need them stop and say so",
+            mend=f"pip install 'nspec-hf[{','.join(extras)}]', if you need them",
+            level="note",
+        )
+
+
+def _threads() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    if threads > cores:
+        yield Finding(
+            what=f"torch uses {threads} threads, but this process may use {cores} cores",
+            why="threads that wait for each other make everything several times slower",
+            mend=f"export OMP_NUM_THREADS={cores}",
+            level="note",
+        )
+    if not torch.accelerator.is_available():
+        yield Finding(
+            what=f"torch sees no accelerator; {threads} threads on {cores} cores will do the work",
+            why="training a model of hundreds of millions of parameters takes weeks on processor cores",
+            mend="install torch for your GPU, if there is one: https://pytorch.org/get-started",
+            level="note",
+        )
