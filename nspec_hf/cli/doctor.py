@@ -47,7 +47,7 @@ def doctor(
             model=model,
             masks=masks,
             corpus=corpus,
-            pairs=tuple(directions(pairs)),
+            pairs=directions(pairs),
             splits={use: split for use, split in splits.items() if split},
             train=train,
             plain_trainer=plain_trainer,

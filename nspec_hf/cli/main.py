@@ -75,7 +75,9 @@ def _run(name: str, arguments: list[str]) -> int:
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
-    # jsonargparse shows the first paragraph alone; the example is below it, and must not be wrapped.
+    # jsonargparse looks for a function's name in every package above it, and `nspec_hf.record` loads torch.
+    function.__qualname__ = f"nspec {name}"
+    # It shows the first paragraph alone; the example is below it, and must not be wrapped.
     about = (inspect.getdoc(function) or "").partition("Args:")[0].strip()
     shape = type("Help", (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter), {})
     said = {"prog": f"nspec {name}", "description": about, "formatter_class": shape}

@@ -4,14 +4,14 @@ A part of the set-up is loaded when a check first asks for it, once. What cannot
 check that the part belongs to; the other checks that need it say that they were not done.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.core import NspecError, Pair
+from nspec_hf.core import NspecError, Pair, as_pairs
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, load_tokenizer, read_corpus
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import load_model
@@ -52,7 +52,7 @@ class Setup:
     """Folder or Hub repository of masks."""
     corpus: CorpusConfig | None = None
     """Where the text lies."""
-    pairs: tuple[Pair, ...] = ()
+    pairs: Sequence[str] = ()
     """The directions; empty: those of the masks."""
     splits: Mapping[Literal["train", "valid", "test"], str] = field(default_factory=dict)
     """Which text is trained on, watched and tested on; a split that is not named is not looked at."""
@@ -88,9 +88,11 @@ class Setup:
         return NeuronMasks.from_pretrained(self.masks)
 
     @cached_property
-    def directions(self) -> tuple[Pair, ...]:
+    def directions(self) -> Sequence[Pair]:
         """The pairs that were named, else those of the masks."""
-        return self.pairs or (tuple(self.held.pairs) if self.masks else ())
+        if self.pairs or not self.masks:
+            return as_pairs(self.pairs)
+        return self.given("masks", lambda: self.held).pairs
 
     @cached_property
     def texts(self) -> dict[str, list[PairText]]:

@@ -105,7 +105,6 @@ def loaded_for_help():
     return {name: HEAVY & set(modules) for name, modules in json.loads(said).items()}
 
 
-@pytest.mark.xfail(reason="config classes are moving into files without torch", strict=False)
 @pytest.mark.parametrize("name", ["", *FROZEN])
 def test_help_loads_no_library_that_takes_seconds(name, loaded_for_help):
     assert not loaded_for_help[name]
