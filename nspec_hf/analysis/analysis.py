@@ -34,6 +34,7 @@ from nspec_hf.analysis.general_specific import (
     layer_score,
     module_score,
     ownership,
+    recorded_importance,
 )
 from nspec_hf.analysis.language_families import (
     FAMILIES,
@@ -273,7 +274,7 @@ def _from_stats(stats: ActivationStats | None, notes: dict[str, str]) -> dict[st
     last = {site.side: site.name for site in stats.sites if site.kind == "ffn"}
     if last:
         results["coverage_sweep"] = coverage_sweep(stats)
-    measure = next((name for name in ("te", "av") if name in stats.sums), None)
+    measure = recorded_importance(stats)
     if measure is None:
         notes["importance curves"] = "the statistics hold counts only; record with RecordConfig(te=True)"
         return results

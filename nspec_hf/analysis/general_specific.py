@@ -9,6 +9,7 @@ the layers and modules (Fig. 3), and importance curves show why they are worth a
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -126,6 +127,12 @@ class ImportanceCurves(Result):
     def mean(self) -> np.ndarray:
         """Mean over the pairs, float64 [N], never rising: general neurons are a prefix of it."""
         return self.importance.mean(axis=0)
+
+
+def recorded_importance(stats: ActivationStats) -> Literal["te", "av"] | None:
+    """Return which importance the statistics hold, Taylor expansion first; None if they hold none."""
+    measures: tuple[Literal["te", "av"], ...] = ("te", "av")
+    return next((name for name in measures if name in stats.sums), None)
 
 
 def importance_curves(stats: ActivationStats, measure: str, site: str) -> ImportanceCurves:

@@ -12,9 +12,10 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from scipy.cluster.hierarchy import ClusterNode, cophenet, leaves_list, linkage, to_tree
+from scipy.cluster.hierarchy import cophenet, leaves_list, linkage, to_tree
 from scipy.spatial.distance import squareform
 
 from nspec_hf.analysis.mask_overlap import Progression
@@ -81,7 +82,7 @@ class LanguageTree(Result):
     @property
     def cophenetic(self) -> float:
         """Correlation of the tree's distances with the true ones: how much of the matrix the tree tells."""
-        return _correlation(cophenet(self.linkage), squareform(self.distance, checks=False))
+        return _correlation(np.asarray(cophenet(self.linkage)), squareform(self.distance, checks=False))
 
     def to_text(self) -> str:
         """Return the tree drawn with lines, one language a row, closer languages joined further right."""
@@ -177,7 +178,7 @@ def _agreement_at(
         "p_value": p_value,
         "relabelings": count,
         "exact": exact,
-        "tree_correlation": _correlation(cophenet(tree.linkage), (~same).astype(float)),
+        "tree_correlation": _correlation(np.asarray(cophenet(tree.linkage)), (~same).astype(float)),
         "cophenetic": tree.cophenetic,
     }
 
@@ -246,7 +247,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def _draw(node: ClusterNode, languages: Sequence[str]) -> list[str]:
+def _draw(node: Any, languages: Sequence[str]) -> list[str]:
     if node.is_leaf():
         return [f" {languages[node.id]}"]
     first, *others = _draw(node.left, languages)

@@ -14,7 +14,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from nspec_hf.analysis.gain_tables import SettingGains, setting_gains
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.analysis.general_specific import recorded_importance
+from nspec_hf.core import ConfigError
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairText
 from nspec_hf.evaluation import TranslateConfig, Translator, score
 from nspec_hf.gating import GateConfig
@@ -22,7 +23,7 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats, RecordConfig
 from nspec_hf.training import record_corpus
 
-Scorer = Callable[[NeuronMasks | None], dict[Pair, float]]
+Scorer = Callable[[NeuronMasks | None], dict[str, float]]
 """Masks, or None for all neurons → the score of each pair."""
 
 
@@ -45,7 +46,7 @@ def scorer(
     sources = [sentence for text in texts for sentence in text.sources]
     pairs = [text.pair for text in texts for _ in text.sources]
 
-    def scores(masks: NeuronMasks | None) -> dict[Pair, float]:
+    def scores(masks: NeuronMasks | None) -> dict[str, float]:
         how = None if masks is None else GateConfig(zero_shot="compose")
         translated = iter(Translator(model, tags, masks, config, how).translate(sources, pairs))
         outputs = {text.pair: [next(translated) for _ in text.sources] for text in texts}
@@ -82,7 +83,7 @@ def masked_gains(
     if coverages:
         candidates["coverage k"] = {k: NeuronMasks.from_coverage(stats, k) for k in coverages}
     if generals:
-        measure = next((name for name in ("te", "av") if name in stats.sums), None)
+        measure = recorded_importance(stats)
         if measure is None:
             raise ConfigError("shares of general neurons need importance; record with RecordConfig(te=True)")
         candidates["share ρ of general neurons"] = {

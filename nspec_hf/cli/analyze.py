@@ -1,6 +1,5 @@
 """What `nspec analyze` and `nspec report` do: all that masks, statistics and scores say about neurons."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -123,5 +122,5 @@ def _read_scores(path: str, metric: str) -> tuple[str, dict[str, float]]:
     if isinstance(content, dict) and "decoding" in content:
         result = systems.RunResult.of(content, path)
         return result.name, {**result.values(metric)}
-    system = evaluation.SystemScores.from_json(json.dumps(content))
+    system = evaluation.SystemScores.from_dict(content)
     return system.name, {pair: system.value(pair, metric) for pair in system.pairs}

@@ -45,7 +45,7 @@ def probe(
         lines: Sentences of each pair that are translated.
         erase: Whether to erase a fifth of the general neurons, and half of each pair's own.
         erase_of: Pairs, `[en-de,en-fr]`: half of the own neurons of each are taken from all pairs, one
-            erasure each, which shows whether the others need them too.
+            ablation each, which shows whether the others need them too.
         sizes: Numbers of sentences a pair to record, beside all of them, to see how masks change with the
             amount of text; `[]` leaves stability out.
         seeds: Of random samples of the smallest size, which are recorded too.
@@ -68,7 +68,7 @@ def probe(
         score = analysis.scorer(network, tags, tests, metric, translate)
         if erase:
             ablation = analysis.ablate(held, score, erase_of)
-            found["erasure"] = ablation, analysis.draw_ablation(ablation)
+            found["ablation"] = ablation, analysis.draw_ablation(ablation)
             sys.stdout.write(f"{_ablation_table(ablation, metric, lines)}\n")
         pivot = analysis.find_pivot(held.pairs) or "en"
         swept = analysis.masked_gains(score, recorded, coverages, generals, pivot=pivot) if recorded else []

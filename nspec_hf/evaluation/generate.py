@@ -85,7 +85,7 @@ def evaluate_system(
         tiers: Language → resource tier.
         recipe: What made it, kept with the scores beside the decoding settings and the masks' fingerprint.
     """
-    outputs = translate_test_set(translator, texts, folder)
+    outputs: dict[str, list[str]] = {**translate_test_set(translator, texts, folder)}
     generation = _settings(translator) | dict(recipe or {})
     if translator.acting_gate is not None:
         generation |= translator.acting_gate.facts()

@@ -14,6 +14,8 @@ from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, ConfigError, Tabl
 from nspec_hf.evaluation.system_scores import SystemScores, notes_of
 
 GROUPS = (ONE_TO_MANY, MANY_TO_ONE, ZERO_SHOT)
+Column = tuple[str | None, str | None]
+"""Group and tier of the directions that a column averages; None takes all."""
 
 
 def grouped_table(
@@ -47,8 +49,7 @@ def grouped_table(
     counted = tuple(thresholds) if first.select(ZERO_SHOT) else ()
     looked = any(wrong_language(system) is not None for system in systems)
     averages = {
-        system.name: [system.average(metric, group, tier) for group, tier in columns.values()]
-        for system in systems
+        system.name: [_mean(system, metric, column) for column in columns.values()] for system in systems
     }
     rows = []
     for system in systems:
@@ -95,7 +96,7 @@ def seeds_table(
     columns = _columns(numbered[0], by)
     rows = []
     for name, scores in runs.items():
-        values = [[run.average(metric, *column) for run in scores] for column in columns.values()]
+        values = [[_mean(run, metric, column) for run in scores] for column in columns.values()]
         spread = (f"{statistics.mean(column):.2f} ± {statistics.stdev(column):.2f}" for column in values)
         rows.append((name, len(scores), *spread))
     return Table(
@@ -149,13 +150,13 @@ def tiers_from_sizes(
     }
 
 
-def _columns(system: SystemScores, by: str) -> dict[str, tuple[str | None, str | None]]:
+def _columns(system: SystemScores, by: str) -> dict[str, Column]:
     """Return each column's heading, group and tier, in the order of the papers."""
     if by not in ("group", "tier"):
         raise ConfigError(f"tables are grouped by 'group' or 'tier', got {by!r}")
     if by == "tier" and not system.tiers:
         raise ConfigError(f"{system.name} has no tiers to group by; give tiers (see tiers_from_sizes)")
-    columns: dict[str, tuple[str | None, str | None]] = {}
+    columns: dict[str, Column] = {}
     for group in GROUPS:
         pairs = system.select(group)
         if by == "tier":
@@ -164,6 +165,11 @@ def _columns(system: SystemScores, by: str) -> dict[str, tuple[str | None, str |
             columns[f"{group} all" if by == "tier" else group] = (group, None)
     groups = {group for group, _ in columns.values()}
     return columns | {"all": (None, None)} if len(groups) > 1 else columns
+
+
+def _mean(system: SystemScores, metric: str, column: Column) -> float:
+    mean = system.average(metric, *column)
+    return math.nan if mean is None else mean
 
 
 def _check_alike(systems: Sequence[SystemScores], baseline: str | None) -> None:

@@ -23,14 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import require_parallel
 
 # By the first part of a code, so that zh, zh-CN, zh_CN and zho_Hans are all Chinese.
-_TOKENIZER_OF = dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh")
+_TOKENIZER_OF: dict[str, str] = dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh")
 _TOKENIZER_OF |= dict.fromkeys(("ja", "jpn"), "ja-mecab") | dict.fromkeys(("ko", "kor"), "ko-mecab")
 _EXTRA_OF = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 _UNSPACED = frozenset(("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo"))
@@ -78,14 +80,14 @@ class SacrebleuMetric:
         Raises:
             ConfigError: If the tokenizer is unknown or cannot be loaded.
         """
-        cached = {} if references is None else {"references": [references]}
+        cached = None if references is None else [references]
         if self.family == "chrf":
-            return CHRF(word_order=2 if self.name.lower() == "chrf++" else 0, **cached)
+            return CHRF(word_order=2 if self.name.lower() == "chrf++" else 0, references=cached)
         if self.family == "ter":
-            return TER(normalized=self.asian, asian_support=self.asian, **cached)
+            return TER(normalized=self.asian, asian_support=self.asian, references=cached)
         # force: `bleu:none` is meant for tokenized text, so sacreBLEU need not warn that it is tokenized.
         try:
-            return BLEU(tokenize=self.tokenizer, force=self.tokenizer == "none", **cached)
+            return BLEU(tokenize=self.tokenizer, force=self.tokenizer == "none", references=cached)
         except KeyError:
             known = ", ".join(BLEU.TOKENIZERS)
             raise ConfigError(
@@ -254,9 +256,9 @@ def _pick_number(result: Mapping[str, Any] | None, key: str, metric: str, stem: 
 
 def _as_number(value: Any) -> float | None:
     if isinstance(value, (list, tuple)) and value:
-        parts = [_as_number(part) for part in value]
-        return None if None in parts else math.fsum(parts) / len(parts)
+        numbers = [number for part in value if (number := _as_number(part)) is not None]
+        return math.fsum(numbers) / len(numbers) if len(numbers) == len(value) else None
     try:
-        return None if isinstance(value, (str, bool)) else float(value)
+        return None if isinstance(value, (str, bool, list, tuple)) else float(value)
     except (TypeError, ValueError):
         return None

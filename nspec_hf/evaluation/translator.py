@@ -9,10 +9,10 @@ translation depend on its neighbours, so every row has its own.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -230,8 +230,9 @@ class Translator:
         padding = [self.tokenizer.pad_token_id] * width
         input_ids_BS = torch.tensor([(row.ids + padding)[:width] for row in batch], device=device)
         lengths_B = torch.tensor([len(row.ids) for row in batch], device=device)
+        generate = cast("Callable[..., Tensor]", self.model.generate)
         with torch.no_grad():
-            outputs_BT = self.model.generate(
+            outputs_BT = generate(
                 input_ids=input_ids_BS,
                 attention_mask=(torch.arange(width, device=device) < lengths_B[:, None]).long(),
                 decoder_input_ids=torch.tensor(prompts, device=device),
@@ -240,7 +241,7 @@ class Translator:
                 **settings,
             )
         written_BT = outputs_BT[:, len(prompts[0]) :]
-        ended = int((written_BT == self.tokenizer.eos_token_id).any(dim=1).sum())
+        ended = int(written_BT.eq(self.tokenizer.eos_token_id).any(dim=1).sum())
         return self.tokenizer.batch_decode(written_BT, skip_special_tokens=True), ended
 
 

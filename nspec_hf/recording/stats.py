@@ -66,7 +66,7 @@ class ActivationStats:
     ) -> None:
         self.pairs = as_pairs(pairs)
         widths = sites.items() if isinstance(sites, Mapping) else None
-        self.sites = (
+        self.sites: list[Site] = (
             list(sites) if widths is None else [site_from_name(name, width) for name, width in widths]
         )
         self.config = config or RecordConfig()

@@ -69,7 +69,7 @@ def test_gains_against_a_setting_have_a_line_a_group_and_one_of_all():
     assert all(list(line.get_ydata()) == pytest.approx([5.0, 9.0]) for line in axes.lines[:-1])
 
 
-def test_groups_and_zero_shot_and_erasure_and_stability_are_drawn():
+def test_groups_and_zero_shot_and_ablation_and_stability_are_drawn():
     scores = kin_scores()
     scores = {name: {**own, "de-fr": 5.0, "fr-de": 6.0} for name, own in scores.items()}
     scores["specialized"]["de-fr"] = 7.0
@@ -108,7 +108,7 @@ def test_what_a_model_was_asked_is_drawn_and_written_too(analysis, tmp_path):
     by_setting = {"coverage k": {0.8: scores["specialized"]}}
     found = analyze(masks, stats, scores, FAMILIES, by_setting=by_setting, probed=probed, metric="bleu")
     drawn = {path.stem for path in draw_all(found, tmp_path)}
-    asked = {"erasure", "stability", "gains_against_coverage_k", "gains_against_share_without_training"}
+    asked = {"ablation", "stability", "gains_against_coverage_k", "gains_against_share_without_training"}
     assert asked <= drawn
     assert asked <= {path.stem for path in found.save(tmp_path)}
     assert found.gains.metric == "bleu"

@@ -204,7 +204,7 @@ def test_comet_scores_join_the_others_and_keep_how_they_were_made(flow):
     assert all("bleu" in scores[pair] for pair in PAIRS)
 
 
-def test_probe_asks_the_model_about_erasure_stability_and_other_settings(flow):
+def test_probe_asks_the_model_about_ablation_stability_and_other_settings(flow):
     folder, _ = flow
     about = [
         "probe",
@@ -220,10 +220,10 @@ def test_probe_asks_the_model_about_erasure_stability_and_other_settings(flow):
     about += ["--stats", "nspec_stats.safetensors", "--coverages", "[0.5,0.9]", "--lines", "4"]
     about += ["--sizes", "[6]", "--seeds", "[1]", "--erase-of", "[en-de]", "--translate.length_ratio", "0.5"]
     text = main_output(folder, *about, "--figures", "false", "--output", "asked")
-    erasure = json.loads((folder / "asked" / "erasure.json").read_text(encoding="utf-8"))
-    assert erasure["kinds"] == ["nothing", "general", "own", "of en-de"]
+    ablation = json.loads((folder / "asked" / "ablation.json").read_text(encoding="utf-8"))
+    assert ablation["kinds"] == ["nothing", "general", "own", "of en-de"]
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
-    change = erasure["change"][1]
+    change = ablation["change"][1]
     assert float(rows["general"][2]) == pytest.approx(sum(change) / len(change), abs=0.005)
     stability = json.loads((folder / "asked" / "stability.json").read_text(encoding="utf-8"))
     assert stability["recordings"] == ["6", "all", "6, seed 1"]
@@ -369,5 +369,5 @@ def test_probe_takes_codes_that_are_not_the_tokenizers(foreign):
     about += ["--seeds", "[1]", "--figures", "false", "--translate.length_ratio", "0.5"]
     ours = ["--masks", "foreign_masks", "--corpus.path", "foreign", "--output", "foreign_probe", *CODES]
     main_output(foreign, *about, *ours)
-    erasure = json.loads((foreign / "foreign_probe" / "erasure.json").read_text(encoding="utf-8"))
-    assert erasure["pairs"] == ["english-german", "german-english"]
+    ablation = json.loads((foreign / "foreign_probe" / "ablation.json").read_text(encoding="utf-8"))
+    assert ablation["pairs"] == ["english-german", "german-english"]

@@ -93,7 +93,7 @@ def draw_stability(result: Stability) -> Figure:
     axes.set_yticks(places, result.recordings)
     for (i, j), value in np.ndenumerate(mean):
         # White on the dark half of the colours; the diagonal is grey.
-        ink = "white" if i != j and image.norm(value) < 0.5 else "black"
+        ink = "white" if i != j and np.less(image.norm(value), 0.5) else "black"
         axes.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=7, color=ink)
     figure.colorbar(image, ax=axes, label="mean IoU of a pair's masks")
     return figure
@@ -128,13 +128,11 @@ def draw_gains(
     """Draw one system's gain on every pair, coloured by significance where it was tested."""
     row = result.systems.index(system)
     rows = [r for r in (comparison.rows if comparison else ()) if r.system_name == system]
+    alpha = comparison.alpha if comparison else 0.0
     # A comparison may hold several metrics; the verdict must be that of the metric whose gains are drawn.
     metric = metric or result.metric or next((r.metric for r in rows), None)
-    verdicts = {
-        r.pair: "not significant" if r.owed_to_ties(comparison.alpha) else r.verdict
-        for r in rows
-        if r.metric == metric
-    }
+    tested = [r for r in rows if r.metric == metric]
+    verdicts = {r.pair: "not significant" if r.owed_to_ties(alpha) else r.verdict for r in tested}
     order = np.argsort(result.change[row])
     figure, axes = panel(6.5, 1.2 + 0.17 * len(order))
     shown = [verdicts.get(result.pairs[i], "") for i in order]

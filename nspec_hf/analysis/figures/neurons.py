@@ -1,6 +1,7 @@
 """Figures of masks, one function each: overlap, progression, density, trees, importance."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def draw_progression(course: Progression, agreement: FamilyAgreement) -> Figure:
         spread = {at: values for at, n in enumerate(numbers) if len(values := course.couples(n))}
         if spread:
             violins = axes.violinplot(list(spread.values()), positions=list(spread), showextrema=False)
-            for body in violins["bodies"]:
+            for body in cast("list[Any]", violins["bodies"]):
                 body.set(facecolor=GREY, alpha=0.45)
         axes.plot(agreement.within[numbers], "o-", color=BLUE, label="same family")
         axes.plot(agreement.across[numbers], "s--", color=ORANGE, label="different families")

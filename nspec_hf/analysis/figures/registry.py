@@ -97,7 +97,7 @@ FIGURES: tuple[tuple[str, Callable[..., Figure], Callable[[Analysis], Arguments]
     ("gains_by_group", gains.draw_groups, lambda a: _if_there(a.gains)),
     ("gains", gains.draw_gains, lambda a: {name: (a.gains, name, a.comparison) for name in _systems(a)}),
     ("zero_shot", gains.draw_zero_shot, _zero_shot),
-    ("erasure", gains.draw_ablation, lambda a: _if_there(a.ablation)),
+    ("ablation", gains.draw_ablation, lambda a: _if_there(a.ablation)),
     ("stability", gains.draw_stability, lambda a: _if_there(a.stability)),
     ("gains_against", gains.draw_setting_gains, _settings),
 )

@@ -187,7 +187,7 @@ def _gains(analysis: Analysis) -> dict[str, Any] | None:
     """Return the table of gains: from the significance tests where there are some, else from scores."""
     comparison, gains = analysis.comparison, analysis.gains
     if comparison is not None:
-        rows = [
+        rows: list[dict[str, Any]] = [
             vars(r)
             | {"choice": f"{r.system_name}, {r.metric}", "css": r.verdict.split()[0]}
             | {"verdict": r.verdict_in_words(comparison.alpha)}
