@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ExportError as ExportError,
         FolderInUseError as FolderInUseError,
         MissingPartError as MissingPartError,
+        NotFiniteError as NotFiniteError,
         NspecError as NspecError,
         RoutingError as RoutingError,
         SiteMismatchError as SiteMismatchError,

@@ -63,6 +63,10 @@ class TrainingSetupError(NspecError, ValueError):
     """Training is set up in a way that is known to give a silently wrong model."""
 
 
+class NotFiniteError(NspecError, ArithmeticError):
+    """A loss, weights or statistics are NaN or infinite, and so would be all that is made of them."""
+
+
 class ExportError(NspecError, RuntimeError):
     """A model that was baked for a pair does not write what the gate writes, so it is not handed out."""
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.core import CorpusError, EmptyPairError, as_pairs, pair_index
+from nspec_hf.core import CorpusError, EmptyPairError, as_pairs, digest, pair_index
 from nspec_hf.data.corpus import PairText
 from nspec_hf.data.language_tags import LanguageTags, as_tags
 
@@ -91,6 +91,11 @@ class EncodedCorpus(Dataset):
         """Source and target lengths in tokens, shape [N, 2]."""
         _, sources, targets = self._joined()
         return np.stack([sources.lengths, targets.lengths], axis=1)
+
+    def digest(self) -> str:
+        """Return a digest of all sentences and their pairs, in their order."""
+        pair_ids, *sides = self._joined()
+        return digest(self.pairs, pair_ids, *(part for side in sides for part in (side.tokens, side.bounds)))
 
     def subset(self, pair: str) -> "EncodedCorpus":
         """Return the sentences of one pair, with all pairs' numbers, so that `pair_ids` means the same."""

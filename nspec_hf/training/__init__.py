@@ -12,12 +12,14 @@ if TYPE_CHECKING:
         training_arguments as training_arguments,
     )
     from nspec_hf.training.loss import TokenLoss as TokenLoss, token_losses as token_losses
-    from nspec_hf.training.checkpoints import last_checkpoint as last_checkpoint
+    from nspec_hf.training.checkpoints import (
+        last_checkpoint as last_checkpoint,
+        load_weights as load_weights,
+    )
     from nspec_hf.training.callback import SpecializationCallback as SpecializationCallback
     from nspec_hf.training.trainer import SpecializationTrainer as SpecializationTrainer
     from nspec_hf.training.run import (
         TrainResult as TrainResult,
-        load_weights as load_weights,
         record_corpus as record_corpus,
         text_loss as text_loss,
         train as train,

@@ -5,19 +5,20 @@ ignored without a word. So every field of `Seq2SeqTrainingArguments` stands in o
 test fails when the library has one that does not.
 """
 
-import inspect
+import re
 import sys
 import warnings
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from nspec_hf.core import ConfigError, TrainingSetupError, plain
+from nspec_hf.core import ConfigError, TrainingSetupError, plain, require
 from nspec_hf.data import BatchConfig
 from nspec_hf.training.config import TrainConfig
 
@@ -104,12 +105,7 @@ _OUR_DEFAULTS: dict[str, Any] = {
     # Else the patience of early stopping would begin anew with every sitting.
     "restore_callback_states_from_checkpoint": True,
 }
-_KEEP_THE_BEST = {
-    "load_best_model_at_end": True,
-    # Not the loss of all labels: the language tag among them is given away by a pair's own neurons.
-    "metric_for_best_model": "eval_text_loss",
-    "greater_is_better": False,
-}
+_BY_METRIC = ("load_best_model_at_end", "metric_for_best_model", "best", "reduce_lr_on_plateau", "greedy")
 _CHOSEN_BY_THE_RUN = ("output_dir", "resume_from_checkpoint")
 
 
@@ -153,33 +149,72 @@ def result_settings(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
     }
 
 
+def minimize_losses(args: Seq2SeqTrainingArguments) -> None:
+    """Let a loss with a pair behind its name (`eval_loss_en-de`) be minimized when a checkpoint is chosen.
+
+    The library looks at the end of the name alone, and would keep the checkpoint with the largest loss.
+    """
+    name = args.metric_for_best_model or ""
+    if args.greater_is_better and re.search(r"(^|_)loss(_.+-.+)?$", name):
+        warnings.warn(f"{name} is a loss, so the smallest is the best: greater_is_better=False", stacklevel=3)
+        args.greater_is_better = False
+
+
 def training_arguments(
     config: TrainConfig, output: Path, evaluates: bool = False
 ) -> Seq2SeqTrainingArguments:
-    """Return the Trainer's arguments: ours where the run is silent.
+    """Return the Trainer's arguments: ours where the run is silent. To be called before any work.
 
     Raises:
-        ConfigError: If an argument is unknown to the Trainer, or patience has nothing to look at.
+        ConfigError: If an argument is unknown to the Trainer or has a value that it cannot have, or patience
+            has nothing to look at.
     """
-    unknown = sorted(set(config.arguments) - set(inspect.signature(Seq2SeqTrainingArguments).parameters))
-    if unknown:
-        raise ConfigError(f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
-    if config.patience and not evaluates:
-        raise ConfigError("patience looks at the validation loss; give validation text")
-    for name in _CHOSEN_BY_THE_RUN:
-        if name in config.arguments:
-            raise ConfigError(f"{name} is chosen by the run; leave it out of arguments")
+    types = {each.name: get_args(each.type) or (each.type,) for each in fields(Seq2SeqTrainingArguments)}
+    unknown = sorted(set(config.arguments) - set(types))
+    require(not unknown, f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
+    require(evaluates or not config.patience, "patience looks at the validation loss; give validation text")
+    for name, value in config.arguments.items():
+        require(name not in _CHOSEN_BY_THE_RUN, f"{name} is chosen by the run; leave it out of arguments")
+        require(
+            not isinstance(value, str) or str in types[name],
+            f"training argument {name} is no text, got {value!r}; write numbers plainly (1000, 0.0005)",
+        )
+    # YAML reads a plain `no` as false, and so `eval_strategy: no` comes here.
+    given = {
+        name: "no" if value is False and name.endswith("_strategy") else value
+        for name, value in config.arguments.items()
+    }
     chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()}
     if join_processes().device.type == "cpu":
         # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
         chosen |= {"use_cpu": True, "dataloader_pin_memory": False}
     if evaluates:
         chosen["eval_strategy"] = "steps"
+    if config.patience or any(name in _BY_METRIC or value in _BY_METRIC for name, value in given.items()):
+        # Not the loss of all labels: the language tag among them is given away by a pair's own neurons.
+        chosen |= {"metric_for_best_model": "eval_text_loss", "greater_is_better": False}
     if config.patience:
-        chosen |= _KEEP_THE_BEST
-    # YAML reads a plain `no` as false, and so `eval_strategy: no` comes here.
-    given = {
-        name: "no" if value is False and name.endswith("_strategy") else value
-        for name, value in config.arguments.items()
-    }
-    return Seq2SeqTrainingArguments(**{**chosen, **given, "output_dir": str(output)})
+        chosen["load_best_model_at_end"] = True
+    try:
+        arguments = Seq2SeqTrainingArguments(**{**chosen, **given, "output_dir": str(output)})
+        _try_out(arguments)
+    except Exception as error:  # of whatever type the library and its optional parts raise
+        raise ConfigError(f"training arguments cannot be used: {' '.join(str(error).split())}") from error
+    return arguments
+
+
+def _try_out(args: Seq2SeqTrainingArguments) -> None:
+    """Make what the Trainer makes of its arguments only after the data is read."""
+    get_reporting_integration_callbacks(args.report_to)
+    if args.generation_config is not None:
+        Seq2SeqTrainer.load_generation_config(args.generation_config)
+    if args.optim_target_modules is None:
+        Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args)
+    steps = args.max_steps if args.max_steps > 0 else 1000
+    get_scheduler(
+        args.lr_scheduler_type,
+        torch.optim.SGD([torch.zeros(1)]),
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )

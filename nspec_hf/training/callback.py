@@ -25,6 +25,7 @@ from nspec_hf.data import LanguageTags
 from nspec_hf.gating import Attachment
 from nspec_hf.training.loss import PairTally, TokenLoss
 from nspec_hf.training.setup_checks import (
+    check_finite,
     check_one_target_language,
     check_same_pairs,
     check_setup,
@@ -132,9 +133,16 @@ class SpecializationCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the masks into the checkpoint."""
+        """Put the masks into the checkpoint; weights that are not finite end the training."""
+        check_finite(self.gate.model)
         if self.in_plain_trainer and state.is_world_process_zero:
             self.gate.save_beside(checkpoint_folder(args, state))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check that the weights are finite."""
+        check_finite(self.gate.model)
 
     def attach(self, model: nn.Module | None) -> None:
         """Put the gate on the model that is trained, which must be the gate's.

@@ -6,20 +6,31 @@ A process can be killed at any moment, also while it writes a checkpoint. The Tr
 newest folder, whole or not; here a checkpoint counts only if every file in it is whole.
 """
 
-import json
 import os
 import re
 import time
 import warnings
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-_STATE_FILE = "trainer_state.json"  # the Trainer writes it after everything else
+from nspec_hf.core import ArtifactError, digest, read_json
+from nspec_hf.gating import OWN_WEIGHTS, attachment_of
+from nspec_hf.recording import plain_model
+
+STATE_FILE = "trainer_state.json"  # the Trainer writes it after everything else
+# What the names of a checkpoint's files begin with; DeepSpeed keeps all but the state in a folder.
+_PARTS = {
+    STATE_FILE: (STATE_FILE,),
+    "optimizer": ("optimizer", "global_step"),
+    "model": ("model", "pytorch_model", "adapter_model", "global_step"),
+}
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
@@ -40,9 +51,11 @@ def last_checkpoint(folder: str | os.PathLike) -> str | None:
 
 def what_is_broken(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, or None where all are whole."""
-    if not (checkpoint / _STATE_FILE).is_file():
-        return f"{_STATE_FILE} is missing"
-    broken = [path.name for path in sorted(checkpoint.iterdir()) if path.is_file() and not _is_whole(path)]
+    paths = sorted(checkpoint.iterdir())
+    for part, beginnings in _PARTS.items():
+        if not any(path.name.startswith(beginnings) for path in paths):
+            return f"{part} is missing"
+    broken = [path.name for path in paths if path.is_file() and not _is_whole(path)]
     return f"cut off: {', '.join(broken)}" if broken else None
 
 
@@ -52,11 +65,89 @@ def _is_whole(path: Path) -> bool:
             with safe_open(path, framework="np"):  # compares the header with the size of the file
                 return True
         if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-    except (SafetensorError, OSError, ValueError):
+            content = read_json(path)
+            if path.name == STATE_FILE:
+                return isinstance(content, dict) and isinstance(content.get("global_step"), int)
+            if path.name.endswith(".index.json"):
+                return all(path.with_name(shard).is_file() for shard in content["weight_map"].values())
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
     # torch.save writes a zip archive, whose directory comes last.
     return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
+
+
+def best_checkpoint(checkpoint: Path) -> Path | None:
+    """Return the best checkpoint so far, as a checkpoint knows it; None where none was chosen.
+
+    The trap: the Trainer remembers an absolute path, which in a run that was copied or renamed belongs to
+    another run. So it is looked for by its name, beside the checkpoint.
+
+    Raises:
+        ArtifactError: If it is not there.
+    """
+    known = read_json(checkpoint / STATE_FILE, ArtifactError).get("best_model_checkpoint")
+    if not known:
+        return None
+    best = checkpoint.parent / PurePath(known.replace("\\", "/")).name
+    if not best.is_dir():
+        raise ArtifactError(
+            f"the best checkpoint of the run, {best.name}, is not in {checkpoint.parent}; put it there, or "
+            "begin anew in another folder"
+        )
+    return best
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of what a model's weights are before training, whatever device they are on.
+
+    Of each parameter up to 1,024 values count, evenly spread. Weights that a training adds (an attachment's,
+    PEFT's) are left out: they are drawn anew in every sitting.
+    """
+    adapted = hasattr(model, "peft_config")
+    parts = [
+        (name, list(weight.shape), weight.detach().flatten()[:: max(1, weight.numel() // 1024)].float().cpu())
+        for name, weight in model.named_parameters()
+        if f"{OWN_WEIGHTS}." not in name and not (adapted and weight.requires_grad) and not weight.is_meta
+    ]
+    return digest(*(part for name, shape, values in parts for part in (name, shape, values.numpy())))
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load what `save_model` wrote: the model's weights, and those of an attachment that is on it.
+
+    Args:
+        model: With the attachment on it whose weights were saved, if there was one; PEFT's wrapper, if it has
+            one.
+        folder: The model's folder.
+
+    Raises:
+        ArtifactError: If weights are missing, or there are some that the model has no place for.
+    """
+    attachment = attachment_of(model)
+    if attachment is not None:
+        attachment.shape_as(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{folder} holds no weights; delete the run's finished.json, and it goes on")
+    if hasattr(model, "peft_config") and (folder / "adapter_config.json").is_file():
+        model.load_adapter(str(folder), model.active_adapters[0], is_trainable=True)
+        return
+    saved: dict[str, Tensor] = {}
+    for path in files:
+        saved |= load_file(path)
+    # Not by from_pretrained, which makes up weights that are missing and knows none of an attachment.
+    found = model.load_state_dict(saved, strict=False)
+    state = model.state_dict(keep_vars=True)
+    there = {id(state[name]) for name in saved.keys() & state.keys()}
+    # Tied weights are saved once, and tables that are computed (Marian's positions) not at all.
+    computed = set(getattr(plain_model(model), "_keys_to_ignore_on_save", None) or ())
+    missing = [name for name in found.missing_keys if id(state[name]) not in there and name not in computed]
+    if missing or found.unexpected_keys:
+        raise ArtifactError(
+            f"{folder} holds the weights of another model: {len(missing)} are missing "
+            f"({', '.join(missing[:3]) or 'none'}), {len(found.unexpected_keys)} are not this model's "
+            f"({', '.join(found.unexpected_keys[:3]) or 'none'})"
+        )
 
 
 class RunClock(TrainerCallback, ExportableState):

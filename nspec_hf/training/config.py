@@ -26,6 +26,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        # Settings are written into result files, and a token must not be.
+        require(
+            "hub_token" not in self.arguments,
+            "hub_token would be written into result files; log in with `hf auth login`, or set HF_TOKEN",
+        )
         require(
             self.patience is None or self.patience >= 1,
             f"patience is a positive number of evaluations or None, got {self.patience}",

@@ -7,13 +7,14 @@ gradient accumulation × processes, and its label smoothing crashes on M2M-100. 
 division is exact for uneven batches too, and gives the loss of each pair on the way.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nspec_hf.core import Pair, TrainingSetupError, add_up
+from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, add_up
 from nspec_hf.data import IGNORED
 
 
@@ -115,8 +116,18 @@ class TokenLoss:
         return losses_BT.sum() / tokens
 
     def take(self) -> dict[str, float]:
-        """Return the mean loss of each pair since the last call, as a log names it; all processes call it."""
+        """Return the mean loss of each pair since the last call, as a log names it; all processes call it.
+
+        Raises:
+            NotFiniteError: If one is NaN or infinite; the Trainer's own log would pass over it.
+        """
         losses = {} if self.tally is None else self.tally.take()[1]
+        broken = [f"{pair} ({loss})" for pair, loss in losses.items() if not math.isfinite(loss)]
+        if broken:
+            raise NotFiniteError(
+                f"the training loss is not finite for {', '.join(broken)}; lower the learning rate, "
+                "warm up for longer, or train in float32"
+            )
         return {f"loss_{pair}": round(loss, 4) for pair, loss in losses.items()}
 
     def _count(self, losses_BT: Tensor, labels_BT: Tensor) -> None:

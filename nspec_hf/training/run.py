@@ -4,15 +4,14 @@ The recipes, the command line and the demo all train through `train`, so that a 
 and every control differ in nothing but what they are meant to differ in.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
@@ -22,22 +21,47 @@ from transformers import (
     ProgressCallback,
     Seq2SeqTrainingArguments,
     TrainerCallback,
-    set_seed,
 )
 
-from nspec_hf.core import EmptyPairError, rank, world_size, write_json
-from nspec_hf.data import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator, as_tags
-from nspec_hf.gating import Attachment, attachment_of
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    EmptyPairError,
+    claim_folder,
+    lock_folder,
+    rank,
+    read_json,
+    world_size,
+    write_json,
+)
+from nspec_hf.data import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
+from nspec_hf.gating import Attachment
 from nspec_hf.recording import ActivationStats, RecordConfig, record
-from nspec_hf.training.arguments import training_arguments
-from nspec_hf.training.checkpoints import RunClock, last_checkpoint
+from nspec_hf.training.arguments import result_settings, training_arguments
+from nspec_hf.training.checkpoints import (
+    STATE_FILE,
+    RunClock,
+    best_checkpoint,
+    last_checkpoint,
+    load_weights,
+    weights_digest,
+)
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.trainer import SpecializationTrainer
 
 _FINISHED_FILE = "finished.json"
+_MADE_BY_FILE = "made_by.json"
+# Until when a run goes on, and which of its checkpoints it ends with; other values make it go on.
+_UNTIL = (
+    "max_steps",
+    "num_train_epochs",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TrainResult:
     """What a run came to."""
 
@@ -47,6 +71,8 @@ class TrainResult:
     """Wall time of training, over all sittings."""
     log: Sequence[Mapping[str, float]]
     """The Trainer's log."""
+    had_ended: bool = False
+    """Whether nothing was left to do: the same run had ended before, and was loaded."""
 
     def facts(self) -> dict[str, Any]:
         """Return what a results file says about the run; the validation loss of the text by update."""
@@ -74,7 +100,7 @@ def train(
     """Train to the end, or go on where a stopped run stood; `output/model` then holds model and tokenizer.
 
     A run that has ended is not trained again: its weights are loaded. One whose `max_steps` (or epochs, or
-    patience) was raised since goes on.
+    patience) was raised since goes on. A folder with weights that other settings made is refused.
 
     Args:
         model: What is trained, in place.
@@ -89,34 +115,86 @@ def train(
         shows_progress: Whether the Trainer's own bar or printed log is shown.
 
     Raises:
-        ConfigError: If an argument is unknown to the Trainer, or patience has no validation text.
+        ConfigError: If an argument is unknown to the Trainer, patience has no validation text, or the folder
+            holds a run of another base, text, gate or other arguments.
+        FolderInUseError: If another process trains in that folder.
+        ArtifactError: If what a run left in the folder is damaged.
         TrainingSetupError: If the set-up would silently train another model; see `SpecializationCallback`.
     """
     output, validation = Path(output), validation if validation is not None and len(validation) else None
     arguments = training_arguments(config, output, evaluates=validation is not None)
-    until = {
-        "max_steps": arguments.max_steps,
-        "num_train_epochs": arguments.num_train_epochs,
-        "patience": config.patience,
-    }
-    finished = _read_json(output / _FINISHED_FILE)
-    if finished.get("until") == until:
-        load_weights(model, output / "model")
-        log = _read_json(output / "trainer_state.json").get("log_history", [])
-        return TrainResult(updates=finished["updates"], seconds=finished["seconds"], log=log)
-    set_seed(arguments.seed)
-    trainer = _trainer(model, tokenizer, corpus, config, arguments, gate, codes, validation, shows_progress)
-    patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
-    for callback in (*callbacks, *patience, RunClock()):
-        trainer.add_callback(callback)
-    seconds = _fit(trainer, last_checkpoint(output))
+    if validation is not None:
+        _check_metric(arguments.metric_for_best_model, validation)
+    if gate is not None:
+        gate.attach()
+    made_by = partial(_made_by, weights_digest(model), corpus, config, arguments, gate)
+    # Only what the main process writes has to be kept from another run.
+    with lock_folder(output) if arguments.process_index == 0 else nullcontext():
+        until = {name: getattr(arguments, name) for name in _UNTIL} | {"patience": config.patience}
+        finished = _read(output / _FINISHED_FILE, "until", "updates", "seconds")
+        if finished.get("until") == until:
+            _check_made_by(output / "model", gate, made_by)
+            load_weights(model, output / "model")
+            log = _read(output / STATE_FILE, "log_history").get("log_history", [])
+            return TrainResult(finished["updates"], finished["seconds"], log, had_ended=True)
+        trainer = _trainer(
+            model, tokenizer, corpus, config, arguments, gate, codes, validation, shows_progress
+        )
+        patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
+        for callback in (*callbacks, *patience, RunClock()):
+            trainer.add_callback(callback)
+        trainer.into_checkpoint.append(lambda folder: write_json(folder / _MADE_BY_FILE, made_by()))
+        checkpoint = last_checkpoint(output)
+        if checkpoint is not None:
+            _check_made_by(Path(checkpoint), gate, made_by)
+        seconds = _fit(trainer, checkpoint)
+        done = {"until": until, "updates": trainer.state.global_step, "seconds": seconds}
+        _save(trainer, output, done, made_by)
+    return TrainResult(trainer.state.global_step, seconds, trainer.state.log_history)
+
+
+def _check_metric(name: str | None, validation: EncodedCorpus) -> None:
+    known = ["loss", "text_loss", *(f"loss_{pair}" for pair in validation.pairs)]
+    if name is not None and name.removeprefix("eval_") not in known:
+        raise ConfigError(f"there is no metric {name!r} to choose by; there are: {', '.join(known)}")
+
+
+def _save(
+    trainer: SpecializationTrainer, output: Path, done: dict[str, Any], made_by: Callable[[], dict[str, Any]]
+) -> None:
+    if trainer.is_world_process_zero():
+        # A shorter run may have ended here before; from now on its model is not what is in the folder.
+        (output / _FINISHED_FILE).unlink(missing_ok=True)
     trainer.save_model(str(output / "model"))
     if trainer.is_world_process_zero():
-        trainer.state.save_to_json(str(output / "trainer_state.json"))
+        write_json(output / "model" / _MADE_BY_FILE, made_by())
+        trainer.state.save_to_json(str(output / STATE_FILE))
         # Last, so that it says that all the rest is there.
-        done = {"until": until, "updates": trainer.state.global_step, "seconds": seconds}
         write_json(output / _FINISHED_FILE, done)
-    return TrainResult(updates=trainer.state.global_step, seconds=seconds, log=trainer.state.log_history)
+
+
+def _made_by(
+    base: str,
+    corpus: EncodedCorpus,
+    config: TrainConfig,
+    arguments: Seq2SeqTrainingArguments,
+    gate: Attachment | None,
+) -> dict[str, Any]:
+    """Return all that decides which weights come out of a run, but for its length."""
+    return {
+        "base": base,
+        "text": corpus.digest(),
+        "gate": None if gate is None else gate.facts(),
+        "batches": config.batches,
+        "arguments": result_settings(arguments),
+    }
+
+
+def _check_made_by(folder: Path, gate: Attachment | None, made_by: Callable[[], dict[str, Any]]) -> None:
+    """Refuse a folder's weights if another run made them; a folder that does not say so is taken over."""
+    if gate is not None:
+        gate.shape_as(folder)
+    claim_folder(folder, made_by(), _MADE_BY_FILE)
 
 
 def text_loss(
@@ -163,7 +241,7 @@ def record_corpus(
     longest = int(corpus.lengths.max())
     settings = BatchConfig(max_tokens=max(max_tokens, longest), max_length=longest)
     sampler = PairBatchSampler(corpus.lengths, corpus.pair_ids, settings, rank(), world_size(), shuffle=False)
-    collate = PairCollator(as_tags(tokenizer, codes), corpus.pairs, model.config.decoder_start_token_id)
+    collate = _collator(model, tokenizer, corpus, codes)
     # A generator of its own, so that the pass draws nothing from the global random numbers.
     batches = DataLoader(corpus, batch_sampler=sampler, collate_fn=collate, generator=torch.Generator())
     return record(model, batches, corpus.pairs, config, description)
@@ -190,9 +268,7 @@ def _trainer(
         args=arguments,
         train_dataset=corpus,
         eval_dataset=validation,
-        data_collator=PairCollator(
-            as_tags(tokenizer, codes), corpus.pairs, model.config.decoder_start_token_id
-        ),
+        data_collator=_collator(model, tokenizer, corpus, codes),
         processing_class=tokenizer,
         gate=gate,
         batch_config=config.batches,
@@ -203,49 +279,45 @@ def _trainer(
     return trainer
 
 
+def _collator(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: EncodedCorpus,
+    codes: Mapping[str, str] | None,
+) -> PairCollator:
+    """Return a collator whose decoder inputs begin as the model's do, or as is usual in its family."""
+    parts = (getattr(model, part, None) for part in ("generation_config", "config"))
+    starts = [getattr(part, "decoder_start_token_id", None) for part in parts]
+    return PairCollator(tokenizer, corpus.pairs, next(filter(_is_int, starts), None), codes)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int)
+
+
 def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
     """Train, from a checkpoint where there is one; return the seconds over all sittings."""
-    state = _read_json(Path(checkpoint) / "trainer_state.json") if checkpoint else {}
-    if 0 < trainer.args.max_steps <= state.get("global_step", 0):
+    state = _read(Path(checkpoint) / STATE_FILE) if checkpoint else {}
+    if checkpoint and 0 < trainer.args.max_steps <= state["global_step"]:
         # Killed after its last checkpoint: the Trainer would make one more update.
-        best = trainer.args.load_best_model_at_end and state["best_model_checkpoint"]
-        load_weights(trainer.model, Path(best or checkpoint))
-        trainer.state = trainer.state.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        best = best_checkpoint(Path(checkpoint)) if trainer.args.load_best_model_at_end else None
+        load_weights(trainer.trained, best or Path(checkpoint))
+        trainer.state = trainer.state.load_from_json(str(Path(checkpoint) / STATE_FILE))
         return state["stateful_callbacks"].get("RunClock", {}).get("args", {}).get("before", 0.0)
     trainer.train(resume_from_checkpoint=checkpoint)
     # Resuming puts another clock in the place of the one that was added.
     return next(each for each in trainer.callback_handler.callbacks if isinstance(each, RunClock)).seconds
 
 
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Load what `save_model` wrote: the model's weights, and those of an attachment that is on it.
-
-    Args:
-        model: With the attachment on it whose weights were saved, if there was one.
-        folder: The model's folder.
+def _read(path: Path, *names: str) -> dict[str, Any]:
+    """Return what a run wrote into a JSON file, nothing where there is none.
 
     Raises:
-        RuntimeError: If weights are missing, or there are some that the model has no place for.
+        ArtifactError: If it is damaged.
     """
-    attachment = attachment_of(model)
-    if attachment is not None:
-        attachment.shape_as(folder)
-    saved: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        saved |= load_file(path)
-    # Not by from_pretrained, which makes up weights that are missing and knows none of an attachment.
-    found = model.load_state_dict(saved, strict=False)
-    state = model.state_dict(keep_vars=True)
-    there = {id(state[name]) for name in saved.keys() & state.keys()}
-    # Tied weights are saved once.
-    missing = [name for name in found.missing_keys if id(state[name]) not in there]
-    if missing or found.unexpected_keys:
-        raise RuntimeError(
-            f"{folder} holds the weights of another model: {len(missing)} are missing "
-            f"({', '.join(missing[:3]) or 'none'}), {len(found.unexpected_keys)} are not this model's "
-            f"({', '.join(found.unexpected_keys[:3]) or 'none'})"
+    content = read_json(path, ArtifactError) if path.is_file() else dict.fromkeys(names)
+    if not isinstance(content, dict) or not content.keys() >= {*names}:
+        raise ArtifactError(
+            f"{path} is damaged; delete the run's {_FINISHED_FILE}, and it goes on from its last checkpoint"
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
-from nspec_hf.core import Pair, TrainingSetupError
+from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairCollator
 
 
@@ -49,6 +49,25 @@ def check_precision(model: nn.Module) -> None:
     if torch.bfloat16 in dtypes:
         warnings.warn(
             f"weights in bfloat16 lose updates smaller than 1/256 of a weight; {advice}", stacklevel=3
+        )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check the weights that train.
+
+    Raises:
+        NotFiniteError: If one is NaN or infinite.
+    """
+    broken = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and not (weight.is_meta or torch.isfinite(weight).all())
+    ]
+    if broken:
+        raise NotFiniteError(
+            f"training has made {len(broken)} weights NaN or infinite ({', '.join(broken[:3])}), so nothing "
+            "more is saved; go on from an earlier checkpoint with a lower learning rate, longer warm-up, or "
+            "in float32"
         )
 
 
@@ -97,17 +116,23 @@ def check_decoder_start(model: nn.Module, collator: object) -> None:
     if not isinstance(collator, PairCollator):
         return
     tags, start = collator.tags, collator.decoder_start_token_id
-    # A family that begins with the target's tag never uses the token.
+    # A family that begins with the target's tag (mBART-25, PLBart) never uses the token.
     if not any(start in tags.decoder_prefix(pair, start)[:1] for pair in collator.pairs):
         return
-    for settings in ("config", "generation_config"):
-        other = getattr(getattr(model, settings, None), "decoder_start_token_id", None)
+    parts = {name: getattr(model, name, None) for name in ("config", "generation_config")}
+    starts = {name: getattr(part, "decoder_start_token_id", None) for name, part in parts.items()}
+    for name, other in starts.items():
         if isinstance(other, int) and start != other:
             raise TrainingSetupError(
-                f"the collator's decoder inputs begin with token {start}, but model.{settings} says "
+                f"the collator's decoder inputs begin with token {start}, but model.{name} says "
                 f"decoder_start_token_id={other}, so translations would begin otherwise than in training; "
-                f"give PairCollator decoder_start_token_id=model.{settings}.decoder_start_token_id"
+                f"give PairCollator decoder_start_token_id=model.{name}.decoder_start_token_id"
             )
+    if not any(isinstance(other, int) for other in starts.values()):
+        raise TrainingSetupError(
+            "the model says no decoder_start_token_id, so it could be trained but not translate; set "
+            f"model.generation_config.decoder_start_token_id, for this tokenizer most likely {start}"
+        )
 
 
 def check_decoder_inputs(model: nn.Module, collator: object) -> None:

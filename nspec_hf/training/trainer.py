@@ -22,10 +22,11 @@ from nspec_hf.core import Pair, TrainingSetupError
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.recording import eval_mode
-from nspec_hf.training.arguments import check_arguments
+from nspec_hf.training.arguments import check_arguments, minimize_losses
 from nspec_hf.training.callback import SpecializationCallback
+from nspec_hf.training.checkpoints import last_checkpoint
 from nspec_hf.training.loss import PairTally, TokenLoss, shifts_labels, token_losses
-from nspec_hf.training.setup_checks import check_decoder_inputs, check_same_pairs, check_setup
+from nspec_hf.training.setup_checks import check_decoder_inputs, check_finite, check_same_pairs, check_setup
 from nspec_hf.training.trainer_hooks import HookedTrainer
 
 
@@ -72,14 +73,27 @@ class SpecializationTrainer(HookedTrainer):
             self.into_checkpoint.append(self.gate.save_beside)
         if isinstance(self.train_dataset, EncodedCorpus):
             check_arguments(self.args, self.batch_config)
+        minimize_losses(self.args)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as the plain Trainer does; a checkpoint of other masks is refused wherever it lies."""
+        """Train as the plain Trainer does; a checkpoint of other masks is refused wherever it lies.
+
+        Raises:
+            NotFiniteError: If a loss or weights are NaN or infinite, when the loss is logged, before anything
+                is saved, or at the end.
+            TrainingSetupError: What `check_setup` and `SpecializationCallback` raise.
+        """
         check_setup(self.network, self.args, self.train_dataset, self.data_collator)
-        if self.gate is not None and isinstance(resume_from_checkpoint, str | PathLike):
-            self.gate.shape_as(Path(resume_from_checkpoint))
-            self.gate.check_beside(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir)) or True
+        is_path = isinstance(resume_from_checkpoint, str | PathLike)
+        self.resumed_from = Path(resume_from_checkpoint) if is_path else None
+        if self.gate is not None and self.resumed_from is not None:
+            self.gate.shape_as(self.resumed_from)
+            self.gate.check_beside(self.resumed_from)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        check_finite(self.trained)
+        return result
 
     def get_train_dataloader(self) -> DataLoader:
         """Return this process's share of the plan; for another data set, what the plain Trainer returns."""

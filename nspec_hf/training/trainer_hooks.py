@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArgumen
 from transformers.trainer_callback import ExportableState
 
 from nspec_hf.recording import plain_model
+from nspec_hf.training.checkpoints import best_checkpoint
+from nspec_hf.training.setup_checks import check_finite
 
 
 class HookedTrainer(Seq2SeqTrainer):
@@ -24,12 +26,14 @@ class HookedTrainer(Seq2SeqTrainer):
         before_weights: Called with a checkpoint's folder before the best checkpoint's weights are loaded.
         into_checkpoint: Each is called with a checkpoint's folder on the main process, before the Trainer
             writes the `trainer_state.json` there that makes the checkpoint whole.
+        resumed_from: The checkpoint that training goes on from.
     """
 
     args: Seq2SeqTrainingArguments
     keeps_columns: tuple[str, ...] = ()
     before_weights: Callable[[Path], None] = staticmethod(lambda folder: None)
     into_checkpoint: list[Callable[[Path], None]]
+    resumed_from: Path | None = None
 
     @property
     def trained(self) -> nn.Module:
@@ -44,7 +48,12 @@ class HookedTrainer(Seq2SeqTrainer):
         return plain_model(self.trained)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as the library does; `_internal_call` says that it is a checkpoint's model."""
+        """Save as the library does, if weights are finite; `_internal_call` says that it is a checkpoint's.
+
+        Raises:
+            NotFiniteError: If they are not.
+        """
+        check_finite(self.trained)
         super().save_model(output_dir, _internal_call)
         if _internal_call and self.args.should_save:
             for write in self.into_checkpoint:
@@ -60,6 +69,9 @@ class HookedTrainer(Seq2SeqTrainer):
 
     def _load_callback_state(self) -> None:
         super()._load_callback_state()
+        if self.resumed_from is not None and self.args.load_best_model_at_end:
+            best = best_checkpoint(self.resumed_from)
+            self.state.best_model_checkpoint = None if best is None else str(best)
         # Saving looks up every callback's place, which a checkpoint made without that callback has not.
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):

@@ -83,7 +83,7 @@ def test_a_run_killed_while_it_wrote_a_checkpoint_ends_with_the_same_weights(who
     # The half of checkpoint-4 is there: its model, but neither optimizer nor state.
     assert (tmp_path / "checkpoint-4" / "model.safetensors").is_file()
     with pytest.warns(UserWarning, match="checkpoint-4 is not whole"):
-        network, result = run(tmp_path, seed=7)
+        network, result = run(tmp_path)
     assert same_weights(network, whole[1])
     assert result.updates == 4
 
@@ -93,7 +93,7 @@ def test_a_run_killed_before_its_model_was_saved_makes_no_further_update(whole, 
     with pytest.raises(Killed):
         run(tmp_path)
     monkeypatch.undo()
-    network, result = run(tmp_path, seed=7)
+    network, result = run(tmp_path)
     assert same_weights(network, whole[1])
     assert result.updates == 4
     assert 0 < result.seconds < whole[2].seconds + 60
@@ -103,8 +103,10 @@ def test_a_run_killed_before_its_model_was_saved_makes_no_further_update(whole, 
 def test_a_run_that_has_ended_is_loaded_not_trained(whole, monkeypatch):
     folder, network, result = whole
     monkeypatch.setattr(SpecializationTrainer, "train", None)
-    again, found = run(folder, seed=7)
+    again, found = run(folder)
     assert same_weights(again, network)
+    assert found.had_ended
+    assert not result.had_ended
     assert (found.updates, found.seconds) == (result.updates, result.seconds)
     assert len(found.log) >= 4
 
@@ -112,10 +114,11 @@ def test_a_run_that_has_ended_is_loaded_not_trained(whole, monkeypatch):
 def test_a_run_whose_length_was_raised_goes_on(whole, tmp_path):
     folder = tmp_path / "longer"
     shutil.copytree(whole[0], folder)
-    network, result = run(folder, config(steps=6, lr_scheduler_type="constant"), seed=7)
+    network, result = run(folder, config(steps=6))
     assert result.updates == 6
     assert result.seconds > whole[2].seconds
     assert not same_weights(network, whole[1])
+    assert same_weights(network, run(tmp_path / "at once", config(steps=6))[0])
 
 
 def test_a_checkpoint_made_without_our_callbacks_is_gone_on_from(tmp_path):
@@ -141,7 +144,7 @@ def test_early_stopping_keeps_the_best_and_counts_on_after_a_stop(tmp_path, monk
     with pytest.raises(Killed):
         run(tmp_path / "b", settings)
     monkeypatch.undo()
-    again, resumed = run(tmp_path / "b", settings, seed=7)
+    again, resumed = run(tmp_path / "b", settings)
     assert resumed.updates == result.updates
     assert same_weights(again, network)
 
