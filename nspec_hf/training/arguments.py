@@ -86,6 +86,7 @@ NOT_THE_RESULT = frozenset(
     use_cpu dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context ddp_backend ddp_timeout debug
     skip_memory_metrics torch_empty_cache_steps
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
     """.split()
 )
 """What may change while a run goes on: how long it is, what is looked at, where it runs. And secrets."""
@@ -155,7 +156,7 @@ def minimize_losses(args: Seq2SeqTrainingArguments) -> None:
     The library looks at the end of the name alone, and would keep the checkpoint with the largest loss.
     """
     name = args.metric_for_best_model or ""
-    if args.greater_is_better and re.search(r"(^|_)loss(_.+-.+)?$", name):
+    if args.greater_is_better and re.search(r"(^|_)loss_.+-.+$", name):
         warnings.warn(f"{name} is a loss, so the smallest is the best: greater_is_better=False", stacklevel=3)
         args.greater_is_better = False
 

@@ -127,7 +127,7 @@ def train(
         _check_metric(arguments.metric_for_best_model, validation)
     if gate is not None:
         gate.attach()
-    made_by = partial(_made_by, weights_digest(model), corpus, config, arguments, gate)
+    made_by = partial(_made_by, weights_digest(model), corpus, config, result_settings(arguments), gate)
     # Only what the main process writes has to be kept from another run.
     with lock_folder(output) if arguments.process_index == 0 else nullcontext():
         until = {name: getattr(arguments, name) for name in _UNTIL} | {"patience": config.patience}
@@ -177,7 +177,7 @@ def _made_by(
     base: str,
     corpus: EncodedCorpus,
     config: TrainConfig,
-    arguments: Seq2SeqTrainingArguments,
+    arguments: Mapping[str, Any],
     gate: Attachment | None,
 ) -> dict[str, Any]:
     """Return all that decides which weights come out of a run, but for its length."""
@@ -186,7 +186,7 @@ def _made_by(
         "text": corpus.digest(),
         "gate": None if gate is None else gate.facts(),
         "batches": config.batches,
-        "arguments": result_settings(arguments),
+        "arguments": arguments,
     }
 
 

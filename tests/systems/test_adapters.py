@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from nspec_hf.analysis import language_tree
-from nspec_hf.core import ConfigError, Pair, as_pairs, english_centric
+from nspec_hf.core import ArtifactError, ConfigError, Pair, as_pairs, english_centric
 from nspec_hf.data import BatchConfig
 from nspec_hf.gating import OWN_WEIGHTS
 from nspec_hf.systems.adapters import (
@@ -345,9 +345,9 @@ def test_weights_that_are_missing_or_have_no_place_are_not_loaded(tmp_path):
     model.save_pretrained(tmp_path / "plain")
     with adapters(model):
         model.save_pretrained(tmp_path / "adapted")
-        with pytest.raises(RuntimeError, match=r"144 are missing \(nspec_own.for_en-de"):
+        with pytest.raises(ArtifactError, match=r"144 are missing \(nspec_own.for_en-de"):
             load_weights(model, tmp_path / "plain")
-    with pytest.raises(RuntimeError, match=r"0 are missing \(none\), 144 are not this model's"):
+    with pytest.raises(ArtifactError, match=r"0 are missing \(none\), 144 are not this model's"):
         load_weights(model, tmp_path / "adapted")
     load_weights(model, tmp_path / "plain")
 
