@@ -1,6 +1,6 @@
 """What `nspec evaluate` and `nspec compare` do: score translations, and test differences between systems.
 
-Both read translations in a folder, one file a pair (`en-de.txt`, `de-en.hyp.xz` …), whoever made them.
+Both read translations in a folder, one file a pair (`en-de.txt`, `de-en.hyp.xz` …), from any system.
 """
 
 import sys

@@ -34,7 +34,7 @@ _SUM = "sha256"
 def write_artifact(
     path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], kind: str
 ) -> None:
-    """Write the file in one step: whoever reads `path` sees the old file or the whole new one.
+    """Write the file in one step: a reader of `path` sees the old file or the whole new one.
 
     Args:
         path: The file; its folder is made where it does not exist.

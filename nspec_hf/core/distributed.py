@@ -62,7 +62,7 @@ def real_rows(loader: object, batch: Mapping[str, Tensor]) -> int | None:
     real; these come first in the order of the processes, as in `Accelerator.gather_for_metrics`.
 
     Raises:
-        ConfigError: If the loader shards an iterable data set, since then nobody knows what is a duplicate.
+        ConfigError: If the loader shards an iterable data set, since then duplicates cannot be known.
     """
     if type(getattr(loader, "dataset", None)).__name__ == "IterableDatasetShard" and world_size() > 1:
         raise ConfigError(

@@ -40,7 +40,7 @@ class CorpusError(NspecError, ValueError):
 
 
 class EmptyPairError(NspecError, ValueError):
-    """A pair was to be recorded or trained, but no sentence of it came by."""
+    """A pair was to be recorded or trained, but there was no sentence of it."""
 
 
 class ArtifactError(NspecError, ValueError):

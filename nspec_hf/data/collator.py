@@ -137,7 +137,7 @@ class PairCollator:
                 )
             ids = [each for each, real in zip(ids, row["attention_mask"], strict=True) if real]
         pad = self.tokenizer.pad_token_id
-        # Where padding is the end of sentence too, nobody can tell them apart.
+        # Where padding is the end of sentence too, they cannot be told apart.
         pad = None if pad == self.tokenizer.eos_token_id else pad
         return _stripped(ids, pad), _stripped(labels, pad)
 

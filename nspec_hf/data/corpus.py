@@ -270,7 +270,7 @@ def _parquet_rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _extra(module: str) -> ModuleType:
-    """Import what only whoever reads such a corpus needs to have installed."""
+    """Import what must be installed only where such a corpus is read."""
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -221,7 +221,7 @@ def _evaluate_score(
 
 def _load_evaluate(name: str) -> tuple[Any, str]:
     try:
-        import evaluate  # an extra, and slow to import: only whoever names such a metric pays for it
+        import evaluate  # an extra, and slow to import: loaded only where such a metric is named
     except ImportError:
         raise ConfigError(f"evaluate:{name} needs `pip install nspec-hf[evaluate]`") from None
     try:

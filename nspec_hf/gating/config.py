@@ -36,7 +36,7 @@ class GateConfig:
     multiple_of: int | None = None
     """For `slice`: round the number of computed rows up to a multiple of this. None: 8 on a CPU, the fastest
     of 1 to 128 in training a 1024×4096 block, though they differ by no more than the rounds do
-    (`recipes/results/bench.cpu.json`); 64 on CUDA, a guess for tensor cores that nobody has measured."""
+    (`recipes/results/bench.cpu.json`); 64 on CUDA, a guess for tensor cores that has not been measured."""
 
     cache_bytes: int = 2 << 30
     """For `slice`: memory bound in bytes of the slices that a `generate` keeps from step to step."""

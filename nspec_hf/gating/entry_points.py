@@ -45,7 +45,7 @@ class Takeover:
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
-        """The method, for whoever asks for its signature."""
+        """The method, for those who ask for its signature."""
         return self.original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

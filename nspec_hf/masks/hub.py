@@ -220,7 +220,7 @@ class SavedMasks:
         loaded = model or self.recipe.base_model
         if _short(loaded) != loaded:
             warnings.warn(
-                f"the card that is uploaded names a folder of this machine, {loaded}, which nobody else can "
+                f"the card that is uploaded names a folder of this machine, {loaded}, which others cannot "
                 "load; give the id of the model's repository: push_to_hub(…, model='user/name')",
                 stacklevel=2,
             )

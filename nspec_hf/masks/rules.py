@@ -72,7 +72,7 @@ def allocate_by_importance(importance_PF: Tensor, general: float, threshold: flo
     general_F = torch.zeros(width, dtype=torch.bool, device=importance_PF.device)
     general_F[order_F[: round(general * width)]] = True
     highest_F = importance_PF.amax(dim=0)
-    # Strictly above k · max would leave a neuron to nobody at k = 1.
+    # Strictly above k · max would leave a neuron to no pair at k = 1.
     specific_PF = (
         importance_PF == highest_F if threshold == 1 else importance_PF > threshold * highest_F
     ) & (highest_F > 0)

@@ -152,7 +152,7 @@ class Tally:
         mask_BL = self._masks[site.positions].to(values.device)
         if values.shape[-1] != site.width:
             raise SiteMismatchError(
-                f"{site.name!r} has {site.width} neurons, but {values.shape[-1]} came by; where a gate "
+                f"{site.name!r} has {site.width} neurons, but {values.shape[-1]} arrived; where a gate "
                 "slices the model, detach it or use mode 'mask' to record"
             )
         length = values.shape[1] if values.dim() == 3 else mask_BL.shape[1]

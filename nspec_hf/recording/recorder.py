@@ -66,7 +66,7 @@ def record(
         decoder's.
 
     Raises:
-        EmptyPairError: If no sentence of a pair came by; it names the pairs.
+        EmptyPairError: If the batches hold no sentence of a pair; it names the pairs.
         RoutingError: If a batch has no `pair_ids`, or some that do not index the pairs.
         UnsupportedModelError: If the model's neurons cannot be found, or weights are offloaded.
         ConfigError: If nothing tells a batch's padding, TE is wanted of a batch without labels, or `batches`
@@ -192,7 +192,7 @@ class _Recorder:
         return read_gate
 
     def _shortening_hooks(self) -> list[RemovableHandle]:
-        """Let the output layer, the largest of all, see one position where nobody wants its result."""
+        """Let the output layer, the largest of all, see one position, since its result is not used."""
         head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
 
         def shorten(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

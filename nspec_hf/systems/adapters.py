@@ -98,7 +98,7 @@ class Adapters:
 
     Args:
         pairs: The trained pairs, in the order that `pair_ids` index.
-        encoder_key: Pair → whose adapters its rows have in the encoder; a string, or None for nobody's.
+        encoder_key: Pair → whose adapters its rows have in the encoder; a string, or None for no adapter.
         decoder_key: The same in the decoder.
         bottleneck: K.
         per_layer: 1 or 2.

@@ -53,7 +53,7 @@ class Architecture(System):
 
 @dataclass(frozen=True, kw_only=True)
 class Expansion(Architecture):
-    """More feed-forward neurons for everybody: "+Expansion" of Xie et al. 2021, Table 1.
+    """More feed-forward neurons for all pairs: "+Expansion" of Xie et al. 2021, Table 1.
 
     d_ff 2048 → 3000 in 6 + 6 layers of width 512 adds 11.71 M parameters, about what one adapter a layer and
     direction adds there.
@@ -112,7 +112,7 @@ class Shallow(OtherDepth):
 
 @dataclass(frozen=True, kw_only=True)
 class Deep(OtherDepth):
-    """More layers of the base's width: parameters for everybody in the place of any pair's own."""
+    """More layers of the base's width: parameters for all pairs, in the place of any pair's own."""
 
     name: ClassVar[str] = "deep"
     source: ClassVar[str] = "after Tan et al. 2024, deep base"

@@ -18,7 +18,7 @@ class OwnNeurons(NeuronSpecialization):
     """Add neurons to a trained base, give each pair its own of them, and go on training all (`growth.py`).
 
     Masks by coverage only take away; where the base is too small for its pairs, this gives. Its controls are
-    the same neurons for everybody: `owner` all with as many as a pair computes here, or as many as there are.
+    the same neurons for all pairs: `owner` all with as many as a pair computes here, or as many as there are.
     """
 
     name: ClassVar[str] = "own_neurons"

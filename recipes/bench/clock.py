@@ -122,7 +122,7 @@ def time_rounds(
     for number in range(rounds.most):
         if number >= rounds.least and watch.now() - began >= rounds.seconds:
             break
-        # Alternating order: nobody always runs behind the same other work, on its warm or spoilt caches.
+        # Alternating order: no way always runs behind the same other one, on its warm or spoilt caches.
         for name in list(works)[:: -1 if number % 2 else 1]:
             times[name].append(watch.seconds(functools.partial(works[name], number)))
     return times

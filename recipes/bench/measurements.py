@@ -93,7 +93,7 @@ class Bench:
         return not self.only or any(key == each or key.startswith(f"{each}.") for each in self.only)
 
     def ways(self, key: str, density: float = DENSITY) -> list[str]:
-        """Return the ways to compare for a key such as `train_{}_vs_dense`; none if nobody wants it."""
+        """Return the ways to compare for a key such as `train_{}_vs_dense`; none if it was not asked for."""
         # Only slicing depends on the density.
         compared = WAYS[1:] if density == DENSITY else ("slice",)
         # A key with a setting behind it, such as "….d0.5", asks for its way too.
@@ -198,7 +198,7 @@ def recording(bench: Bench) -> Found:
     yield (
         "record_vs_forward_without_head",
         Measured.of(
-            ratios(timed["record"], timed["without_head"]), **setting, note="nobody computes the output layer"
+            ratios(timed["record"], timed["without_head"]), **setting, note="the output layer is not computed"
         ),
     )
     yield "record_released_vs_ours", Measured.of(ratios(timed["released"], timed["record"]), **setting)
