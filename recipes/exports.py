@@ -16,23 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from nspec_hf.core import write_result
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, load_tokenizer, read_corpus
 from nspec_hf.evaluation import score
-from nspec_hf.export import (
-    ExportConfig,
-    ExportReport,
-    decode,
-    export_model,
-    gated_tokens,
-    greedy,
-    load_pruned,
-    until_end,
-)
+from nspec_hf.export import ExportConfig, ExportReport, export_model, exported_tokens, gated_tokens
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_start_token, load_model
+from nspec_hf.recording import load_model
 
 FORMS = {
     "zeroed": {"format": "zeroed"},
@@ -64,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             report = export_model(model, tokenizer, masks, text.pair, path, config, sample)
-            tokens = translations(path, model, tags, text.pair, sources, config)
+            tokens = exported_tokens(path, model, tags, {text.pair: sources}, config)[text.pair]
         same = sum(mine == theirs for mine, theirs in zip(tokens, expected, strict=True))
         found[name] = {**sizes(report), "same": same, "sentences": len(expected), **bleu(tokens, tags, text)}
         print(f"{name}: {found[name]}", flush=True)
@@ -73,23 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {name: each for name, each in vars(options).items() if name != "json"}
         write_result(options.json, found, {**settings, **names, "fingerprint": masks.fingerprint()})
     return 0
-
-
-def translations(
-    folder: Path,
-    model: PreTrainedModel,
-    tags: LanguageTags,
-    pair: str,
-    sources: list[list[int]],
-    config: ExportConfig,
-) -> list[list[int]]:
-    """Return the greedy translations of an exported model, as token ids without the prompt and the end."""
-    if config.format == "ctranslate2":
-        prefix = tags.decoder_prefix(pair, decoder_start_token(model))[1:]
-        rows = decode(folder, tags.tokenizer, sources, prefix, config.max_new_tokens)
-        return [until_end(row, tags.tokenizer) for row in rows]
-    load = load_pruned if config.format == "pruned" else load_model
-    return greedy(load(folder).eval(), tags, pair, sources, config.max_new_tokens)
 
 
 def bleu(tokens: list[list[int]], tags: LanguageTags, text: PairText) -> dict[str, Any]:

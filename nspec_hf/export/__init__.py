@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nspec_hf.export.export import (
         ExportReport as ExportReport,
         export_model as export_model,
+        exported_tokens as exported_tokens,
         load_pruned as load_pruned,
     )
 

@@ -1,18 +1,21 @@
 """Convert a model in memory to CTranslate2, and decode with it as with the model.
 
 CTranslate2 reads the width of every layer from its weights, so it takes pruned models as they are. It is an
-optional extra: `pip install nspec-hf[export]`.
+optional extra: `pip install nspec-hf[export]`. Its converter for each family is looked up in a private table
+(`_MODEL_LOADERS`); vocabulary, start token and what configs of transformers 5 lack are passed from here.
 """
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.core import ConfigError, UnsupportedModelError
+from nspec_hf.core import ConfigError, ExportError, UnsupportedModelError
 
 QUANTIZATIONS = (
     "float32",
@@ -24,10 +27,16 @@ QUANTIZATIONS = (
     "int8_float16",
     "int8_bfloat16",
 )
+# The converter asks configs for it, which say it no more: layer norms before (mBART) or after (BART) a block.
+_NORM_BEFORE = {"mbart": True, "bart": False}
 
 
 def convert(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, quantization: str = "float32"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    quantization: str = "float32",
+    start: int | None = None,
 ) -> None:
     """Write a model as CTranslate2 reads it.
 
@@ -36,30 +45,102 @@ def convert(
         tokenizer: Its tokenizer, whose tokens become the vocabulary.
         folder: Where to write; made if it is not there.
         quantization: Type of the weights: one of `QUANTIZATIONS`.
+        start: Token id that every translation starts from; None: the first of its prefix.
 
     Raises:
         ConfigError: If ctranslate2 is not installed, or the quantization is unknown.
-        UnsupportedModelError: If CTranslate2 knows no such model.
+        UnsupportedModelError: If CTranslate2 knows no such model, or it has a vocabulary for each side.
+        ExportError: If CTranslate2 cannot convert it.
     """
     if quantization not in QUANTIZATIONS:
         raise ConfigError(f"quantization is one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
-    _load_library()
+    require_ctranslate2()
     from ctranslate2.converters import transformers as converters
 
-    name = type(model.config).__name__
+    name, size = type(model.config).__name__, model.get_input_embeddings().weight.shape[0]
     loader = converters._MODEL_LOADERS.get(name)
     if loader is None:
         known = ", ".join(sorted(converters._MODEL_LOADERS))
         raise UnsupportedModelError(f"CTranslate2 converts no model with a {name}; it converts: {known}")
+    if model.get_output_embeddings().weight.shape[0] != size:
+        raise UnsupportedModelError(
+            f"this {name} has a vocabulary for each side, which is not converted; export it as 'pruned'"
+        )
     # A shallow copy: the loaders write settings of their own into the config.
     model = copy.copy(model)
     model.config = copy.deepcopy(model.config)
+    if model.config.model_type in _NORM_BEFORE and not hasattr(model.config, "normalize_before"):
+        model.config.normalize_before = _NORM_BEFORE[model.config.model_type]
+    try:
+        _specification(loader, model, tokenizer, size, start, quantization).save(_made(folder))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise ExportError(
+            f"CTranslate2 cannot convert this {name}: {error}; export it as 'pruned'"
+        ) from error
+
+
+def _made(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
+
+
+def _specification(
+    loader: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    size: int,
+    start: int | None,
+    quantization: str,
+) -> Any:
+    names = vocabulary(tokenizer, size)
+    # CTranslate2 starts Marian from zeros, and so takes the padding out, the last row whichever that is.
+    loader, padding = copy.copy(loader), model.config.pad_token_id
+    has_padding = not hasattr(loader, "_remove_pad_weights")
+    loader._remove_pad_weights = lambda specification: None
     with torch.no_grad():
-        specification = loader(model, tokenizer)
+        specification = loader.get_model_spec(model)
+    loader.set_config(specification.config, model, tokenizer)
+    for name in ("bos_token", "unk_token"):  # which mBART-50 and others may lack; CTranslate2 reads no null
+        if getattr(specification.config, name) is None:
+            setattr(specification.config, name, names[model.config.eos_token_id])
+    if not has_padding:
+        _remove_row(specification, padding, size)
+        names = [*names[:padding], *names[padding + 1 :]]
+    else:
+        specification.config.decoder_start_token = None if start is None else names[start]
+    loader.set_vocabulary(specification, names)
     specification.validate()
     specification.optimize(quantization=quantization)
-    folder.mkdir(parents=True, exist_ok=True)
-    specification.save(str(folder))
+    return specification
+
+
+def _remove_row(specification: Any, row: int, size: int) -> None:
+    """Take a token out of embeddings and output projection, which may share their weights."""
+    kept = [index for index in range(size) if index != row]
+    for part in (specification.encoder.embeddings[0], specification.decoder.embeddings):
+        part.weight = part.weight[kept]
+    projection = specification.decoder.projection
+    projection.weight = projection.weight[kept]
+    if projection.has_bias():
+        projection.bias = projection.bias[kept]
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
+    """Return the token of each id, as the tokenizer writes it; an id without one gets a name of its own.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: How many ids the model's embeddings have.
+    """
+    names: dict[str, int] = {}
+    for number in range(size):
+        try:
+            token = tokenizer.convert_ids_to_tokens(number)
+        except (IndexError, KeyError, ValueError, OverflowError):
+            token = None
+        # M2M-100 has unused rows behind its tags, which the tokenizer takes for unknown words.
+        names[token if isinstance(token, str) and token not in names else f"madeupword{number}"] = number
+    return list(names)
 
 
 def decode(
@@ -82,22 +163,47 @@ def decode(
 
     Returns:
         Token ids of the translations, without prefix and end of sentence.
+
+    Raises:
+        ConfigError: If ctranslate2 is not installed.
+        ExportError: If CTranslate2 cannot read the folder.
     """
-    library = _load_library()
-    translator = library.Translator(str(folder), device="cpu", intra_threads=threads)
-    start = tokenizer.convert_ids_to_tokens(list(prefix))
-    found = translator.translate_batch(
-        [tokenizer.convert_ids_to_tokens(list(source)) for source in sources],
-        target_prefix=[start] * len(sources) if start else None,
-        beam_size=1,
-        max_decoding_length=max_tokens + len(start),
-        max_input_length=0,
-    )
-    hypotheses = [tokenizer.convert_tokens_to_ids(each.hypotheses[0]) for each in found]
-    return [list(ids[len(start) :]) for ids in hypotheses]
+    library = require_ctranslate2()
+    # One id more, for padding that was taken out.
+    names = vocabulary(tokenizer, 1 + max(map(len, _vocabularies(folder)), default=0))
+    id_of = {name: number for number, name in enumerate(names)}
+    start = [names[number] for number in prefix]
+    # Without a start token, translations start from the first of the prefix, which is then no part of them.
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    skipped = len(start) - (config.get("decoder_start_token") is None)
+    padding = tokenizer.pad_token
+    known = padding is not None and any(padding in each for each in _vocabularies(folder))
+    try:
+        translator = library.Translator(str(folder), device="cpu", intra_threads=threads)
+        found = translator.translate_batch(
+            [[names[number] for number in source] for source in sources],
+            target_prefix=[start] * len(sources) if start else None,
+            beam_size=1,
+            max_decoding_length=max_tokens + skipped,
+            max_input_length=0,
+            suppress_sequences=[[padding]] if known else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ExportError(f"CTranslate2 cannot translate with {folder}: {error}") from error
+    hypotheses = [[id_of[token] for token in each.hypotheses[0]] for each in found]
+    return [ids[skipped:] for ids in hypotheses]
 
 
-def _load_library() -> ModuleType:
+def _vocabularies(folder: Path) -> list[list[str]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*vocabulary.json"))]
+
+
+def require_ctranslate2() -> ModuleType:
+    """Return the library.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
     try:
         import ctranslate2  # an extra
     except ImportError:

@@ -9,25 +9,31 @@ of the sample differ from the gate's, it is refused (a quantized one is only mea
 """
 
 import dataclasses
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.core import ArtifactError, ConfigError, ExportError, as_pairs, versions, write_json
+from nspec_hf.core import (
+    ArtifactError,
+    ExportError,
+    Pair,
+    as_pairs,
+    atomic_folder,
+    read_json,
+    versions,
+    write_json,
+)
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.config import ExportConfig
-from nspec_hf.export.ctranslate2 import convert, decode
+from nspec_hf.export.ctranslate2 import convert, decode, require_ctranslate2
 from nspec_hf.export.prune import narrow, pruned, zeroed
 from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, until_end
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_start_token, load_config, load_model, plain_model
+from nspec_hf.recording import decoder_start_token, load_model, plain_model, refuse_unfit
 
 REPORT_FILE = "nspec_export.json"
 """What was exported, in every exported folder."""
@@ -97,80 +103,112 @@ def export_model(
         ExportError: If the written model does not translate the sample as the gate does.
         UnknownPairError: If masks hold no such pair.
         UnsupportedModelError: If the model cannot be baked or converted.
-        ConfigError: If the folder is not empty.
+        ArtifactError: If a weight is not finite.
+        ConfigError: If the folder is not empty; before the work.
     """
-    folder, model = Path(folder), plain_model(model)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already; export to a new folder")
+    model, tags = plain_model(model), LanguageTags(tokenizer, codes)
+    refuse_unfit(model, type(model).__name__)
+    if config.format == "ctranslate2":
+        require_ctranslate2()
     pairs = as_pairs([pairs] if isinstance(pairs, str) else pairs)
-    own = masks.subset(pairs)
-    own = own if len(pairs) == 1 else own.union("all")
-    tags = LanguageTags(tokenizer, codes)
-    sample = samples(tags, pairs, texts, config.sample)
-    expected = gated_tokens(model, tags, own, sample, config.silence, config.max_new_tokens)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        twin, widths = _baked(model, own, config)
-        if config.format == "ctranslate2":
-            convert(twin, tokenizer, partial, config.quantization)
-        else:
-            twin.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+    chosen = masks.subset(pairs)
+    chosen = chosen if len(pairs) == 1 else chosen.union("all")
+    with atomic_folder(folder) as partial:
+        sample = samples(tags, pairs, texts, config.sample)
+        expected = gated_tokens(model, tags, chosen, sample, config.silence, config.max_new_tokens)
+        baked, widths = _baked(model, chosen, config)
+        try:
+            if config.format == "ctranslate2":
+                start, _ = _prompts(model, tags, pairs)
+                convert(baked, tokenizer, partial, config.quantization, start)
+            else:
+                baked.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        except ValueError as error:
+            raise ExportError(f"{type(model).__name__} cannot be saved: {error}") from error
         report = ExportReport(
             folder=str(folder),
             config=config,
             pairs=tuple(map(str, pairs)),
-            masks=own.fingerprint(),
+            masks=chosen.fingerprint(),
             widths=widths,
-            density=float(own.density()),
-            parameters=_count(twin),
-            parameters_dense=_count(model),
+            density=float(chosen.density()),
+            parameters=baked.num_parameters(),
+            parameters_dense=model.num_parameters(),
             bytes=_weight_bytes(partial),
-            bytes_dense=sum(each.numel() * each.element_size() for each in model.parameters()),
+            bytes_dense=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
             sentences=sum(map(len, sample.values())),
             same=0.0,
         )
-        _write_report(partial, report)
-        report = _proved(report, _written_tokens(partial, model, tags, sample, config), expected)
-        _write_report(partial, report)
-        if folder.exists():
-            folder.rmdir()
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return report
+        content = {"format_number": 1, **dataclasses.asdict(report), "versions": versions()}
+        write_json(partial / REPORT_FILE, content)
+        same = _agreement(exported_tokens(partial, model, tags, sample, config), expected, report)
+        write_json(partial / REPORT_FILE, {**content, "same": same})
+    return dataclasses.replace(report, same=same)
 
 
-def load_pruned(folder: str | os.PathLike, **settings: Any) -> PreTrainedModel:
+def load_pruned(folder: str | os.PathLike, **options: Any) -> PreTrainedModel:
     """Load a model that was exported as `pruned`; it is of the plain model's class.
 
     Args:
         folder: What `export_model` wrote.
-        settings: Passed on to `from_pretrained`: dtype, device_map …
+        options: As for `load_model`: dtype, device …
 
     Raises:
-        ArtifactError: If the folder holds no pruned model.
+        ArtifactError: If the folder holds no pruned model, or a damaged one.
     """
     folder = Path(folder)
     try:
-        content = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{folder} holds no readable {REPORT_FILE}: {error}") from error
-    if content.get("config", {}).get("format") != "pruned":
-        raise ArtifactError(
-            f"{folder} was not exported as 'pruned'; {REPORT_FILE} says: {content.get('config')}"
-        )
-    model_class = getattr(transformers, load_config(folder).architectures[0])
+        content = read_json(folder / REPORT_FILE, ArtifactError)
+        form, widths = content["config"]["format"], dict(content["widths"])
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder} holds no readable {REPORT_FILE}: {error!r}") from error
+    if form != "pruned":
+        raise ArtifactError(f"{folder} was not exported as 'pruned'; {REPORT_FILE} says: {form}")
+    if not all(isinstance(width, int) for width in widths.values()):
+        raise ArtifactError(f"the widths in {folder / REPORT_FILE} are no numbers of neurons: {widths}")
+    return load_model(folder, reshape=lambda model: narrow(model, widths), **options)
 
-    def make(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-        model_class.__init__(self, *args, **kwargs)
-        narrow(self, content["widths"])
 
-    # A subclass for the time of loading, so that from_pretrained does all that it does for a plain model.
-    model = type(model_class.__name__, (model_class,), {"__init__": make}).from_pretrained(folder, **settings)
-    model.__class__ = model_class
-    return model
+def exported_tokens(
+    folder: Path, model: PreTrainedModel, tags: LanguageTags, sample: Tokens, config: ExportConfig
+) -> Tokens:
+    """Return the greedy translations of an exported model, loaded as its users load it.
+
+    Args:
+        folder: What `export_model` wrote.
+        model: The model that it was made from, for its type, device and start token.
+        tags: How the tokenizer spells languages.
+        sample: Encoded sentences.
+        config: What was exported.
+    """
+    longest = config.max_new_tokens
+    if config.format != "ctranslate2":
+        load = load_pruned if config.format == "pruned" else load_model
+        loaded = load(folder, dtype=model.dtype, device=model.device)
+        return {pair: greedy(loaded, tags, pair, rows, longest) for pair, rows in sample.items()}
+    _, prefixes = _prompts(model, tags, list(sample))
+    return {
+        pair: [
+            until_end(row, tags.tokenizer)
+            for row in decode(folder, tags.tokenizer, rows, prefixes[pair], longest)
+        ]
+        for pair, rows in sample.items()
+    }
+
+
+def _prompts(
+    model: PreTrainedModel, tags: LanguageTags, pairs: Sequence[Pair]
+) -> tuple[int | None, dict[Pair, list[int]]]:
+    """Return the token that all pairs' translations start from, if there is one, and what follows it.
+
+    mBART-25 starts from the language, so there is none for several of them.
+    """
+    prompts = {pair: tags.decoder_prefix(pair, decoder_start_token(model)) for pair in pairs}
+    starts = {prompt[0] for prompt in prompts.values()}
+    if len(starts) > 1:
+        return None, prompts
+    return starts.pop(), {pair: prompt[1:] for pair, prompt in prompts.items()}
 
 
 def _baked(
@@ -182,27 +220,9 @@ def _baked(
     return pruned(model, masks, pair, config.silence, config.multiple_of)
 
 
-def _written_tokens(
-    folder: Path, model: PreTrainedModel, tags: LanguageTags, sample: Tokens, config: ExportConfig
-) -> Tokens:
-    if config.format == "ctranslate2":
-        start = decoder_start_token(model)
-        found = {}
-        for pair, rows in sample.items():
-            prefix = tags.decoder_prefix(pair, start)
-            prefix = prefix[1:] if prefix[0] == start else prefix
-            ids = decode(folder, tags.tokenizer, rows, prefix, config.max_new_tokens)
-            found[pair] = [until_end(row, tags.tokenizer) for row in ids]
-        return found
-    load = load_pruned if config.format == "pruned" else load_model
-    loaded = load(folder, dtype=model.dtype)
-    loaded = loaded.to(model.device).eval()
-    return {pair: greedy(loaded, tags, pair, rows, config.max_new_tokens) for pair, rows in sample.items()}
-
-
-def _proved(report: ExportReport, found: Tokens, expected: Tokens) -> ExportReport:
+def _agreement(found: Tokens, expected: Tokens, report: ExportReport) -> float:
     equal = [
-        mine == theirs for pair in expected for mine, theirs in zip(found[pair], expected[pair], strict=True)
+        ours == theirs for pair in expected for ours, theirs in zip(found[pair], expected[pair], strict=True)
     ]
     same = sum(equal) / len(equal)
     if same < report.config.required:
@@ -211,18 +231,9 @@ def _proved(report: ExportReport, found: Tokens, expected: Tokens) -> ExportRepo
             f"{len(equal)} sample sentences as the gate does, first other: number {equal.index(False) + 1}; "
             f"{report.config.required:.0%} are required (agreement), so it was not written"
         )
-    return dataclasses.replace(report, same=same)
-
-
-def _count(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return same
 
 
 def _weight_bytes(folder: Path) -> int:
     files = [*folder.glob("*.safetensors"), *folder.glob("model.bin")]
     return sum(file.stat().st_size for file in files)
-
-
-def _write_report(folder: Path, report: ExportReport) -> None:
-    content = {"format_number": 1, **dataclasses.asdict(report), "versions": versions()}
-    write_json(folder / REPORT_FILE, content)

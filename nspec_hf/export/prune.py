@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, UnsupportedModelError
+from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
 from nspec_hf.gating import attachment_of, refuse_changed_linears, resize
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import Site, find_sites, plain_model, site_activation
+from nspec_hf.recording import Site, find_sites, linear_at, plain_model, site_activation
 
 
 def zeroed(model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron") -> PreTrainedModel:
@@ -41,13 +41,13 @@ def zeroed(model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str =
     sites = find_sites(plain_model(model), {site.kind for site in masks.sites})
     masks.check_model(sites)
     keep = masks[pair]
-    twin = _plain_copy(plain_model(model))
+    baked = _plain_copy(plain_model(model))
     gated = [site for site in sites if site.name in keep]
-    refuse_changed_linears(twin, gated)
+    refuse_changed_linears(baked, gated)
     # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
     for site in sorted(gated, key=lambda site: site.kind != "ffn"):
-        _zero(twin, site, keep[site.name], silence)
-    return twin
+        _zero(baked, site, keep[site.name], silence)
+    return baked
 
 
 def pruned(
@@ -63,18 +63,18 @@ def pruned(
         multiple_of: Round widths up to a multiple of this by leaving zeroed neurons in; each site keeps at
             least one multiple.
     """
-    twin = zeroed(model, masks, pair, silence)
+    baked = zeroed(model, masks, pair, silence)
     widths: dict[str, int] = {}
-    for site in find_sites(twin):
+    for site in find_sites(baked):
         if site.name not in masks.keep:
             continue
         keep_F = masks[pair][site.name]
         size = min(site.width, max(1, -(-int(keep_F.sum()) // multiple_of)) * multiple_of)
         # Kept neurons first, so that what fills up to the multiple is zeroed ones; then in their order.
         order_K = torch.argsort(keep_F.int(), descending=True, stable=True)[:size].sort().values
-        _narrow(twin, site, order_K)
+        _narrow(baked, site, order_K)
         widths[site.name] = size
-    return twin, widths
+    return baked, widths
 
 
 def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
@@ -83,29 +83,35 @@ def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
     Args:
         model: The model, changed in place.
         widths: Site name → number of neurons.
+
+    Raises:
+        ArtifactError: If the model has no such site, or not so many neurons there.
     """
-    for site in find_sites(model):
-        if site.name in widths:
-            _narrow(model, site, torch.arange(widths[site.name]))
+    sites = {site.name: site for site in find_sites(model)}
+    for name, width in widths.items():
+        if name not in sites or not 0 < width <= sites[name].width:
+            there = f"{sites[name].width} neurons" if name in sites else "no such layer"
+            raise ArtifactError(f"the pruned model has {width} neurons at {name!r}, its config {there}")
+        _narrow(model, sites[name], torch.arange(width))
 
 
 def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model without the gate that may be on it."""
-    twin = copy.deepcopy(model)
-    gate = attachment_of(twin)
+    plain = copy.deepcopy(model)
+    gate = attachment_of(plain)
     if gate is not None:
         gate.detach()
-    return twin.eval()
+    return plain.eval()
 
 
 def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
-    linear = model.get_submodule(site.name)
+    linear = site.linear(model)
     off_F = ~keep_F.to(linear.weight.device)
     with torch.no_grad():
         if site.kind != "ffn":
             _zero_rows(linear, off_F)
             return
-        down = model.get_submodule(site.down)
+        down = linear_at(model, site.down)
         if silence == "weights" and linear.bias is not None and off_F.any():
             if site.up or down.bias is None:
                 raise UnsupportedModelError(
@@ -116,7 +122,7 @@ def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
             down.bias += nn.functional.linear(constant_F, down.weight)
         _zero_rows(linear, off_F)
         if site.up:
-            _zero_rows(model.get_submodule(site.up), off_F)
+            _zero_rows(linear_at(model, site.up), off_F)
         down.weight[:, off_F] = 0
 
 
@@ -127,9 +133,8 @@ def _zero_rows(linear: nn.Linear, off_F: Tensor) -> None:
 
 
 def _narrow(model: nn.Module, site: Site, index_K: Tensor) -> None:
-    for path in filter(None, (site.name, site.up)):
-        linear = model.get_submodule(path)
+    for linear in (linear_at(model, path) for path in (site.name, site.up) if path):
         index = index_K.to(linear.weight.device)
         resize(linear, linear.weight[index], None if linear.bias is None else linear.bias[index])
-    down = model.get_submodule(site.down)
+    down = linear_at(model, site.down)
     resize(down, down.weight[:, index_K.to(down.weight.device)], down.bias)

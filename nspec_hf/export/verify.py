@@ -4,6 +4,7 @@ Decoding is greedy, and without the settings of a model's own `generation_config
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +16,18 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_start_token, eval_mode
 
 _BATCH = 16
+_GREEDY = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "do_sample": False,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "bad_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "return_dict_in_generate": False,
+}
 
 Tokens = dict[Pair, list[list[int]]]
 """Token ids of each pair's sentences."""
@@ -61,7 +74,7 @@ def gated_tokens(
     tags: LanguageTags,
     masks: NeuronMasks,
     sample: Tokens,
-    silence: str,
+    silence: Literal["neuron", "weights"],
     max_new_tokens: int,
 ) -> Tokens:
     """Return what a gate with the first of these masks' pairs writes, for each pair's sample."""
@@ -82,24 +95,21 @@ def greedy(
 ) -> list[list[int]]:
     """Return the greedy translations of encoded sentences, without prompt and end of sentence."""
     prefix = tags.decoder_prefix(pair, decoder_start_token(model))
+    # A generation config may forbid padding or not; it is no word in any case.
+    padding = {tags.tokenizer.pad_token_id} - {None, tags.tokenizer.eos_token_id}
     found = []
     for first in range(0, len(rows), _BATCH):
         batch = tags.tokenizer.pad({"input_ids": rows[first : first + _BATCH]}, return_tensors="pt")
-        ids = batch["input_ids"].to(model.device)
+        ids_BL = batch["input_ids"].to(model.device)
         with torch.no_grad():
             outputs = model.generate(
-                input_ids=ids,
+                input_ids=ids_BL,
                 attention_mask=batch["attention_mask"].to(model.device),
-                decoder_input_ids=torch.tensor([prefix] * len(ids), device=model.device),
+                decoder_input_ids=torch.tensor([prefix] * len(ids_BL), device=model.device),
                 decoder_start_token_id=prefix[0],
-                num_beams=1,
-                do_sample=False,
                 max_new_tokens=max_new_tokens,
-                min_length=0,
-                no_repeat_ngram_size=0,
-                repetition_penalty=1.0,
-                forced_bos_token_id=None,
-                forced_eos_token_id=None,
+                suppress_tokens=sorted(padding) or None,
+                **_GREEDY,
             )
         found += [until_end(row[len(prefix) :], tags.tokenizer) for row in outputs.tolist()]
     return found

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         eval_mode as eval_mode,
         load_config as load_config,
         load_model as load_model,
+        refuse_unfit as refuse_unfit,
     )
     from nspec_hf.recording.sites import (
         KINDS as KINDS,

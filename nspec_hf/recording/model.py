@@ -6,7 +6,7 @@ code. Here each of these is an error or an argument.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def load_model(
     trust_remote_code: bool = False,
     decoder_only: bool = False,
     device: torch.device | str | None = None,
+    reshape: Callable[[PreTrainedModel], None] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Return a translation model with all of its weights, in eval mode.
@@ -91,6 +92,7 @@ def load_model(
         trust_remote_code: Whether code in the repository may run.
         decoder_only: Whether a model without an encoder is accepted.
         device: Where to move it.
+        reshape: Changes the new model's shape before its weights are loaded.
         options: More for `from_pretrained`: `revision`, `token`, `device_map`, `attn_implementation` …
 
     Raises:
@@ -108,7 +110,8 @@ def load_model(
         )
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        model, info = family.from_pretrained(
+        plain_class = family._model_mapping[type(config)] if reshape else None
+        model, info = (_reshaped(plain_class, reshape) if plain_class else family).from_pretrained(
             name,
             config=config,
             dtype=dtype or (torch.float32 if for_training else "auto"),
@@ -121,6 +124,8 @@ def load_model(
         raise
     except _LIBRARY_ERRORS as error:
         raise _explained(error, name) from error
+    if plain_class:
+        model.__class__ = plain_class
     refuse_unfit(model, name, **info)
     return model.to(device) if device is not None else model
 
@@ -212,6 +217,18 @@ def decoder_start_token(model: nn.Module) -> int:
     raise ConfigError(
         "the model says no decoder_start_token_id; set model.generation_config.decoder_start_token_id"
     )
+
+
+def _reshaped(
+    plain_class: type[PreTrainedModel], reshape: Callable[[PreTrainedModel], None]
+) -> type[PreTrainedModel]:
+    """Return the class for the time of loading, so that `from_pretrained` does all that it does else."""
+
+    def make(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        plain_class.__init__(self, *args, **kwargs)
+        reshape(self)
+
+    return type(plain_class.__name__, (plain_class,), {"__init__": make})
 
 
 def _any_layer(key: str) -> str:

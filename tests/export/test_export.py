@@ -16,6 +16,7 @@ from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch
+from tests.helpers.tiny_tokenizers import make_tokenizers
 
 PAIRS = ["en-de", "de-en", "en-fr"]
 TEXT = [
@@ -171,6 +172,70 @@ def test_ctranslate2_writes_the_gates_tokens_and_its_smaller_types_are_measured(
         AutoTokenizer.from_pretrained(folder)
         sizes.append(report.bytes)
     assert sizes[1] < sizes[0]
+
+
+FAMILIES = {
+    "m2m100": ("m2m100", ["en-de", "en-fr"], 100 + 8),  # tags behind the vocabulary, then unused rows
+    "nllb": ("m2m100", ["eng_Latn-deu_Latn", "eng_Latn-fra_Latn"], 3),
+    "mbart": ("mbart", ["en_XX-de_DE", "en_XX-fr_XX"], 0),
+    "mbart50": ("mbart", ["en_XX-de_DE", "en_XX-fr_XX"], 0),
+    "marian": ("marian", ["en-deu", "en-fra"], 0),
+    "marian_one_target": ("marian", ["en-de"], 0),  # padding in the middle of the vocabulary
+    "t5": ("t5", ["en-de"], 5),
+    "bart": ("bart", ["en-de"], 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Recommended")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ctranslate2_takes_each_family_with_the_tokenizer_that_the_library_makes(name, tmp_path):
+    """Decoded as a user of CTranslate2 does, against a plain loop of argmax over the pruned model."""
+    library = pytest.importorskip("ctranslate2")
+    family, pairs, more = FAMILIES[name]
+    (tmp_path / "vocabulary").mkdir()
+    tokenizer = make_tokenizers(tmp_path / "vocabulary")[name]
+    padding, size = tokenizer.pad_token_id, len(tokenizer) + more
+    ids = {"vocab_size": size, "pad_token_id": padding, "eos_token_id": tokenizer.eos_token_id}
+    start = padding if family in ("marian", "t5") else tokenizer.eos_token_id
+    both = {"decoder_vocab_size": size} if family == "marian" else {}
+    model = SIX_ARCHITECTURES[family](**ids, decoder_start_token_id=start, **both)
+    sites = {site.name: site.width for site in find_sites(model)}
+    masks = NeuronMasks.random(sites=sites, pairs=pairs, density=0.5, seed=3)
+    config = ExportConfig(format="ctranslate2", max_new_tokens=10)
+    texts = dict.fromkeys(pairs, TEXT)
+    assert export_model(model, tokenizer, masks, pairs, tmp_path / "out", config, texts).same == 1.0
+    small, tags = pruned(model, masks.union("all"), "all")[0], LanguageTags(tokenizer)
+    translator = library.Translator(str(tmp_path / "out"), device="cpu")
+    for pair in pairs:
+        prompt = tags.decoder_prefix(pair, start)
+        # mBART-25 starts from the language, so that CTranslate2 is given it.
+        given = prompt if name == "mbart" else prompt[1:]
+        for row in tags.encode_source(TEXT, pair):
+            wanted = by_argmax(small, row, prompt, padding, tokenizer.eos_token_id, 10)
+            (found,) = translator.translate_batch(
+                [tokenizer.convert_ids_to_tokens(row)],
+                target_prefix=[tokenizer.convert_ids_to_tokens(given)] if given else None,
+                beam_size=1,
+                max_decoding_length=10 + len(prompt) - 1,
+                suppress_sequences=None if family == "marian" else [[tokenizer.pad_token]],
+            )
+            tokens, names = found.hypotheses[0][len(prompt) - 1 :], tokenizer.convert_ids_to_tokens(wanted)
+            # A row without a token of its own has a made-up name.
+            assert tokens == [given or token for token, given in zip(tokens, names, strict=True)]
+
+
+def by_argmax(model, row, prompt, padding, end, longest):
+    """Decode greedily in a plain loop; no padding is written."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + longest:
+        with torch.no_grad():
+            inputs = {"input_ids": torch.tensor([row]), "decoder_input_ids": torch.tensor([ids])}
+            logits = model(**inputs).logits[0, -1]
+        logits[padding] = -torch.inf
+        ids.append(int(logits.argmax()))
+        if ids[-1] == end:
+            return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
 
 
 def test_several_pairs_share_a_model_that_has_the_neurons_of_all(tokenizer, tmp_path):

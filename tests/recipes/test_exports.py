@@ -51,13 +51,13 @@ def test_translations_that_differ_from_the_gates_are_not_counted_as_the_same(
     tmp_path, arguments, monkeypatch
 ):
     monkeypatch.setattr(exports, "FORMS", {"zeroed": {"format": "zeroed"}})
-    whole = exports.translations
+    whole = exports.exported_tokens
 
     def one_other(*given):
-        first, *rest = whole(*given)
-        return [[*first, 5], *rest]
+        ((pair, (first, *rest)),) = whole(*given).items()
+        return {pair: [[*first, 5], *rest]}
 
-    monkeypatch.setattr(exports, "translations", one_other)
+    monkeypatch.setattr(exports, "exported_tokens", one_other)
     path = tmp_path / "exports.json"
     exports.main([*arguments, "--json", str(path)])
     assert json.loads(path.read_text(encoding="utf-8"))["zeroed"]["same"] == 4
