@@ -113,7 +113,7 @@ class Analysis:
         results = {name: value for name, value in values.items() if isinstance(value, Result)}
         if self.gains is not None:
             results["gains_by_group"] = self.gains.by_group()
-        results |= {file_name("gains against", each.setting): each for each in self.setting_gains}
+        results |= {file_name("gains against", gains.setting): gains for gains in self.setting_gains}
         return results | {f"tree_{name.replace('.', '_')}": tree for name, tree in self.trees.items()}
 
     def overview(self) -> dict[str, Any]:

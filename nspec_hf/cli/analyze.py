@@ -28,10 +28,10 @@ def analyze(
         figures: Whether to draw; without, only tables are written.
         **files: What is analyzed; see `_analyzed`.
     """
-    found = _analyzed(by_setting=by_setting, **files)
-    found.save(output)
-    drawn = analysis.draw_all(found, output) if figures else []
-    sys.stdout.write(f"{_agreement_table(found)}\n{output}: tables and {len(drawn)} files of figures\n")
+    result = _analyzed(by_setting=by_setting, **files)
+    result.save(output)
+    drawn = analysis.draw_all(result, output) if figures else []
+    sys.stdout.write(f"{_agreement_table(result)}\n{output}: tables and {len(drawn)} files of figures\n")
 
 
 def report(output: str = "report.html", title: str | None = None, **files: Any) -> None:
@@ -98,13 +98,13 @@ def _analyzed(
     )
 
 
-def _agreement_table(found: "analysis.Analysis") -> Table:
+def _agreement_table(result: "analysis.Analysis") -> Table:
     """Return how much pairs share at every site, within language families and across them."""
     columns = ("site", "density", "IoU within families", "IoU across families", "p")
     keys = ("density", "iou_within_families", "iou_across_families", "p_value")
-    rows = tuple((site, *(line[key] for key in keys)) for site, line in found.overview()["sites"].items())
+    rows = tuple((site, *(line[key] for key in keys)) for site, line in result.overview()["sites"].items())
     note = "p: permutation test, families against random groups of languages"
-    title = f"Overlap of {len(found.masks.pairs)} pairs"
+    title = f"Overlap of {len(result.masks.pairs)} pairs"
     return Table(title=title, columns=columns, rows=rows, notes=(note,), digits=4)
 
 

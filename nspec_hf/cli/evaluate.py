@@ -76,9 +76,12 @@ def evaluate(
     )
     if comet_in:
         scores = _with_comet(scores, comet_in)
-    tables = [scores.table(), *(evaluation.grouped_table([scores], each) for each in scores.metrics)]
+    tables = [
+        scores.table(),
+        *(evaluation.grouped_table([scores], one) for one in scores.metrics),
+    ]
     if tiers:
-        tables += [evaluation.grouped_table([scores], each, by="tier") for each in scores.metrics]
+        tables += [evaluation.grouped_table([scores], one, by="tier") for one in scores.metrics]
     sys.stdout.write(join_tables(tables, style))
     if output:
         scores.save(output)
@@ -131,10 +134,10 @@ def compare(
         name: data.read_outputs(each, system_ending) for name, each in zip(names, folders, strict=True)
     }
     gold, _ = _gold(list(base), references, None, corpus, split, references_ending)
-    found = evaluation.compare(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
-    sys.stdout.write(found.table().render(style))
+    comparison = evaluation.compare(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
+    sys.stdout.write(comparison.table().render(style))
     if output:
-        found.save(output)
+        comparison.save(output)
 
 
 def _listed(metrics: str | Sequence[str]) -> tuple[str, ...]:

@@ -212,8 +212,8 @@ def export(
     chosen = masks_room.NeuronMasks.from_pretrained(masks)
     texts = None
     if corpus is not None:
-        found = data.read_corpus(corpus, directions(pairs), split)
-        texts = {text.pair: text.sources[: export.sample] for text in found}
+        corpus_texts = data.read_corpus(corpus, directions(pairs), split)
+        texts = {text.pair: text.sources[: export.sample] for text in corpus_texts}
     made = exporting.export_model(
         network, tags.tokenizer, chosen, directions(pairs), output, export, texts, codes
     )

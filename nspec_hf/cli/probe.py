@@ -61,19 +61,19 @@ def probe(
     if (coverages or generals) and recorded is None:
         raise ConfigError("masks of other settings are selected from statistics; give --stats FILE")
     network, tags = load(model, codes)
-    found: dict[str, tuple[analysis.Result, analysis.Figure]] = {}
+    results: dict[str, tuple[analysis.Result, analysis.Figure]] = {}
     if erase or coverages or generals:
         texts = data.read_corpus(corpus, held.pairs, test_split)
         tests = [data.PairText(text.pair, text.sources[:lines], text.targets[:lines]) for text in texts]
         score = analysis.scorer(network, tags, tests, metric, translate)
         if erase:
             ablation = analysis.ablate(held, score, erase_of)
-            found["ablation"] = ablation, analysis.draw_ablation(ablation)
+            results["ablation"] = ablation, analysis.draw_ablation(ablation)
             sys.stdout.write(f"{_ablation_table(ablation, metric, lines)}\n")
         pivot = analysis.find_pivot(held.pairs) or "en"
         swept = analysis.masked_gains(score, recorded, coverages, generals, pivot=pivot) if recorded else []
         for gains in swept:
-            found[analysis.file_name("gains against", gains.setting)] = (
+            results[analysis.file_name("gains against", gains.setting)] = (
                 gains,
                 analysis.draw_setting_gains(gains),
             )
@@ -82,22 +82,21 @@ def probe(
         count = recording.RecordConfig(count=recorded.count if recorded else "tokens")
         samples = analysis.recordings(network, tags, encoded, sizes, seeds, count)
         stability = analysis.stability(samples, held.recipe.settings.get("coverage", 0.95))
-        found["stability"] = stability, analysis.draw_stability(stability)
-    paths = [path for name, (result, _) in found.items() for path in result.save(output, name)]
+        results["stability"] = stability, analysis.draw_stability(stability)
+    paths = [path for name, (result, _) in results.items() for path in result.save(output, name)]
     if figures:
         paths += [
-            path for name, (_, drawn) in found.items() for path in analysis.save_figure(drawn, output, name)
+            path for name, (_, drawn) in results.items() for path in analysis.save_figure(drawn, output, name)
         ]
     sys.stdout.write(f"{output}: {', '.join(path.name for path in paths)}\n")
 
 
-def _ablation_table(found: "analysis.Ablation", metric: str, lines: int) -> Table:
-    rows = tuple((kind, *found.mean_change(row)) for row, kind in enumerate(found.kinds))
-    about = (
-        f"of general: {found.general_share:.0%}, of specific: {found.specific_share:.0%}; seed {found.seed}"
-    )
+def _ablation_table(result: "analysis.Ablation", metric: str, lines: int) -> Table:
+    rows = tuple((kind, *result.mean_change(row)) for row, kind in enumerate(result.kinds))
+    shares = f"of general: {result.general_share:.0%}, of specific: {result.specific_share:.0%}"
+    about = f"{shares}; seed {result.seed}"
     return Table(
-        title=f"{metric} after erasing neurons, mean over {len(found.pairs)} directions",
+        title=f"{metric} after erasing neurons, mean over {len(result.pairs)} directions",
         columns=("erased", metric, "change", "of the pair itself", "of the others"),
         rows=rows,
         notes=(about, f"the first {lines} sentences of each direction"),

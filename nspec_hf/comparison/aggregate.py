@@ -76,7 +76,7 @@ class _Aggregation:
             "name": row.name,
             "system": row.system.name,
             "train": dict(row.plan.train),
-            "seeds": tuple(each.run.seed for each in done),
+            "seeds": tuple(finished.run.seed for finished in done),
             "missing": {str(run.seed): run.command(self.experiment) for run in missing},
         }
         if not done:
@@ -92,8 +92,8 @@ class _Aggregation:
             against={name: self._against(done, other) for name, other in references.items() if other},
             extra_parameters=facts.get("extra_parameters"),
             extra_bytes=facts.get("extra_bytes"),
-            extraction_seconds=Spread.over(each.cost("extraction") for each in done),
-            training_seconds=Spread.over(each.cost("training") for each in done),
+            extraction_seconds=Spread.over(finished.cost("extraction") for finished in done),
+            training_seconds=Spread.over(finished.cost("training") for finished in done),
             updates=facts.get("updates"),
         )
 
@@ -110,7 +110,7 @@ class _Aggregation:
         return next(iter(same or able), None)
 
     def _against(self, done: Sequence[_Finished], reference: PlannedRow) -> Against:
-        opposites = [(each, reference.run(each.run.seed)) for each in done]
+        opposites = [(finished, reference.run(finished.run.seed)) for finished in done]
         matched = [
             (one, self.finished[run.name]) for one, run in opposites if run and run.name in self.finished
         ]
@@ -246,7 +246,7 @@ def compare_rows(
         rows=tuple(aggregation.row(row) for row in rows),
         tests=aggregation.tests,
         n_samples=config.compare.n_samples,
-        notes=_notes([each.result for each in finished.values()]),
+        notes=_notes([read.result for read in finished.values()]),
     )
 
 

@@ -74,7 +74,7 @@ def places(count: int | None, cores: int, gpus: Sequence[str], given: Mapping[st
     count = count or max(1, len(gpus))
     chosen = {"OMP_NUM_THREADS": str(max(1, cores // count)), "TOKENIZERS_PARALLELISM": "false"}
     chosen |= {} if gpus else MALLOC
-    devices = [{"CUDA_VISIBLE_DEVICES": gpus[each % len(gpus)]} if gpus else {} for each in range(count)]
+    devices = [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {} for place in range(count)]
     return [{**chosen, **given, **device} for device in devices]
 
 

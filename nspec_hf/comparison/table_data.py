@@ -139,9 +139,9 @@ def tiers_of(data: DataConfig) -> dict[str, tuple[Pair, ...]]:
     if not data.tiers:
         return {}
     of = SystemScores(name="", scores={}, pivot=data.pivot, tiers=data.tiers)
-    found: dict[str, tuple[Pair, ...]] = {}
+    by_tier: dict[str, tuple[Pair, ...]] = {}
     for name, pairs in blocks_of(data).items():
         if name != TRAINED:
             for tier in of.tiers_of(pairs):
-                found[f"{name} {tier}"] = tuple(pair for pair in pairs if of.tier(pair) == tier)
-    return found
+                by_tier[f"{name} {tier}"] = tuple(pair for pair in pairs if of.tier(pair) == tier)
+    return by_tier

@@ -101,16 +101,16 @@ def interference_table(comparison: SystemsComparison, metric: str) -> Table | No
     if individual is None or not individual.scores.get(metric):
         return None
     scores = {
-        row.name: {pair: found.mean for pair, found in row.scores[metric].items()}
+        row.name: {pair: differences.mean for pair, differences in row.scores[metric].items()}
         for row in comparison.rows
         if row.seeds and set(row.scores[metric]) & set(individual.scores[metric])
     }
     if len(scores) < 2:
         return None
     groups = comparison.tiers or {name: own for name, own in comparison.blocks.items() if name != TRAINED}
-    found = gains(scores, individual.name, metric=metric)
-    named = [next((name for name, own in groups.items() if pair in own), "") for pair in found.pairs]
-    grouped = replace(found, groups=tuple(named)).by_group()
+    differences = gains(scores, individual.name, metric=metric)
+    named = [next((name for name, own in groups.items() if pair in own), "") for pair in differences.pairs]
+    grouped = replace(differences, groups=tuple(named)).by_group()
     rows = [
         (
             system,
@@ -124,7 +124,7 @@ def interference_table(comparison: SystemsComparison, metric: str) -> Table | No
     ]
     return Table(
         title=f"{metric} against individual models: mean gain, and directions with synergy / interference",
-        columns=("system", *(each for group in grouped.groups for each in (group, f"{group} +/−"))),
+        columns=("system", *(heading for group in grouped.groups for heading in (group, f"{group} +/−"))),
         rows=tuple(rows),
     )
 

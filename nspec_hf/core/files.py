@@ -128,10 +128,10 @@ def _indented(value: Any, depth: int = 0) -> str:
     line = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, (dict, list)) or not value or depth + len(line) <= _LINE:
         return line
-    inner = [_indented(each, depth + 1) for each in (value.values() if isinstance(value, dict) else value)]
+    inner = [_indented(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value)]
     if isinstance(value, dict):
         inner = [
-            f"{json.dumps(key, ensure_ascii=False)}: {each}" for key, each in zip(value, inner, strict=True)
+            f"{json.dumps(key, ensure_ascii=False)}: {part}" for key, part in zip(value, inner, strict=True)
         ]
     first, last = "{}" if isinstance(value, dict) else "[]"
     indent = "\n" + " " * (depth + 1)
@@ -186,11 +186,11 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [plain(part) for part in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(plain(each) for each in value)
+        return sorted(plain(part) for part in value)
     if hasattr(value, "tolist"):  # NumPy's and torch's; neither need be imported here
         return plain(value.tolist())
     if isinstance(value, float):
@@ -207,10 +207,10 @@ def digest(*parts: Any) -> str:
         *parts: Texts (as UTF-8), bytes or arrays (as their bytes), iterators of such parts, or settings (as
             JSON with sorted keys).
     """
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for part in _flat_parts(parts):
-        found.update(part)
-    return found.hexdigest()[:16]
+        sha.update(part)
+    return sha.hexdigest()[:16]
 
 
 def _flat_parts(parts: Iterable[Any]) -> Iterator[Any]:

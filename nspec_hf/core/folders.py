@@ -134,7 +134,7 @@ def claim_folder(folder: str | os.PathLike, settings: Mapping[str, Any], file: s
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(settings, dict):
         return {name: settings}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= _flat(value, f"{name}.{key}" if name else key)
-    return found
+        flat |= _flat(value, f"{name}.{key}" if name else key)
+    return flat

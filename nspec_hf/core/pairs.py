@@ -83,11 +83,11 @@ def as_pairs(pairs: Iterable[str]) -> list[Pair]:
     """
     if isinstance(pairs, str):
         raise ConfigError(f"expected a list of pairs, got one string; write [{str(pairs)!r}]")
-    found = [Pair(pair) for pair in pairs]
-    if len(set(found)) != len(found):
-        twice = sorted({pair for pair in found if found.count(pair) > 1})
+    named = [Pair(pair) for pair in pairs]
+    if len(set(named)) != len(named):
+        twice = sorted({pair for pair in named if named.count(pair) > 1})
         raise ConfigError(f"each pair may be named once; named again: {', '.join(twice)}")
-    return found
+    return named
 
 
 def pair_index(pairs: Sequence[Pair], pair: str, holder: str) -> int:

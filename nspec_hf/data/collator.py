@@ -127,15 +127,15 @@ class PairCollator:
 
     def _without_padding(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """Return the ids of a row that was padded, as by `tokenizer(…, padding="max_length")`, unpadded."""
-        ids = [int(each) for each in row["input_ids"]]
-        labels = [int(each) for each in row["labels"] if each != IGNORED]
+        ids = [int(number) for number in row["input_ids"]]
+        labels = [int(number) for number in row["labels"] if number != IGNORED]
         if row.get("attention_mask") is not None:
             if len(row["attention_mask"]) != len(ids):
                 raise CorpusError(
                     f"a row has {len(ids)} input_ids, but an attention_mask of {len(row['attention_mask'])}; "
                     "leave it out where nothing is padded"
                 )
-            ids = [each for each, real in zip(ids, row["attention_mask"], strict=True) if real]
+            ids = [number for number, real in zip(ids, row["attention_mask"], strict=True) if real]
         pad = self.tokenizer.pad_token_id
         # Where padding is the end of sentence too, they cannot be told apart.
         pad = None if pad == self.tokenizer.eos_token_id else pad

@@ -162,9 +162,9 @@ class LanguageTags:
             (label_ids, self._family.target, "target"),
         ):
             expected = next((getattr(pair, part) for part in parts if part in ("source", "target")), None)
-            found = self._codes_by_id.keys() & set(ids) if expected is not None else set()
-            if expected is not None and found and self.tag_id(expected) not in found:
-                other = ", ".join(sorted(code for each in found for code in self._codes_by_id[each]))
+            others = self._codes_by_id.keys() & set(ids) if expected is not None else set()
+            if expected is not None and others and self.tag_id(expected) not in others:
+                other = ", ".join(sorted(code for number in others for code in self._codes_by_id[number]))
                 raise CorpusError(
                     f"the {side} of a row of {pair} has the tag of {other}, not of {expected!r}: the "
                     "tokenizer was set to another pair when it was encoded; encode text pair by pair, as "
@@ -218,14 +218,14 @@ class LanguageTags:
         if self._special.isdisjoint(ids):
             return ids
         letters = {
-            each: [
+            number: [
                 self._vocabulary.get(letter, self.tokenizer.unk_token_id)
-                for letter in str(self.tokenizer.convert_ids_to_tokens(each))
+                for letter in str(self.tokenizer.convert_ids_to_tokens(number))
             ]
-            for each in self._special.intersection(ids)
+            for number in self._special.intersection(ids)
         }
-        spelled = [letter for each in ids for letter in letters.get(each, [each])]
-        return [each for each in spelled if isinstance(each, int)]
+        spelled = [letter for number in ids for letter in letters.get(number, [number])]
+        return [number for number in spelled if isinstance(number, int)]
 
     def _spell(self, code: str) -> str:
         """Return the tokenizer's code: as mapped, as given, or the only one that goes on `code_`."""
@@ -295,15 +295,15 @@ def _vocabularies(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], d
 
 def _tags(tokens: Mapping[str, int], added: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """Return the ids of all that is spelled as a tag, by spelling and code."""
-    found: dict[str, dict[str, int]] = {}
+    tags: dict[str, dict[str, int]] = {}
     for token, number in tokens.items():
         match = _TAGS.fullmatch(token)
         if match and match.lastgroup:
-            found.setdefault(match.lastgroup, {})[match[match.lastgroup]] = number
+            tags.setdefault(match.lastgroup, {})[match[match.lastgroup]] = number
     # New languages are spelled more freely (myv_XX, srp_Latn_RS) than subwords may be.
     new = {token: number for token, number in added.items() if re.fullmatch(r"[a-z]{2,3}(_\w+)+", token)}
     return {
-        spelling: codes | (new if spelling in ("long", "region") else {}) for spelling, codes in found.items()
+        spelling: codes | (new if spelling in ("long", "region") else {}) for spelling, codes in tags.items()
     }
 
 

@@ -245,12 +245,12 @@ class LanguageFamilies:
         if not 0 <= count <= _MAX_MEANINGS:
             raise ConfigError(f"count must lie between 0 and {_MAX_MEANINGS}, got {count}")
         rng = chance(self.config.seed, split)
-        found: dict[Meaning, None] = {}
-        while len(found) < count:
+        distinct: dict[Meaning, None] = {}
+        while len(distinct) < count:
             meaning = _draw_meaning(rng, self.config)
             if meaning.split == split:
-                found[meaning] = None
-        return list(found)
+                distinct[meaning] = None
+        return list(distinct)
 
     def sentences(self, split: str, count: int) -> dict[str, list[str]]:
         """Return `count` sentences of a split in every language, aligned: line i says the same in each.

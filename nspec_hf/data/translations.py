@@ -35,7 +35,7 @@ def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
     folder = Path(folder)
     if not folder.is_dir():
         raise CorpusError(f"there is no folder {folder}")
-    found: dict[Pair, Path] = {}
+    paths: dict[Pair, Path] = {}
     nameless = []
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.name.startswith(".") or not _has_ending(path, ending):
@@ -43,20 +43,20 @@ def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
         pair = pair_of_file(path)
         if pair is None:
             nameless.append(path.name)
-        elif pair in found:
+        elif pair in paths:
             raise CorpusError(
-                f"{folder} has two files of {pair}: {found[pair].name} and {path.name}; keep one file a "
+                f"{folder} has two files of {pair}: {paths[pair].name} and {path.name}; keep one file a "
                 f"pair, or say which ones to read (ending={_bare_name(path).rsplit('.', 1)[-1]!r})"
             )
         else:
-            found[pair] = path
-    if not found:
+            paths[pair] = path
+    if not paths:
         raise CorpusError(
             f"{folder} has no file of a pair{_with(ending)}; expected names such as en-de.txt or de-en.xz"
         )
     if nameless:
         warnings.warn(f"{folder}: not read, since they name no pair: {', '.join(nameless)}", stacklevel=2)
-    return {pair: read_lines(path) for pair, path in sorted(found.items())}
+    return {pair: read_lines(path) for pair, path in sorted(paths.items())}
 
 
 def write_outputs(

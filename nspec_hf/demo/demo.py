@@ -182,5 +182,5 @@ def _ending(output: Path, folder: Path, pivot: str, language: str) -> str:
     )
     lines = [f"  {name:<27}{what}" for name, what in files.items()]
     return "\n".join(
-        [f"{output}:", *lines, "next, for instance:", *(f"  {program()} {each}" for each in commands)]
+        [f"{output}:", *lines, "next, for instance:", *(f"  {program()} {command}" for command in commands)]
     )

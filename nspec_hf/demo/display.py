@@ -159,18 +159,18 @@ def scores_table(systems: Mapping[str, SystemScores], comparison: Comparison) ->
 
 def kinship_table(analysis: Analysis) -> Table:
     """Return, layer by layer, how sparse the masks are and whether languages of one family share neurons."""
-    found = analysis.agreement
+    agreement = analysis.agreement
     rows = tuple(
         (
             site_label(site),
             f"{1 - float(analysis.density.density[number].mean()):.2f}",
-            float(found.within[number]),
-            float(found.across[number]),
-            f"{found.p_value[number]:.4f}",
+            float(agreement.within[number]),
+            float(agreement.across[number]),
+            f"{agreement.p_value[number]:.4f}",
         )
-        for number, site in enumerate(found.sites)
+        for number, site in enumerate(agreement.sites)
     )
-    dealt = f"{'all' if found.exact.all() else 'of'} {int(found.relabelings.max())}"
+    dealt = f"{'all' if agreement.exact.all() else 'of'} {int(agreement.relabelings.max())}"
     return Table(
         title="Overlap (IoU) of the neurons of two languages",
         columns=("layer", "sparsity", "within families", "across families", "p"),

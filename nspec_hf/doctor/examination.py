@@ -35,22 +35,22 @@ class Report:
     @property
     def exit_status(self) -> int:
         """0: clean. 1: something will go wrong. 2: nothing is known to, but a check could not be done."""
-        if any(finding.level == "wrong" for found in self.findings.values() for finding in found):
+        if any(finding.level == "wrong" for findings in self.findings.values() for finding in findings):
             return 1
         return 2 if self.unchecked else 0
 
     def __str__(self) -> str:
         """Return a line a check and three a finding."""
         lines = []
-        for kind, found in self.findings.items():
-            wrong = sum(finding.level == "wrong" for finding in found)
-            counts = {"will go wrong": wrong, "to know": len(found) - wrong}
+        for kind, findings in self.findings.items():
+            wrong = sum(finding.level == "wrong" for finding in findings)
+            counts = {"will go wrong": wrong, "to know": len(findings) - wrong}
             said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
             said = said or ("not given" if kind in self.not_given else "fine")
             if kind in self.unchecked:
-                said = f"{said if found else 'not checked'} ({self.unchecked[kind]})"
+                said = f"{said if findings else 'not checked'} ({self.unchecked[kind]})"
             lines.append(f"{kind}: {said}")
-            for finding in found:
+            for finding in findings:
                 sign = "✗" if finding.level == "wrong" else "·"
                 lines += [f"  {sign} {finding.what}", f"    why:  {finding.why}", f"    mend: {finding.mend}"]
         return "\n".join(lines)

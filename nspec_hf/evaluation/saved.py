@@ -83,7 +83,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if outer is UnionType:
-        rest = [each for each in inner if each is not NoneType]
+        rest = [option for option in inner if option is not NoneType]
         return None if value is None and NoneType in inner else _value(rest[0], value, where)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)

@@ -182,7 +182,7 @@ class Attachment:
     @property
     def in_place(self) -> list[bool]:
         """For each replaced forward, hook and `generate` that `attach` put there, whether it still is."""
-        return [each for part in self._parts for each in part.in_place]
+        return [module for part in self._parts for module in part.in_place]
 
     def check_in_place(self) -> None:
         """Check that the layers that it acts on are still those of the model.
@@ -225,15 +225,15 @@ class Attachment:
     @property
     def _device(self) -> torch.device:
         # Weights that accelerate offloads are nowhere until their layer runs, and a route follows its rows.
-        found = next(self.model.parameters()).device
-        return torch.device("cpu") if found.type == "meta" else found
+        device = next(self.model.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it with its model: a copied model has an attachment of its own."""
-        twin = memo[id(self)] = type(self).__new__(type(self))
+        copied = memo[id(self)] = type(self).__new__(type(self))
         for name, value in vars(self).items():
-            setattr(twin, name, copy.deepcopy(value, memo))
-        return twin
+            setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

@@ -105,10 +105,10 @@ class NeuronGate(Attachment):
                 f"got {type(masks).__name__} and {type(self.config).__name__}"
             )
         plain = plain_model(model)
-        found = find_sites(plain, {site.kind for site in masks.sites})
-        masks.check_model(found)
-        sites = [site for site in found if site.name in masks.keep]
-        self._dense_sites = len(found) - len(sites)
+        model_sites = find_sites(plain, {site.kind for site in masks.sites})
+        masks.check_model(model_sites)
+        sites = [site for site in model_sites if site.name in masks.keep]
+        self._dense_sites = len(model_sites) - len(sites)
         routing = Routing(masks.pairs)
         self._sites = MODES[self.config.mode].at_all(plain, sites, masks.keep, routing, self.config)
         super().__init__(plain, routing, self._sites, [site.name for site in sites])

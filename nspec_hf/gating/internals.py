@@ -62,4 +62,4 @@ def generation_setting(model: Any, arguments: Mapping[str, Any], name: str) -> A
     if name in arguments:
         return arguments[name]
     configs = (arguments.get("generation_config"), model.generation_config)
-    return next((found for config in configs if (found := getattr(config, name, None)) is not None), None)
+    return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)

@@ -86,7 +86,7 @@ class GatedSite:
     @property
     def displaced(self) -> list[str]:
         """The site, if a module that was taken over is no longer what the model has there (LoRA …)."""
-        taken = {id(each.module) for each in self._taken}
+        taken = {id(takeover.module) for takeover in self._taken}
         return [
             self.site.name
             for (parent, child), linear in zip(self._parents, self._linears, strict=True)

@@ -68,8 +68,8 @@ class Route:
         if key not in self._entries:
             # Looked for on the host: on a GPU each look at values waits for all that it has to do.
             rows = self.rows_for(output).cpu()
-            found = {pair: (rows == pair).nonzero()[:, 0] for pair in rows.unique().tolist()}
-            self._entries[key] = {pair: entries.to(output.device) for pair, entries in found.items()}
+            by_pair = {pair: (rows == pair).nonzero()[:, 0] for pair in rows.unique().tolist()}
+            self._entries[key] = {pair: entries.to(output.device) for pair, entries in by_pair.items()}
         return self._entries[key]
 
 
@@ -126,9 +126,9 @@ class TokenReader:
         shown = (ids_BL[..., None] == self._tag_ids.to(ids_BL.device)).any(dim=1)
         for row, count in enumerate(shown.sum(dim=1).tolist()):
             if count != 1:
-                found = f"{count} languages" if count else "no language"
+                seen = f"{count} languages" if count else "no language"
                 raise RoutingError(
-                    f"row {row} of {name} shows {found} of those that the masks hold "
+                    f"row {row} of {name} shows {seen} of those that the masks hold "
                     f"({', '.join(self._codes)}). {HOW_TO_ROUTE}"
                 )
         return [self._codes[column] for column in shown.int().argmax(dim=1).tolist()]

@@ -172,9 +172,9 @@ class Routing:
         self.enter(object() if nested else GENERATION, pair_ids, inputs, outermost=True)
         if nested:
             # As in speculative decoding. Other samples must not be taken for beams of these.
-            rows, found = self.current().rows.shape[0], _rows_in(inputs)
-            if rows > 1 and found not in (None, rows):
-                raise RoutingError(f"generate inside generate has {found} rows, but {rows} pairs are known")
+            rows, given = self.current().rows.shape[0], _rows_in(inputs)
+            if rows > 1 and given not in (None, rows):
+                raise RoutingError(f"generate inside generate has {given} rows, but {rows} pairs are known")
             yield
             return
         here.kept = {}
@@ -190,9 +190,9 @@ class Routing:
         What a call gets is older than what it makes: an encoder's outputs that are used again keep the route
         of the call that made them.
         """
-        found = [each for each in tensors if each.grad_fn is not None and each not in self._made]
-        self._made.update((tensor, True) for tensor in found)
-        return found
+        unseen = [one for one in tensors if one.grad_fn is not None and one not in self._made]
+        self._made.update((tensor, True) for tensor in unseen)
+        return unseen
 
     def reach(self, route: Route | None) -> None:
         """Follow this route in the running backward pass from now on; None: what comes was made outside."""
@@ -230,9 +230,9 @@ class Routing:
             )
         if rows.dtype != torch.int64:  # as an index, uint8 would be taken for booleans
             rows = rows.long()
-        found, count = _rows_in(inputs), len(self.pairs)
-        if found not in (None, rows.shape[0]):
-            raise RoutingError(f"pair_ids has {rows.shape[0]} rows, the batch has {found}")
+        given, count = _rows_in(inputs), len(self.pairs)
+        if given not in (None, rows.shape[0]):
+            raise RoutingError(f"pair_ids has {rows.shape[0]} rows, the batch has {given}")
         if torch.compiler.is_compiling():
             # Looking at values would break the graph, so what is negative, and would count from the end, is
             # made an index that no table has.
@@ -249,8 +249,8 @@ class Routing:
             raise RoutingError(
                 f"pair_ids is one index a row, got {pair_ids!r}; gate.use takes one pair for all rows"
             )
-        if isinstance(pair_ids, (list, tuple)) and all(isinstance(each, str) for each in pair_ids):
-            pair_ids = [pair_index(self.pairs, each, "masks") for each in pair_ids]
+        if isinstance(pair_ids, (list, tuple)) and all(isinstance(pair, str) for pair in pair_ids):
+            pair_ids = [pair_index(self.pairs, pair, "masks") for pair in pair_ids]
         try:
             return torch.as_tensor(pair_ids)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -286,15 +286,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from tensors_in(each)
+        for part in value.values():
+            yield from tensors_in(part)
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from tensors_in(each)
+        for part in value:
+            yield from tensors_in(part)
 
 
 def _rows_in(inputs: Mapping[str, Any]) -> int | None:
     """Return how many rows a call's arguments have, where they tell."""
     encoded = inputs.get("encoder_outputs")
-    found = first_of(inputs, *_BATCHED) if encoded is None else next(tensors_in(encoded), None)
-    return found.shape[0] if isinstance(found, Tensor) else None
+    tensor = first_of(inputs, *_BATCHED) if encoded is None else next(tensors_in(encoded), None)
+    return tensor.shape[0] if isinstance(tensor, Tensor) else None

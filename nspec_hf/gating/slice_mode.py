@@ -117,16 +117,16 @@ class SlicedSite(MaskedSite):
                 f"mode 'slice' computes all neurons of {', '.join(names)} and masks them: {reason}",
                 stacklevel=4,
             )
-        found: list[GatedSite] = []
+        gated: list[GatedSite] = []
         for site in sites:
             kind = cls if reasons.get(site) == "" else MaskedSite
-            found.append(kind(model, site, keep[site.name], routing, config))
-        sliced = [site for site in found if isinstance(site, SlicedSite)]
+            gated.append(kind(model, site, keep[site.name], routing, config))
+        sliced = [site for site in gated if isinstance(site, SlicedSite)]
         shared = _Shared(config.cache_bytes, sliced)
         for site in sliced:
             site._shared = shared
             site.facts = f"{len(sliced)} of {len(sites)} gated sites"
-        return found
+        return gated
 
     def take_masks(self, keep_PF: Tensor) -> None:
         """Go on with these masks."""
@@ -180,9 +180,9 @@ class SlicedSite(MaskedSite):
         kept = self._routing.kept
         if kept:
             # The shortcut of decoding, where a step has few tokens and every question asked of them costs.
-            found = kept.get((linear, self._routing.current().pair))
-            if found is not None:
-                return product(x, found.weight, found.bias)
+            held = kept.get((linear, self._routing.current().pair))
+            if held is not None:
+                return product(x, held.weight, held.bias)
         plan = self._plan(x)
         return whole(x) if plan is None else self._product(linear, x, plan)
 
@@ -263,10 +263,10 @@ class SlicedSite(MaskedSite):
         keep_F = self._keep_on(linear.weight.device)[pair]
         index_K = torch.nonzero_static(keep_F, size=self._size_P[pair], fill_value=0)[:, 0]
         bias = self._folded_bias(pair) if self._folds and linear is self.down else linear.bias
-        found = cut(linear, index_K, self._kept_P[pair], int(linear is self.down), dtype, bias)
+        made = cut(linear, index_K, self._kept_P[pair], int(linear is self.down), dtype, bias)
         if kept is not None:
-            kept[linear, pair] = found
-        return found
+            kept[linear, pair] = made
+        return made
 
     def _folded_bias(self, pair: int) -> Tensor:
         """Return b2 + W2[:, off] σ(b1[off]), [D]."""

@@ -217,10 +217,10 @@ class NeuronMasks(SavedMasks):
             SiteMismatchError: If the model lacks a site, has another width, or has further sites of a side
                 and kind that the masks do hold. The message lists each.
         """
-        own, found = {site.name: site for site in self.sites}, {site.name: site for site in sites}
+        own, there = {site.name: site for site in self.sites}, {site.name: site for site in sites}
         covered = {(site.side, site.kind) for site in self.sites}
-        wrong = [f"{name} is not in the model" for name in own if name not in found]
-        for name, site in found.items():
+        wrong = [f"{name} is not in the model" for name in own if name not in there]
+        for name, site in there.items():
             if name in own and own[name].width != site.width:
                 wrong.append(f"{name} has {site.width} neurons in the model, {own[name].width} in the masks")
             if name not in own and (site.side, site.kind) in covered:

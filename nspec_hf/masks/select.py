@@ -120,7 +120,7 @@ def draw(
         return select_random(widths[site], count / widths[site], generator)
 
     return {
-        site: torch.stack([drawn(site, *each) for each in zip(pairs, kept[site], strict=True)])
+        site: torch.stack([drawn(site, *of_pair) for of_pair in zip(pairs, kept[site], strict=True)])
         for site in widths
     }
 

@@ -166,9 +166,9 @@ def site_activation(model: nn.Module, site: Site) -> Callable[[Tensor], Tensor]:
     """
     parent = plain_model(model).get_submodule(site.name.rpartition(".")[0])
     for name in _ACTIVATIONS:
-        found = getattr(parent, name, None)
-        if callable(found):
-            return found
+        function = getattr(parent, name, None)
+        if callable(function):
+            return function
     raise UnsupportedModelError(
         f"{type(parent).__name__} at {site.name!r} has no activation named {', '.join(_ACTIVATIONS)}, so it "
         "cannot be checked that a silenced neuron stays silent"

@@ -231,21 +231,21 @@ class FamilyAdapters(System):
         """Find the families, and keep them in the folder."""
         data = run.config.data
         if data.families:
-            found = named_families(data.families, run.pairs, data.pivot)
+            families = named_families(data.families, run.pairs, data.pivot)
         else:
-            found = found_families(model, run, self.families)
-        return {"families": found, "families_from": "data" if data.families else "overlap tree"}
+            families = found_families(model, run, self.families)
+        return {"families": families, "families_from": "data" if data.families else "overlap tree"}
 
     def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put each family's adapters on the model."""
         data = run.config.data
-        found = self.extraction(model, run)["families"]
-        if data.families and found != named_families(data.families, run.pairs, data.pivot):
+        named = self.extraction(model, run)["families"]
+        if data.families and named != named_families(data.families, run.pairs, data.pivot):
             raise ConfigError(
-                f"{run.folder} was begun with other families ({found}) than data.families names now; give "
+                f"{run.folder} was begun with other families ({named}) than data.families names now; give "
                 "another folder (--work), or delete this one to begin anew"
             )
-        families = Families(found, data.pivot)
+        families = Families(named, data.pivot)
         shape = (self.bottleneck, self.per_layer, run.seed)
         return Adapters(run.pairs, families.of_encoder, families.of_decoder, *shape).on(model).attach()
 

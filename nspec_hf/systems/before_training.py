@@ -58,19 +58,19 @@ def _measured(system: System, run: Run) -> dict[str, Any]:
     return facts | {"masks": masks.fingerprint(), "loss": run.loss(model, gate)}
 
 
-def untrained_table(found: Sequence[Mapping[str, Any]], about: str) -> Table:
+def untrained_table(looked_at: Sequence[Mapping[str, Any]], about: str) -> Table:
     """Return the systems, the least loss first, with what they cost more than the base.
 
     Args:
-        found: Results of `untrained`; the first that has no masks is the base.
+        looked_at: Results of `untrained`; the first that has no masks is the base.
         about: What text and base it is, for the note under the table.
     """
-    dense = next((each["loss"] for each in found if "masks" not in each), None)
+    dense = next((row["loss"] for row in looked_at if "masks" not in row), None)
     rows = []
-    for each in sorted(found, key=lambda each: each["loss"]):
-        more = None if dense is None else each["loss"] - dense
-        kept = [each.get("density", {}).get(side) for side in ("encoder", "decoder")]
-        rows.append((each["name"], each["seed"], each["loss"], more, *kept, each.get("seconds")))
+    for row in sorted(looked_at, key=lambda row: row["loss"]):
+        more = None if dense is None else row["loss"] - dense
+        kept = [row.get("density", {}).get(side) for side in ("encoder", "decoder")]
+        rows.append((row["name"], row["seed"], row["loss"], more, *kept, row.get("seconds")))
     return Table(
         title="loss of the text with masks, before any training",
         columns=("row", "seed", "loss", "more than base", "kept in encoder", "in decoder", "seconds"),

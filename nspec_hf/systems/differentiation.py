@@ -181,10 +181,10 @@ class Differentiate(TrainerCallback):
         """
         cloned: ClonedUnits = attachment_of(model)
         gradients = pair_gradients(model, cloned, self._batches, label_smoothing)
-        found = [each for each in conflicts(cloned, gradients) if each.interference > self._threshold]
+        conflicting = [one for one in conflicts(cloned, gradients) if one.interference > self._threshold]
         limit = _most(cloned) if self._limit is None else self._limit
         done: list[Conflict] = []
-        for conflict in found:
+        for conflict in conflicting:
             old = cloned.module(conflict.unit, conflict.number)
             if cloned.extra_parameters + _size(old) > share * limit:
                 continue
@@ -219,10 +219,10 @@ def pair_gradients(
                     token_losses(model(**batch).logits, labels_BT, label_smoothing).sum().backward()
                 for unit in units:
                     parameters = cloned.module(unit, cloned.clones.number(unit, index)).parameters()
-                    rows[unit].append(torch.cat([_gradient(each) for each in parameters]))
+                    rows[unit].append(torch.cat([_gradient(weight) for weight in parameters]))
     finally:
         model.zero_grad()
-    return [torch.stack(each) for each in rows]
+    return [torch.stack(row) for row in rows]
 
 
 def conflicts(cloned: ClonedUnits, gradients: Sequence[Tensor]) -> list[Conflict]:
@@ -232,7 +232,7 @@ def conflicts(cloned: ClonedUnits, gradients: Sequence[Tensor]) -> list[Conflict
         cloned: Who shares what.
         gradients: What `pair_gradients` returned.
     """
-    found = []
+    disputed = []
     for unit, gradients_PN in enumerate(gradients):
         cosines_PP = cosines(gradients_PN)
         for number, users in cloned.clones.users(unit).items():
@@ -240,8 +240,8 @@ def conflicts(cloned: ClonedUnits, gradients: Sequence[Tensor]) -> list[Conflict
                 among = cosines_PP[users][:, users]
                 _, leave = part_in_two(among)
                 worst = -among[~torch.eye(len(users), dtype=torch.bool)].min().item()
-                found.append(Conflict(worst, unit, number, tuple(users[i] for i in leave)))
-    return sorted(found, key=lambda each: (-each.interference, each.unit, each.number))
+                disputed.append(Conflict(worst, unit, number, tuple(users[i] for i in leave)))
+    return sorted(disputed, key=lambda conflict: (-conflict.interference, conflict.unit, conflict.number))
 
 
 def cosines(gradients_PN: Tensor) -> Tensor:
@@ -278,17 +278,17 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 def _inherit(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> None:
     """Let the optimizer train a copy as it trains what it is a copy of."""
-    for own, twin in zip(old.parameters(), new.parameters(), strict=True):
+    for own, fresh in zip(old.parameters(), new.parameters(), strict=True):
         for group in optimizer.param_groups:
             # At the end of its group, where a Trainer that resumes puts it too.
-            if any(own is each for each in group["params"]):
-                group["params"].append(twin)
+            if any(own is weight for weight in group["params"]):
+                group["params"].append(fresh)
         if own in optimizer.state:
-            optimizer.state[twin] = copy.deepcopy(optimizer.state[own])
+            optimizer.state[fresh] = copy.deepcopy(optimizer.state[own])
 
 
 def _size(module: nn.Module) -> int:
-    return sum(each.numel() for each in module.parameters())
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def _most(cloned: ClonedUnits) -> int:

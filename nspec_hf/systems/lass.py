@@ -60,14 +60,14 @@ class LaSS(System):
 
     def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Cut out the sub-network of each pair; pairs that are done are not fine-tuned again."""
-        found = [self._subnetwork(pair, run) for pair in run.pairs]
-        subnetworks = Subnetworks.joined([each for each, _ in found])
-        seconds = {str(pair): about["seconds"] for pair, (_, about) in zip(run.pairs, found, strict=True)}
+        extracted = [self._subnetwork(pair, run) for pair in run.pairs]
+        subnetworks = Subnetworks.joined([subnetwork for subnetwork, _ in extracted])
+        seconds = {str(pair): about["seconds"] for pair, (_, about) in zip(run.pairs, extracted, strict=True)}
         run.save(lambda: subnetworks.save(run.folder / _FILE, {"pruned": self.pruned}))
         return {
             "seconds": round(sum(seconds.values()), 2),
             "seconds_by_pair": seconds,
-            "updates_a_pair": found[0][1]["updates"],
+            "updates_a_pair": extracted[0][1]["updates"],
             "subnetworks": subnetworks.fingerprint(),
             "density_by_pair": subnetworks.density(),
         }

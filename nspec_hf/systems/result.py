@@ -81,7 +81,7 @@ class RunResult:
                 f"{path} is no result of a run ({error!r}); files of an older layout are converted by "
                 "recipes/shrink_results.py"
             ) from error
-        signatures = sorted(f"{metric}: {each}" for metric, by in signed.items() for each in by)
+        signatures = sorted(f"{metric}: {signature}" for metric, by in signed.items() for signature in by)
         made = "decoding: " + ", ".join(f"{name}={value}" for name, value in decoding.items())
         return cls(facts=facts, scores=scores, notes=(*signatures, *([made] if decoding else [])))
 

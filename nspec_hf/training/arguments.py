@@ -120,8 +120,10 @@ def check_arguments(args: Seq2SeqTrainingArguments, batches: BatchConfig) -> Non
     Raises:
         TrainingSetupError: If one would give another training than asked for.
     """
-    usual = {each.name: each.default for each in fields(args)} | {"accelerator_config": AcceleratorConfig()}
-    settings = {each.name: getattr(batches, each.name) for each in fields(batches)}
+    usual = {field.name: field.default for field in fields(args)} | {
+        "accelerator_config": AcceleratorConfig()
+    }
+    settings = {field.name: getattr(batches, field.name) for field in fields(batches)}
     for name, reason in {**REFUSED, **NOT_USED}.items():
         if getattr(args, name) == usual[name]:
             continue
@@ -142,7 +144,7 @@ def join_processes() -> PartialState:
 
 def result_settings(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
     """Return the arguments that decide which weights come out, where they are not the library's defaults."""
-    values = {each.name: (getattr(args, each.name), each.default) for each in fields(args)}
+    values = {field.name: (getattr(args, field.name), field.default) for field in fields(args)}
     return {
         name: plain(value)
         for name, (value, usual) in values.items()
@@ -170,7 +172,7 @@ def training_arguments(
         ConfigError: If an argument is unknown to the Trainer or has a value that it cannot have, or patience
             has nothing to look at.
     """
-    types = {each.name: get_args(each.type) or (each.type,) for each in fields(Seq2SeqTrainingArguments)}
+    types = {field.name: get_args(field.type) or (field.type,) for field in fields(Seq2SeqTrainingArguments)}
     unknown = sorted(set(config.arguments) - set(types))
     require(not unknown, f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
     require(evaluates or not config.patience, "patience looks at the validation loss; give validation text")

@@ -136,17 +136,17 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     for path in files:
         saved |= load_file(path)
     # Not by from_pretrained, which makes up weights that are missing and knows none of an attachment.
-    found = model.load_state_dict(saved, strict=False)
+    keys = model.load_state_dict(saved, strict=False)
     state = model.state_dict(keep_vars=True)
     there = {id(state[name]) for name in saved.keys() & state.keys()}
     # Tied weights are saved once, and tables that are computed (Marian's positions) not at all.
     computed = set(getattr(plain_model(model), "_keys_to_ignore_on_save", None) or ())
-    missing = [name for name in found.missing_keys if id(state[name]) not in there and name not in computed]
-    if missing or found.unexpected_keys:
+    missing = [name for name in keys.missing_keys if id(state[name]) not in there and name not in computed]
+    if missing or keys.unexpected_keys:
         raise ArtifactError(
             f"{folder} holds the weights of another model: {len(missing)} are missing "
-            f"({', '.join(missing[:3]) or 'none'}), {len(found.unexpected_keys)} are not this model's "
-            f"({', '.join(found.unexpected_keys[:3]) or 'none'})"
+            f"({', '.join(missing[:3]) or 'none'}), {len(keys.unexpected_keys)} are not this model's "
+            f"({', '.join(keys.unexpected_keys[:3]) or 'none'})"
         )
 
 

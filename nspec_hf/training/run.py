@@ -306,7 +306,8 @@ def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
         return state["stateful_callbacks"].get("RunClock", {}).get("args", {}).get("before", 0.0)
     trainer.train(resume_from_checkpoint=checkpoint)
     # Resuming puts another clock in the place of the one that was added.
-    return next(each for each in trainer.callback_handler.callbacks if isinstance(each, RunClock)).seconds
+    clocks = (one for one in trainer.callback_handler.callbacks if isinstance(one, RunClock))
+    return next(clocks).seconds
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def check_setup(model: nn.Module, args: TrainingArguments, data: object, collato
 
 def check_precision(model: nn.Module) -> None:
     """Refuse weights that train in float16, where updates vanish; warn of bfloat16, which rounds them."""
-    dtypes = {each.dtype for each in model.parameters() if each.requires_grad}
+    dtypes = {weight.dtype for weight in model.parameters() if weight.requires_grad}
     advice = (
         "load the model in float32 (from_pretrained(…, dtype=torch.float32)) and let the Trainer compute in "
         "half precision (bf16=True or fp16=True)"

@@ -179,9 +179,9 @@ class SpecializationTrainer(HookedTrainer):
 
     def _specialize(self, gate: Attachment | None) -> SpecializationCallback | None:
         """Put the gate on the model; return the callback that holds it: the user's, or one that is added."""
-        given = [each for each in self.callback_handler.callbacks if isinstance(each, SpecializationCallback)]
+        given = [one for one in self.callback_handler.callbacks if isinstance(one, SpecializationCallback)]
         gate = gate or (given[0].gate if given else attachment_of(self.network))
-        if any(each.gate is not gate for each in given):
+        if any(one.gate is not gate for one in given):
             raise TrainingSetupError("gate= and the SpecializationCallback hold different gates; give one")
         if gate is None:
             return None
@@ -290,10 +290,10 @@ class SpecializationTrainer(HookedTrainer):
             rows = corpus.subset(pair)
             if len(rows):
                 batch = max(1, self.batch_config.max_tokens // int(rows.lengths.max()))
-                found = self._metrics_of(rows, batch, ignore_keys, prefix, settings | gen_kwargs)
+                metrics = self._metrics_of(rows, batch, ignore_keys, prefix, settings | gen_kwargs)
                 for name in (f"{prefix}_loss", f"{prefix}_model_preparation_time"):
-                    found.pop(name, None)
-                of_pairs[pair] = found
+                    metrics.pop(name, None)
+                of_pairs[pair] = metrics
         named = {f"{name}_{pair}": value for pair, all_ in of_pairs.items() for name, value in all_.items()}
         return {**_over(list(of_pairs.values())), **named}
 

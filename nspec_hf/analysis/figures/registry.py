@@ -59,8 +59,8 @@ def _trees(analysis: Analysis) -> Arguments:
 
 
 def _coverage(analysis: Analysis) -> Arguments:
-    trained = (each for each in analysis.setting_gains if each.setting.startswith("coverage"))
-    mean_gains = next((dict(zip(each.values, each.mean[:, -1], strict=True)) for each in trained), None)
+    trained = (result for result in analysis.setting_gains if result.setting.startswith("coverage"))
+    mean_gains = next((dict(zip(result.values, result.mean[:, -1], strict=True)) for result in trained), None)
     return _if_there(analysis.coverage_sweep, mean_gains)
 
 

@@ -65,10 +65,10 @@ class Clones(nn.Module):
 
     def users(self, unit: int) -> dict[int, list[int]]:
         """Return which pairs use each copy of a unit: number → indices of pairs."""
-        found: dict[int, list[int]] = {}
+        users: dict[int, list[int]] = {}
         for pair, number in enumerate(self.numbers[unit]):
-            found.setdefault(number, []).append(pair)
-        return found
+            users.setdefault(number, []).append(pair)
+        return users
 
     def clone(self, number: int) -> nn.Module:
         """Return a copy by its number, from 1."""
@@ -127,14 +127,14 @@ class ClonedUnits(RowwiseAttachment):
             number: Which copy of it.
             pairs: Indices of those that leave.
         """
-        twin = _twin(self.module(unit, number))
-        self.clones.add(unit, twin, pairs)
-        return twin
+        clone = _twin(self.module(unit, number))
+        self.clones.add(unit, clone, pairs)
+        return clone
 
     @property
     def extra_parameters(self) -> int:
         """How many weights all copies have together."""
-        return sum(each.numel() for each in self.clones.parameters())
+        return sum(weight.numel() for weight in self.clones.parameters())
 
     def shape_as(self, folder: Path) -> None:
         """Make the copies that the folder's weights were saved with; what they hold is loaded afterwards."""

@@ -184,12 +184,12 @@ class _PrunedLinear:
 
 def _check_linears(linears: Mapping[str, nn.Module], subnetworks: Subnetworks) -> None:
     wanted = {name: tuple(keep.shape[1:]) for name, keep in subnetworks.keep.items()}
-    found = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
+    wrong = sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
     if wrong:
         name = wrong[0]
         raise SiteMismatchError(
             f"{len(wrong)} linears differ between the sub-networks and the model, for instance {name!r}: "
-            f"{wanted.get(name, 'none')} in the sub-networks, {found.get(name, 'none')} in the model; take "
+            f"{wanted.get(name, 'none')} in the sub-networks, {shapes.get(name, 'none')} in the model; take "
             "the base that they were cut out of"
         )
