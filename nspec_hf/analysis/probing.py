@@ -136,7 +136,7 @@ def recordings(
         )
 
     def counted(chosen_P: Sequence[np.ndarray]) -> ActivationStats:
-        return record_corpus(model, tags.tokenizer, _part(corpus, chosen_P), config, codes=tags.codes)
+        return record_corpus(model, tags, _part(corpus, chosen_P), config)
 
     samples: dict[str, ActivationStats] = {}
     so_far: ActivationStats | None = None

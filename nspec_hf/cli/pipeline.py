@@ -48,7 +48,7 @@ def record(
     network, tags = load(model, codes)
     encoded = data.encode_corpus(data.read_corpus(corpus, directions(pairs), split), tags, max_length)
     about = {"path": corpus.path or corpus.dataset, "split": split}
-    stats = training.record_corpus(network, tags.tokenizer, encoded, record, max_tokens, about, codes)
+    stats = training.record_corpus(network, tags, encoded, record, max_tokens, about)
     stats.save(output)
     counted = f"{len(stats.pairs)} pairs at {len(stats.sites)} sites"
     _say(f"{output}: {counted}; next: {program()} select --stats {output}")
@@ -107,6 +107,7 @@ def train(
         raise ConfigError(
             "give masks, whose pairs are then trained, or pairs, to train them with all neurons"
         )
+    training.training_arguments(train, Path(output), evaluates=bool(valid_split))  # before any work
     network, tags = load(model, codes, training=True)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
     trained = chosen.pairs if chosen else directions(pairs or ())
@@ -117,8 +118,9 @@ def train(
         for split in (train_split, valid_split)
     )
     neuron_gate = gating.NeuronGate(network, chosen, gate) if chosen else None
-    result = training.train(network, tags.tokenizer, texts, train, output, valid_texts, neuron_gate, codes)
-    _say(f"{output}/model: trained for {result.updates} updates in {result.seconds:.0f} seconds")
+    result = training.train(network, tags, texts, train, output, valid_texts, neuron_gate)
+    done = "had ended already, after" if result.had_ended else "trained for"
+    _say(f"{output}/model: {done} {result.updates} updates in {result.seconds:.0f} seconds")
 
 
 def translate(

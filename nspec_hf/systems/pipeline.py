@@ -50,12 +50,11 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
     model = make_model(tokenizer, config.model, int(config.pretrain.arguments.get("seed", 42)))
     trained = train(
         model,
-        tokenizer,
+        tags,
         corpus,
         config.pretrain,
         folder,
         encode_corpus(validation, tags, longest),
-        codes=data.codes,
         callbacks=[bar] if bar else [],
         shows_progress=bar is None,
     )

@@ -122,9 +122,7 @@ class Run:
         config = self.config
         about = {"name": config.name, "split": config.data.valid_split}
         budget = config.specialize.batches.max_tokens
-        stats = record_corpus(
-            model, self.tokenizer, self.validation, record, budget, about, config.data.codes
-        )
+        stats = record_corpus(model, self.tags, self.validation, record, budget, about)
         if kept:
             self.save(lambda: stats.save(path))
         return stats
@@ -154,21 +152,19 @@ class Run:
         """
         return train(
             model,
-            self.tokenizer,
+            self.tags,
             self.corpus if corpus is None else corpus,
             self.budget(phase, **arguments),
             self.folder / folder,
             self.validation if validation is None else validation,
             attachment,
-            self.config.data.codes,
             [*callbacks, *([self.bar] if self.bar else [])],
             shows_progress=self.bar is None,
         )
 
     def loss(self, model: PreTrainedModel, attachment: Attachment | None = None) -> float:
         """Return the loss of the validation text, see `training.text_loss`; nothing is trained."""
-        text, codes = self.validation, self.config.data.codes
-        return text_loss(model, self.tokenizer, text, self.budget(), self.folder, attachment, codes)
+        return text_loss(model, self.tags, self.validation, self.budget(), self.folder, attachment)
 
     def budget(self, phase: str = "specialize", **arguments: Any) -> TrainConfig:
         """Return the experiment's training of that phase with this run's seed."""

@@ -34,7 +34,7 @@ from nspec_hf.core import (
     world_size,
     write_json,
 )
-from nspec_hf.data import BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
+from nspec_hf.data import BatchConfig, EncodedCorpus, LanguageTags, PairBatchSampler, PairCollator, as_tags
 from nspec_hf.gating import Attachment
 from nspec_hf.recording import ActivationStats, RecordConfig, record
 from nspec_hf.training.arguments import result_settings, training_arguments
@@ -87,13 +87,12 @@ class TrainResult:
 
 def train(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tags: LanguageTags | PreTrainedTokenizerBase,
     corpus: EncodedCorpus,
     config: TrainConfig,
     output: str | Path,
     validation: EncodedCorpus | None = None,
     gate: Attachment | None = None,
-    codes: Mapping[str, str] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     shows_progress: bool = True,
 ) -> TrainResult:
@@ -104,13 +103,12 @@ def train(
 
     Args:
         model: What is trained, in place.
-        tokenizer: Its tokenizer, saved with it.
+        tags: How its tokenizer, which is saved with it, spells languages; or the tokenizer.
         corpus: Encoded training text.
         config: The run.
         output: Folder of checkpoints, log and the trained model.
         validation: Text whose loss is looked at by the Trainer's `eval_strategy`; None or empty: none is.
         gate: The gate, or what else makes each row run as its pair does; None trains the bare model.
-        codes: Your language codes → the tokenizer's, where they differ.
         callbacks: Further callbacks of the Trainer.
         shows_progress: Whether the Trainer's own bar or printed log is shown.
 
@@ -137,9 +135,7 @@ def train(
             load_weights(model, output / "model")
             log = _read(output / STATE_FILE, "log_history").get("log_history", [])
             return TrainResult(finished["updates"], finished["seconds"], log, had_ended=True)
-        trainer = _trainer(
-            model, tokenizer, corpus, config, arguments, gate, codes, validation, shows_progress
-        )
+        trainer = _trainer(model, tags, corpus, config, arguments, gate, validation, shows_progress)
         patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
         for callback in (*callbacks, *patience, RunClock()):
             trainer.add_callback(callback)
@@ -199,39 +195,36 @@ def _check_made_by(folder: Path, gate: Attachment | None, made_by: Callable[[], 
 
 def text_loss(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tags: LanguageTags | PreTrainedTokenizerBase,
     corpus: EncodedCorpus,
     config: TrainConfig,
     output: str | Path,
     gate: Attachment | None = None,
-    codes: Mapping[str, str] | None = None,
 ) -> float:
     """Return the mean loss in nats a target token, language tags left out; arguments as in `train`."""
     arguments = training_arguments(config, Path(output))
     # Its log of one line is the caller's to show.
-    trainer = _trainer(model, tokenizer, corpus, config, arguments, gate, codes, shown=False)
+    trainer = _trainer(model, tags, corpus, config, arguments, gate, shown=False)
     return trainer.evaluate(corpus)["eval_text_loss"]
 
 
 def record_corpus(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tags: LanguageTags | PreTrainedTokenizerBase,
     corpus: EncodedCorpus,
     config: RecordConfig | None = None,
     max_tokens: int = 4096,
     description: Mapping[str, Any] | None = None,
-    codes: Mapping[str, str] | None = None,
 ) -> ActivationStats:
     """Record all sentences of a corpus once, in batches by length; several processes share them out.
 
     Args:
         model: The model, on the device that it is to run on.
-        tokenizer: Its tokenizer.
+        tags: How its tokenizer spells languages; or the tokenizer.
         corpus: Encoded text.
         config: What to count.
         max_tokens: Token budget of a batch.
         description: What text it is, kept with the statistics.
-        codes: Your language codes → the tokenizer's, where they differ.
 
     Raises:
         EmptyPairError: If there is no sentence, or none of a pair.
@@ -241,7 +234,7 @@ def record_corpus(
     longest = int(corpus.lengths.max())
     settings = BatchConfig(max_tokens=max(max_tokens, longest), max_length=longest)
     sampler = PairBatchSampler(corpus.lengths, corpus.pair_ids, settings, rank(), world_size(), shuffle=False)
-    collate = _collator(model, tokenizer, corpus, codes)
+    collate = _collator(model, tags, corpus)
     # A generator of its own, so that the pass draws nothing from the global random numbers.
     batches = DataLoader(corpus, batch_sampler=sampler, collate_fn=collate, generator=torch.Generator())
     return record(model, batches, corpus.pairs, config, description)
@@ -249,12 +242,11 @@ def record_corpus(
 
 def _trainer(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tags: LanguageTags | PreTrainedTokenizerBase,
     corpus: EncodedCorpus,
     config: TrainConfig,
     arguments: Seq2SeqTrainingArguments,
     gate: Attachment | None,
-    codes: Mapping[str, str] | None,
     validation: EncodedCorpus | None = None,
     shown: bool = True,
 ) -> SpecializationTrainer:
@@ -268,8 +260,8 @@ def _trainer(
         args=arguments,
         train_dataset=corpus,
         eval_dataset=validation,
-        data_collator=_collator(model, tokenizer, corpus, codes),
-        processing_class=tokenizer,
+        data_collator=_collator(model, tags, corpus),
+        processing_class=as_tags(tags).tokenizer,
         gate=gate,
         batch_config=config.batches,
     )
@@ -281,14 +273,13 @@ def _trainer(
 
 def _collator(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tags: LanguageTags | PreTrainedTokenizerBase,
     corpus: EncodedCorpus,
-    codes: Mapping[str, str] | None,
 ) -> PairCollator:
     """Return a collator whose decoder inputs begin as the model's do, or as is usual in its family."""
     parts = (getattr(model, part, None) for part in ("generation_config", "config"))
     starts = [getattr(part, "decoder_start_token_id", None) for part in parts]
-    return PairCollator(tokenizer, corpus.pairs, next(filter(_is_int, starts), None), codes)
+    return PairCollator(tags, corpus.pairs, next(filter(_is_int, starts), None))
 
 
 def _is_int(value: object) -> bool:

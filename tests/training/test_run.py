@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from nspec_hf.core import ConfigError, EmptyPairError
-from nspec_hf.data import BatchConfig, EncodedCorpus, PairCollator
+from nspec_hf.data import BatchConfig, EncodedCorpus, LanguageTags, PairCollator
 from nspec_hf.gating import MASKS_FOLDER, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, record
@@ -223,5 +223,6 @@ def test_codes_reach_the_collator(tmp_path):
     row = corpus(count=1)[0]
     encoded.add("en-xx", [row["input_ids"]] * 4, [row["labels"]] * 4)
     settings = config(steps=1)
-    train(model(), tokenizer(), encoded, settings, tmp_path, codes=mapped)
-    record_corpus(model(), tokenizer(), encoded, RecordConfig(progress=False), codes=mapped)
+    tags = LanguageTags(tokenizer(), mapped)
+    train(model(), tags, encoded, settings, tmp_path)
+    record_corpus(model(), tags, encoded, RecordConfig(progress=False))
