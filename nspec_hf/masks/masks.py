@@ -26,7 +26,7 @@ from nspec_hf.core import (
 from nspec_hf.masks.config import Grouping, SelectConfig
 from nspec_hf.masks.hub import SavedMasks
 from nspec_hf.masks.select import Recipe, choose, draw
-from nspec_hf.recording import SIDES, ActivationStats, Site
+from nspec_hf.recording import SIDES, ActivationStats, Site, as_sites
 
 
 class NeuronMasks(SavedMasks):
@@ -138,7 +138,7 @@ class NeuronMasks(SavedMasks):
             return cls(like.pairs, draw(widths, like.pairs, kept, seed), recipe=recipe)
         if sites is None or pairs is None:
             raise ConfigError("random masks need sites and pairs, or `like` alone")
-        widths = dict(sites) if isinstance(sites, Mapping) else {site.name: site.width for site in sites}
+        widths = {site.name: site.width for site in as_sites(sites)}
         config = SelectConfig(method="random", density=0.7 if density is None else density, seed=seed)
         pairs = as_pairs(pairs)
         kept = {name: [round(config.density * width)] * len(pairs) for name, width in widths.items()}

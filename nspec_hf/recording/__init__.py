@@ -14,10 +14,12 @@ if TYPE_CHECKING:
         load_config as load_config,
         load_model as load_model,
         refuse_unfit as refuse_unfit,
+        position_limit as position_limit,
     )
     from nspec_hf.recording.sites import (
         KINDS as KINDS,
         Site as Site,
+        as_sites as as_sites,
         find_sites as find_sites,
         linear_at as linear_at,
         plain_model as plain_model,

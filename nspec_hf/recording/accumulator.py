@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nspec_hf.core import ConfigError, RoutingError, SiteMismatchError, gather, rank
+from nspec_hf.core import RoutingError, SiteMismatchError, UnsupportedModelError, gather, rank, require
 from nspec_hf.data import IGNORED
 from nspec_hf.recording.sites import Site
 from nspec_hf.recording.stats import ActivationStats
@@ -22,7 +22,7 @@ from nspec_hf.recording.stats import ActivationStats
 _BYTE = 255
 
 
-class Tally:
+class Accumulator:
     """Sums per pair, filled batch by batch.
 
     Args:
@@ -36,7 +36,7 @@ class Tally:
         self.pairs, self.two_sided, self.limit = pairs, two_sided, limit
         self._sums: dict[str, Tensor] = {}
         self._seen_P = torch.zeros(pairs, dtype=torch.int64)
-        self._outside = torch.zeros((), dtype=torch.int64)
+        self._outside = self._broken = torch.zeros((), dtype=torch.int64)
         self._rows_B = torch.zeros(0, dtype=torch.int64)
         self._masks: dict[str, Tensor] = {}
 
@@ -45,12 +45,14 @@ class Tally:
 
         Args:
             batch: `pair_ids` [B], `attention_mask` [B, S], and for two-sided models `labels` [B, T] or
-                `decoder_attention_mask` [B, T].
+                `decoder_attention_mask` [B, T]. Others read source and target in one sequence, so that
+                `labels`, where there are some, are their `input_ids` or -100.
             real_rows: How many of the rows, from the first, count; None counts all.
 
         Raises:
             RoutingError: If there are no `pair_ids`, or some do not index the pairs.
-            ConfigError: If nothing tells the padding of a side.
+            ConfigError: If nothing tells the padding of a side, or a model without an encoder gets source and
+                target apart.
         """
         self._masks = self._find_tokens(batch)
         rows_B = self._pair_rows(batch)
@@ -59,8 +61,19 @@ class Tally:
             rows_B = torch.where(is_real_B, rows_B, self.pairs)
         self._rows_B = rows_B if self.limit is None else torch.where(self._admit(rows_B), rows_B, self.pairs)
 
-    def end(self) -> None:
-        """Count the batch's sentences and tokens, once the model has shown how many positions it has."""
+    def end(self, output: Tensor) -> None:
+        """Count the batch's sentences and tokens, once the model has shown how many positions it has.
+
+        Args:
+            output: What the model gave, [B, …, V]; what is not finite inside reaches its last position.
+
+        Raises:
+            UnsupportedModelError: If it is not finite; on a GPU `fill` raises that.
+        """
+        is_broken_B = ~torch.isfinite(output[:, -1]).all(-1) & (self._rows_B < self.pairs).to(output.device)
+        self._broken = self._broken.to(output.device) + is_broken_B.sum()
+        if output.device.type == "cpu":
+            self._refuse_broken()
         for side, mask_BL in self._masks.items():
             self._add(f"tokens/{side}", mask_BL.sum(1))
         self._add("sentences", torch.ones_like(self._rows_B))
@@ -95,27 +108,42 @@ class Tally:
 
         Raises:
             RoutingError: If `pair_ids` on a GPU did not index the pairs.
+            UnsupportedModelError: If an activation or its importance was not finite.
         """
+        self._broken = self._broken.cpu() + sum(
+            (~torch.isfinite(sums_P[: self.pairs])).any().cpu() for sums_P in self._sums.values()
+        )
+        self._refuse_broken()
         if int(self._outside):
             raise RoutingError(f"{int(self._outside)} rows have pair_ids outside 0 to {self.pairs - 1}")
         tensors = stats.tensors()
         for name, sums_P in self._sums.items():
             tensors[name].copy_(sums_P[: self.pairs])
 
+    def _refuse_broken(self) -> None:
+        if int(self._broken):
+            raise UnsupportedModelError(
+                "the model's outputs are not finite (NaN or infinite), so its neurons cannot be counted; "
+                "load it in float32 or bfloat16, or take a checkpoint from before training broke down"
+            )
+
     def _find_tokens(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if "attention_mask" not in batch:
-            raise ConfigError(f"a batch without attention_mask hides its padding; it has {', '.join(batch)}")
+        require(
+            "attention_mask" in batch, f"a batch without attention_mask hides its padding: {', '.join(batch)}"
+        )
         mask_BL = batch["attention_mask"].bool()
         if not self.two_sided:
+            _refuse_apart(batch)
             return {"decoder": mask_BL}
         if "labels" in batch:
             return {"encoder": mask_BL, "decoder": batch["labels"] != IGNORED}
-        if "decoder_attention_mask" in batch:
-            return {"encoder": mask_BL, "decoder": batch["decoder_attention_mask"].bool()}
-        raise ConfigError(
+        shown = "decoder_attention_mask" in batch
+        require(
+            shown,
             "a batch without labels or decoder_attention_mask hides the decoder's padding; it has "
-            + ", ".join(batch)
+            + ", ".join(batch),
         )
+        return {"encoder": mask_BL, "decoder": batch["decoder_attention_mask"].bool()}
 
     def _pair_rows(self, batch: Mapping[str, Tensor]) -> Tensor:
         if "pair_ids" not in batch:
@@ -144,16 +172,16 @@ class Tally:
         self._seen_P = self._seen_P.to(rows_B.device)
         before_P = self._seen_P + sum(everywhere[: rank()], torch.zeros_like(here_P))
         self._seen_P = self._seen_P + sum(everywhere)
-        place_B = ((mine_BP.cumsum(0) - 1 + before_P) * mine_BP).sum(1)
-        return place_B < self.limit
+        number_B = ((mine_BP.cumsum(0) - 1 + before_P) * mine_BP).sum(1)
+        return number_B < (self.limit or 0)
 
     def _placed(self, site: Site, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values as [B, L, F] and where tokens are among them as bool [B, L]."""
         mask_BL = self._masks[site.positions].to(values.device)
         if values.shape[-1] != site.width:
             raise SiteMismatchError(
-                f"{site.name!r} has {site.width} neurons, but {values.shape[-1]} arrived; where a gate "
-                "slices the model, detach it or use mode 'mask' to record"
+                f"{site.name!r} has {site.width} neurons, but showed {values.shape[-1]}; where a gate slices "
+                "the model, detach it or use mode 'mask' to record"
             )
         length = values.shape[1] if values.dim() == 3 else mask_BL.shape[1]
         if site.positions == "encoder" and mask_BL.shape[1] % length == 0:
@@ -172,6 +200,20 @@ class Tally:
         if name not in self._sums:
             self._sums[name] = rows_BF.new_zeros(self.pairs + 1, *rows_BF.shape[1:])
         self._sums[name].index_add_(0, self._rows_B.to(rows_BF.device), rows_BF)
+
+
+def _refuse_apart(batch: Mapping[str, Tensor]) -> None:
+    """Refuse source and target apart, of which a model without an encoder would be shown the source alone."""
+    labels = batch.get("labels")
+    ids = batch.get("input_ids")
+    together = "decoder_input_ids" not in batch
+    if together and labels is not None and ids is not None:
+        together = labels.shape == ids.shape and bool(((labels == ids) | (labels == IGNORED)).all())
+    require(
+        together,
+        "the model has no encoder, but input_ids and labels are not one sequence; put source and target into "
+        "input_ids, and give as labels the same with -100 for the source and the padding",
+    )
 
 
 def count_fired(active_BLF: Tensor, mask_BL: Tensor) -> Tensor:

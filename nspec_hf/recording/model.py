@@ -231,6 +231,23 @@ def _reshaped(
     return type(plain_class.__name__, (plain_class,), {"__init__": make})
 
 
+def position_limit(model: nn.Module, side: str) -> int | None:
+    """Return how many tokens a side's table of positions has room for; None where there is no such table.
+
+    Args:
+        model: The plain model.
+        side: `encoder` or `decoder`; the table of a model that names neither is the decoder's.
+    """
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith("embed_positions")
+        and isinstance(module, nn.Embedding)  # M2M-100's is none, and grows
+        and ("encoder" in name) == (side == "encoder")
+    ]
+    return min((table.num_embeddings - getattr(table, "offset", 0) for table in tables), default=None)
+
+
 def _any_layer(key: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", key)
 

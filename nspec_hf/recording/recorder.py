@@ -28,14 +28,22 @@ from nspec_hf.core import (
     pair_index,
     rank,
     real_rows,
+    require,
     world_size,
 )
 from nspec_hf.data import IGNORED
-from nspec_hf.recording.accumulator import Tally
+from nspec_hf.recording.accumulator import Accumulator
 from nspec_hf.recording.config import RecordConfig
-from nspec_hf.recording.model import ATTACHED, eval_mode
-from nspec_hf.recording.sites import Site, find_sites, plain_model, site_activation, weight_fingerprint
-from nspec_hf.recording.stats import ActivationStats
+from nspec_hf.recording.model import ATTACHED, eval_mode, position_limit
+from nspec_hf.recording.sites import (
+    Site,
+    find_sites,
+    linear_at,
+    plain_model,
+    site_activation,
+    weight_fingerprint,
+)
+from nspec_hf.recording.stats import SIDES, ActivationStats
 
 
 def record(
@@ -66,11 +74,13 @@ def record(
         decoder's.
 
     Raises:
-        EmptyPairError: If the batches hold no sentence of a pair; it names the pairs.
+        EmptyPairError: If there is no sentence of a pair, or no neuron fired for it; it names the pairs.
         RoutingError: If a batch has no `pair_ids`, or some that do not index the pairs.
-        UnsupportedModelError: If the model's neurons cannot be found, or weights are offloaded.
-        ConfigError: If nothing tells a batch's padding, TE is wanted of a batch without labels, or `batches`
-            is one batch.
+        UnsupportedModelError: If the model's neurons cannot be found, weights are offloaded, or what it
+            computes is not finite.
+        ConfigError: If nothing tells a batch's padding, TE is wanted of a batch without labels, `batches` is
+            one batch, a text is longer than the model's positions, nothing says what its decoder starts
+            from, or source and target of a model without an encoder come apart.
         SiteMismatchError: If the mask of a batch and the model's activations differ in length.
     """
     config = config or RecordConfig()
@@ -90,9 +100,9 @@ def record(
     with recorder.attached():
         for batch in _watched(batches, config):
             recorder.take(batch, real_rows(batches, batch))
-            if recorder.tally.is_full():
+            if recorder.sums.is_full():
                 break
-    recorder.tally.fill(stats)
+    recorder.sums.fill(stats)
     stats.merge_across_processes().refuse_empty()
     return stats
 
@@ -103,8 +113,9 @@ class _Recorder:
     def __init__(self, model: nn.Module, sites: list[Site], pairs: list[Pair], config: RecordConfig) -> None:
         self.model, self.sites, self.config = model, sites, config
         self.two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
-        self.tally = Tally(len(pairs), self.two_sided, config.max_sentences)
+        self.sums = Accumulator(len(pairs), self.two_sided, config.max_sentences)
         self.arguments = set(inspect.signature(type(model).forward).parameters)
+        self.limits = {side: position_limit(model, side) for side in SIDES}
         self.gate_index = _gate_index(model, pairs)
         self.read: set[str] = set()
         self.in_backward = False
@@ -133,7 +144,7 @@ class _Recorder:
     def take(self, batch: Mapping[str, Any] | None, rows: int | None) -> None:
         """Run one batch through the model; None stands for a step in which only other processes have one."""
         if batch is None:
-            self.tally.stand_by()
+            self.sums.stand_by()
             return
         device = next(self.model.parameters()).device
         read = self.arguments | {"labels", "pair_ids", "decoder_attention_mask"}
@@ -142,18 +153,19 @@ class _Recorder:
             for name, value in batch.items()
             if isinstance(value, Tensor) or (name in read and isinstance(value, (list, np.ndarray)))
         }
-        self.tally.begin(batch, rows)
+        self.sums.begin(batch, rows)
         self.read = set()
         inputs = self._inputs(batch)
         # Inside a caller's inference mode there would be no graph for the backward pass.
         with torch.inference_mode(False), torch.set_grad_enabled(self.config.te):
             output = self.model(**inputs)
+            logits = output.logits if hasattr(output, "logits") else output[0]
             if self.config.te:
-                self._backward(output.logits, batch)
+                self._backward(logits, batch)
         unread = [site.name for site in self.sites if site.name not in self.read]
         if unread:
             raise UnsupportedModelError(f"no token passed through {', '.join(unread)} in the forward pass")
-        self.tally.end()
+        self.sums.end(logits.detach())
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         inputs: dict[str, Any] = {name: value for name, value in batch.items() if name in self.arguments}
@@ -161,6 +173,19 @@ class _Recorder:
         shifts_labels = self.two_sided and "decoder_input_ids" not in batch
         if not shifts_labels:
             inputs.pop("labels", None)
+        elif self.model.config.model_type != "mbart":  # which starts from the last token of the labels
+            require(
+                getattr(self.model.config, "decoder_start_token_id", None) is not None,
+                "without decoder_input_ids in the batches, a config needs a decoder_start_token_id; set it, or "
+                "use PairCollator",
+            )
+        for name in ("input_ids", "decoder_input_ids", "labels"):
+            limit = self.limits["encoder" if self.two_sided and name == "input_ids" else "decoder"]
+            length = inputs[name].shape[1] if name in inputs else 0
+            require(
+                limit is None or length <= limit,
+                f"{name} of {length} tokens do not fit into the model's {limit} positions; cut longer texts",
+            )
         self.needs_logits = self.config.te or shifts_labels
         if "use_cache" in self.arguments:
             inputs["use_cache"] = False
@@ -169,15 +194,15 @@ class _Recorder:
         return inputs
 
     def _reading_hooks(self, site: Site) -> list[RemovableHandle]:
-        linear = self.model.get_submodule(site.name)
+        linear = site.linear(self.model)
         if not site.down:
-            return [linear.register_forward_hook(lambda _module, _args, out: self._read(site, out))]
+            return [linear.register_forward_hook(lambda *call: self._read(site, call[2]))]
         on_gate = self.config.active_on == "gate" and bool(site.up)
 
         def read_input(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (self._read(site, args[0], counted=not on_gate), *args[1:])
 
-        handles = [self.model.get_submodule(site.down).register_forward_pre_hook(read_input)]
+        handles = [linear_at(self.model, site.down).register_forward_pre_hook(read_input)]
         if on_gate:
             activation = site_activation(self.model, site)
             handles.append(linear.register_forward_hook(self._gate_reader(site, activation)))
@@ -192,11 +217,12 @@ class _Recorder:
         return read_gate
 
     def _shortening_hooks(self) -> list[RemovableHandle]:
-        """Let the output layer, the largest of all, see one position, since its result is not used."""
-        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
+        """Let the output layer, the largest of all, see one position where nobody wants its result."""
+        head = self.model.get_output_embeddings()
 
         def shorten(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return args if self.needs_logits else (args[0][:, :1], *args[1:])
+            # The last position, which what is not finite at any other one reaches.
+            return args if self.needs_logits else (args[0][:, -1:], *args[1:])
 
         return [] if head is None else [head.register_forward_pre_hook(shorten)]
 
@@ -211,10 +237,10 @@ class _Recorder:
         if counted:
             self._count(site, values)
         if self.config.av:
-            self.tally.add("av", site, values.double().abs())
+            self.sums.add("av", site, values.double().abs())
         if self.config.te:
             hidden.register_hook(
-                lambda grad: self.tally.add("te", site, (grad.double() * values.double()).abs())
+                lambda grad: self.sums.add("te", site, (grad.double() * values.double()).abs())
             )
         return hidden
 
@@ -224,7 +250,7 @@ class _Recorder:
                 f"{site.name!r} ran twice in one forward pass, so it stands for several layers"
             )
         self.read.add(site.name)
-        self.tally.count(site, values > 0, once=self.config.count == "sentences")
+        self.sums.count(site, values > 0, once=self.config.count == "sentences")
 
     def _backward(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
         """Send back L, the sum (not the mean) of cross entropies: no token's share depends on the batch."""
@@ -244,7 +270,7 @@ class _Recorder:
 
 def _gate_index(model: nn.Module, pairs: list[Pair]) -> Tensor | None:
     """Return the index among the masks' pairs of each pair, or None where no gate is on the model."""
-    gate = getattr(model, ATTACHED, None)
+    gate: Any = getattr(model, ATTACHED, None)
     return None if gate is None else torch.tensor([pair_index(gate.pairs, pair, "gate") for pair in pairs])
 
 

@@ -7,7 +7,7 @@ refused with the reason.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -108,15 +108,16 @@ def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
         raise ConfigError(f"kinds are among {', '.join(KINDS)}, got {kinds}")
     model = plain_model(model)
     _refuse_model(model)
-    modules = {name: module for name, module in model.named_modules() if _is_text(name)}
     sites: list[Site] = []
-    for name, module in modules.items():
+    for name, module in model.named_modules():
+        if _OTHER_PARTS.search(name):
+            continue
         if "attention" in kinds:
             sites += _attention_sites(name, module)
         if set(kinds) - {"attention"}:
             sites += [site for site in _block_sites(model, name, module) if site.kind in kinds]
     for kind in kinds:
-        _refuse_gaps(model, [site.name for site in sites if site.kind == kind], kind)
+        _refuse_gaps(model, [site for site in sites if site.kind == kind], kind)
     _refuse_shared(model, sites)
     return sorted(sites, key=lambda site: (site.side != "encoder", site.layer, site.kind != "attention"))
 
@@ -147,14 +148,31 @@ def site_from_name(name: str, width: int) -> Site:
     )
 
 
-def plain_model(model: nn.Module) -> PreTrainedModel:
-    """Return the model itself, out of the wrappers of DDP, DeepSpeed, `torch.compile` and PEFT."""
+def as_sites(sites: Iterable[Site] | Mapping[str, int]) -> list[Site]:
+    """Return sites, or those that names and widths stand for."""
+    if isinstance(sites, Mapping):
+        return [site_from_name(name, width) for name, width in sites.items()]
+    return list(sites)
+
+
+def plain_model(model: Any) -> PreTrainedModel:
+    """Return the model itself, out of the wrappers of DDP, DeepSpeed, `torch.compile` and PEFT.
+
+    Raises:
+        UnsupportedModelError: If PEFT tunes a prompt or prefix, which the wrapper adds and the model lacks.
+    """
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-            inner = cast(Any, model).get_base_model()
+            prompts = [name for name, each in model.peft_config.items() if each.is_prompt_learning]
+            if prompts:
+                raise UnsupportedModelError(
+                    f"the PEFT adapter {', '.join(prompts)} is a prompt or prefix of the wrapper's, and the "
+                    "model alone would run without it; use LoRA, or get_base_model() to do without"
+                )
+            inner = model.get_base_model()
         if not isinstance(inner, nn.Module):
-            return cast(PreTrainedModel, model)
+            return model
         model = inner
 
 
@@ -166,9 +184,9 @@ def site_activation(model: nn.Module, site: Site) -> Callable[[Tensor], Tensor]:
     """
     parent = plain_model(model).get_submodule(site.name.rpartition(".")[0])
     for name in _ACTIVATIONS:
-        function = getattr(parent, name, None)
-        if callable(function):
-            return function
+        activation: Any = getattr(parent, name, None)
+        if callable(activation):
+            return activation
     raise UnsupportedModelError(
         f"{type(parent).__name__} at {site.name!r} has no activation named {', '.join(_ACTIVATIONS)}, so it "
         "cannot be checked that a silenced neuron stays silent"
@@ -184,27 +202,32 @@ def weight_fingerprint(model: nn.Module, sites: Sequence[Site]) -> str:
 
     def parts() -> Iterator[Any]:
         for site in sites:
-            weight: Any = site.linear(model).weight.detach()
-            if hasattr(weight, "full_tensor"):
-                weight = weight.full_tensor()
             yield site.name
-            yield weight.float().cpu().contiguous().numpy()
+            yield _dense(site.linear(model)).numpy()
 
     return digest(parts())
+
+
+def _dense(linear: Any) -> Tensor:
+    """Return a linear's weight as float32 on the CPU, whole where it is sharded, unpacked where quantized."""
+    weight = linear.weight() if callable(linear.weight) else linear.weight.detach()
+    if hasattr(weight, "full_tensor"):
+        weight = weight.full_tensor()
+    if weight.is_quantized or type(weight).dequantize is not Tensor.dequantize:
+        weight = weight.dequantize()
+    return weight.float().cpu().contiguous()
 
 
 def _join(parent: str, child: str) -> str:
     return f"{parent}.{child}" if parent and child else child
 
 
-def _is_text(name: str) -> bool:
-    return not _OTHER_PARTS.search(name)
-
-
-def _is_linear(module: Any) -> bool:
-    # Not isinstance of nn.Linear: LoRA and quantised layers are linears too, with the same two attributes.
-    attributes = ("in_features", "out_features")
-    return isinstance(module, nn.Module) and all(hasattr(module, name) for name in attributes)
+def _linears(module: nn.Module, children: Iterable[str]) -> list[nn.Linear]:
+    """Return the children of these names if all are linears, else none."""
+    found = [getattr(module, child, None) for child in children]
+    # Not isinstance of nn.Linear: LoRA and quantized layers are linears too, with the same two attributes.
+    are_linears = all(hasattr(each, "in_features") and hasattr(each, "out_features") for each in found)
+    return cast(list[nn.Linear], found) if are_linears else []
 
 
 def _refuse_model(model: nn.Module) -> None:
@@ -214,7 +237,7 @@ def _refuse_model(model: nn.Module) -> None:
         raise UnsupportedModelError(f"{class_name} is not supported: {_REFUSED_TYPES[model_type]}")
     for name, _ in model.named_modules():
         parts = name.split(".")
-        if _is_text(name) and any(_EXPERTS.match(part) for part in parts):
+        if not _OTHER_PARTS.search(name) and any(_EXPERTS.match(part) for part in parts):
             raise UnsupportedModelError(
                 f"{class_name} has experts behind a router ({name!r}): an expert sees loose tokens, so its "
                 "neurons cannot be tied to the rows of a batch; use a dense model"
@@ -230,16 +253,14 @@ def _block_sites(model: nn.Module, name: str, module: nn.Module) -> list[Site]:
     if not any(part.isdigit() for part in name.split(".")):
         return []
     for gated, (up, down) in _BLOCKS.items():
-        linears = [getattr(module, child, None) for child in (gated, down, *([up] if up else []))]
-        if not all(_is_linear(linear) for linear in linears):
+        linears = _linears(module, [gated, down, *([up] if up else [])])
+        widths = {linear.out_features for linear in (*linears[:1], *linears[2:])}
+        if not linears or widths != {linears[1].in_features}:
             continue
-        width = linears[0].out_features
-        if linears[1].in_features != width or (up and linears[2].out_features != width):
-            continue
-        site = _placed(model, _join(name, gated), width)
-        _refuse_activation(model, site, linears[0])
+        site = _placed(model, _join(name, gated), linears[0].out_features)
+        _refuse_activation(model, site)
         return [site, _placed(model, site.down, linears[1].out_features)]
-    if _is_linear(getattr(module, "gate_up_proj", None)):
+    if _linears(module, ["gate_up_proj"]):
         raise UnsupportedModelError(
             f"{_join(name, 'gate_up_proj')!r} computes gate and up projection in one linear, so its output "
             "units are not neurons; only separate projections are supported"
@@ -249,8 +270,8 @@ def _block_sites(model: nn.Module, name: str, module: nn.Module) -> list[Site]:
 
 def _attention_sites(name: str, module: nn.Module) -> list[Site]:
     for children in _ATTENTIONS:
-        linears = [getattr(module, child, None) for child in children]
-        if all(_is_linear(linear) for linear in linears):
+        linears = _linears(module, children)
+        if linears:
             if "Merged" in type(module).__name__:
                 raise UnsupportedModelError(f"{name!r} sends both sides through one k and one v projection")
             pairs = zip(children, linears, strict=True)
@@ -258,18 +279,22 @@ def _attention_sites(name: str, module: nn.Module) -> list[Site]:
     return []
 
 
+def _is_two_sided(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
 def _placed(model: nn.Module, name: str, width: int) -> Site:
-    two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if two_sided and not re.search("encoder|decoder", name):
+    if _is_two_sided(model) and not re.search("encoder|decoder", name):
         raise UnsupportedModelError(
             f"{name!r} names neither encoder nor decoder; give the whole model, not one of its halves"
         )
     return site_from_name(name, width)
 
 
-def _refuse_activation(model: nn.Module, site: Site, linear: nn.Module) -> None:
-    device = linear.weight.device if linear.weight.device.type != "meta" else "cpu"
+def _refuse_activation(model: nn.Module, site: Site) -> None:
     activation = site_activation(model, site)
+    weights = activation.parameters() if isinstance(activation, nn.Module) else iter(())
+    device = next((each.device for each in weights if not each.is_meta), None)
     with torch.no_grad():
         at_zero = activation(torch.zeros(1, device=device)).abs().max().item()
     if at_zero != 0:
@@ -279,14 +304,18 @@ def _refuse_activation(model: nn.Module, site: Site, linear: nn.Module) -> None:
         )
 
 
-def _refuse_gaps(model: nn.Module, names: Sequence[str], kind: str) -> None:
-    """Refuse a model that has no site of a kind, or a stack of layers where only some have one."""
-    class_name = type(model).__name__
+def _refuse_gaps(model: PreTrainedModel, sites: Sequence[Site], kind: str) -> None:
+    """Refuse a model that has no site of a kind, or a side or a layer without one beside those with one."""
+    class_name, names = type(model).__name__, [site.name for site in sites]
+    shapes = "q, k, v, out" if kind == "attention" else "fc1/fc2, wi/wo, wi_0/wi_1/wo or gate/up/down_proj"
     if not names:
-        shapes = (
-            "q, k, v, out" if kind == "attention" else "fc1/fc2, wi/wo, wi_0/wi_1/wo or gate/up/down_proj"
-        )
         raise UnsupportedModelError(f"{class_name} has no {kind} site: no layer holds linears named {shapes}")
+    sides = {site.side for site in sites}
+    if len(sides) == 1 and _is_two_sided(model):
+        raise UnsupportedModelError(
+            f"{kind} sites were found in the {sides.pop()} of {class_name} alone: no layer of its other half "
+            f"holds linears of fitting widths named {shapes}"
+        )
     for stack in sorted({re.split(r"\.?\b\d+\.", name, maxsplit=1)[0] for name in names}):
         layers = [_join(stack, child) for child, _ in model.get_submodule(stack).named_children()]
         empty = [layer for layer in layers if not any(name.startswith(f"{layer}.") for name in names)]

@@ -29,7 +29,7 @@ from nspec_hf.core import (
     write_artifact,
 )
 from nspec_hf.recording.config import RecordConfig
-from nspec_hf.recording.sites import Site, site_from_name
+from nspec_hf.recording.sites import Site, as_sites
 
 KIND = "nspec_stats"
 SIDES = ("encoder", "decoder")
@@ -65,10 +65,7 @@ class ActivationStats:
         corpus: Mapping[str, Any] | None = None,
     ) -> None:
         self.pairs = as_pairs(pairs)
-        widths = sites.items() if isinstance(sites, Mapping) else None
-        self.sites: list[Site] = (
-            list(sites) if widths is None else [site_from_name(name, width) for name, width in widths]
-        )
+        self.sites = as_sites(sites)
         self.config = config or RecordConfig()
         self.base, self.corpus = dict(base or {}), dict(corpus or {})
         names = [site.name for site in self.sites]
@@ -145,18 +142,20 @@ class ActivationStats:
         }
 
     def refuse_empty(self) -> None:
-        """Check that every pair was seen.
+        """Check that every pair was seen, and some neuron fired for it.
 
         Raises:
             EmptyPairError: With the names of those that were not.
         """
-        empty = [
-            pair for pair, count in zip(self.pairs, self.sentence_counts.tolist(), strict=True) if not count
-        ]
-        if empty:
-            raise EmptyPairError(
-                f"no sentence of {', '.join(empty)} was recorded; leave it out or add text of it"
-            )
+        fired_P = sum((counts_PF.sum(1).cpu() for counts_PF in self.counts.values()), torch.zeros(1))
+        found = {
+            "no sentence of {} was recorded; leave it out or add text of it": self.sentence_counts.cpu(),
+            "no neuron ever fired for {}: the model or the text is broken": fired_P,
+        }
+        for message, count_P in found.items():
+            empty = [pair for pair, count in zip(self.pairs, count_P.tolist(), strict=True) if not count]
+            if empty:
+                raise EmptyPairError(message.format(", ".join(empty)))
 
     def merge(self, other: "ActivationStats") -> "ActivationStats":
         """Add the other's numbers to these, in place, and return these.

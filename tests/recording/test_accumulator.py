@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nspec_hf.recording import ActivationStats, site_from_name
-from nspec_hf.recording.accumulator import Tally, count_fired
+from nspec_hf.recording.accumulator import Accumulator, count_fired
 
 SITE = site_from_name("model.encoder.layers.0.fc1", 6)
 
@@ -23,23 +23,23 @@ def test_adding_eight_booleans_at_a_time_is_a_plain_sum(length, width):
 
 
 def test_rows_that_are_duplicates_are_left_out():
-    tally = Tally(pairs=2, two_sided=False)
-    tally.begin({"attention_mask": torch.ones(4, 3), "pair_ids": torch.tensor([0, 1, 0, 1])}, real_rows=3)
-    tally.count(site_from_name("model.layers.0.fc1", 6), torch.ones(4, 3, 6).bool(), once=False)
-    tally.end()
+    sums = Accumulator(pairs=2, two_sided=False)
+    sums.begin({"attention_mask": torch.ones(4, 3), "pair_ids": torch.tensor([0, 1, 0, 1])}, real_rows=3)
+    sums.count(site_from_name("model.layers.0.fc1", 6), torch.ones(4, 3, 6).bool(), once=False)
+    sums.end(torch.zeros(4, 3, 9))
     stats = ActivationStats(["en-de", "de-en"], {"model.layers.0.fc1": 6})
-    tally.fill(stats)
+    sums.fill(stats)
     assert stats.sentence_counts.tolist() == [2, 1]
     assert stats.token_counts["decoder"].tolist() == [6, 3]
     assert stats.counts["model.layers.0.fc1"].tolist() == [[6] * 6, [3] * 6]
 
 
 def test_padding_that_is_not_finite_does_not_spoil_a_sum():
-    tally = Tally(pairs=1, two_sided=True)
+    sums = Accumulator(pairs=1, two_sided=True)
     mask = torch.tensor([[1, 1, 0]])
-    tally.begin({"attention_mask": mask, "labels": torch.tensor([[5, -100]]), "pair_ids": torch.tensor([0])})
+    sums.begin({"attention_mask": mask, "labels": torch.tensor([[5, -100]]), "pair_ids": torch.tensor([0])})
     values = torch.ones(1, 3, 6, dtype=torch.float64)
     values[:, 2] = torch.nan
-    tally.add("av", SITE, values)
-    tally.end()
-    assert tally._sums[f"av/{SITE.name}"][0].tolist() == [2.0] * 6
+    sums.add("av", SITE, values)
+    sums.end(torch.zeros(1, 1, 9))
+    assert sums._sums[f"av/{SITE.name}"][0].tolist() == [2.0] * 6
