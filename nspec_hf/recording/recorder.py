@@ -176,7 +176,7 @@ class _Recorder:
         elif self.model.config.model_type != "mbart":  # which starts from the last token of the labels
             require(
                 getattr(self.model.config, "decoder_start_token_id", None) is not None,
-                "without decoder_input_ids in the batches, a config needs a decoder_start_token_id; set it, or "
+                "without decoder_input_ids in the batches a config needs decoder_start_token_id; set it, or "
                 "use PairCollator",
             )
         for name in ("input_ids", "decoder_input_ids", "labels"):
