@@ -111,7 +111,8 @@ def load_model(
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         plain_class = family._model_mapping[type(config)] if reshape else None
-        model, info = (_reshaped(plain_class, reshape) if plain_class else family).from_pretrained(
+        loader = _reshaped(plain_class, reshape) if plain_class and reshape else family
+        loaded: Any = loader.from_pretrained(
             name,
             config=config,
             dtype=dtype or (torch.float32 if for_training else "auto"),
@@ -124,6 +125,7 @@ def load_model(
         raise
     except _LIBRARY_ERRORS as error:
         raise _explained(error, name) from error
+    model, info = loaded
     if plain_class:
         model.__class__ = plain_class
     refuse_unfit(model, name, **info)

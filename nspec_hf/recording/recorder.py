@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from nspec_hf.core import (
     ConfigError,
@@ -99,7 +100,7 @@ def record(
     recorder = _Recorder(plain, sites, pairs, config)
     with recorder.attached():
         for batch in _watched(batches, config):
-            recorder.take(batch, real_rows(batches, batch))
+            recorder.take(batch, None if batch is None else real_rows(batches, batch))
             if recorder.sums.is_full():
                 break
     recorder.sums.fill(stats)
@@ -110,7 +111,9 @@ def record(
 class _Recorder:
     """The hooks that read one model's neurons, and the forward passes that they read."""
 
-    def __init__(self, model: nn.Module, sites: list[Site], pairs: list[Pair], config: RecordConfig) -> None:
+    def __init__(
+        self, model: PreTrainedModel, sites: list[Site], pairs: list[Pair], config: RecordConfig
+    ) -> None:
         self.model, self.sites, self.config = model, sites, config
         self.two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
         self.sums = Accumulator(len(pairs), self.two_sided, config.max_sentences)
@@ -218,7 +221,7 @@ class _Recorder:
 
     def _shortening_hooks(self) -> list[RemovableHandle]:
         """Let the output layer, the largest of all, see one position where nobody wants its result."""
-        head = self.model.get_output_embeddings()
+        head: Any = self.model.get_output_embeddings()
 
         def shorten(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             # The last position, which what is not finite at any other one reaches.

@@ -151,7 +151,8 @@ def site_from_name(name: str, width: int) -> Site:
 def as_sites(sites: Iterable[Site] | Mapping[str, int]) -> list[Site]:
     """Return sites, or those that names and widths stand for."""
     if isinstance(sites, Mapping):
-        return [site_from_name(name, width) for name, width in sites.items()]
+        widths = cast(Mapping[str, int], sites)
+        return [site_from_name(name, width) for name, width in widths.items()]
     return list(sites)
 
 
@@ -184,9 +185,9 @@ def site_activation(model: nn.Module, site: Site) -> Callable[[Tensor], Tensor]:
     """
     parent = plain_model(model).get_submodule(site.name.rpartition(".")[0])
     for name in _ACTIVATIONS:
-        activation: Any = getattr(parent, name, None)
+        activation = getattr(parent, name, None)
         if callable(activation):
-            return activation
+            return cast(Callable[[Tensor], Tensor], activation)
     raise UnsupportedModelError(
         f"{type(parent).__name__} at {site.name!r} has no activation named {', '.join(_ACTIVATIONS)}, so it "
         "cannot be checked that a silenced neuron stays silent"
@@ -210,7 +211,8 @@ def weight_fingerprint(model: nn.Module, sites: Sequence[Site]) -> str:
 
 def _dense(linear: Any) -> Tensor:
     """Return a linear's weight as float32 on the CPU, whole where it is sharded, unpacked where quantized."""
-    weight = linear.weight() if callable(linear.weight) else linear.weight.detach()
+    weight: Any = linear.weight
+    weight = weight.detach() if isinstance(weight, Tensor) else weight()
     if hasattr(weight, "full_tensor"):
         weight = weight.full_tensor()
     if weight.is_quantized or type(weight).dequantize is not Tensor.dequantize:
