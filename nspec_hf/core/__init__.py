@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedModelError as UnsupportedModelError,
         as_names as as_names,
         require as require,
+        require_count as require_count,
         require_share as require_share,
     )
     from nspec_hf.core.pairs import (

@@ -107,7 +107,7 @@ def _checksum(content: str, tensors: Mapping[str, Tensor]) -> Tensor:
     table = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
     digest = hashlib.sha256(json.dumps([content, table]).encode())
     for name in names:
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 

@@ -5,6 +5,7 @@ still catches the right thing.
 """
 
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class NspecError(Exception):
@@ -75,6 +76,13 @@ def require(condition: bool, message: str) -> None:
     """Raise a ConfigError with this message where a condition does not hold."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """Raise a ConfigError where a value is no whole number of at least `least`."""
+    bound = {0: "not negative", 1: "positive"}.get(least, f"{least} or more")
+    whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    require(whole, f"{name} is {bound}, a whole number; got {value!r}")
 
 
 def as_names(names: str | Iterable[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ What is written is whole or not there: under another name first, then renamed.
 """
 
 import bz2
+import codecs
 import contextlib
 import dataclasses
 import gzip
@@ -28,20 +29,21 @@ PACKED = (".gz", ".xz", ".bz2")
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _LINE = 110
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_raw_lines(path: Path) -> list[bytes]:
     """Return a file's lines as bytes; a last line need not end with a newline.
 
     Raises:
-        CorpusError: If the file cannot be opened or unpacked.
+        CorpusError: If the file cannot be opened or unpacked, or holds what no text in UTF-8 does.
     """
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            text = file.read().removeprefix(_BYTE_ORDER_MARK)
+            text = file.read().removeprefix(codecs.BOM_UTF8)
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise CorpusError(f"{path} cannot be read: {error}") from None
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in text:
+        raise CorpusError(f"{path} is UTF-16 or no text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
     lines = text.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -191,8 +193,8 @@ def plain(value: Any) -> Any:
         return [plain(part) for part in value]
     if isinstance(value, (set, frozenset)):
         return sorted(plain(part) for part in value)
-    if hasattr(value, "tolist"):  # NumPy's and torch's; neither need be imported here
-        return plain(value.tolist())
+    if callable(tolist := getattr(value, "tolist", None)):  # NumPy's and torch's, neither imported here
+        return plain(tolist())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, str):

@@ -17,7 +17,7 @@ class Pair(str):
     """A translation direction.
 
     `Pair("en", "de")` and `Pair("en-de")` are the same pair, equal to the string `"en-de"`. A code that
-    holds a hyphen itself needs two arguments or an arrow: `Pair("zh-CN->en")`.
+    holds a hyphen itself needs two arguments, an arrow or two hyphens: `Pair("zh-CN->en")`.
 
     Raises:
         ConfigError: If a language code is empty or the text does not name exactly two.
@@ -35,9 +35,12 @@ class Pair(str):
             source, target = _split(source)
         if not isinstance(source, str) or not isinstance(target, str):
             raise ConfigError(f"language codes are strings, got {source!r} and {target!r}")
-        source, target = source.strip(), target.strip()
+        source, target = source.strip(" "), target.strip(" ")
         if not source or not target:
             raise ConfigError(f"a pair needs two language codes, got source {source!r} and target {target!r}")
+        for code in (source, target):
+            if code.startswith(".") or not code.isprintable() or set(code) & set(' /\\<>:"|?*'):
+                raise ConfigError(f"{code!r} is no language code, since it could not stand in a file's name")
         separator = "->" if "-" in source + target else "-"
         pair = super().__new__(cls, f"{source}{separator}{target}")
         pair.source, pair.target = source, target
@@ -50,6 +53,12 @@ class Pair(str):
     def __repr__(self) -> str:
         """Print as the call that makes it."""
         return f"Pair({self.source!r}, {self.target!r})"
+
+    @property
+    def file_name(self) -> str:
+        """How files call it, legal on every system: its name, but `zh-CN--pt-BR` for `zh-CN->pt-BR`."""
+        name = self.replace("->", "--")
+        return name if name.count("-") == 1 or name.split("--") == [self.source, self.target] else str(self)
 
     @property
     def reverse(self) -> "Pair":
@@ -66,7 +75,8 @@ class Pair(str):
 def _split(text: str) -> tuple[str, str]:
     if not isinstance(text, str):
         raise ConfigError(f"a pair is written 'en-de' or Pair('en', 'de'), got {text!r}")
-    parts = text.split("->") if "->" in text else text.split("-")
+    separator = next((each for each in ("->", "--") if each in text), "-")
+    parts = text.split(separator)
     if len(parts) != 2:
         raise ConfigError(
             f"cannot read a pair from {text!r}; write 'en-de', or 'zh-CN->en' where a code has a hyphen"

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownPairError, as_pairs, pair_index
-from nspec_hf.data.language_tags import LanguageTags, as_tags
+from nspec_hf.data.language_tags import LanguageTags, as_tags, special_id
 
 IGNORED = -100
 """The label of a padding position."""
@@ -88,7 +88,7 @@ class PairCollator:
             self.tags.decoder_inputs(row, self.pairs[i], self.decoder_start_token_id)
             for row, i in zip(labels, pair_ids, strict=True)
         ]
-        pad = self.tokenizer.pad_token_id
+        pad = special_id(self.tokenizer, "pad")
         return {
             "input_ids": self._pad(sources, pad),
             "attention_mask": self._pad([[1] * len(row) for row in sources], 0),
@@ -136,10 +136,9 @@ class PairCollator:
                     "leave it out where nothing is padded"
                 )
             ids = [number for number, real in zip(ids, row["attention_mask"], strict=True) if real]
-        pad = self.tokenizer.pad_token_id
+        pad, end = (getattr(self.tokenizer, f"{name}_token_id", None) for name in ("pad", "eos"))
         # Where padding is the end of sentence too, they cannot be told apart.
-        pad = None if pad == self.tokenizer.eos_token_id else pad
-        return _stripped(ids, pad), _stripped(labels, pad)
+        return (ids, labels) if pad == end else (_stripped(ids, pad), _stripped(labels, pad))
 
     def _encode(self, row: Mapping[str, Any], pair: Pair) -> tuple[Sequence[int], Sequence[int]]:
         if "input_ids" in row and "labels" in row:
@@ -169,7 +168,7 @@ def _usual_start(tags: LanguageTags) -> int:
     """Return what a family's decoder starts from; families that start with a tag never use it."""
     tokenizer, name = tags.tokenizer, type(tags.tokenizer).__name__
     if tags.family in ("marian", "t5") or name.startswith(("Marian", "Pegasus")):
-        return tokenizer.pad_token_id
+        return special_id(tokenizer, "pad")
     if tags.family == "madlad":
         raise ConfigError(
             "MADLAD's tokenizer does not show what its decoder starts from; give the collator "
@@ -181,4 +180,4 @@ def _usual_start(tags: LanguageTags) -> int:
             "the collator decoder_start_token_id=model.config.decoder_start_token_id",
             stacklevel=3,
         )
-    return tokenizer.eos_token_id
+    return special_id(tokenizer, "eos")

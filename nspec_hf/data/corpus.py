@@ -1,18 +1,21 @@
 """Parallel text: read from files or from `datasets`, checked line by line.
 
-Files may be plain, `.gz` or `.xz`. For a split such as `train` and a pair `en-de`, a folder may hold, and the
-first of these that is there is read:
+Files may be plain, `.gz`, `.xz` or `.bz2`. For a split such as `train` and a pair `en-de`, a folder may hold,
+and the first of these that is there is read:
 - two files of the pair: `train.en-de.en` and `train.en-de.de` (or `train.de-en.…`);
 - one file a language, aligned across all of them: `train.en`, `train.de`, `train.fr` (multi-way text);
 - one table of the pair or of all: `train.en-de.tsv`, `train.tsv` (with a header; no quotes), `.jsonl` or
-  `.parquet`, with a column a language, or a column `translation` that holds one entry a language.
+  `.parquet`, with a column a language, or a column `translation` that holds one entry a language. Further
+  columns are not looked at.
 
-A bad line (empty or not UTF-8 on a side) is an error that names file and line, or, with `bad_lines="skip"`,
-left out and counted in a warning. Files of different length are always an error.
+A bad line (on a side empty, of characters without width alone, or not UTF-8) is an error that names file and
+line, or, with `bad_lines="skip"`, left out and counted in a warning. Files of different length are always an
+error.
 """
 
 import importlib
 import json
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +24,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from nspec_hf.core import PACKED, ConfigError, CorpusError, Pair, as_pairs, decode_line, read_raw_lines
-
-_TABLES = (".tsv", ".jsonl", ".parquet")
+from nspec_hf.core import (
+    PACKED,
+    ConfigError,
+    CorpusError,
+    Pair,
+    as_pairs,
+    decode_line,
+    read_raw_lines,
+    require_count,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +72,9 @@ class CorpusConfig:
             raise ConfigError(f"bad_lines is 'error' or 'skip', got {self.bad_lines!r}")
         if self.streaming and not (self.dataset and self.max_lines):
             raise ConfigError("streaming is for a dataset, and needs max_lines to know when to stop")
-        limits = {"max_lines": self.max_lines, **self.lines_by_language}
-        for name, limit in limits.items():
-            if limit is not None and limit < 1:
-                raise ConfigError(f"a number of lines is positive, got {limit} for {name}")
+        for name, limit in {"max_lines": self.max_lines, **self.lines_by_language}.items():
+            if limit is not None:
+                require_count(f"the number of lines ({name})", limit)
 
     def limit(self, pair: Pair) -> int | None:
         """Return the most lines that a pair takes."""
@@ -117,6 +126,36 @@ class _Column:
     """Number of the first line in the file, for errors."""
 
 
+class _Table:
+    """Rows with one entry a language (None: a row that is not UTF-8); a column is made when asked for."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any] | None], place: str, first: int = 1) -> None:
+        self._rows, self._place, self._first = list(rows), place, first
+        self._columns: dict[str, _Column] = {}
+
+    def column(self, code: str) -> _Column:
+        """Return the lines of a language."""
+        if code not in self._columns:
+            if not any(code in row for row in self._rows if row is not None):
+                have = ", ".join(sorted({name for row in self._rows for name in row or ()})) or "nothing"
+                raise CorpusError(f"{self._place} has no language {code!r}; it has: {have}")
+            lines = [
+                None if row is None else self._sentence(row.get(code), code, number)
+                for number, row in enumerate(self._rows)
+            ]
+            self._columns[code] = _Column(lines, self._place, self._first)
+        return self._columns[code]
+
+    def _sentence(self, value: Any, code: str, number: int) -> str | None:
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            place = f"{self._place}, line {number + self._first}"
+            raise CorpusError(f"{place}: expected text, got {value!r} for {code!r}")
+        # JSON can spell half of a character ("\\ud800"), which no UTF-8 can.
+        return _clean_line(value) if value.isascii() or _is_utf8(value) else None
+
+
 _Sides = tuple[_Column, _Column]
 
 
@@ -127,25 +166,25 @@ class _FileReader:
         self.folder, self.split = Path(config.path), split
         if not self.folder.is_dir():
             raise CorpusError(f"there is no folder {config.path}")
-        self.texts: dict[Path, _Column] = {}
-        self.tables: dict[Path, dict[str, _Column]] = {}
+        self._columns: dict[Path, _Column] = {}
+        self._tables: dict[Path, _Table] = {}
 
     def __call__(self, pair: Pair) -> _Sides:
-        stems = (f"{self.split}.{pair}", f"{self.split}.{pair.reverse}", self.split)
+        names = dict.fromkeys([pair, pair.file_name, pair.reverse, pair.reverse.file_name])
+        stems = [*(f"{self.split}.{name}" for name in names), self.split]
         for stem in stems:
-            paths = [self._find(f"{stem}.{code}") for code in (pair.source, pair.target)]
-            if all(paths):
-                source, target = (self._text(path) for path in paths)
-                return source, target
-        for table in (self._find(f"{stem}{suffix}") for stem in stems for suffix in _TABLES):
-            if table:
-                if table not in self.tables:
-                    self.tables[table] = _columns(_table_rows(table), str(table))
-                return _choose(self.tables[table], pair, str(table))
+            source, target = (self._find(f"{stem}.{code}") for code in (pair.source, pair.target))
+            if source and target:
+                return self._text(source), self._text(target)
+        for stem in stems:
+            for kind in _TABLES:
+                if path := self._find(f"{stem}{kind}"):
+                    table = self._table(path, kind)
+                    return table.column(pair.source), table.column(pair.target)
         have = ", ".join(sorted(path.name for path in self.folder.glob(f"{self.split}.*"))[:12])
         raise CorpusError(
             f"no {self.split} text of {pair} in {self.folder}: expected {self.split}.{pair.source} and "
-            f"{self.split}.{pair.target} (or .gz, .xz); of this split there is: {have or 'nothing'}"
+            f"{self.split}.{pair.target} (or {', '.join(PACKED)}); of this split there is: {have or 'nothing'}"
         )
 
     def _find(self, name: str) -> Path | None:
@@ -153,10 +192,16 @@ class _FileReader:
         return next((path for path in candidates if path.is_file()), None)
 
     def _text(self, path: Path) -> _Column:
-        if path not in self.texts:
+        if path not in self._columns:
             lines = [decode_line(line) for line in read_raw_lines(path)]
-            self.texts[path] = _Column([line and line.strip() for line in lines], str(path))
-        return self.texts[path]
+            self._columns[path] = _Column([line and _clean_line(line) for line in lines], str(path))
+        return self._columns[path]
+
+    def _table(self, path: Path, kind: str) -> _Table:
+        if path not in self._tables:
+            first = 2 if kind == ".tsv" else 1
+            self._tables[path] = _Table(_TABLES[kind](path), str(path), first)
+        return self._tables[path]
 
 
 class _DatasetReader:
@@ -164,12 +209,13 @@ class _DatasetReader:
 
     def __init__(self, config: CorpusConfig, pairs: Sequence[Pair], split: str) -> None:
         self.config, self.split = config, split
-        self.columns: dict[str | None, dict[str, _Column]] = {}
+        self._tables: dict[str | None, _Table] = {}
         for name in dict.fromkeys(map(self._name, pairs)):
-            self.columns[name] = self._read(name, [pair for pair in pairs if self._name(pair) == name])
+            self._tables[name] = self._read(name, [pair for pair in pairs if self._name(pair) == name])
 
     def __call__(self, pair: Pair) -> _Sides:
-        return _choose(self.columns[self._name(pair)], pair, f"dataset {self.config.dataset}")
+        table = self._tables[self._name(pair)]
+        return table.column(pair.source), table.column(pair.target)
 
     def _name(self, pair: Pair) -> str | None:
         name = self.config.dataset_name
@@ -179,94 +225,84 @@ class _DatasetReader:
             name = name and name.replace(placeholder, code)
         return name
 
-    def _read(self, name: str | None, pairs: Sequence[Pair]) -> dict[str, _Column]:
+    def _read(self, name: str | None, pairs: Sequence[Pair]) -> _Table:
         limits = [self.config.limit(pair) for pair in pairs]
+        most = max(limit or 0 for limit in limits) if None not in limits else None
         codes = {code for pair in pairs for code in (pair.source, pair.target)}
         place = f"dataset {self.config.dataset}"
+        # Else the words "NA", "None" and "null" of a CSV file would be read as nothing.
+        is_csv = any(path.suffix in (".csv", ".tsv") for path in Path(self.config.dataset).glob("**/*"))
+        options: dict[str, Any] = {"keep_default_na": False} if is_csv else {}
+        library = _extra("datasets")
         try:
-            rows = _extra("datasets").load_dataset(
-                self.config.dataset, name, split=self.split, streaming=self.config.streaming
+            rows = library.load_dataset(
+                self.config.dataset, name, split=self.split, streaming=self.config.streaming, **options
             )
-            wanted = (
-                {code: text for code, text in _entries(row, place).items() if code in codes}
-                for row in islice(rows, None if None in limits else max(limits))
+            entries = (
+                _entries(row, f"{place}, row {i}") for i, row in enumerate(islice(rows, most), start=1)
             )
-            return _columns(wanted, place)
+            # Copies of what is wanted alone, since a data set can have much more.
+            return _Table([{code: row[code] for code in codes & row.keys()} for row in entries], place)
         except CorpusError:
             raise
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a broken file comes as whatever its reader raised
+            reason = error.__cause__ or error
             raise CorpusError(
-                f"{place} ({name or 'no name'}, {self.split}) cannot be read: {error}"
+                f"{place} ({name or 'no name'}, {self.split}) cannot be read: {reason}"
             ) from error
 
 
-def _choose(columns: Mapping[str, _Column], pair: Pair, place: str) -> _Sides:
-    for code in (pair.source, pair.target):
-        if code not in columns:
-            have = ", ".join(sorted(columns)) or "nothing"
-            raise CorpusError(f"{place} has no language {code!r}; it has: {have}")
-    return columns[pair.source], columns[pair.target]
+def _clean_line(line: str) -> str:
+    """Return a line without space at its ends; one that shows nothing (zero-width characters) is empty."""
+    line = line.strip()
+    shown = line[:1].isalnum() or any(unicodedata.category(each) not in ("Cf", "Cc", "Zs") for each in line)
+    return line if shown else ""
 
 
-def _columns(rows: Iterable[Mapping[str, Any] | None], place: str) -> dict[str, _Column]:
-    """Turn rows into columns; None stands for a row that is not UTF-8."""
-    lines: dict[str, list[str | None]] = {}
-    first = 2 if Path(place.removesuffix(".gz").removesuffix(".xz")).suffix == ".tsv" else 1
-    count = 0
-    for row in rows:
-        for name in row or ():
-            lines.setdefault(name, [""] * count)
-        for name, column in lines.items():
-            column.append(None if row is None else _sentence(row.get(name), f"{place}, line {count + first}"))
-        count += 1
-    return {name: _Column(column, place, first) for name, column in lines.items()}
-
-
-def _sentence(value: Any, place: str) -> str:
-    if value is not None and not isinstance(value, str):
-        raise CorpusError(f"{place}: expected text, got {value!r}")
-    return (value or "").strip()
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _entries(row: Any, place: str) -> Mapping[str, Any]:
     row = row.get("translation", row) if isinstance(row, dict) else row
     if not isinstance(row, dict):
-        raise CorpusError(f"{place}: expected an object with one entry a language, got {row!r}")
+        raise CorpusError(f"{place}: expected an object with one entry a language, got {row!r:.200}")
     return row
 
 
-def _table_rows(path: Path) -> Iterator[Mapping[str, Any] | None]:
-    kind = next(suffix for suffix in _TABLES if suffix in path.suffixes[-2:])
-    if kind == ".parquet":
-        yield from (_entries(row, str(path)) for row in _parquet_rows(path))
-        return
-    lines = [decode_line(line) for line in read_raw_lines(path)]
-    yield from _tsv_rows(lines, path) if kind == ".tsv" else _json_rows(lines, path)
-
-
-def _tsv_rows(lines: Sequence[str | None], path: Path) -> Iterator[Mapping[str, str] | None]:
-    names = [name.strip() for name in (lines[0] or "").split("\t")] if lines else []
-    for number, line in enumerate(lines[1:], start=2):
+def _tsv_rows(path: Path) -> Iterator[Mapping[str, str] | None]:
+    head, *lines = [decode_line(line) for line in read_raw_lines(path)] or [""]
+    names = [name.strip() for name in (head or "").split("\t")]
+    for number, line in enumerate(lines, start=2):
         cells = line.split("\t") if line else [""] * len(names)
         if len(cells) != len(names):
             raise CorpusError(f"{path}, line {number}: {len(cells)} cells under {len(names)} headings")
+        if any(len(cell) > 1 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1] for cell in cells):
+            raise CorpusError(
+                f"{path}, line {number}: a cell has doubled quotation marks, as CSV writes them; here a tab-"
+                "separated file has no quoting: write the text as it is (in pandas: quoting=csv.QUOTE_NONE)"
+            )
         yield None if line is None else dict(zip(names, cells, strict=True))
 
 
-def _json_rows(lines: Sequence[str | None], path: Path) -> Iterator[Mapping[str, Any] | None]:
-    for number, line in enumerate(lines, start=1):
-        place = f"{path}, line {number}"
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any] | None]:
+    for number, raw in enumerate(read_raw_lines(path), start=1):
+        line, place = decode_line(raw), f"{path}, line {number}"
         try:
             yield None if line is None else _entries(json.loads(line.strip() or "{}"), place)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise CorpusError(f"{place}: not JSON ({error})") from None
 
 
-def _parquet_rows(path: Path) -> list[Mapping[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        return _extra("pyarrow.parquet").read_table(path).to_pylist()
-    except (ValueError, OSError) as error:
+        rows = _extra("pyarrow.parquet").read_table(path).to_pylist()
+    except (ValueError, OSError, NotImplementedError) as error:
         raise CorpusError(f"{path} cannot be read: {error}") from None
+    return (_entries(row, str(path)) for row in rows)
+
+
+_TABLES = {".tsv": _tsv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
 
 
 def _extra(module: str) -> ModuleType:
@@ -287,19 +323,19 @@ def _clean(pair: Pair, sides: _Sides, config: CorpusConfig) -> PairText:
         )
     limit = config.limit(pair)
     rows = list(zip(source.lines[:limit], target.lines[:limit], strict=True))
-    bad = [index for index, row in enumerate(rows) if not all(row)]
-    if bad:
-        column, text = next((side, text) for side, text in zip(sides, rows[bad[0]], strict=True) if not text)
-        first = f"{column.place}, line {column.first + bad[0]}: {'not UTF-8' if text is None else 'empty'}"
+    good = [(one, other) for one, other in rows if one and other]
+    if len(good) < len(rows):
+        number = next(index for index, row in enumerate(rows) if not all(row))
+        column, text = next((side, text) for side, text in zip(sides, rows[number], strict=True) if not text)
+        first = f"{column.place}, line {column.first + number}: {'not UTF-8' if text is None else 'empty'}"
         if config.bad_lines == "error":
             raise CorpusError(f"{first}; mend the text, or leave such lines out with bad_lines='skip'")
-        undecoded = sum(None in rows[index] for index in bad)
+        undecoded = sum(None in row for row in rows)
         warnings.warn(
-            f"{pair}: left out {len(bad)} of {len(rows)} lines, {undecoded} not UTF-8 and "
-            f"{len(bad) - undecoded} empty on a side; the first is {first}",
+            f"{pair}: left out {len(rows) - len(good)} of {len(rows)} lines, {undecoded} not UTF-8 and "
+            f"{len(rows) - len(good) - undecoded} empty on a side; the first is {first}",
             stacklevel=4,
         )
-        rows = [row for row in rows if all(row)]
-    if not rows:
+    if not good:
         raise CorpusError(f"{pair}: no line is left of {source.place}")
-    return PairText(pair, [row[0] for row in rows], [row[1] for row in rows])
+    return PairText(pair, [row[0] for row in good], [row[1] for row in good])

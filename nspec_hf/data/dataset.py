@@ -118,7 +118,8 @@ class EncodedCorpus(Dataset):
     def _joined(self) -> tuple[np.ndarray, _Rows, _Rows]:
         if len(self._added) != 1:
             pair_ids = np.concatenate([np.zeros(0, np.int32), *(added[0] for added in self._added)])
-            sources, targets = (_Rows.joined([added[side] for added in self._added]) for side in (1, 2))
+            sources = _Rows.joined([added[1] for added in self._added])
+            targets = _Rows.joined([added[2] for added in self._added])
             self._added = [(pair_ids, sources, targets)]
         return self._added[0]
 

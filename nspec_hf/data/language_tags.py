@@ -96,7 +96,8 @@ class LanguageTags:
         for code, number in self._tags.items():
             self._codes_by_id.setdefault(number, []).append(code)
         # What a sentence may only quote. Nothing tells an unknown word that was read as <unk> from one.
-        self._special = {*tokenizer.all_special_ids, *self._codes_by_id} - {tokenizer.unk_token_id}
+        self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
+        self._special = {*tokenizer.all_special_ids, *self._codes_by_id} - {self._unknown}
         self._around: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 
     @property
@@ -219,7 +220,7 @@ class LanguageTags:
             return ids
         letters = {
             number: [
-                self._vocabulary.get(letter, self.tokenizer.unk_token_id)
+                self._vocabulary.get(letter, self._unknown)
                 for letter in str(self.tokenizer.convert_ids_to_tokens(number))
             ]
             for number in self._special.intersection(ids)

@@ -14,13 +14,14 @@ number of them, and no draw can exceed the budget.
 """
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, require_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +47,15 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.max_tokens < 1 or self.seed < 0:
-            raise ConfigError(
-                f"max_tokens is positive and seed not negative, got {self.max_tokens} and {self.seed}"
-            )
-        if self.max_length is None:
-            object.__setattr__(self, "max_length", min(256, self.max_tokens))
-        if not 1 <= self.max_length <= self.max_tokens:
-            raise ConfigError(
-                f"max_tokens {self.max_tokens} cannot hold a sentence of max_length {self.max_length}"
-            )
-        if not self.temperature >= 1:
+        require_count("max_tokens", self.max_tokens)
+        require_count("seed", self.seed, least=0)
+        longest = min(256, self.max_tokens) if self.max_length is None else self.max_length
+        require_count("max_length", longest)
+        if longest > self.max_tokens:
+            raise ConfigError(f"max_tokens {self.max_tokens} cannot hold a sentence of max_length {longest}")
+        if not 1 <= self.temperature < math.inf:
             raise ConfigError(f"temperature is 1 or more, got {self.temperature}")
+        object.__setattr__(self, "max_length", longest)
 
 
 class PairBatchSampler:

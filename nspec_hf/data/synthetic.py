@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from random import Random
 
-from nspec_hf.core import ConfigError, UnknownLanguageError, write_lines
+from nspec_hf.core import ConfigError, UnknownLanguageError, require_count, write_lines
 from nspec_hf.data.sound_changes import (
     ROOT_SHAPES,
     SoundChange,
@@ -67,9 +67,11 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         bounds = {"families": (1, 15), "languages": (1, 12), "changes": (2, 8), "adjectives": (1, 400)}
+        require_count("seed", self.seed, least=0)
         for name, (low, high) in {**bounds, "nouns": (10, 400), "verbs": (10, 400)}.items():
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
+            require_count(name, value := getattr(self, name), least=low)
+            if value > high:
+                raise ConfigError(f"{name} must lie between {low} and {high}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    UnsupportedModelError,
+    require,
+    require_count,
+    require_share,
+)
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
 
 # In the order of their ids, 0 to 3, as M2M-100 and mBART have them.
@@ -43,12 +50,9 @@ class VocabularyConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.kind not in ("unigram", "bpe"):
-            raise ConfigError(f"kind is 'unigram' or 'bpe', got {self.kind!r}")
-        if self.size < 8 or not 0 < self.coverage <= 1:
-            raise ConfigError(
-                f"size is 8 or more and coverage in (0, 1], got {self.size} and {self.coverage}"
-            )
+        require(self.kind in ("unigram", "bpe"), f"kind is 'unigram' or 'bpe', got {self.kind!r}")
+        require_count("size", self.size, least=8)
+        require_share("coverage", self.coverage, above_zero=True)
 
 
 def load_tokenizer(
@@ -97,7 +101,8 @@ def train_vocabulary(
         ConfigError: If the text does not give such a vocabulary; the message is SentencePiece's.
     """
     file = io.BytesIO()
-    special = {f"{name}_id": number for number, name in enumerate(_SPECIAL)}
+    special: dict[str, Any] = {f"{name}_id": number for number, name in enumerate(_SPECIAL)}
+    special |= {f"{name}_piece": piece for name, piece in _SPECIAL.items()}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
@@ -110,7 +115,6 @@ def train_vocabulary(
             num_threads=1,
             minloglevel=2,
             **special,
-            **{f"{name}_piece": piece for name, piece in _SPECIAL.items()},
         )
     except RuntimeError as error:
         raise ConfigError(f"no vocabulary of {config.size} subwords comes from this text: {error}") from None
@@ -125,7 +129,8 @@ def train_vocabulary(
 
 
 def _as_tokenizer(model: bytes, kind: str) -> Tokenizer:
-    proto = import_protobuf().ModelProto()
+    protobuf: Any = import_protobuf()
+    proto = protobuf.ModelProto()
     proto.ParseFromString(model)
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     if kind == "bpe":

@@ -202,7 +202,9 @@ def test_a_loader_passes_the_epoch_on_also_after_skipped_batches():
     ("changes", "message"),
     [
         ({"max_tokens": 0}, "max_tokens is positive"),
-        ({"seed": -1}, "seed not negative"),
+        ({"seed": -1}, "seed is not negative"),
+        ({"seed": 1.5}, "seed is not negative, a whole number; got 1.5"),
+        ({"max_tokens": float("nan")}, "max_tokens is positive, a whole number; got nan"),
         ({"max_tokens": 10, "max_length": 11}, "max_tokens 10 cannot hold a sentence of max_length 11"),
         ({"temperature": 0.5}, "temperature is 1 or more"),
         ({"temperature": float("nan")}, "temperature is 1 or more"),
