@@ -78,11 +78,13 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_count(name: str, value: object, least: int = 1) -> None:
-    """Raise a ConfigError where a value is no whole number of at least `least`."""
-    bound = {0: "not negative", 1: "positive"}.get(least, f"{least} or more")
-    whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-    require(whole, f"{name} is {bound}, a whole number; got {value!r}")
+def require_count(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """Raise a ConfigError where a value is no whole number from `least` to `most`."""
+    bound = {0: "is not negative", 1: "is positive"}.get(least, f"is {least} or more")
+    bound = bound if most is None else f"must lie between {least} and {most}"
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    within = number is not None and least <= number and (most is None or number <= most)
+    require(within, f"{name} {bound}, a whole number; got {value!r}")
 
 
 def as_names(names: str | Iterable[str]) -> tuple[str, ...]:

@@ -184,7 +184,8 @@ class _FileReader:
         have = ", ".join(sorted(path.name for path in self.folder.glob(f"{self.split}.*"))[:12])
         raise CorpusError(
             f"no {self.split} text of {pair} in {self.folder}: expected {self.split}.{pair.source} and "
-            f"{self.split}.{pair.target} (or {', '.join(PACKED)}); of this split there is: {have or 'nothing'}"
+            f"{self.split}.{pair.target} (or {', '.join(PACKED)}); of this split there is: "
+            f"{have or 'nothing'}"
         )
 
     def _find(self, name: str) -> Path | None:
@@ -238,9 +239,7 @@ class _DatasetReader:
             rows = library.load_dataset(
                 self.config.dataset, name, split=self.split, streaming=self.config.streaming, **options
             )
-            entries = (
-                _entries(row, f"{place}, row {i}") for i, row in enumerate(islice(rows, most), start=1)
-            )
+            entries = (_entries(row, place) for row in islice(rows, most))
             # Copies of what is wanted alone, since a data set can have much more.
             return _Table([{code: row[code] for code in codes & row.keys()} for row in entries], place)
         except CorpusError:

@@ -66,12 +66,10 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        bounds = {"families": (1, 15), "languages": (1, 12), "changes": (2, 8), "adjectives": (1, 400)}
         require_count("seed", self.seed, least=0)
+        bounds = {"families": (1, 15), "languages": (1, 12), "changes": (2, 8), "adjectives": (1, 400)}
         for name, (low, high) in {**bounds, "nouns": (10, 400), "verbs": (10, 400)}.items():
-            require_count(name, value := getattr(self, name), least=low)
-            if value > high:
-                raise ConfigError(f"{name} must lie between {low} and {high}, got {value}")
+            require_count(name, getattr(self, name), low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +242,7 @@ class LanguageFamilies:
         """
         if split not in _SHARES:
             raise ConfigError(f"the splits are {', '.join(_SHARES)}; got {split!r}")
-        if not 0 <= count <= _MAX_MEANINGS:
-            raise ConfigError(f"count must lie between 0 and {_MAX_MEANINGS}, got {count}")
+        require_count("count", count, 0, _MAX_MEANINGS)
         rng = chance(self.config.seed, split)
         distinct: dict[Meaning, None] = {}
         while len(distinct) < count:
