@@ -51,7 +51,7 @@ def test_an_empty_file_has_no_lines(tmp_path):
 
 
 @given(
-    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r\ufeff"))),
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r\ufeff"))),
     st.sampled_from(list(PACK)),
 )
 def test_what_is_written_is_read_back(tmp_path_factory, lines, ending):
