@@ -8,14 +8,14 @@ test fails when the library has one that does not.
 import re
 import sys
 import warnings
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers import GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from nspec_hf.core import ConfigError, TrainingSetupError, plain, require
@@ -148,7 +148,7 @@ def result_settings(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
     return {
         name: plain(value)
         for name, (value, usual) in values.items()
-        if name in HONOURED - NOT_THE_RESULT and value != usual
+        if name in HONOURED - NOT_THE_RESULT and value != usual and (value or usual not in (None, MISSING))
     }
 
 
@@ -188,7 +188,7 @@ def training_arguments(
         for name, value in config.arguments.items()
     }
     chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()}
-    if join_processes().device.type == "cpu":
+    if str(join_processes().device) == "cpu":
         # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
         chosen |= {"use_cpu": True, "dataloader_pin_memory": False}
     if evaluates:
@@ -209,8 +209,10 @@ def training_arguments(
 def _try_out(args: Seq2SeqTrainingArguments) -> None:
     """Make what the Trainer makes of its arguments only after the data is read."""
     get_reporting_integration_callbacks(args.report_to)
-    if args.generation_config is not None:
-        Seq2SeqTrainer.load_generation_config(args.generation_config)
+    generation, schedule = args.generation_config, args.lr_scheduler_kwargs
+    if generation is not None:
+        is_config = isinstance(generation, GenerationConfig)
+        Seq2SeqTrainer.load_generation_config(generation if is_config else str(generation))
     if args.optim_target_modules is None:
         Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args)
     steps = args.max_steps if args.max_steps > 0 else 1000
@@ -219,5 +221,5 @@ def _try_out(args: Seq2SeqTrainingArguments) -> None:
         torch.optim.SGD([torch.zeros(1)]),
         num_warmup_steps=args.get_warmup_steps(steps),
         num_training_steps=steps,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=schedule if isinstance(schedule, dict) else None,
     )

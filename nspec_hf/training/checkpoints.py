@@ -130,7 +130,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     if not files:
         raise ArtifactError(f"{folder} holds no weights; delete the run's finished.json, and it goes on")
     if hasattr(model, "peft_config") and (folder / "adapter_config.json").is_file():
-        model.load_adapter(str(folder), model.active_adapters[0], is_trainable=True)
+        adapted: Any = model
+        adapted.load_adapter(str(folder), adapted.active_adapters[0], is_trainable=True)
         return
     saved: dict[str, Tensor] = {}
     for path in files:

@@ -5,15 +5,15 @@ gate.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError
-from nspec_hf.data import EncodedCorpus, LanguageTags, PairCollator
+from nspec_hf.data import IGNORED, EncodedCorpus, LanguageTags, PairCollator
 
 
 def check_setup(model: nn.Module, args: TrainingArguments, data: object, collator: object) -> None:
@@ -153,6 +153,18 @@ def check_decoder_inputs(model: nn.Module, collator: object) -> None:
             "the batches of this DataCollatorForSeq2Seq have no decoder_input_ids, but the Trainer takes "
             "the labels out for compute_loss_func and for label smoothing, so mBART and BART would train on "
             "the source as their decoder's input, and others stop; use PairCollator(tokenizer, pairs)"
+        )
+
+
+def check_places(batch: Mapping[str, Tensor]) -> None:
+    """Refuse a decoder-only model's batch whose labels are not its own input, but for those left out."""
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    if ids is None or labels is None or ids.shape != labels.shape:
+        return  # TokenLoss compares the labels' shape with the logits'
+    if not ((labels == IGNORED) | (labels == ids)).all():
+        raise TrainingSetupError(
+            "a decoder-only batch's labels are not the tokens of its input_ids at the same places; "
+            f"take labels = input_ids, with {IGNORED} where nothing is to be learned (the shift is ours)"
         )
 
 

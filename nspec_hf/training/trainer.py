@@ -26,7 +26,13 @@ from nspec_hf.training.arguments import check_arguments, minimize_losses
 from nspec_hf.training.callback import SpecializationCallback
 from nspec_hf.training.checkpoints import last_checkpoint
 from nspec_hf.training.loss import PairTally, TokenLoss, shifts_labels, token_losses
-from nspec_hf.training.setup_checks import check_decoder_inputs, check_finite, check_same_pairs, check_setup
+from nspec_hf.training.setup_checks import (
+    check_decoder_inputs,
+    check_finite,
+    check_places,
+    check_same_pairs,
+    check_setup,
+)
 from nspec_hf.training.trainer_hooks import HookedTrainer
 
 
@@ -61,6 +67,7 @@ class SpecializationTrainer(HookedTrainer):
     ) -> None:
         self.batch_config = batch_config or BatchConfig()
         self._pair_ids: Tensor | None = None
+        self._checked_places = False
         super().__init__(*args, **kwargs)
         self.specialization = self._specialize(gate)
         self.gate = self.specialization.gate if self.specialization else None
@@ -103,6 +110,9 @@ class SpecializationTrainer(HookedTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the loss; without a gate the model must not see `pair_ids`."""
+        if not self._checked_places and shifts_labels(self.network):
+            self._checked_places = True
+            check_places(inputs)
         return super().compute_loss(model, self._for_model(inputs), *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -134,16 +144,19 @@ class SpecializationTrainer(HookedTrainer):
         Raises:
             TrainingSetupError: If the corpus numbers its pairs differently from the collator or the masks.
         """
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen
+        given: Any = eval_dataset
+        known: Any = self.eval_dataset
+        chosen = known if given is None else known[given] if isinstance(given, str) else given
         if isinstance(chosen, Mapping):
             metrics: dict[str, float] = {}
             for name, data in chosen.items():
-                metrics |= self.evaluate(data, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
+                # By its name, where it has one, since the library keeps loaders of lasting workers by name.
+                part = name if given is None else data
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
             return metrics
         with self._gated():
             if not isinstance(chosen, EncodedCorpus):
-                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+                return super().evaluate(given, ignore_keys, metric_key_prefix, **gen_kwargs)
             return self._evaluate_corpus(chosen, ignore_keys, metric_key_prefix, gen_kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:

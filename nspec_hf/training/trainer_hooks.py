@@ -64,7 +64,7 @@ class HookedTrainer(Seq2SeqTrainer):
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self.keeps_columns]))
 
     def _load_best_model(self) -> None:
-        self.before_weights(Path(self.state.best_model_checkpoint))
+        self.before_weights(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
 
     def _load_callback_state(self) -> None:
@@ -73,9 +73,10 @@ class HookedTrainer(Seq2SeqTrainer):
             best = best_checkpoint(self.resumed_from)
             self.state.best_model_checkpoint = None if best is None else str(best)
         # Saving looks up every callback's place, which a checkpoint made without that callback has not.
+        states: Any = self.state.stateful_callbacks
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks.setdefault(type(callback).__name__, {})
+                states.setdefault(type(callback).__name__, {})
 
     def _metrics_of(
         self, data: Dataset, rows: int, ignore_keys: list[str] | None, prefix: str, generation: dict[str, Any]
@@ -90,7 +91,8 @@ class HookedTrainer(Seq2SeqTrainer):
             generation: Settings of `generate`, where the Trainer predicts with it.
         """
         self._gen_kwargs = generation
-        loader = self._get_dataloader(data, "Evaluation", rows, self._get_eval_sampler)
+        sampler: Any = self._get_eval_sampler
+        loader = self._get_dataloader(data, "Evaluation", rows, sampler)
         try:
             return self.evaluation_loop(loader, "Evaluation", None, ignore_keys, prefix).metrics or {}
         finally:
@@ -98,4 +100,5 @@ class HookedTrainer(Seq2SeqTrainer):
             self.accelerator._dataloaders.remove(loader)
 
     def _show_evaluation(self, loader: DataLoader) -> None:
-        self.callback_handler.eval_dataloader = loader
+        handler: Any = self.callback_handler
+        handler.eval_dataloader = loader

@@ -1,0 +1,147 @@
+"""What would train another model than asked for is refused before the first batch, with what to do."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM
+
+from nspec_hf.core import NotFiniteError, TrainingSetupError
+from nspec_hf.data import PairCollator
+from nspec_hf.training import SpecializationTrainer
+from nspec_hf.training.setup_checks import (
+    check_decoder_inputs,
+    check_decoder_start,
+    check_finite,
+    check_lengths,
+    check_precision,
+    check_saving,
+    position_limit,
+)
+from tests.helpers.models import tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_t5
+from tests.helpers.tiny_text import PAIRS, corpus, model, tokenizer
+from tests.helpers.tiny_tokenizers import make_tokenizers
+
+
+def test_weights_that_train_in_float16_are_refused_and_frozen_ones_are_not():
+    half = model().half()
+    with pytest.raises(TrainingSetupError, match=r"float16 train to NaN.*dtype=torch.float32"):
+        check_precision(half)
+    check_precision(half.requires_grad_(False))
+
+
+def test_weights_that_train_in_bfloat16_are_warned_about():
+    with pytest.warns(UserWarning, match=r"bfloat16 lose updates"):
+        check_precision(model().bfloat16())
+
+
+def test_a_generation_config_that_cannot_be_saved_is_told_before_the_training(tmp_path):
+    network = model()
+    network.generation_config.num_return_sequences = 3  # greedy search returns one
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        network.save_pretrained(tmp_path)  # what the library says at the end
+    with pytest.raises(TrainingSetupError, match=r"generation_config cannot be saved.*num_return_sequences"):
+        check_saving(network)
+    check_saving(model())
+
+
+@pytest.mark.parametrize("make", [tiny_marian, tiny_bart, tiny_mbart])
+def test_the_limit_of_positions_is_where_the_model_fails(make):
+    network = make(max_position_embeddings=12)
+    limit = position_limit(network)
+    ids = torch.full((1, limit), 5)
+    network(input_ids=ids, decoder_input_ids=ids[:, :2])
+    with pytest.raises(IndexError):
+        network(input_ids=torch.full((1, limit + 1), 5), decoder_input_ids=ids[:, :2])
+
+
+@pytest.mark.parametrize("make", [tiny_m2m100, tiny_t5])
+def test_positions_that_are_computed_have_no_limit(make):
+    network = make()
+    assert position_limit(network) is None
+    ids = torch.full((1, 100), 5)
+    assert network(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
+
+
+def test_text_longer_than_the_positions_is_refused_with_the_limit():
+    longest = int(corpus().lengths.max())
+    check_lengths(tiny_marian(max_position_embeddings=longest), corpus())
+    with pytest.raises(TrainingSetupError, match=rf"has {longest} tokens, but the model has 5 positions.*=5"):
+        check_lengths(tiny_marian(max_position_embeddings=5), corpus())
+
+
+def test_a_model_that_could_be_trained_but_not_translate_is_refused():
+    network = model()
+    collator = PairCollator(tokenizer(), PAIRS)
+    check_decoder_start(network, collator)
+    network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id = None
+    with pytest.raises(TrainingSetupError, match=r"says no decoder_start_token_id.*most likely 2"):
+        check_decoder_start(network, collator)
+
+
+def test_a_family_that_begins_with_the_target_s_tag_needs_no_start(tmp_path):
+    mbart = PairCollator(make_tokenizers(tmp_path)["mbart"], ["en_XX-de_DE"])
+    network = tiny_mbart()
+    network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id = None
+    check_decoder_start(network, mbart)
+
+
+def test_m2m100_with_a_collator_of_the_library_is_refused_before_the_first_batch(tmp_path):
+    """It has no method that makes decoder inputs from labels; its forward would stop with another error."""
+    network = model()
+    collator = DataCollatorForSeq2Seq(tokenizer(), model=network)
+    with pytest.raises(TrainingSetupError, match=r"no decoder_input_ids.*use PairCollator"):
+        check_decoder_inputs(network, collator)
+    check_decoder_inputs(tiny_mbart(), DataCollatorForSeq2Seq(tokenizer(), model=tiny_mbart()))
+
+
+def llama(seed=0):
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=2)).eval()
+
+
+def test_pairs_of_source_and_target_do_not_fit_a_decoder_only_model():
+    with pytest.raises(TrainingSetupError, match="in a decoder-only model labels stand at the places"):
+        check_decoder_inputs(llama(), PairCollator(tokenizer(), PAIRS))
+
+
+def test_a_decoder_only_model_learns_the_next_token_not_the_current_one(tmp_path):
+    from tests.training.test_trainer import arguments
+
+    network, ids = llama(), torch.randint(3, 40, (4, 7), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, :2] = -100
+    rows = [{"input_ids": one, "labels": other} for one, other in zip(ids, labels, strict=True)]
+    reference = copy.deepcopy(network)(input_ids=ids, labels=labels).loss.item()
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    trainer = SpecializationTrainer(model=network, args=args, train_dataset=rows)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(reference, abs=1e-4)
+
+
+def test_labels_that_are_not_the_input_s_tokens_are_refused(tmp_path):
+    from tests.training.test_trainer import arguments
+
+    rows = [{"input_ids": torch.full((6,), 5), "labels": torch.full((6,), 7)}] * 4
+    trainer = SpecializationTrainer(model=llama(), args=arguments(tmp_path), train_dataset=rows)
+    with pytest.raises(TrainingSetupError, match="are not the tokens of its input_ids at the same places"):
+        trainer.train()
+
+
+def test_labels_of_another_length_than_the_input_are_refused(tmp_path):
+    from tests.training.test_trainer import arguments
+
+    rows = [{"input_ids": torch.full((6,), 5), "labels": torch.full((4,), 5)}] * 4
+    trainer = SpecializationTrainer(model=llama(), args=arguments(tmp_path), train_dataset=rows)
+    with pytest.raises(TrainingSetupError, match=r"labels \[4, 4\] are not those of logits|labels \[8, 4\]"):
+        trainer.train()
+
+
+def test_weights_that_are_not_finite_are_named():
+    network = model()
+    check_finite(network)
+    name, weight = next(iter(network.named_parameters()))
+    weight.data.view(-1)[3] = float("nan")
+    with pytest.raises(NotFiniteError, match=rf"made 1 weights NaN or infinite \({name}"):
+        check_finite(network)
