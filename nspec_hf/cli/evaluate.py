@@ -169,7 +169,7 @@ def _gold(
         return {text.pair: list(text.targets) for text in texts}, {
             text.pair: list(text.sources) for text in texts
         }
-    return data.read_outputs(references, ending), data.read_outputs(sources) if sources else None
+    return data.read_outputs(references or "", ending), data.read_outputs(sources) if sources else None
 
 
 def _names(folders: Sequence[str], endings: Sequence[str]) -> list[str]:

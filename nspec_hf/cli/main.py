@@ -84,7 +84,8 @@ def _run(name: str, arguments: list[str]) -> int:
     first = next(iter(inspect.signature(function).parameters.values()))
     if arguments and not arguments[0].startswith("-") and first.default is first.empty:
         arguments = [f"--{first.name}", *arguments]  # `nspec inspect masks`
-    return jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said) or 0
+    status = jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said)
+    return status if isinstance(status, int) else 0
 
 
 def _underscored(argument: str) -> str:

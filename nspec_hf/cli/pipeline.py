@@ -111,12 +111,11 @@ def train(
     network, tags = load(model, codes, training=True)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
     trained = chosen.pairs if chosen else directions(pairs or ())
-    texts, valid_texts = (
-        data.encode_corpus(data.read_corpus(corpus, trained, split), tags, train.batches.max_length)
-        if split
-        else None
-        for split in (train_split, valid_split)
-    )
+    longest = train.batches.max_length or train.batches.max_tokens
+    texts = data.encode_corpus(data.read_corpus(corpus, trained, train_split), tags, longest)
+    valid_texts = None
+    if valid_split:
+        valid_texts = data.encode_corpus(data.read_corpus(corpus, trained, valid_split), tags, longest)
     neuron_gate = gating.NeuronGate(network, chosen, gate) if chosen else None
     result = training.train(network, tags, texts, train, output, valid_texts, neuron_gate)
     done = "had ended already, after" if result.had_ended else "trained for"
@@ -212,7 +211,7 @@ def export(
     """
     network, tags = load(model, codes)
     chosen = masks_room.NeuronMasks.from_pretrained(masks)
-    texts = None
+    texts: dict[str, Sequence[str]] | None = None
     if corpus is not None:
         corpus_texts = data.read_corpus(corpus, directions(pairs), split)
         texts = {text.pair: text.sources[: export.sample] for text in corpus_texts}

@@ -79,7 +79,7 @@ def probe(
             )
     if sizes:
         encoded = data.encode_corpus(data.read_corpus(corpus, held.pairs, split), tags)
-        count = recording.RecordConfig(count=recorded.count if recorded else "tokens")
+        count = recording.RecordConfig(count=recorded.config.count if recorded else "tokens")
         samples = analysis.recordings(network, tags, encoded, sizes, seeds, count)
         stability = analysis.stability(samples, held.recipe.settings.get("coverage", 0.95))
         results["stability"] = stability, analysis.draw_stability(stability)

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Seq2SeqTrainingArguments
 
 from nspec_hf.core import NspecError
 from nspec_hf.doctor.setup import Finding, Setup, one_line
-from nspec_hf.training import check_arguments, join_processes, training_arguments
+from nspec_hf.training import check_arguments, training_arguments
 
 
 def check_config(setup: Setup) -> Iterator[Finding]:
@@ -55,7 +56,7 @@ def _schedule(arguments: Seq2SeqTrainingArguments) -> Iterator[Finding]:
 
 
 def _precision(arguments: Seq2SeqTrainingArguments) -> Iterator[Finding]:
-    if arguments.fp16 and join_processes().device.type == "cpu":
+    if arguments.fp16 and not torch.accelerator.is_available():
         yield Finding(
             what="fp16=True without a GPU",
             why="float16 is slower than float32 on a processor, or refused",

@@ -54,8 +54,8 @@ class Setup:
     """Where the text lies."""
     pairs: Sequence[str] = ()
     """The directions; empty: those of the masks."""
-    splits: Mapping[Literal["train", "valid", "test"], str] = field(default_factory=dict)
-    """Which text is trained on, watched and tested on; a split that is not named is not looked at."""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """Use (`train`, `valid`, `test`) → which split; one that is not named is not looked at."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training run."""
     plain_trainer: bool = False

@@ -57,7 +57,7 @@ def _tags(setup: Setup) -> Iterator[Finding]:
                 why="the model cannot tell them apart, and translations come out in one of them",
                 mend="give the new language a tag of its own (tokenizer.add_tokens) and grow the embeddings",
             )
-        rows = setup.given("model", lambda: setup.network.get_input_embeddings().weight.shape[0])
+        rows = setup.given("model", lambda: _rows(setup))
         if number >= rows:
             yield Finding(
                 what=f"the tag of {pair.target} has id {number}, but the model has embeddings for {rows} "
@@ -67,8 +67,12 @@ def _tags(setup: Setup) -> Iterator[Finding]:
             )
 
 
+def _rows(setup: Setup) -> int:
+    return len(setup.network.get_input_embeddings().get_parameter("weight"))
+
+
 def _embeddings(setup: Setup) -> Iterator[Finding]:
-    rows = setup.given("model", lambda: setup.network.get_input_embeddings().weight.shape[0])
+    rows = setup.given("model", lambda: _rows(setup))
     size = len(setup.tokenizer)
     if size > rows:
         yield Finding(
