@@ -4,13 +4,13 @@ Both read translations in a folder, one file a pair (`en-de.txt`, `de-en.hyp.xz`
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from nspec_hf import data, evaluation
-from nspec_hf.core import ConfigError, Pair, TableFormat, join_tables
+from nspec_hf.core import ConfigError, Pair, TableFormat, as_pairs, join_tables
 
 
 def evaluate(
@@ -59,15 +59,15 @@ def evaluate(
         comet_in: The same folder, once the script has run; its scores are added.
         comet_model: The COMET model that the script asks for.
     """
-    outputs = data.read_outputs(hypotheses)
-    gold, original = _gold(list(outputs), references, sources, corpus, split)
+    outputs = _read(hypotheses)
+    gold, original = _gold(outputs, references, sources, corpus, split)
     if comet_out:
         if original is None:
             raise ConfigError("COMET needs the sources; give --sources DIR or --corpus.path DIR")
         script = evaluation.write_comet(comet_out, outputs, gold, original, comet_model)
         sys.stdout.write(f"run where unbabel-comet is installed: sh {script}; then: --comet-in {comet_out}\n")
     if tiers_from and not tiers:
-        tiers = _tiers(corpus, list(outputs), tiers_from, pivot)
+        tiers = _tiers(corpus, outputs, tiers_from, pivot)
     about: dict[str, Any] = {"pivot": pivot, "tiers": tiers or {}}
     if off_target_languages:
         about["off_target"] = evaluation.off_target(outputs, gold)
@@ -127,13 +127,11 @@ def compare(
         output: File that all rows are written to, as JSON; `nspec analyze` and `nspec report` read it.
     """
     folders = [system] if isinstance(system, str) else list(system)
-    base = data.read_outputs(baseline, baseline_ending)
+    base = _read(baseline, baseline_ending)
     base_name, *names = _names([baseline, *folders], [baseline_ending, *[system_ending] * len(folders)])
     systems = {base_name: base}
-    systems |= {
-        name: data.read_outputs(each, system_ending) for name, each in zip(names, folders, strict=True)
-    }
-    gold, _ = _gold(list(base), references, None, corpus, split, references_ending)
+    systems |= {name: _read(each, system_ending) for name, each in zip(names, folders, strict=True)}
+    gold, _ = _gold(base, references, None, corpus, split, references_ending)
     comparison = evaluation.compare(systems, gold, base_name, _listed(metric), test, n_samples, seed, n_jobs)
     sys.stdout.write(comparison.table().render(style))
     if output:
@@ -144,23 +142,30 @@ def _listed(metrics: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(metrics.split(",") if isinstance(metrics, str) else metrics)
 
 
-def _tiers(corpus: data.CorpusConfig | None, pairs: list[Pair], split: str, pivot: str) -> dict[str, str]:
+def _tiers(corpus: data.CorpusConfig | None, pairs: Iterable[str], split: str, pivot: str) -> dict[str, str]:
     """Return the tier of every language other than the pivot, by the size of its text with the pivot."""
     if corpus is None:
         raise ConfigError("tiers come from the sizes of a corpus; give --corpus.path DIR, or --tiers")
-    languages = dict.fromkeys(code for pair in pairs for code in (pair.source, pair.target) if code != pivot)
+    languages = dict.fromkeys(
+        code for pair in as_pairs(pairs) for code in (pair.source, pair.target) if code != pivot
+    )
     texts = data.read_corpus(corpus, [Pair(pivot, code) for code in languages], split)
     return evaluation.tiers_from_sizes({text.pair.target: len(text) for text in texts})
 
 
+def _read(folder: str, ending: str = "") -> dict[str, list[str]]:
+    """Read a folder of translations; to the functions that take them, pairs are strings."""
+    return {pair: lines for pair, lines in data.read_outputs(folder, ending).items()}
+
+
 def _gold(
-    pairs: list[Pair],
+    pairs: Iterable[str],
     references: str | None,
     sources: str | None,
     corpus: data.CorpusConfig | None,
     split: str,
     ending: str = "",
-) -> "tuple[data.Outputs, data.Outputs | None]":
+) -> tuple[dict[str, list[str]], dict[str, list[str]] | None]:
     """Return references, and sources where they are known."""
     if (references is None) == (corpus is None):
         raise ConfigError("give the references as --references DIR or as --corpus.path DIR, and not both")
@@ -169,7 +174,7 @@ def _gold(
         return {text.pair: list(text.targets) for text in texts}, {
             text.pair: list(text.sources) for text in texts
         }
-    return data.read_outputs(references or "", ending), data.read_outputs(sources) if sources else None
+    return _read(references or "", ending), _read(sources) if sources else None
 
 
 def _names(folders: Sequence[str], endings: Sequence[str]) -> list[str]:

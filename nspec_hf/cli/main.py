@@ -7,6 +7,7 @@ load matplotlib. This is the one file of the package that imports inside functio
 import argparse
 import importlib
 import inspect
+import io
 import sys
 from collections.abc import Sequence
 
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: something was asked that cannot be; one line on standard error says what. 130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else a table with a ρ ends in an error on some terminals
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
         return 0

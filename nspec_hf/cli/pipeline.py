@@ -7,13 +7,24 @@ whole, so that what needs torch is loaded when a command runs and not for its he
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nspec_hf import data, evaluation, export as exporting, gating, masks as masks_room, recording, training
-from nspec_hf.core import ArtifactError, ConfigError, NspecError, Pair, Table, as_pairs, program
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    NspecError,
+    Pair,
+    Table,
+    as_pairs,
+    program,
+    read_lines,
+    write_lines,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,7 +143,7 @@ def translate(
     gate: gating.GateConfig = gating.GateConfig(),
     codes: Mapping[str, str] | None = None,
 ) -> None:
-    """Translate text, one sentence a line.
+    """Translate text, one sentence a line, UTF-8; files that end in .gz, .xz or .bz2 are packed.
 
     Example: echo 'A dog runs.' | nspec translate --model runs/mine/model --masks masks --pair en-de
 
@@ -149,12 +160,10 @@ def translate(
     network, tags = load(model, codes)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
     translator = evaluation.Translator(network, tags, chosen, translate, gate if chosen else None)
-    text = sys.stdin.read() if input == "-" else Path(input).read_text(encoding="utf-8")
-    lines = "".join(f"{line}\n" for line in translator.translate(text.splitlines(), pair))
-    if output == "-":
-        sys.stdout.write(lines)
-    else:
-        Path(output).write_text(lines, encoding="utf-8")
+    found = translator.translate(read_lines(sys.stdin if input == "-" else Path(input)), pair)
+    # A model may write a line break, which would shift all lines after it.
+    lines = [" ".join(re.split(r"[\r\n]+", text)) for text in found]
+    write_lines(sys.stdout if output == "-" else output, lines)
 
 
 def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:

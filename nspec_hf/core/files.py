@@ -20,7 +20,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from nspec_hf.core.errors import ConfigError, CorpusError, NspecError
 
@@ -31,23 +31,31 @@ _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open
 _LINE = 110
 
 
-def read_raw_lines(path: Path) -> list[bytes]:
-    """Return a file's lines as bytes; a last line need not end with a newline.
+def read_raw_lines(path: Path | TextIO) -> list[bytes]:
+    """Return the lines of a file, or of standard input, as bytes; a last one need not end with a newline.
 
     Raises:
         CorpusError: If the file cannot be opened or unpacked, or holds what no text in UTF-8 does.
     """
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            text = file.read().removeprefix(codecs.BOM_UTF8)
+        if isinstance(path, Path):
+            with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+                text = file.read()
+        else:  # its bytes, whatever encoding the locale has; a stand-in may have none
+            text = path.buffer.read() if hasattr(path, "buffer") else path.read().encode()
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise CorpusError(f"{path} cannot be read: {error}") from None
+        raise CorpusError(f"{_name(path)} cannot be read: {error}") from None
+    text = text.removeprefix(codecs.BOM_UTF8)
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in text:
-        raise CorpusError(f"{path} is UTF-16 or no text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+        raise CorpusError(f"{_name(path)} is UTF-16 or no text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
     lines = text.split(b"\n")
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix(b"\r") for line in lines]
+
+
+def _name(path: Path | TextIO) -> str:
+    return str(path) if isinstance(path, Path) else "standard input"
 
 
 def decode_line(line: bytes) -> str | None:
@@ -58,8 +66,8 @@ def decode_line(line: bytes) -> str | None:
         return None
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return a file's lines, empty ones too.
+def read_lines(path: Path | TextIO) -> list[str]:
+    """Return the lines of a file or of standard input (`sys.stdin`), empty ones too.
 
     Raises:
         CorpusError: If the file cannot be opened or unpacked, or a line is not UTF-8.
@@ -67,15 +75,15 @@ def read_lines(path: Path) -> list[str]:
     lines = [decode_line(line) for line in read_raw_lines(path)]
     for number, line in enumerate(lines, start=1):
         if line is None:
-            raise CorpusError(f"{path}, line {number}: not UTF-8")
+            raise CorpusError(f"{_name(path)}, line {number}: not UTF-8")
     return [line for line in lines if line is not None]
 
 
-def write_lines(path: str | os.PathLike, lines: Iterable[str], holder: str = "") -> None:
+def write_lines(path: str | os.PathLike | TextIO, lines: Iterable[str], holder: str = "") -> None:
     """Write one line each, UTF-8 with newlines on every system, packed where the name ends so.
 
     Args:
-        path: The file.
+        path: The file, or `sys.stdout`.
         lines: Texts without line breaks.
         holder: What the error calls them, such as a pair.
 
@@ -89,6 +97,9 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str], holder: str = "")
                 f"{holder or path}, sentence {number} holds a line break: {line!r}; replace it by a space"
             )
     content = "".join(f"{line}\n" for line in lines).encode()
+    if not isinstance(path, (str, os.PathLike)):
+        _write_stream(path, content)
+        return
     with atomic_write(path) as file:
         packer = _OPENERS.get(Path(path).suffix)
         if packer is None:
@@ -96,6 +107,15 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str], holder: str = "")
         else:
             with packer(file, "wb") as packed:
                 packed.write(content)
+
+
+def _write_stream(stream: TextIO, content: bytes) -> None:
+    if hasattr(stream, "buffer"):
+        stream.flush()
+        stream.buffer.write(content)
+    else:
+        stream.write(content.decode())
+    stream.flush()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -99,7 +99,7 @@ class Table:
         stream = io.StringIO()
         # As wide as needed: a table that is cut off at the terminal's edge would lose numbers without a word.
         Console(file=stream, width=1000, no_color=True, highlight=False, legacy_windows=False).print(table)
-        lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+        lines = [line.rstrip() for line in stream.getvalue().removesuffix("\n").split("\n")]
         return "\n".join([*(line for line in lines if line), *self.notes])
 
     def _markdown(self) -> str:

@@ -1,7 +1,10 @@
 """The commands in one flow on tiny files, each compared with what the functions behind it return."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -132,8 +135,8 @@ def main_output(folder, *arguments):
 
 def test_translate_reads_standard_input(flow, monkeypatch):
     folder, _ = flow
-    text = (folder / "data" / "test.en").read_text(encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    text = (folder / "data" / "test.en").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), encoding="cp1252"))
     said = main_output(folder, "translate", "--model", "dense/model", "--pair", "en-fr", *SHORT)
     assert said == (folder / "dense_out" / "en-fr.txt").read_text(encoding="utf-8")
 
@@ -371,3 +374,63 @@ def test_probe_takes_codes_that_are_not_the_tokenizers(foreign):
     main_output(foreign, *about, *ours)
     ablation = json.loads((foreign / "foreign_probe" / "ablation.json").read_text(encoding="utf-8"))
     assert ablation["pairs"] == ["english-german", "german-english"]
+
+
+ODD = ["one\u2028two", "three\x85four", "five\x0csix", "seven \ufeff eight", "one"]
+
+
+def translated(folder, monkeypatch, content, *arguments):
+    """Return what `nspec translate` writes to standard output, and what the translator was asked."""
+    asked = []
+
+    def translate(self, texts, pair, **generation):
+        asked.extend(texts)
+        return [f"vier\u2028{number}" for number in range(len(texts))]
+
+    monkeypatch.setattr("nspec_hf.evaluation.Translator.translate", translate)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="cp1252"))
+    monkeypatch.chdir(folder)
+    assert main(["translate", "--model", "base", "--pair", "en-de", *arguments]) == 0
+    return printed.getvalue(), asked
+
+
+def test_translate_reads_and_writes_utf_8_lines_whatever_the_locale(flow, monkeypatch):
+    content = "\ufeff" + "\r\n".join(ODD)
+    printed, asked = translated(flow[0], monkeypatch, content.encode())
+    assert asked == ODD
+    assert printed.decode() == "".join(f"vier\u2028{number}\n" for number in range(5))
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress), (".bz2", bz2.compress)]
+)
+def test_translate_unpacks_and_packs_files_as_their_names_end(flow, monkeypatch, tmp_path, ending, pack):
+    source, target = tmp_path / f"in.txt{ending}", tmp_path / f"out.txt{ending}"
+    source.write_bytes(pack("\n".join(ODD).encode()))
+    _, asked = translated(flow[0], monkeypatch, b"", "--input", str(source), "--output", str(target))
+    assert asked == ODD
+    unpack = {".gz": gzip, ".xz": lzma, ".bz2": bz2}[ending].decompress
+    assert unpack(target.read_bytes()).decode().split("\n")[:-1] == [f"vier\u2028{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("zwölf".encode("cp1252"), "line 1: not UTF-8"), ("zwölf".encode("utf-16"), "UTF-16")],
+)
+def test_translate_names_input_that_is_not_utf_8(flow, monkeypatch, capsys, content, message):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    monkeypatch.chdir(flow[0])
+    assert main(["translate", "--model", "base", "--pair", "en-de"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_translation_that_holds_a_line_break_stays_one_line(flow, monkeypatch, capsysbinary):
+    monkeypatch.setattr(
+        "nspec_hf.evaluation.Translator.translate", lambda *_: ["vier\nfünf\r\nsechs", "acht"]
+    )
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"four\neight\n")))
+    monkeypatch.chdir(flow[0])
+    assert main(["translate", "--model", "base", "--pair", "en-de"]) == 0
+    assert capsysbinary.readouterr().out.decode() == "vier fünf sechs\nacht\n"

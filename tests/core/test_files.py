@@ -7,14 +7,17 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+import nspec_hf
 from nspec_hf.core import (
     ConfigError,
     CorpusError,
@@ -174,3 +177,15 @@ def test_json_is_the_same_content_as_the_library_s_with_short_parts_on_a_line(tm
     assert json.loads(text) == value
     assert ' "a": [1, 2.5, null],\n' in text
     assert all(len(line) <= 111 for line in text.splitlines())
+
+
+def test_only_one_file_of_the_package_cuts_text_into_lines_or_writes_it():
+    package = Path(nspec_hf.__file__).parent
+    cutting = re.compile(r"\.splitlines\(|\.readlines\(|\.write_text\(|\.write_bytes\(")
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if cutting.search(path.read_text(encoding="utf-8"))
+    }
+    # The first shows the end of a job's log, the second reads what Linux says of the processor.
+    assert found - {"core/files.py"} <= {"comparison/jobs.py", "core/provenance.py"}
