@@ -74,7 +74,7 @@ ROOMS: dict[str, str] = {
     "slice_mode gate widen",
     "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer run "
     "base_model",
-    "evaluation": "config saved translator metrics comet language_id system_scores groups generate "
+    "evaluation": "config saved requests translator metrics comet language_id system_scores groups generate "
     "paired_test significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
     "analysis figures.style figures.neurons figures.gains figures.registry report.page",

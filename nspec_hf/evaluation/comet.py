@@ -67,13 +67,13 @@ def write_comet(
                 held = ", ".join(texts) or "none"
                 raise UnknownPairError(f"{pair} has no sentences for .{side}; there are those of: {held}")
             require_parallel(pair, hypotheses[pair], texts[pair])
-            write_lines(folder / f"{pair}.{side}", texts[pair], pair)
+            write_lines(folder / f"{pair.file_name}.{side}", texts[pair], pair)
         # Scores of earlier translations must not be taken for those of these.
-        (folder / f"{pair}.scores.json").unlink(missing_ok=True)
+        (folder / f"{pair.file_name}.scores.json").unlink(missing_ok=True)
         files = " ".join(
-            f"-{flag[0]} {shlex.quote(f'{pair}.{side}')}" for flag, side in _FLAGS if side in sides
+            f"-{flag[0]} {shlex.quote(f'{pair.file_name}.{side}')}" for flag, side in _FLAGS if side in sides
         )
-        target = shlex.quote(f"{pair}.scores.json")
+        target = shlex.quote(f"{pair.file_name}.scores.json")
         commands.append(f'comet-score {files} --model {shlex.quote(model)} --to_json {target} --quiet "$@"')
     manifest = {"model": model, "pairs": {str(pair): len(lines) for pair, lines in hypotheses.items()}}
     write_json(folder / "comet.json", manifest)
@@ -100,8 +100,8 @@ def read_comet(folder: str | os.PathLike) -> dict[Pair, Score]:
         raise ConfigError(f"{folder} was not written for COMET (comet.json: {error!r})") from None
     scores = {}
     for pair in map(Pair, pairs):
-        segments = _read_segments(folder / f"{pair}.scores.json", pair)
-        _check_segments(segments, read_lines(folder / f"{pair}.hyp"), pair)
+        segments = _read_segments(folder / f"{pair.file_name}.scores.json", pair)
+        _check_segments(segments, read_lines(folder / f"{pair.file_name}.hyp"), pair)
         values = [float(segment["COMET"]) for segment in segments]
         scores[pair] = Score(
             metric="comet",

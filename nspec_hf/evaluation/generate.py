@@ -5,6 +5,7 @@ so that nothing is translated twice. What made them stands beside them: translat
 or settings are not taken for these.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 
 import torch
 
-from nspec_hf.core import Pair, digest, plain, read_json, read_lines, write_json, write_lines
+from nspec_hf.core import ConfigError, Pair, digest, plain, read_json, read_lines, write_json, write_lines
 from nspec_hf.data import PairText
 from nspec_hf.evaluation.system_scores import SystemScores, score_system
 from nspec_hf.evaluation.translator import Translator
+from nspec_hf.recording import decoder_start_token
 
 MAKER_FILE = ".made_by.json"
 
+# What a translator decides itself, whatever the generation config says.
+_OVERRULED = {"num_beams", "length_penalty", "do_sample", "max_length", "return_dict_in_generate"}
+_NAMES = {"_name_or_path", "transformers_version", "_commit_hash", "_from_model_config"}
 _AT_ONCE = 2048  # sentences between two savings of outputs
 
 
@@ -46,11 +51,11 @@ def translate_test_set(
     # Text that was made otherwise is forgotten first: a run that is stopped leaves nothing of two makers.
     done = kept["texts"] if kept["maker"] == maker else {}
     write_json(folder / MAKER_FILE, {"maker": maker, "texts": done})
-    digests = {text.pair: digest("\n".join(text.sources)) for text in texts}
+    digests = {text.pair: _text_digest(translator, text) for text in texts}
     outputs: dict[Pair, list[str]] = {}
     todo: list[PairText] = []
     for text in texts:
-        path = folder / f"{text.pair}.txt"
+        path = folder / f"{text.pair.file_name}.txt"
         lines = read_lines(path) if done.get(text.pair) == digests[text.pair] and path.is_file() else []
         if len(lines) == len(text):
             outputs[text.pair] = lines
@@ -86,7 +91,7 @@ def evaluate_system(
         recipe: What made it, kept with the scores beside the decoding settings and the masks' fingerprint.
     """
     outputs: dict[str, list[str]] = {**translate_test_set(translator, texts, folder)}
-    generation = _settings(translator) | dict(recipe or {})
+    generation = decoding_recipe(translator) | dict(recipe or {})
     if translator.acting_gate is not None:
         generation |= translator.acting_gate.facts()
     return score_system(
@@ -108,7 +113,7 @@ def _translate_part(translator: Translator, part: list[PairText], folder: Path) 
     outputs: dict[Pair, list[str]] = {}
     for text in part:
         outputs[text.pair] = [re.sub(r"[\r\n]+", " ", next(translated)) for _ in text.sources]
-        write_lines(folder / f"{text.pair}.txt", outputs[text.pair], text.pair)
+        write_lines(folder / f"{text.pair.file_name}.txt", outputs[text.pair], text.pair)
     return outputs
 
 
@@ -116,20 +121,57 @@ def _maker(translator: Translator) -> dict[str, Any]:
     """Return all that a translation depends on, but for its source."""
     gate = translator.acting_gate
     return {
-        "settings": _settings(translator),
+        **decoding_recipe(translator),
         "weights": _weights_digest(translator.model),
         "gate": gate and gate.facts(),
-        "codes": dict(translator.tags.codes),
+        "generation_config": _without_names(translator.model.generation_config.to_dict()),
     }
 
 
-def _settings(translator: Translator) -> dict[str, Any]:
-    return {name: value for name, value in plain(translator.config).items() if name != "progress"}
+def decoding_recipe(translator: Translator) -> dict[str, Any]:
+    """Return how text is decoded: settings, those of the model's generation config that act, and digests.
+
+    The digests stand for the model's config, and for the tokenizer as it writes text; how it reads text is
+    seen in the token ids of a source.
+    """
+    model, tokenizer = translator.model, translator.tokenizer
+    recipe = {name: value for name, value in plain(translator.config).items() if name != "progress"}
+    for name, value in _without_names(model.generation_config.to_diff_dict()).items():
+        if name not in _OVERRULED and not name.endswith("token_id"):
+            recipe[name] = value
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    writes = [
+        type(tokenizer).__name__,
+        dict(tokenizer.get_vocab()),
+        sorted(tokenizer.all_special_ids),
+        getattr(tokenizer, "clean_up_tokenization_spaces", None),
+        json.loads(backend.to_str())["decoder"] if backend else None,
+    ]
+    config = _without_names(model.config.to_dict())
+    return {**recipe, "model_config": digest(config), "tokenizer": digest(writes)}
+
+
+def _text_digest(translator: Translator, text: PairText) -> str:
+    """Return a hash of a pair's text as the model is given it: token ids, the prompt of the decoder too."""
+    tags = translator.tags
+    prompt = tags.decoder_prefix(text.pair, decoder_start_token(translator.model))
+    return digest(prompt, tags.encode_source(list(text.sources), text.pair))
+
+
+def _without_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without what says where it came from."""
+    return {name: value for name, value in plain(config).items() if name not in _NAMES}
 
 
 def _read_maker(folder: Path) -> dict[str, Any]:
-    path = folder / MAKER_FILE
-    return read_json(path) if path.is_file() else {"maker": None, "texts": {}}
+    """Return who made what lies in a folder; of a file that says it in no known way, nobody is known."""
+    try:
+        content = read_json(folder / MAKER_FILE)
+    except (FileNotFoundError, ConfigError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("texts"), dict):
+        content = {"texts": {}}
+    return {"maker": None, **content}
 
 
 def _weights_digest(model: torch.nn.Module) -> str:

@@ -8,23 +8,29 @@ encoded pair by pair; and a bound on the output that depends on the longest sent
 translation depend on its neighbours, so every row has its own.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast, overload
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, NspecError, Pair, UnsupportedModelError
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation.config import TranslateConfig
+from nspec_hf.evaluation.requests import by_number, check_generation, check_texts, sees_rows
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_start_token, eval_mode, plain_model
+
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Translator:
         translator.translate(["A man sleeps."], "en-de")
         translator.translate(["A man sleeps.", "Ein Hund."], ["en-de", "de-en"])
 
-    The model is left as it was: its train or eval mode, and a gate that is on it.
+    The model is left as it was: its train or eval mode, and a gate that is on it. Threads may share a
+    translator, or have several of one model: they wait for each other, call by call.
 
     Args:
         model: A sequence-to-sequence model; wrappers of DDP, `torch.compile` and PEFT are looked through.
@@ -58,6 +65,7 @@ class Translator:
 
     Raises:
         SiteMismatchError: If the masks are for another model.
+        UnsupportedModelError: If PEFT tunes a prompt or prefix of it, which is not in the model itself.
         ConfigError: If `gate_config` is given without masks, or masks are something else.
     """
 
@@ -69,6 +77,7 @@ class Translator:
         config: TranslateConfig | None = None,
         gate_config: GateConfig | None = None,
     ) -> None:
+        _refuse_prompts(model)
         self.model = plain_model(model)
         self.tags = tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer)
         self.tokenizer = self.tags.tokenizer
@@ -104,13 +113,15 @@ class Translator:
             texts: A sentence or a list of sentences.
             pair: One pair for all, or one for each text.
             generation: Passed on to `model.generate`; overrules the settings. With `max_new_tokens` or
-                `max_length` all texts have that bound.
+                `max_length` all texts have that bound. `prefix_allowed_tokens_fn` is told the text's number
+                in the list; a `logits_processor` or `stopping_criteria` of your own sees all texts as the
+                rows of one batch, in their order.
 
         Raises:
             UnknownPairError: If masks hold no such pair and are not to be composed.
             UnknownLanguageError: If the tokenizer has no tag for a language.
-            ConfigError: If there are not as many pairs as texts, a text is no string, or a setting asks for
-                several translations of one text.
+            ConfigError: If there are not as many pairs as texts, a text is no string, or `generate` cannot
+                follow the settings.
 
         Warns:
             UserWarning: If a source is cut, or a translation reached its longest length without an end.
@@ -118,24 +129,9 @@ class Translator:
         if isinstance(texts, str):
             return self.translate([texts], pair, **generation)[0]
         texts = list(texts)
-        pairs = _checked_pairs(texts, pair, generation)
-        gate = self.acting_gate
-        pair_ids = {each: gate.include(each) if gate else 0 for each in dict.fromkeys(pairs)}
-        rows = self._shortened(self._encode(texts, pairs))
-        results, unfinished = [""] * len(texts), 0
-        hidden = None if self.config.progress else True
-        bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=hidden)
-        with gate or nullcontext(), eval_mode(self.model), bar:
-            for batch in self._batches(rows, one_pair=gate is not None and gate.one_pair_a_batch):
-                settings = self._settings(batch, generation)
-                if gate is not None:
-                    ids = [pair_ids[row.pair] for row in batch]
-                    settings["pair_ids"] = torch.tensor(ids, device=self.model.device)
-                outputs, ended = self._generate(batch, settings)
-                for row, text in zip(batch, outputs, strict=True):
-                    results[row.number] = text
-                unfinished += len(batch) - ended
-                bar.update(len(batch))
+        pairs, asked = check_texts(texts, pair), check_generation(self.model, generation)
+        with _lock_of(self.model):
+            results, unfinished = self._translate(texts, pairs, asked)
         if unfinished:
             warnings.warn(
                 f"{unfinished} of {len(texts)} translations reached their longest length without an end of "
@@ -144,6 +140,30 @@ class Translator:
             )
         return results
 
+    def _translate(
+        self, texts: list[str], pairs: list[Pair], asked: Mapping[str, Any]
+    ) -> tuple[list[str], int]:
+        """Return the translations, and how many of them have no end."""
+        gate = self.acting_gate
+        pair_ids = {pair: gate.include(pair) if gate else 0 for pair in dict.fromkeys(pairs)}
+        rows = self._shortened(self._encode(texts, pairs, blank=bool(sees_rows(asked))))
+        batches = self._batches(rows, asked, one_pair=gate is not None and gate.one_pair_a_batch)
+        results, unfinished = [""] * len(texts), 0
+        hidden = None if self.config.progress else True
+        bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=hidden)
+        with gate or nullcontext(), eval_mode(self.model), bar:
+            for batch in batches:
+                settings = self._settings(batch, asked)
+                if gate is not None:
+                    ids = [pair_ids[row.pair] for row in batch]
+                    settings["pair_ids"] = torch.tensor(ids, device=self.model.device)
+                outputs, ended = self._generate(batch, settings)
+                for row, text in zip(batch, outputs, strict=True):
+                    results[row.number] = text if texts[row.number].strip() else ""
+                unfinished += len(batch) - ended
+                bar.update(len(batch))
+        return results, unfinished
+
     def _gate_for(self, masks: NeuronMasks, config: GateConfig | None) -> NeuronGate:
         """Return the gate on the model if it does what is asked for, as after training; else a new one."""
         there = attachment_of(self.model)
@@ -151,11 +171,11 @@ class Translator:
             return there
         return NeuronGate(self.model, masks, config)
 
-    def _encode(self, texts: Sequence[str], pairs: Sequence[Pair]) -> list[_Row]:
-        """Return a row for every text that is not blank."""
+    def _encode(self, texts: Sequence[str], pairs: Sequence[Pair], blank: bool = False) -> list[_Row]:
+        """Return a row for every text that is not blank, or for all."""
         numbers: dict[Pair, list[int]] = {}
         for number, pair in enumerate(pairs):
-            numbers.setdefault(pair, []).extend([number] if texts[number].strip() else [])
+            numbers.setdefault(pair, []).extend([number] if blank or texts[number].strip() else [])
         rows: list[_Row] = []
         for pair, of_pair in numbers.items():
             self.tags.check(pair)
@@ -175,41 +195,57 @@ class Translator:
             f"longest is text {worst.number} with {len(worst.ids)} tokens); split them into sentences",
             stacklevel=3,
         )
-        return [self._cut(row, limit) if len(row.ids) > limit else row for row in rows]
-
-    def _cut(self, row: _Row, limit: int) -> _Row:
-        bare = self.tags.encode_source([""], row.pair)[0]
-        behind = next(i for i, token in enumerate([*bare[::-1], None]) if token != row.ids[-1 - i])
-        return replace(row, ids=row.ids[: limit - behind] + row.ids[len(row.ids) - behind :])
+        tags = {pair: self.tags.encode_source([""], pair)[0] for pair in {row.pair for row in long}}
+        return [_cut(row, limit, tags[row.pair]) if len(row.ids) > limit else row for row in rows]
 
     @property
     def _positions(self) -> int | None:
         """How many positions the model was made for; None where it counts distances instead (T5)."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
-    def _batches(self, rows: list[_Row], one_pair: bool) -> list[list[_Row]]:
+    def _batches(self, rows: list[_Row], asked: Mapping[str, Any], one_pair: bool) -> list[list[_Row]]:
         """Return batches by length, longest first, so that memory runs out at once or never."""
+        beams = asked.get("num_beams", self.config.num_beams)
+
+        def fits(batch: list[_Row]) -> bool:
+            longest = max(len(row.ids) for row in batch)
+            return len(batch) == 1 or len(batch) * longest * beams <= self.config.max_tokens
+
+        named = sees_rows(asked)
+        if named and rows:
+            if not fits(rows):
+                raise ConfigError(
+                    f"{', '.join(named)} may treat each row its own way, so all texts must be one batch in "
+                    f"their order, and {len(rows)} texts are more than max_tokens={self.config.max_tokens}. "
+                    "Translate fewer at once or raise max_tokens; or use prefix_allowed_tokens_fn, which is "
+                    "told the text's number; or say same_for_all_rows = True on it"
+                )
+            return [sorted(rows, key=lambda row: row.number)]
         order = sorted(rows, key=lambda row: (row.pair if one_pair else "", -len(row.ids), row.number))
         batches: list[list[_Row]] = []
         for row in order:
+            # The first row of a batch is its longest.
             last = batches[-1] if batches else []
-            tokens = (len(last) + 1) * len(last[0].ids) * self.config.num_beams if last else 0
+            tokens = (len(last) + 1) * len(last[0].ids) * beams if last else 0
             if last and tokens <= self.config.max_tokens and not (one_pair and last[0].pair != row.pair):
                 last.append(row)
             else:
                 batches.append([row])
         return batches
 
-    def _settings(self, batch: list[_Row], generation: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(self, batch: list[_Row], asked: Mapping[str, Any]) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "num_beams": self.config.num_beams,
             "length_penalty": self.config.length_penalty,
             "do_sample": False,
             "return_dict_in_generate": False,
             "forced_bos_token_id": None,
-            **generation,
+            **asked,
         }
-        if not {"max_new_tokens", "max_length"} & generation.keys():
+        if settings.get("prefix_allowed_tokens_fn") is not None:
+            numbers = [row.number for row in batch]
+            settings["prefix_allowed_tokens_fn"] = by_number(settings["prefix_allowed_tokens_fn"], numbers)
+        if not {"max_new_tokens", "max_length"} & asked.keys():
             prompt = len(self.tags.decoder_prefix(batch[0].pair, 0))
             longest = [self._longest_output(row, prompt) for row in batch]
             row_length = _RowLength(torch.tensor(longest, device=self.model.device) + prompt)
@@ -231,35 +267,46 @@ class Translator:
         input_ids_BS = torch.tensor([(row.ids + padding)[:width] for row in batch], device=device)
         lengths_B = torch.tensor([len(row.ids) for row in batch], device=device)
         generate = cast("Callable[..., Tensor]", self.model.generate)
-        with torch.no_grad():
-            outputs_BT = generate(
-                input_ids=input_ids_BS,
-                attention_mask=(torch.arange(width, device=device) < lengths_B[:, None]).long(),
-                decoder_input_ids=torch.tensor(prompts, device=device),
-                # Else generate puts its own before a prompt that begins with a language (mBART-25).
-                decoder_start_token_id=prompts[0][0],
-                **settings,
-            )
+        try:
+            with torch.no_grad():
+                outputs_BT = generate(
+                    input_ids=input_ids_BS,
+                    attention_mask=(torch.arange(width, device=device) < lengths_B[:, None]).long(),
+                    decoder_input_ids=torch.tensor(prompts, device=device),
+                    # Else generate puts its own before a prompt that begins with a language (mBART-25).
+                    decoder_start_token_id=prompts[0][0],
+                    **settings,
+                )
+        except ValueError as error:
+            if isinstance(error, NspecError):
+                raise
+            raise ConfigError(f"generate cannot follow these settings: {error}") from error
         written_BT = outputs_BT[:, len(prompts[0]) :]
         ended = int(written_BT.eq(self.tokenizer.eos_token_id).any(dim=1).sum())
         return self.tokenizer.batch_decode(written_BT, skip_special_tokens=True), ended
 
 
-def _checked_pairs(
-    texts: Sequence[str], pair: str | Sequence[str], generation: Mapping[str, Any]
-) -> list[Pair]:
-    """Return the pair of each text, once the request is one that can be answered."""
-    wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise ConfigError(f"texts are strings, but text {wrong} is {texts[wrong]!r}")
-    pairs = [Pair(pair)] * len(texts) if isinstance(pair, str) else list(map(Pair, pair))
-    if len(pairs) != len(texts):
-        raise ConfigError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair, or one for each text")
-    if generation.get("num_return_sequences", 1) != 1:
-        raise ConfigError("num_return_sequences is 1: a translator returns one translation a text")
-    if generation.get("return_dict_in_generate"):
-        raise ConfigError("a translator returns text; call model.generate for scores and hidden states")
-    return pairs
+def _refuse_prompts(model: nn.Module) -> None:
+    """Refuse a PEFT wrapper that adds tokens of its own: without them the model inside is another one."""
+    adapters = [each for module in model.modules() for each in getattr(module, "peft_config", {}).items()]
+    for name, config in adapters:
+        if getattr(config, "is_prompt_learning", False):
+            raise UnsupportedModelError(
+                f"adapter {name!r} is {config.peft_type.value}: PEFT's wrapper adds its tokens, and a "
+                "translator looks through wrappers, so they would be lost; call the wrapper's own generate"
+            )
+
+
+def _lock_of(model: nn.Module) -> Any:
+    """Return the lock that calls of all translators of a model take in turn."""
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+def _cut(row: _Row, limit: int, tags: list[int]) -> _Row:
+    """Return a row of `limit` tokens; `tags` is what an empty text has."""
+    behind = next(i for i, token in enumerate([*tags[::-1], None]) if token != row.ids[-1 - i])
+    return replace(row, ids=row.ids[: limit - behind] + row.ids[len(row.ids) - behind :])
 
 
 class _RowLength(StoppingCriteria):

@@ -1,10 +1,13 @@
 """Outputs that are kept are those of the very same system and text; a stopped evaluation goes on."""
 
+import copy
+
 import pytest
 import torch
+from tokenizers import decoders, normalizers
 
 from nspec_hf.core import Pair, UnknownPairError
-from nspec_hf.data import PairText, read_outputs
+from nspec_hf.data import LanguageTags, PairText, read_outputs
 from nspec_hf.evaluation import (
     TranslateConfig,
     Translator,
@@ -63,10 +66,45 @@ def other_weights():
     return system(network)
 
 
+def other_generation(**settings):
+    network = model()
+    network.generation_config.update(**settings)
+    return system(network)
+
+
+def other_config():
+    network = model()
+    network.config.scale_embedding = not network.config.scale_embedding
+    return system(network)
+
+
+def other_tokenizer(change):
+    spelled = copy.deepcopy(tokenizer())
+    change(spelled)
+    return Counting(model(), spelled, None, CONFIG)
+
+
+def read_lower_case(spelled):
+    """Let it read capitals as it reads lower case."""
+    spelled.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+def write_without_spaces(spelled):
+    spelled.backend_tokenizer.decoder = decoders.Fuse()
+
+
 @pytest.mark.parametrize(
     "other",
     [
         other_weights,
+        lambda: other_generation(no_repeat_ngram_size=2),
+        lambda: other_generation(repetition_penalty=1.7),
+        lambda: other_generation(bad_words_ids=[[9], [10]]),
+        lambda: other_generation(min_new_tokens=3),
+        lambda: other_generation(forced_eos_token_id=5),
+        other_config,
+        lambda: other_tokenizer(write_without_spaces),
+        lambda: Counting(model(), LanguageTags(tokenizer(), {"de": "fr", "fr": "de"}), None, CONFIG),
         lambda: system(chosen=masks(model())),
         lambda: system(config=TranslateConfig(num_beams=2, progress=False)),
     ],
@@ -81,6 +119,32 @@ def test_another_system_takes_nothing_that_lies_there(tmp_path, other):
     # The rest is still the first system's, and is not taken for this one's later.
     translate_test_set(translator, said, tmp_path)
     assert translator.asked == [*PAIRS[:2], *PAIRS[2:]]
+
+
+def test_a_tokenizer_that_reads_the_text_otherwise_translates_it_again(tmp_path):
+    capital = [PairText(text.pair, [s.upper() for s in text.sources], text.targets) for text in texts(3)[:2]]
+    translate_test_set(system(), capital, tmp_path)
+    translator = other_tokenizer(read_lower_case)
+    translate_test_set(translator, capital, tmp_path)
+    assert translator.asked == PAIRS[:2]
+
+
+def test_how_a_loaded_model_is_called_does_not_count(tmp_path):
+    said, network = texts(3), model()
+    translate_test_set(system(network), said, tmp_path)
+    network.config._name_or_path = network.generation_config.transformers_version = "elsewhere"
+    again = system(network)
+    translate_test_set(again, said, tmp_path)
+    assert again.asked == []
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"maker": 1}', '{"texts": []}'])
+def test_a_damaged_record_of_who_made_translations_makes_them_anew(tmp_path, content):
+    translate_test_set(system(), texts(3), tmp_path)
+    (tmp_path / evaluation.MAKER_FILE).write_text(content, encoding="utf-8")
+    translator = system()
+    translate_test_set(translator, texts(3), tmp_path)
+    assert translator.asked == PAIRS
 
 
 def test_other_text_is_translated_again(tmp_path):
@@ -134,6 +198,7 @@ def test_scores_are_those_of_the_outputs_with_their_recipe(tmp_path):
         assert found.value(text.pair, "chrf") == expected
     assert found.generation["masks"] == chosen.fingerprint()
     assert (found.generation["num_beams"], found.generation["seed"]) == (1, 1)
+    assert {"tokenizer", "model_config"} <= found.generation.keys()
     assert found.tier("en-fr") == "low"
 
 

@@ -96,12 +96,12 @@ def test_batches_keep_to_the_budget_and_hold_every_row_once():
     sources, pairs = mixed(8)
     rows = translator._encode(sources, pairs)
     for one_pair in (False, True):
-        batches = translator._batches(rows, one_pair)
+        batches = translator._batches(rows, {}, one_pair)
         assert sorted(row.number for batch in batches for row in batch) == list(range(len(sources)))
         for batch in batches:
             assert len(batch) * max(len(row.ids) for row in batch) * 3 <= 150 or len(batch) == 1
             assert not one_pair or len({row.pair for row in batch}) == 1
-    assert max(map(len, translator._batches(rows, False))) > 1
+    assert max(map(len, translator._batches(rows, {}, False))) > 1
 
 
 def test_a_text_that_is_too_long_is_cut_between_its_tags_and_warned_about():

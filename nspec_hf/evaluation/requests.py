@@ -1,0 +1,122 @@
+"""What a call of `translate` may ask of `generate`, and what would act on other texts than it is meant for.
+
+A translator sorts texts by length and cuts them into batches. So a function that is told a row of the batch
+must be told the text's number instead, one that is told nothing but sees all rows needs all texts in one
+batch and in their order, and what a translator makes itself (the prompt, the mask) cannot be handed in.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from nspec_hf.core import ConfigError, Pair
+
+_OURS = {
+    "decoder_input_ids": "the pair's tag is the prompt; prefix_allowed_tokens_fn can prescribe more",
+    "decoder_start_token_id": "it is that of the model",
+    "pair_ids": "they come from the pairs",
+    **dict.fromkeys(
+        (
+            "inputs",
+            "input_ids",
+            "inputs_embeds",
+            "attention_mask",
+            "encoder_outputs",
+            "decoder_attention_mask",
+        ),
+        "they come from the texts",
+    ),
+}
+# Of transformers' own processors, those that hold rows of a batch; the others treat all rows alike.
+_WITH_ROWS = {
+    "ClassifierFreeGuidanceLogitsProcessor",
+    "EncoderNoRepeatNGramLogitsProcessor",
+    "EncoderRepetitionPenaltyLogitsProcessor",
+    "PrefixConstrainedLogitsProcessor",
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+}
+
+
+def check_texts(texts: Sequence[str], pair: str | Sequence[str]) -> list[Pair]:
+    """Return the pair of each text.
+
+    Raises:
+        ConfigError: If a text is no string, or there are not as many pairs as texts.
+    """
+    wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ConfigError(f"texts are strings, but text {wrong} is {texts[wrong]!r}")
+    pairs = [Pair(pair)] * len(texts) if isinstance(pair, str) else list(map(Pair, pair))
+    if len(pairs) != len(texts):
+        raise ConfigError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair, or one for each text")
+    return pairs
+
+
+def check_generation(model: PreTrainedModel, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments for `generate`, once they are some that a translation can be made with.
+
+    Args:
+        model: Whose `generation_config` holds what is not asked for.
+        asked: What `translate` was given. A `generation_config` among it is taken as the settings that it
+            changes, which overrule the translator's as others do.
+
+    Raises:
+        ConfigError: If a setting asks for several translations of a text, is the translator's own to make, or
+            the settings contradict each other.
+    """
+    asked = dict(asked)
+    given = asked.pop("generation_config", None)
+    if given is not None:
+        asked = {**given.to_diff_dict(), **asked}
+        asked.pop("transformers_version", None)
+    for name in sorted(_OURS.keys() & asked.keys()):
+        raise ConfigError(f"a translator makes {name} itself: {_OURS[name]}; model.generate takes it")
+    if asked.get("return_dict_in_generate"):
+        raise ConfigError("a translator returns text; call model.generate for scores and hidden states")
+    several_by = {
+        "": asked.get("num_return_sequences"),
+        "model.generation_config.": model.generation_config.num_return_sequences,
+    }
+    for where, several in several_by.items():
+        if several not in (None, 1):
+            raise ConfigError(
+                f"{where}num_return_sequences is 1 for a translator, which returns one translation a text; "
+                f"it is {several}"
+            )
+    settings = {name: value for name, value in asked.items() if hasattr(model.generation_config, name)}
+    try:
+        GenerationConfig(**{**model.generation_config.to_diff_dict(), **settings}).validate()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"generate cannot follow these settings: {error}") from None
+    return asked
+
+
+def sees_rows(asked: Mapping[str, Any]) -> list[str]:
+    """Return the names of functions that see all rows of a batch at once, and may treat each its own way.
+
+    Transformers' own that treat all rows alike are not among them, nor what says so of itself by an attribute
+    `same_for_all_rows = True`.
+    """
+    functions = [*(asked.get("logits_processor") or ()), *(asked.get("stopping_criteria") or ())]
+    return [
+        getattr(function, "__name__", type(function).__name__)
+        for function in functions
+        if not getattr(function, "same_for_all_rows", False)
+        and (
+            type(function).__name__ in _WITH_ROWS or not type(function).__module__.startswith("transformers.")
+        )
+    ]
+
+
+def by_number(
+    allowed: Callable[[int, Tensor], list[int]], numbers: Sequence[int]
+) -> Callable[[int, Tensor], list[int]]:
+    """Return a `prefix_allowed_tokens_fn` of a batch, from one that is told the text's number.
+
+    Args:
+        allowed: Told the number of a text and its tokens so far.
+        numbers: The text's number of each row of the batch.
+    """
+    return lambda row, ids: allowed(numbers[row], ids)
