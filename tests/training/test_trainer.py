@@ -10,12 +10,12 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from nspec_hf.core import TrainingSetupError
+from nspec_hf.core import NotFiniteError, TrainingSetupError
 from nspec_hf.data import BatchConfig, EncodedCorpus, PairCollator
 from nspec_hf.gating import MASKS_FOLDER, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.training import SpecializationCallback, SpecializationTrainer, token_losses
-from tests.helpers.models import tiny_mbart
+from tests.helpers.models import tiny_m2m100, tiny_mbart
 from tests.helpers.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
 from tests.helpers.two_processes import run_in_processes
 
@@ -26,8 +26,10 @@ STEPS = 3
 class Rows(Dataset):
     """A plain data set with mixed pairs, which the Trainer batches by itself."""
 
-    def __init__(self, encoded):
-        order = np.random.default_rng(0).permutation(len(encoded)).tolist()
+    def __init__(self, encoded, shuffled=True):
+        order = (
+            np.random.default_rng(0).permutation(len(encoded)).tolist() if shuffled else range(len(encoded))
+        )
         self.rows = [encoded[i] for i in order]
 
     def __len__(self):
@@ -621,3 +623,117 @@ def test_an_empty_pair_has_no_metrics(tmp_path):
     found = specialized(tmp_path).evaluate(encoded)
     assert "eval_loss_en-de" in found
     assert "eval_loss_de-en" not in found
+
+
+def several(prediction, compute_result=True):
+    """Metrics of all kinds that the library takes: numbers, a string, a list, a nested dict, the inputs."""
+    parts = (prediction.predictions, prediction.label_ids, inputs_of(prediction))
+    outputs, labels, inputs = (np.asarray(part) for part in parts)
+    real = labels[(labels != -100) & (labels != 1)]
+    found = {
+        "sum": int(outputs[(outputs != -100) & (outputs != 1)].sum()),
+        "labels": int(real.sum()),
+        "sources": int(inputs[(inputs != -100) & (inputs != 1)].sum()),
+        "name": "tokens",
+        "first": [int(token) for token in outputs[0, :3]],
+        "nested": {"rows": len(labels), "inner": {"longest": np.float32(real.max())}},
+    }
+    return found if compute_result else {}
+
+
+def inputs_of(prediction):
+    return prediction.inputs["input_ids"] if isinstance(prediction.inputs, dict) else prediction.inputs
+
+
+@pytest.mark.parametrize("batchwise", [False, True])
+def test_the_same_metrics_give_the_same_in_the_plain_trainer(tmp_path, batchwise):
+    encoded, network = corpus(count=5, seed=2), model()
+    settings = {
+        "predict_with_generate": True,
+        "generation_max_length": 8,
+        "include_for_metrics": ["inputs", "loss"],
+        "batch_eval_metrics": batchwise,
+        "compute_metrics": several,
+        "per_device_eval_batch_size": 5,
+    }
+    own = build(SpecializationTrainer, network, tmp_path, **settings)
+    found = own.evaluate(encoded)
+    drop_pairs = PairCollator(tokenizer(), PAIRS)
+
+    def without_pairs(rows):
+        return {name: value for name, value in drop_pairs(rows).items() if name != "pair_ids"}
+
+    for pair in PAIRS:
+        network.generation_config.forced_bos_token_id = drop_pairs.tags.tag_id(pair.target)
+        plain = build(Seq2SeqTrainer, network, tmp_path, data_collator=without_pairs, **settings)
+        expected = plain.evaluate(Rows(encoded.subset(pair), shuffled=False))
+        for name in ("sum", "labels", "sources", "name", "first", "nested"):
+            assert found[f"eval_{name}_{pair}"] == expected[f"eval_{name}"], (name, pair)
+    assert found["eval_name"] == "tokens"
+    assert found["eval_nested"] == {
+        "rows": 5.0,
+        "inner": {"longest": np.mean([found[f"eval_nested_{pair}"]["inner"]["longest"] for pair in PAIRS])},
+    }
+    assert found["eval_sum"] == np.mean([found[f"eval_sum_{pair}"] for pair in PAIRS])
+    json.dumps(found)
+
+
+def test_a_gate_is_on_the_model_from_the_making_of_the_trainer(tmp_path):
+    network = model()
+    batch = PairCollator(tokenizer(), PAIRS)([corpus()[i] for i in (0, 30)])
+    reference = copy.deepcopy(network)
+    with NeuronGate(reference, masks(reference)), torch.no_grad():
+        expected = reference(**batch).logits
+    build(SpecializationTrainer, network, tmp_path, gate=NeuronGate(network, masks(network)))
+    with torch.no_grad():
+        assert torch.equal(network(**batch).logits, expected)
+
+
+def test_a_forced_first_token_does_not_follow_a_prompt_of_one_token(tmp_path):
+    """As in Marian and mBART-25, whose prompt is one token: the config's token would be every row's first."""
+    ids = tokenizer(target_on_source=True)
+    special = {name: getattr(ids, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    network = tiny_m2m100(vocab_size=len(ids), decoder_start_token_id=ids.eos_token_id, **special)
+    network.generation_config.forced_bos_token_id = forced = 5
+    collate = PairCollator(ids, PAIRS)
+    rows = [
+        {"pair": pair, "source": "one two" if pair.source == "en" else "un", "target": "drei"}
+        for pair in PAIRS
+    ]
+    batch = collate(rows)
+    with torch.no_grad():
+        logits = network(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=torch.full((len(rows), 1), ids.eos_token_id),
+        ).logits[:, -1]
+    wanted = logits.argmax(-1).tolist()
+    assert forced not in wanted
+    trainer = SpecializationTrainer(
+        model=network,
+        args=arguments(tmp_path, predict_with_generate=True),
+        data_collator=collate,
+        processing_class=ids,
+    )
+    found = trainer.predict(rows, max_new_tokens=3, num_beams=1).predictions
+    assert found[:, 1].tolist() == wanted
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_its_pairs(tmp_path):
+    network = model()
+    network.get_submodule("model.encoder.layers.0.fc1").weight.data[0, 0] = float("inf")
+    with pytest.raises(NotFiniteError, match=r"loss is not finite for .*en-de"):
+        build(SpecializationTrainer, network, tmp_path).train()
+    with pytest.raises(NotFiniteError, match="weights NaN or infinite"):
+        build(SpecializationTrainer, network, tmp_path, logging_steps=100).train()
+
+
+def test_a_checkpoint_of_nan_is_not_written(tmp_path):
+    network = model()
+    network.get_submodule("model.decoder.layers.0.fc1").weight.data[0, 0] = float("nan")
+    trainer = build(
+        SpecializationTrainer, network, tmp_path, save_strategy="steps", save_steps=1, logging_steps=9
+    )
+    with pytest.raises(NotFiniteError, match="nothing more is saved"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*/*"))
