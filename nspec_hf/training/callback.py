@@ -20,9 +20,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nspec_hf.core import TrainingSetupError
+from nspec_hf.core import TrainingSetupError, plain
 from nspec_hf.data import LanguageTags
-from nspec_hf.gating import Attachment
+from nspec_hf.gating import MASKS_FOLDER, Attachment
+from nspec_hf.training.checkpoints import STATE_NAME
 from nspec_hf.training.loss import PairTally, TokenLoss
 from nspec_hf.training.setup_checks import (
     check_finite,
@@ -80,8 +81,9 @@ class SpecializationCallback(TrainerCallback):
                 tokenizer = kwargs.get("processing_class")
                 tags = getattr(collator, "tags", None) or (LanguageTags(tokenizer) if tokenizer else None)
                 check_one_target_language(tags, self.gate.pairs, args.eval_strategy != "no")
-        if state.global_step:
-            self.gate.check_beside(checkpoint_folder(args, state))
+        if self.in_plain_trainer and state.global_step:
+            self._check_resumed(args, state)
+        self.remember(state)
         self.loss.label_smoothing = args.label_smoothing_factor
         self.loss.calls = 0
         self._checked_loss = False
@@ -156,6 +158,24 @@ class SpecializationCallback(TrainerCallback):
                 "neurons; make both from the same object (and without model_init, which makes a new one)"
             )
         self.gate.attach()
+
+    def remember(self, state: TrainerState) -> None:
+        """Put what the gate is into the state, which the library saves with a checkpoint and reads again."""
+        states: Any = state.stateful_callbacks
+        states[STATE_NAME] = {"args": {}, "attributes": plain(self.gate.facts())}
+
+    def _check_resumed(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Check that the checkpoint was trained with this gate; a callback is not told where it lies."""
+        states: Any = state.stateful_callbacks
+        known = states.get(STATE_NAME, {}).get("attributes")
+        if known is None:  # saved by an older version
+            self.gate.check_beside(checkpoint_folder(args, state))
+        elif known != plain(self.gate.facts()):
+            raise TrainingSetupError(
+                f"the checkpoint that training goes on from was trained with other masks or gate ({known}) "
+                f"than this one ({plain(self.gate.facts())}); load its masks, NeuronMasks.from_pretrained("
+                f"'checkpoint-{state.global_step}/{MASKS_FOLDER}')"
+            )
 
     def measures(self) -> dict[str, float]:
         """Return what a training log gets, and begin the pairs' means anew; all processes must call it."""

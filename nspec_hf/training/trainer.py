@@ -77,7 +77,7 @@ class SpecializationTrainer(HookedTrainer):
         self.into_checkpoint = []
         if self.gate is not None:
             self.before_weights = self.gate.shape_as
-            self.into_checkpoint.append(self.gate.save_beside)
+            self.into_checkpoint.append(self._keep_gate)
         if isinstance(self.train_dataset, EncodedCorpus):
             check_arguments(self.args, self.batch_config)
         minimize_losses(self.args)
@@ -204,6 +204,11 @@ class SpecializationTrainer(HookedTrainer):
         if not given:
             self.add_callback(callback)
         return callback
+
+    def _keep_gate(self, checkpoint: Path) -> None:
+        if self.specialization is not None:
+            self.specialization.gate.save_beside(checkpoint)
+            self.specialization.remember(self.state)
 
     def _make_loss(self) -> TokenLoss:
         if self.specialization is not None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArgumen
 from transformers.trainer_callback import ExportableState
 
 from nspec_hf.recording import plain_model
-from nspec_hf.training.checkpoints import best_checkpoint
+from nspec_hf.training.checkpoints import STATE_NAME, best_checkpoint
 from nspec_hf.training.setup_checks import check_finite
 
 
@@ -68,12 +68,15 @@ class HookedTrainer(Seq2SeqTrainer):
         super()._load_best_model()
 
     def _load_callback_state(self) -> None:
+        states: Any = self.state.stateful_callbacks
+        own = states.pop(STATE_NAME, None)  # no callback's, so the library would warn of it
         super()._load_callback_state()
+        if own is not None:
+            states[STATE_NAME] = own
         if self.resumed_from is not None and self.args.load_best_model_at_end:
             best = best_checkpoint(self.resumed_from)
             self.state.best_model_checkpoint = None if best is None else str(best)
         # Saving looks up every callback's place, which a checkpoint made without that callback has not.
-        states: Any = self.state.stateful_callbacks
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 states.setdefault(type(callback).__name__, {})

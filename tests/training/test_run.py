@@ -1,20 +1,25 @@
 """A run: to the end in one go or in several sittings, with the same weights; and recording a corpus."""
 
+import copy
+import fcntl
 import json
 import shutil
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from nspec_hf.core import ConfigError, EmptyPairError
+from nspec_hf.core import ArtifactError, ConfigError, EmptyPairError, FolderInUseError
 from nspec_hf.data import BatchConfig, EncodedCorpus, LanguageTags, PairCollator
 from nspec_hf.gating import MASKS_FOLDER, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, record
 from nspec_hf.training import SpecializationTrainer, TrainConfig, record_corpus, train, training_arguments
 from nspec_hf.training.checkpoints import RunClock
+from tests.helpers.kills import killed_at
+from tests.helpers.models import SIX_ARCHITECTURES, tiny_marian
 from tests.helpers.tiny_experiment import Killed
 from tests.helpers.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
 
@@ -34,12 +39,12 @@ def config(steps=4, patience=None, **changes):
     return TrainConfig(arguments={**arguments, **changes}, batches=batches, patience=patience)
 
 
-def run(folder, settings=None, gated=True, seed=0, **more):
+def run(folder, settings=None, gated=True, seed=0, gate_seed=3, text=24, **more):
     """Train the tiny model, with dropout; return it and the result."""
     network = model(seed, dropout=0.2)
-    gate = NeuronGate(network, masks(network)) if gated else None
+    gate = NeuronGate(network, masks(network, seed=gate_seed)) if gated else None
     more = {"validation": corpus(count=4, seed=1), **more}
-    return network, train(network, tokenizer(), corpus(), settings or config(), folder, gate=gate, **more)
+    return network, train(network, tokenizer(), corpus(text), settings or config(), folder, gate=gate, **more)
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +231,149 @@ def test_codes_reach_the_collator(tmp_path):
     tags = LanguageTags(tokenizer(), mapped)
     train(model(), tags, encoded, settings, tmp_path)
     record_corpus(model(), tags, encoded, RecordConfig(progress=False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"settings": config(learning_rate=0.5)}, r"arguments.learning_rate: 0.01 then, 0.5 now"),
+        ({"seed": 7}, "base: "),
+        ({"gate_seed": 8}, "gate.masks: "),
+        ({"gated": False}, "gate.masks: .* then, None now"),
+        ({"text": 5}, "text: "),
+    ],
+)
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_folder_with_weights_that_other_settings_made_is_refused(whole, tmp_path, changes, says, ended):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[0], folder)
+    if not ended:
+        (folder / "finished.json").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=says):
+        run(folder, **changes)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_how_long_and_how_a_run_is_watched_may_change(whole, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[0], folder)
+    assert run(folder, config(logging_steps=3, save_total_limit=5))[1].had_ended
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"until": {}}', "null", "[" * 100_000])
+@pytest.mark.parametrize("name", ["finished.json", "trainer_state.json"])
+def test_damaged_marks_of_a_run_are_named(whole, tmp_path, name, content):
+    for file in ("finished.json", "trainer_state.json"):
+        shutil.copy(whole[0] / file, tmp_path)
+    shutil.copytree(whole[0] / "model", tmp_path / "model")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ArtifactError, match=name):
+        run(tmp_path)
+
+
+def test_a_run_that_has_ended_without_its_model_says_what_to_do(whole, tmp_path):
+    shutil.copy(whole[0] / "finished.json", tmp_path)
+    with pytest.raises(ArtifactError, match=r"holds no weights; delete the run's finished.json"):
+        run(tmp_path)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with open(folder / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(FolderInUseError, match="another process is writing into"):
+            run(folder)
+    assert run(folder, config(steps=1))[1].updates == 1
+
+
+def test_a_copied_run_ends_with_its_own_best_checkpoint(tmp_path, monkeypatch):
+    settings = config(steps=4, load_best_model_at_end=True, learning_rate=5.0, warmup_steps=0)
+    kill(monkeypatch, "_finalize_training", step=4)
+    with pytest.raises(Killed):
+        run(tmp_path / "first", settings)
+    monkeypatch.undo()
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    # The place that the state names now holds other weights.
+    state = json.loads((tmp_path / "copy" / "checkpoint-4" / "trainer_state.json").read_text())
+    named = tmp_path / "first" / "checkpoint-2"
+    assert state["best_model_checkpoint"] == str(named)
+    weights = load_file(named / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, named / "model.safetensors")
+    network, _ = run(tmp_path / "copy", settings)
+    assert all(torch.equal(network.state_dict()[name], weight) for name, weight in weights.items())
+
+
+def test_a_copied_run_that_goes_on_keeps_its_own_best_checkpoint(tmp_path):
+    settings = {"load_best_model_at_end": True, "learning_rate": 5.0, "warmup_steps": 0}
+    run(tmp_path / "first", config(steps=4, **settings))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    weights = load_file(tmp_path / "copy" / "checkpoint-2" / "model.safetensors")
+    shutil.copy(
+        tmp_path / "first" / "checkpoint-4" / "model.safetensors", tmp_path / "first" / "checkpoint-2"
+    )
+    network, _ = run(tmp_path / "copy", config(steps=6, **settings))
+    assert all(torch.equal(network.state_dict()[name], weight) for name, weight in weights.items())
+    shutil.rmtree(tmp_path / "copy" / "checkpoint-2")
+    with pytest.raises(ArtifactError, match="best checkpoint of the run, checkpoint-2, is not in"):
+        run(tmp_path / "copy", config(steps=8, **settings))
+
+
+def with_ids(make):
+    ids = tokenizer()
+    special = {name: getattr(ids, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    sizes = {"vocab_size": len(ids)} | ({"decoder_vocab_size": len(ids)} if make is tiny_marian else {})
+    return make(**sizes, **special, decoder_start_token_id=ids.eos_token_id)
+
+
+def with_lora(make):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(5)
+    targets = (
+        ["q", "v"] if make in (SIX_ARCHITECTURES["t5"], SIX_ARCHITECTURES["mt5"]) else ["q_proj", "v_proj"]
+    )
+    return peft.get_peft_model(with_ids(make), peft.LoraConfig(target_modules=targets, r=2))
+
+
+@pytest.mark.parametrize("prepare", [with_ids, with_lora])
+@pytest.mark.parametrize("family", SIX_ARCHITECTURES)
+def test_run_then_run_again_gives_the_same_weights(family, prepare, tmp_path):
+    make = SIX_ARCHITECTURES[family]
+    trained = prepare(make)
+    start = copy.deepcopy(trained)
+    train(trained, tokenizer(), corpus(), config(steps=2), tmp_path)
+    assert not same_weights(trained, start)
+    again = prepare(make)
+    assert train(again, tokenizer(), corpus(), config(steps=2), tmp_path).had_ended
+    assert same_weights(trained, again)
+    # Killed after its last checkpoint: the checkpoint is read by the same function.
+    (tmp_path / "finished.json").unlink()
+    third = prepare(make)
+    assert train(third, tokenizer(), corpus(), config(steps=2), tmp_path).updates == 2
+    assert same_weights(trained, third)
+
+
+def survives(folder, number, expected):
+    """Kill a training at a moment, start it again, and compare its weights; return whether it was killed."""
+    was_killed = killed_at(number, folder, lambda: run(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the checkpoint that was being written
+        network, result = run(folder)
+    assert same_weights(network, expected)
+    assert result.updates == 4
+    assert same_weights(network, type(network).from_pretrained(folder / "model"))
+    return was_killed
+
+
+@pytest.mark.parametrize("number", [0, 7, 29])
+def test_a_run_killed_at_any_change_of_files_ends_with_the_same_weights(whole, tmp_path, number):
+    assert survives(tmp_path / "run", number, whole[1])
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_each_change_of_files_in_turn_ends_with_the_same_weights(whole, tmp_path):
+    number = 0
+    while survives(tmp_path / str(number), number, whole[1]):
+        number += 1
+    assert number >= 40

@@ -609,6 +609,35 @@ def test_resuming_from_a_checkpoint_of_another_folder_is_checked_too(tmp_path):
         other.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
 
 
+def test_a_plain_trainer_checks_the_masks_of_the_checkpoint_that_it_goes_on_from_wherever_it_lies(tmp_path):
+    """The callback is not told where it lies; a folder of other masks in the run's own is not looked at."""
+    data, saving = Rows(corpus(count=4)), {"save_strategy": "steps", "save_steps": 1}
+
+    def trainer(folder, seed, steps):
+        network = model()
+        callback = SpecializationCallback(NeuronGate(network, masks(network, seed=seed)))
+        return build(
+            Seq2SeqTrainer,
+            network,
+            folder,
+            data,
+            callbacks=[callback],
+            compute_loss_func=callback.loss,
+            max_steps=steps,
+            **saving,
+        )
+
+    trainer(tmp_path / "a", seed=3, steps=1).train()
+    trainer(tmp_path / "stale", seed=9, steps=1).train()
+    elsewhere = str(tmp_path / "a" / "checkpoint-1")
+    refused = trainer(tmp_path / "b", seed=9, steps=2)
+    with pytest.raises(TrainingSetupError, match=r"goes on from was trained with other masks"):
+        refused.train(resume_from_checkpoint=elsewhere)
+    right = trainer(tmp_path / "stale", seed=3, steps=2)
+    right.train(resume_from_checkpoint=elsewhere)
+    assert right.state.global_step == 2
+
+
 def test_masks_with_composed_pairs_in_addition_are_the_same_masks(tmp_path):
     network = model()
     chosen = masks(network)

@@ -1,0 +1,99 @@
+"""The library still calls what we override, and has what we reach for: fails when a release changes that."""
+
+import inspect
+
+import pytest
+import torch
+from accelerate import DataLoaderConfiguration
+from accelerate.data_loader import DataLoaderShard, prepare_data_loader
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer, Trainer
+from transformers.trainer_callback import CallbackHandler
+
+from nspec_hf.training import SpecializationTrainer
+from nspec_hf.training.trainer_hooks import HookedTrainer
+from tests.helpers.tiny_text import corpus, model
+from tests.training.test_trainer import build
+
+OVERRIDDEN = [name for name in vars(HookedTrainer) if name.startswith("_") and not name.startswith("__")]
+
+
+def test_every_private_name_that_we_override_is_the_library_s_or_ours_alone():
+    ours = {"_metrics_of", "_show_evaluation"}
+    assert ours == {name for name in OVERRIDDEN if not hasattr(Seq2SeqTrainer, name)}
+    for name in {*OVERRIDDEN} - ours:
+        theirs, own = (inspect.signature(getattr(kind, name)) for kind in (Seq2SeqTrainer, HookedTrainer))
+        assert list(theirs.parameters) == list(own.parameters)
+    assert "_internal_call" in inspect.signature(Trainer.save_model).parameters
+
+
+def test_the_library_calls_each_of_them(tmp_path, monkeypatch):
+    """One training with a checkpoint, a best one, and one that goes on from it."""
+    calls = []
+    for name in {*OVERRIDDEN} - {"_metrics_of", "_show_evaluation"}:
+        plain = getattr(HookedTrainer, name)
+
+        def watched(self, *args, _plain=plain, _name=name, **kwargs):
+            calls.append(_name)
+            return _plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(HookedTrainer, name, watched)
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "max_steps": 2,
+        "eval_dataset": corpus(4),
+        "remove_unused_columns": True,
+    }
+    rows = [corpus(4)[i] for i in range(16)]
+    build(SpecializationTrainer, model(), tmp_path, rows, **settings).train()
+    again = build(SpecializationTrainer, model(), tmp_path, rows, **{**settings, "max_steps": 3})
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert set(calls) == {*OVERRIDDEN} - {"_metrics_of", "_show_evaluation"}
+
+
+def test_a_checkpoint_s_model_is_saved_before_the_state_that_makes_it_whole(tmp_path):
+    there = []
+    trainer = build(
+        SpecializationTrainer, model(), tmp_path, save_strategy="steps", save_steps=1, max_steps=1
+    )
+    trainer.into_checkpoint.append(lambda folder: there.append({path.name for path in folder.iterdir()}))
+    trainer.train()
+    assert "model.safetensors" in there[0]
+    assert "trainer_state.json" not in there[0]
+    assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
+
+
+def test_accelerate_tells_how_many_rows_of_the_last_step_are_real():
+    """What `core/distributed.py` reads of a loader: without it duplicates would be counted twice."""
+    loader = prepare_data_loader(
+        DataLoader(torch.arange(10), batch_size=4), num_processes=2, process_index=1, put_on_device=False
+    )
+    assert isinstance(loader, DataLoaderShard)
+    assert loader.batch_sampler.even_batches
+    for _ in loader:
+        last = loader.end_of_dataloader
+    assert last
+    assert loader.remainder == 10 % 8
+    assert DataLoaderConfiguration().even_batches
+
+
+@pytest.mark.parametrize("name", ["callbacks", "train_dataloader", "eval_dataloader"])
+def test_the_callback_handler_has_what_we_read_and_set(name):
+    assert hasattr(CallbackHandler([], None, None, None, None), name)
+
+
+def test_generation_settings_are_those_of_the_library_s_private_name(tmp_path):
+    trainer = build(
+        SpecializationTrainer,
+        model(),
+        tmp_path,
+        predict_with_generate=True,
+        compute_metrics=lambda prediction: {"width": prediction.predictions.shape[1]},
+    )
+    trainer.model.generation_config.max_length = 5
+    widths = [trainer.evaluate(corpus(2), max_new_tokens=count)["eval_width"] for count in (4, 9)]
+    assert widths[0] < widths[1]
