@@ -295,8 +295,11 @@ def _placed(model: nn.Module, name: str, width: int) -> Site:
 
 def _refuse_activation(model: nn.Module, site: Site) -> None:
     activation = site_activation(model, site)
-    weights = activation.parameters() if isinstance(activation, nn.Module) else iter(())
-    device = next((each.device for each in weights if not each.is_meta), None)
+    weights = list(activation.parameters()) if isinstance(activation, nn.Module) else []
+    if any(weight.is_meta for weight in weights):
+        return  # nothing is loaded yet
+    # Named, since a model may be made under a device that holds no values.
+    device = weights[0].device if weights else "cpu"
     with torch.no_grad():
         at_zero = activation(torch.zeros(1, device=device)).abs().max().item()
     if at_zero != 0:
