@@ -36,7 +36,7 @@ from nspec_hf.comparison import (
     run_jobs,
     usable_cores,
 )
-from nspec_hf.core import ConfigError, join_tables, read_json, write_json, write_text
+from nspec_hf.core import ConfigError, exit_status, join_tables, read_json, write_json, write_text
 from nspec_hf.systems import ExperimentConfig, read_settings
 
 SPECIALIZE = Path(__file__).resolve().with_name("specialize.py")
@@ -163,4 +163,4 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("compare.py", main))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from nspec_hf.core import write_result
+from nspec_hf.core import exit_status, write_result
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, load_tokenizer, read_corpus
 from nspec_hf.evaluation import score
 from nspec_hf.export import ExportConfig, ExportReport, export_model, exported_tokens, gated_tokens
@@ -103,4 +103,4 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status("exports.py", main))

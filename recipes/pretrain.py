@@ -8,6 +8,9 @@ translations of the test set in `work/base/outputs`, scores and the whole recipe
 `recipes/results/NAME.base.json`.
 """
 
+import sys
+
+from nspec_hf.core import exit_status
 from nspec_hf.systems import ExperimentConfig, pretrain, read_settings
 
 
@@ -20,4 +23,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("pretrain.py", main))

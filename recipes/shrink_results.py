@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import read_json, write_json
+from nspec_hf.core import exit_status, read_json, write_json
 from nspec_hf.evaluation import Comparison, SystemScores
 from nspec_hf.systems import signed_scores, without_places
 
@@ -97,4 +97,4 @@ def small_tests(content: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("shrink_results.py", main))

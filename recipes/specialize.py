@@ -9,7 +9,9 @@ load → record → select → gate → train → evaluate → save. The systems
 the whole recipe go to `recipes/results/NAME.SYSTEM.sSEED.json`.
 """
 
-from nspec_hf.core import ConfigError
+import sys
+
+from nspec_hf.core import ConfigError, exit_status
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.systems import (
     SYSTEMS,
@@ -47,4 +49,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("specialize.py", main))

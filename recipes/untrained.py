@@ -8,13 +8,14 @@ training takes minutes or hours: for choosing a coverage, and for seeing which s
 table has all rows that were looked at, now or before, and goes to `recipes/results/NAME.untrained.json`.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nspec_hf.comparison import PlannedRun, chosen_runs, planned_rows
-from nspec_hf.core import write_result
+from nspec_hf.core import exit_status, write_result
 from nspec_hf.systems import (
     ExperimentConfig,
     Masked,
@@ -63,4 +64,4 @@ def _base_and_masks(runs: Sequence[PlannedRun]) -> list[tuple[str, PlannedRun]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("untrained.py", main))

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from nspec_hf import __version__
-from nspec_hf.core import NspecError
+from nspec_hf.core import ConfigError, exit_status
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("cli.pipeline", "count which neurons a trained model uses for which pair"),
@@ -53,24 +53,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # else a table with a ρ ends in an error on some terminals
             stream.reconfigure(errors="backslashreplace")
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    name, *rest = arguments or ["--help"]
+    called = f"nspec {name}" if name in COMMANDS else "nspec"
+    return exit_status(called, lambda: _answer(name, [_underscored(argument) for argument in rest]))
+
+
+def _answer(name: str, rest: list[str]) -> int:
+    if name in ("-h", "--help", "help"):
         sys.stdout.write(_help())
-        return 0
-    if arguments[0] == "--version":
+    elif name == "--version":
         sys.stdout.write(f"nspec {__version__}\n")
-        return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        sys.stderr.write(f"nspec: there is no command {name!r}; commands are: {', '.join(COMMANDS)}\n")
-        return 2
-    try:
-        return _run(name, [_underscored(argument) for argument in rest])
-    except (NspecError, OSError) as error:  # OSError: a file or model that is not there
-        sys.stderr.write(f"nspec {name}: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"nspec {name}: interrupted\n")
-        return 130
+    elif name in COMMANDS:
+        return _run(name, rest)
+    else:
+        raise ConfigError(f"there is no command {name!r}; commands are: {', '.join(COMMANDS)}")
+    return 0
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -81,6 +81,6 @@ if TYPE_CHECKING:
         world_size as world_size,
     )
     from nspec_hf.core.provenance import versions as versions, write_result as write_result
-    from nspec_hf.core.invocation import program as program
+    from nspec_hf.core.invocation import exit_status as exit_status, program as program
 
 __getattr__, __dir__, __all__ = attach(__name__)

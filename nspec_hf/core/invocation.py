@@ -1,10 +1,15 @@
-"""How the command line was called, so that commands which are printed for the user run as printed."""
+"""How the command line was called, and how it ends: printed commands run as printed, errors are one line."""
 
+import contextlib
+import errno
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from nspec_hf.core.errors import NspecError
 
 
 def program() -> str:
@@ -14,6 +19,39 @@ def program() -> str:
         return f"{_as_typed(Path(sys.executable))} -m nspec_hf"
     on_path = Path(shutil.which("nspec") or "").resolve() == script.resolve()
     return "nspec" if on_path or script.stem != "nspec" else _as_typed(script)
+
+
+def exit_status(name: str, call: Callable[[], int | None]) -> int:
+    """Run a command or a script to its end and return its exit status; what stops it is said in one line.
+
+    0, or what `call` returns: done. 2: something was asked that cannot be. 130: interrupted by Ctrl-C. 141:
+    what reads the output has gone.
+
+    Args:
+        name: What the line begins with.
+        call: What is run.
+    """
+    try:
+        status = call() or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except (NspecError, OSError) as error:  # OSError: a file or model that is not there
+        sys.stderr.write(f"{name}: {' '.join(str(error).split())}\n")
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _drop_output()
+        return 2
+
+
+def _drop_output() -> None:
+    """Forget what could not be written; else the interpreter tries again when it ends, and complains."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_typed(path: Path) -> str:

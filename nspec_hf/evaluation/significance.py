@@ -6,13 +6,14 @@ report it, and after Holm's correction, since of sixty directions three would pa
 """
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nspec_hf.core import ConfigError, Pair, Table, UnknownPairError, as_pairs
@@ -235,8 +236,16 @@ def _run(tasks: Sequence[Callable[[], Results]], n_jobs: int | None) -> list[Res
     # Forked processes need no `if __name__ == "__main__"` in the caller's script and start at once; these
     # touch neither torch nor CUDA. macOS and Windows cannot fork safely, or at all.
     method = "fork" if sys.platform.startswith("linux") else "spawn"
-    with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
-        return [running.result() for running in [pool.submit(task) for task in tasks]]
+    # Ctrl-C goes to all processes of a terminal: the workers leave it to this one, which ends them.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    others = set(active_children())
+    with ProcessPoolExecutor(workers, get_context(method), signal.signal, ignore) as pool:
+        try:
+            return [running.result() for running in [pool.submit(task) for task in tasks]]
+        except BaseException:
+            for worker in set(active_children()) - others:
+                worker.terminate()
+            raise
 
 
 def _judge(

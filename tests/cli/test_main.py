@@ -2,9 +2,13 @@
 
 import inspect
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from jsonargparse._parameter_resolvers import get_signature_parameters
@@ -124,3 +128,52 @@ def test_an_interrupted_command_says_so_in_one_line_and_leaves_with_130(monkeypa
     monkeypatch.setattr("nspec_hf.masks.NeuronMasks.from_pretrained", interrupted)
     assert main(["inspect", "--path", "masks"]) == 130
     assert capsys.readouterr().err == "nspec inspect: interrupted\n"
+
+
+def test_what_reads_the_output_may_go():
+    command = f"{sys.executable} -m nspec_hf --help | true; echo ${{PIPESTATUS[0]}}"
+    said = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
+    assert said.stdout == "141\n"
+    assert said.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "nspec_hf", "--help"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "nspec: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_ctrl_c_ends_a_command_and_its_workers_at_once_with_one_line(tmp_path):
+    sentences = [f"a sentence of six words number {number}" for number in range(400)]
+    for folder, ending in (("one", " a"), ("two", " b"), ("gold", "")):
+        (tmp_path / folder).mkdir()
+        for pair in ("en-de", "de-en", "en-fr"):
+            lines = "".join(f"{line}{ending}\n" for line in sentences)
+            (tmp_path / folder / f"{pair}.txt").write_text(lines, encoding="utf-8")
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start too.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from nspec_hf.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "compare", "--baseline", "one", "--system", "two"]
+    command += ["--references", "gold", "--n_samples", "10000000", "--n_jobs", "3"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(workers.read_text(encoding="utf-8").split()) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    numbers = workers.read_text(encoding="utf-8").split()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "nspec compare: interrupted\n"
+    assert not any(Path(f"/proc/{number}").exists() for number in numbers)
