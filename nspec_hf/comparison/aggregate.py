@@ -22,7 +22,7 @@ from nspec_hf.comparison.table_data import (
     tiers_of,
 )
 from nspec_hf.core import Pair
-from nspec_hf.evaluation import VERDICTS
+from nspec_hf.evaluation import VERDICTS, Verdict
 from nspec_hf.systems import ExperimentConfig, RunResult
 
 _Key = TypeVar("_Key")
@@ -123,7 +123,7 @@ class _Aggregation:
             }
             for metric in self.config.metrics
         }
-        verdicts = {
+        verdicts: dict[str, dict[Pair, tuple[Verdict, ...]]] = {
             metric: {pair: tuple(test.verdict for test in own) for pair, own in by_pair.items() if own}
             for metric, by_pair in by_metric.items()
         }

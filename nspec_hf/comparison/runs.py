@@ -218,7 +218,7 @@ def paired_tests(
     if not metrics:
         return None
     systems, references, wanted = (
-        {pair: list(text[pair]) for pair in pairs} for text in (ours, theirs, targets)
+        {str(pair): list(text[pair]) for pair in pairs} for text in (ours, theirs, targets)
     )
     n_samples = run.config.compare.n_samples
     text = digest(json.dumps([systems, references, wanted]))

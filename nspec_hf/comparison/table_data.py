@@ -55,9 +55,9 @@ class Against:
     """Metric → pair → difference."""
     blocks: Mapping[str, Numbers]
     """Metric → block → difference of averages."""
-    verdicts: Mapping[str, Mapping[str, tuple[Verdict, ...]]]
+    verdicts: Mapping[str, Mapping[Pair, tuple[Verdict, ...]]]
     """Metric → pair → verdict for each seed; no pair where the translations are gone."""
-    p_values: Mapping[str, Mapping[str, tuple[float, ...]]]
+    p_values: Mapping[str, Mapping[Pair, tuple[float, ...]]]
     """Metric → pair → p for each seed, each direction alone."""
     counts: Mapping[str, Mapping[str, Mapping[Verdict, int]]]
     """Metric → block → verdict → how often, over directions and seeds."""

@@ -75,7 +75,7 @@ class TrainingBar(TrainerCallback):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -183,5 +183,6 @@ def kinship_table(analysis: Analysis) -> Table:
     )
 
 
-def _gain(values: Mapping[str, float | None]) -> float:
-    return values["neuron_specialization"] - values["finetune"]
+def _gain(values: Mapping[str, float | None]) -> float | None:
+    specialized, control = values["neuron_specialization"], values["finetune"]
+    return None if specialized is None or control is None else specialized - control

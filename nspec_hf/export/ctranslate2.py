@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, ExportError, UnsupportedModelError
@@ -57,12 +58,12 @@ def convert(
     require_ctranslate2()
     from ctranslate2.converters import transformers as converters
 
-    name, size = type(model.config).__name__, model.get_input_embeddings().weight.shape[0]
+    name, size = type(model.config).__name__, _rows(model.get_input_embeddings())
     loader = converters._MODEL_LOADERS.get(name)
     if loader is None:
         known = ", ".join(sorted(converters._MODEL_LOADERS))
         raise UnsupportedModelError(f"CTranslate2 converts no model with a {name}; it converts: {known}")
-    if model.get_output_embeddings().weight.shape[0] != size:
+    if _rows(model.get_output_embeddings()) != size:
         raise UnsupportedModelError(
             f"this {name} has a vocabulary for each side, which is not converted; export it as 'pruned'"
         )
@@ -77,6 +78,12 @@ def convert(
         raise ExportError(
             f"CTranslate2 cannot convert this {name}: {error}; export it as 'pruned'"
         ) from error
+
+
+def _rows(module: nn.Module | None) -> int:
+    """Return how many tokens embeddings or an output projection have."""
+    weight = getattr(module, "weight", None)
+    return 0 if weight is None else weight.shape[0]
 
 
 def _made(folder: Path) -> str:

@@ -119,7 +119,7 @@ def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
                     f"{site.down!r} could hold; bake with silence='neuron'"
                 )
             constant_F = site_activation(model, site)(linear.bias) * off_F
-            down.bias += nn.functional.linear(constant_F, down.weight)
+            down.bias.add_(nn.functional.linear(constant_F, down.weight))
         _zero_rows(linear, off_F)
         if site.up:
             _zero_rows(linear_at(model, site.up), off_F)

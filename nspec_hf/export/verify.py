@@ -4,7 +4,7 @@ Decoding is greedy, and without the settings of a model's own `generation_config
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def _made_up(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
     picks = torch.randint(len(known), (count, 10), generator=generator).tolist()
     lengths = [3 + number % 8 for number in range(count)]
     return [
-        tokenizer.decode([known[pick] for pick in row[:length]])
+        str(tokenizer.decode([known[pick] for pick in row[:length]]))
         for row, length in zip(picks, lengths, strict=True)
     ]
 
@@ -96,19 +96,20 @@ def greedy(
     """Return the greedy translations of encoded sentences, without prompt and end of sentence."""
     prefix = tags.decoder_prefix(pair, decoder_start_token(model))
     # A generation config may forbid padding or not; it is no word in any case.
-    padding = {tags.tokenizer.pad_token_id} - {None, tags.tokenizer.eos_token_id}
+    tokenizer = tags.tokenizer
+    padding = [] if tokenizer.pad_token_id == tokenizer.eos_token_id else [tokenizer.pad_token_id]
     found = []
     for first in range(0, len(rows), _BATCH):
         batch = tags.tokenizer.pad({"input_ids": rows[first : first + _BATCH]}, return_tensors="pt")
         ids_BL = batch["input_ids"].to(model.device)
         with torch.no_grad():
-            outputs = model.generate(
+            outputs = cast(Any, model).generate(
                 input_ids=ids_BL,
                 attention_mask=batch["attention_mask"].to(model.device),
                 decoder_input_ids=torch.tensor([prefix] * len(ids_BL), device=model.device),
                 decoder_start_token_id=prefix[0],
                 max_new_tokens=max_new_tokens,
-                suppress_tokens=sorted(padding) or None,
+                suppress_tokens=padding or None,
                 **_GREEDY,
             )
         found += [until_end(row[len(prefix) :], tags.tokenizer) for row in outputs.tolist()]

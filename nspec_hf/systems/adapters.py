@@ -13,7 +13,6 @@ changes nothing. Where they stand:
   of width 512, 6.4 M of width 1,024.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -23,15 +22,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair
-from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
+from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing, linear_at
 from nspec_hf.recording import find_sites
 from nspec_hf.systems.families import Families, found_families, named_families
+from nspec_hf.systems.parts.clones import layer_path
 from nspec_hf.systems.parts.rowwise import Key, KeyOf, Keys, OwnModules, RowwiseAttachment, RowwiseOutput
 from nspec_hf.systems.parts.zero_shot import StandIns
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
-
-_LAYER = re.compile(r"^.*?\.\d+(?=\.)")
 
 
 class Adapter(nn.Module):
@@ -83,12 +81,15 @@ def adapter_places(model: nn.Module, per_layer: int) -> list[Place]:
     Raises:
         UnsupportedModelError: If the layers have no feed-forward block or no attention of a known shape.
     """
-    layers = {_layer(site.name): site for site in find_sites(model, ("ffn",))}
-    behind = {name: [Place(name, site.side, _width(model, site.down))] for name, site in layers.items()}
+    layers = {layer_path(site.name): site for site in find_sites(model, ("ffn",))}
+    behind = {
+        name: [Place(name, site.side, linear_at(model, site.down).out_features)]
+        for name, site in layers.items()
+    }
     if per_layer == 2:
         outputs = [site for site in find_sites(model, ("attention",)) if _puts_out(site.name)]
         # In forward order, so that a layer's last attention is what remains.
-        last = {_layer(site.name): Place(site.name, site.side, site.width) for site in outputs}
+        last = {layer_path(site.name): Place(site.name, site.side, site.width) for site in outputs}
         behind = {name: [last[name], *places] for name, places in behind.items()}
     return [place for places in behind.values() for place in places]
 
@@ -288,13 +289,5 @@ def _distinct(keys: Iterable[Key]) -> list[str]:
     return [str(key) for key in dict.fromkeys(keys) if key is not None]
 
 
-def _layer(name: str) -> str:
-    return _LAYER.match(name)[0]
-
-
 def _puts_out(name: str) -> bool:
     return name.rpartition(".")[2] in ("out_proj", "o_proj", "o")
-
-
-def _width(model: nn.Module, down: str) -> int:
-    return model.get_submodule(down).out_features

@@ -21,11 +21,11 @@ from transformers import (
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import BatchConfig, PairBatchSampler, PairCollator
-from nspec_hf.gating import Attachment, attachment_of
+from nspec_hf.gating import Attachment
 from nspec_hf.recording import eval_mode
 from nspec_hf.systems.parts.clones import ClonedUnits
 from nspec_hf.systems.run import Run
-from nspec_hf.systems.system import System
+from nspec_hf.systems.system import System, attached
 from nspec_hf.training import join_processes, token_losses
 
 _ROUNDS = 20
@@ -179,7 +179,7 @@ class Differentiate(TrainerCallback):
             share: Part of the limit that may be used now, in (0, 1].
             label_smoothing: Of the loss.
         """
-        cloned: ClonedUnits = attachment_of(model)
+        cloned = attached(model, ClonedUnits)
         gradients = pair_gradients(model, cloned, self._batches, label_smoothing)
         conflicting = [one for one in conflicts(cloned, gradients) if one.interference > self._threshold]
         limit = _most(cloned) if self._limit is None else self._limit
@@ -278,13 +278,13 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 def _inherit(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> None:
     """Let the optimizer train a copy as it trains what it is a copy of."""
-    for own, fresh in zip(old.parameters(), new.parameters(), strict=True):
+    for weight, clone in zip(old.parameters(), new.parameters(), strict=True):
         for group in optimizer.param_groups:
             # At the end of its group, where a Trainer that resumes puts it too.
-            if any(own is weight for weight in group["params"]):
-                group["params"].append(fresh)
-        if own in optimizer.state:
-            optimizer.state[fresh] = copy.deepcopy(optimizer.state[own])
+            if any(weight is each for each in group["params"]):
+                group["params"].append(clone)
+        if weight in optimizer.state:
+            optimizer.state[clone] = copy.deepcopy(optimizer.state[weight])
 
 
 def _size(module: nn.Module) -> int:

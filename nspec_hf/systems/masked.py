@@ -22,12 +22,11 @@ from nspec_hf.gating import (
     GateMode,
     NeuronGate,
     Silence,
-    attachment_of,
 )
 from nspec_hf.masks import NeuronMasks, SelectConfig
 from nspec_hf.recording import ActivationStats, RecordConfig
 from nspec_hf.systems.run import Run
-from nspec_hf.systems.system import System
+from nspec_hf.systems.system import System, attached
 from nspec_hf.training import last_checkpoint
 
 _MASKS = "masks"
@@ -101,7 +100,7 @@ class RefreshMasks(TrainerCallback):
     ) -> None:
         """Select, unless training ends here."""
         if state.global_step % self.every == 0 and state.global_step < state.max_steps:
-            attachment_of(kwargs["model"]).replace_masks(self.masks())
+            attached(kwargs["model"], NeuronGate).replace_masks(self.masks())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +151,7 @@ class NeuronSpecialization(Masked):
 
         def masks() -> NeuronMasks:
             # All neurons must run while they are counted.
-            gate = attachment_of(model)
+            gate = attached(model, NeuronGate)
             gate.detach()
             try:
                 return self.select(run.recorded(model, self.record(run), kept=False), run)

@@ -43,7 +43,7 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
     texts, validation = data.read(data.train_split), data.read(data.valid_split)
     with state.main_process_first():
         tokenizer = make_tokenizer(texts, config.vocabulary, folder / "tokenizer")
-    tags, longest = LanguageTags(tokenizer, data.codes), config.pretrain.batches.max_length
+    tags, longest = LanguageTags(tokenizer, data.codes), config.pretrain.batches.max_length or 256
     # Read before training, so that a file that is missing is missed now.
     tests = data.read_tests(tags)
     corpus = encode_corpus(texts, tags, longest)

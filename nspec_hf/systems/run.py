@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nspec_hf.core import Pair, plain, read_json, write_json
-from nspec_hf.data import EncodedCorpus, LanguageTags, PairText, encode_corpus, load_tokenizer
+from nspec_hf.data import EncodedCorpus, LanguageTags, Outputs, PairText, encode_corpus, load_tokenizer
 from nspec_hf.evaluation import SystemScores, Translator, score_system, translate_test_set
 from nspec_hf.gating import Attachment
 from nspec_hf.recording import ActivationStats, RecordConfig, load_model
@@ -26,8 +26,6 @@ from nspec_hf.training import (
     text_loss,
     train,
 )
-
-Outputs = dict[Pair, list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +91,10 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return join_processes().device
+        return torch.device(join_processes().device or "cpu")
 
     def _encoded(self, split: str) -> EncodedCorpus:
-        return encode_corpus(self.config.data.read(split), self.tags, self.budget().batches.max_length)
+        return encode_corpus(self.config.data.read(split), self.tags, self.budget().batches.max_length or 256)
 
     def base(self, **changes: Any) -> PreTrainedModel:
         """Return a fresh copy of the trained base; `changes` are fields of its config."""
@@ -105,8 +103,8 @@ class Run:
 
     def scratch(self, **changes: Any) -> PreTrainedModel:
         """Return an untrained model of the base's shape but for `changes`, which are fields of its config."""
-        model = fresh_model(self.config.base_model, {**self.config.model, **changes}, self.seed)
-        return model.to(self.device)
+        settings = {**self.config.model, **changes}
+        return fresh_model(self.config.base_model, settings, self.seed, self.device)
 
     def recorded(self, model: PreTrainedModel, record: RecordConfig, kept: bool = True) -> ActivationStats:
         """Return the statistics of the validation text.
@@ -204,10 +202,10 @@ class Run:
         data, decoding = self.config.data, plain(self.config.translate)
         return score_system(
             self.row,
-            outputs,
-            {text.pair: text.targets for text in texts},
+            {str(pair): lines for pair, lines in outputs.items()},
+            {str(text.pair): text.targets for text in texts},
             self.config.metrics,
-            sources={text.pair: text.sources for text in texts},
+            sources={str(text.pair): text.sources for text in texts},
             generation={name: value for name, value in decoding.items() if name != "progress"},
             pivot=data.pivot,
             tiers=data.tiers,

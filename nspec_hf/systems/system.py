@@ -15,14 +15,29 @@ and one line in `registry.py`. All systems are trained, translate, are scored an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from nspec_hf.core import plain
-from nspec_hf.gating import Attachment
+from nspec_hf.core import TrainingSetupError, plain
+from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.systems.run import Outputs, Run
 from nspec_hf.training import load_weights
+
+_Attached = TypeVar("_Attached", bound=Attachment)
+
+
+def attached(model: nn.Module, kind: type[_Attached]) -> _Attached:
+    """Return what a system put on its model.
+
+    Raises:
+        TrainingSetupError: If something else, or nothing, is on it.
+    """
+    attachment = attachment_of(model)
+    if not isinstance(attachment, kind):
+        raise TrainingSetupError(f"the model has no {kind.__name__} on it, but {type(attachment).__name__}")
+    return attachment
 
 
 @dataclass(frozen=True, kw_only=True)

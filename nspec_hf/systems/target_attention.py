@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import Pair
-from nspec_hf.gating import Attachment, Routing
+from nspec_hf.gating import Attachment, Routing, linear_at
 from nspec_hf.recording import find_sites
 from nspec_hf.systems.parts.rowwise import Key, Keys, OwnModules, RowwiseAttachment, RowwisePart
 from nspec_hf.systems.run import Run
@@ -58,7 +58,7 @@ def target_attention(model: PreTrainedModel, pairs: list[Pair], seed: int = 1) -
     names = [site.name for site in find_sites(model, ("attention",))]
 
     def fresh(name: str) -> nn.Module:
-        like = model.get_submodule(name)
+        like = linear_at(model, name)
         new = nn.Linear(like.in_features, like.out_features, like.bias is not None)
         model._init_weights(new)
         return new.to(like.weight.device, like.weight.dtype)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoModelForSeq2SeqLM,
     M2M100Config,
@@ -58,14 +59,17 @@ def make_model(
     )
 
 
-def fresh_model(name: str, settings: Mapping[str, Any], seed: int) -> PreTrainedModel:
+def fresh_model(
+    name: str, settings: Mapping[str, Any], seed: int, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
     """Return an untrained model of a trained one's shape, but for what `settings` say of its config.
 
     Args:
         name: Hub id or folder of the trained one.
         settings: Fields of its config.
         seed: Seed of the weights.
+        device: Where it is moved.
     """
     config = load_config(name, settings, for_training=True)
     set_seed(seed)
-    return AutoModelForSeq2SeqLM.from_config(config)
+    return AutoModelForSeq2SeqLM.from_config(config).to(device)

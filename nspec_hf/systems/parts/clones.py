@@ -8,6 +8,7 @@ model says how it has to be put together again.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,11 @@ def units_of(model: nn.Module) -> list[str]:
         UnsupportedModelError: If the layers cannot be found.
     """
     linears = prunable(model)
-    layers = {name[: _end_of_layer(name)] for name in linears}
+    layers = {layer_path(name) for name in linears}
     return [
         name
         for name, module in plain_model(model).named_modules()
-        if name in linears or (_is_norm(module) and name[: _end_of_layer(name)] in layers)
+        if name in linears or (_is_norm(module) and layer_path(name) in layers)
     ]
 
 
@@ -127,7 +128,7 @@ class ClonedUnits(RowwiseAttachment):
             number: Which copy of it.
             pairs: Indices of those that leave.
         """
-        clone = _twin(self.module(unit, number))
+        clone = _copied(self.module(unit, number))
         self.clones.add(unit, clone, pairs)
         return clone
 
@@ -145,7 +146,7 @@ class ClonedUnits(RowwiseAttachment):
         for number in range(1, int(saved.max()) + 1):
             unit = int((saved == number).any(dim=1).nonzero()[0])
             users = (saved[unit] == number).nonzero()[:, 0].tolist()
-            self.clones.add(unit, _twin(self.module(unit, 0)), users)
+            self.clones.add(unit, _copied(self.module(unit, 0)), users)
 
     def facts(self) -> dict[str, Any]:
         """Return which pairs share which units, where not all share one."""
@@ -175,7 +176,7 @@ class _Unit:
         return self.clones.clone(key)(x) if key else original(x)
 
 
-def _twin(module: nn.Module) -> nn.Module:
+def _copied(module: nn.Module) -> nn.Module:
     """Return a copy of a module as it is when nothing has taken it over."""
     taken = vars(module).pop("forward", None)
     try:
@@ -194,14 +195,10 @@ def _saved_map(folder: Path) -> Tensor | None:
     return None
 
 
-def _end_of_layer(name: str) -> int:
-    """Return where the path of the layer ends in a name: behind its first number."""
-    end = 0
-    for part in name.split("."):
-        end += len(part) + 1
-        if part.isdigit():
-            return end - 1
-    return 0
+def layer_path(name: str) -> str:
+    """Return the path of the layer in a module's name, up to its first number; empty where there is none."""
+    match = re.match(r"(?:[^.]+\.)*?\d+(?=\.|$)", name)
+    return match[0] if match else ""
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ The trap: a deep copy of a model copies what the parts hold, but never what a cl
 computes with own weights is an object, a bound method or a function of its arguments.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from nspec_hf.core import Pair, TrainingSetupError
 from nspec_hf.gating import OWN_WEIGHTS, Attachment, Part, Routing, Takeover
 
-Key = Hashable
+Key = Any
+"""Anything hashable."""
 KeyOf = Callable[[Pair], Key]
 
 
@@ -61,31 +62,22 @@ class Keys:
         return torch.cat(parts)[torch.cat(order).argsort()]
 
 
-class RowwisePart:
-    """One module that is computed key by key.
+class _Taken:
+    """A module that is taken over.
 
     Args:
-        module: What is taken over; its forward has one argument.
+        module: The module.
         keys: The pairs' keys.
-        compute: Gets what the module's own forward makes of its input, as a function, the rows of one key and
-            the key; returns the output for these rows.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        keys: Keys,
-        compute: Callable[[Callable[[Tensor], Tensor], Tensor, Key], Tensor],
-    ) -> None:
+    def __init__(self, module: nn.Module, keys: Keys) -> None:
         self.module = module
         self._keys = keys
-        self._compute = compute
         self._taken: list[Takeover] = []
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Stand in for the module's forward: x [R, L, D] → [R, L, F]."""
-        original = self._taken[0].original
-        return self._keys.by_key(x, lambda rows, key: self._compute(original, rows, key))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the module's forward."""
+        raise NotImplementedError
 
     def attach(self) -> None:
         """Take the module over."""
@@ -102,7 +94,32 @@ class RowwisePart:
         return [taken.in_place for taken in self._taken]
 
 
-class RowwiseOutput(RowwisePart):
+class RowwisePart(_Taken):
+    """One module that is computed key by key.
+
+    Args:
+        module: What is taken over; its forward has one argument.
+        keys: The pairs' keys.
+        compute: Gets what the module's own forward makes of its input, as a function, the rows of one key and
+            the key; returns the output for these rows.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        keys: Keys,
+        compute: Callable[[Callable[[Tensor], Tensor], Tensor, Key], Tensor],
+    ) -> None:
+        super().__init__(module, keys)
+        self._compute = compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stand in for the module's forward: x [R, L, D] → [R, L, F]."""
+        original = self._taken[0].original
+        return self._keys.by_key(x, lambda rows, key: self._compute(original, rows, key))
+
+
+class RowwiseOutput(_Taken):
     """One module that runs as it is, and whose output is then changed key by key.
 
     Args:
@@ -113,14 +130,15 @@ class RowwiseOutput(RowwisePart):
     """
 
     def __init__(self, module: nn.Module, keys: Keys, change: Callable[[Tensor, Key], Tensor]) -> None:
-        super().__init__(module, keys, change)
+        super().__init__(module, keys)
+        self._change = change
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the module's forward."""
         output = self._taken[0].original(*args, **kwargs)
         if isinstance(output, Tensor):
-            return self._keys.by_key(output, self._compute)
-        return (self._keys.by_key(output[0], self._compute), *output[1:])
+            return self._keys.by_key(output, self._change)
+        return (self._keys.by_key(output[0], self._change), *output[1:])
 
 
 class OwnModules(nn.Module):

@@ -27,7 +27,7 @@ from nspec_hf.core import (
     unpack,
     write_artifact,
 )
-from nspec_hf.gating import Routing
+from nspec_hf.gating import Routing, linear_at
 from nspec_hf.recording import KINDS, Site, find_sites, plain_model, site_from_name
 from nspec_hf.systems.parts.rowwise import Keys, RowwiseAttachment, RowwisePart
 from nspec_hf.systems.parts.zero_shot import StandIns
@@ -66,7 +66,7 @@ class Subnetworks:
 
     def density(self) -> dict[str, float]:
         """Return the share of all weights that are kept, for each pair."""
-        kept_P = sum(keep_POI.sum(dim=(1, 2)) for keep_POI in self.keep.values())
+        kept_P = torch.stack([keep_POI.sum(dim=(1, 2)) for keep_POI in self.keep.values()]).sum(dim=0)
         weights = sum(keep_POI[0].numel() for keep_POI in self.keep.values())
         return {str(pair): kept / weights for pair, kept in zip(self.pairs, kept_P.tolist(), strict=True)}
 
@@ -123,7 +123,7 @@ def keep_largest(weight_OI: Tensor, pruned: float) -> Tensor:
     return keep.view_as(weight_OI).cpu()
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Module]:
+def prunable(model: nn.Module) -> dict[str, nn.Linear]:
     """Return the linears that are pruned by name: attention and feed-forward, all of every layer.
 
     Not the embeddings, the output projection and the norms, and of a linear not the bias.
@@ -133,7 +133,7 @@ def prunable(model: nn.Module) -> dict[str, nn.Module]:
     """
     model = plain_model(model)
     names = [name for site in find_sites(model, KINDS) for name in (site.name, site.up) if name]
-    return {name: model.get_submodule(name) for name in names}
+    return {name: linear_at(model, name) for name in names}
 
 
 class SubnetworkAttachment(RowwiseAttachment):
@@ -164,7 +164,7 @@ class SubnetworkAttachment(RowwiseAttachment):
 class _PrunedLinear:
     """A linear whose weights are zero where the pair of a row does not use them."""
 
-    def __init__(self, linear: nn.Module, site: Site, keep_POI: Tensor, stand_ins: StandIns) -> None:
+    def __init__(self, linear: nn.Linear, site: Site, keep_POI: Tensor, stand_ins: StandIns) -> None:
         self.linear, self.side, self.keep_POI, self.stand_ins = linear, site.side, keep_POI, stand_ins
 
     def key(self, pair: Pair) -> int:
@@ -182,7 +182,7 @@ class _PrunedLinear:
         return nn.functional.linear(x, torch.where(self.keep_POI[key], weight, 0.0), self.linear.bias)
 
 
-def _check_linears(linears: Mapping[str, nn.Module], subnetworks: Subnetworks) -> None:
+def _check_linears(linears: Mapping[str, nn.Linear], subnetworks: Subnetworks) -> None:
     wanted = {name: tuple(keep.shape[1:]) for name, keep in subnetworks.keep.items()}
     shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
     wrong = sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
