@@ -40,7 +40,7 @@ class SelectConfig:
     """For `random`: the share of neurons kept at every site, in (0, 1]."""
 
     seed: int = 1
-    """For `random`: the seed."""
+    """For `random`: the seed, zero or more."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -52,6 +52,7 @@ class SelectConfig:
         require_share("general", self.general)
         require_share("threshold", self.threshold)
         require_share("density", self.density, above_zero=True)
+        require(type(self.seed) is int and self.seed >= 0, f"seed is an integer from 0, got {self.seed!r}")
         object.__setattr__(self, "sides", as_names(self.sides))
         unknown = sorted(set(self.sides) - {"encoder", "decoder"})
         require(bool(self.sides) and not unknown, f"sides are 'encoder' and 'decoder', got {self.sides}")

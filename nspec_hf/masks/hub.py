@@ -12,7 +12,6 @@ Shape letters: P = pairs, F = neurons of a site.
 
 import json
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,8 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 
 from nspec_hf import __version__
@@ -37,6 +37,7 @@ from nspec_hf.core import (
     digest,
     pack,
     read_artifact,
+    read_json,
     require,
     unpack,
     write_artifact,
@@ -144,7 +145,7 @@ class SavedMasks:
             raise ConfigError(f"two figures have one file name: {', '.join(map(str, figures))}")
         card = card_text(self, repo=repo or folder.resolve().name, model=model, figures=list(images))
         self.save(folder / MASKS_FILE)
-        _write_texts(folder, self._described(), card)
+        _write_texts(folder, {"fingerprint": self.fingerprint(), **self._described()}, card)
         for name, image in images.items():
             with atomic_write(folder / name) as file:
                 file.write(image)
@@ -180,11 +181,12 @@ class SavedMasks:
                 for kind in kinds
             )
             masks = cls(stated["pairs"], keep, general=general[0] if general else None, recipe=recipe)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} does not describe masks ({error!r}); save them again") from error
         if tensors:
             others = ", ".join(sorted(tensors))
             raise ArtifactError(f"{path} holds tensors that it does not describe: {others}")
+        _warn_of_other_copy(path.with_name(COPY_FILE), masks.fingerprint())
         return masks
 
     def push_to_hub(
@@ -285,6 +287,20 @@ def _write_texts(folder: Path, described: Mapping[str, Any], card: str) -> None:
     _replace_own(folder / "README.md", card, f"\nlibrary_name: {LIBRARY}\n")
 
 
+def _warn_of_other_copy(path: Path, fingerprint: str) -> None:
+    """Warn where the readable files beside masks are of other masks: a save was broken off between them."""
+    try:
+        stated = read_json(path, ArtifactError) if path.is_file() else {}
+    except ArtifactError:
+        stated = {"fingerprint": "unreadable"}
+    if isinstance(stated, dict) and stated.get("fingerprint", fingerprint) != fingerprint:
+        warnings.warn(
+            f"{path.name} and the card in {path.parent} are of other masks than {MASKS_FILE}, which counts; "
+            "a save was broken off: call save_pretrained again",
+            stacklevel=3,
+        )
+
+
 def _find(folder_or_repo: str | os.PathLike, revision: str | None, download: Mapping[str, Any]) -> Path:
     """Return the folder itself, or the one in the cache into which the Hub's repository was downloaded."""
     folder = Path(folder_or_repo)
@@ -296,8 +312,12 @@ def _find(folder_or_repo: str | os.PathLike, revision: str | None, download: Map
 
 
 def _download(repo: str, revision: str | None, download: Mapping[str, Any]) -> Path:
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
-        raise FileNotFoundError(f"{repo} is no folder, and cannot be a repository's id either")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"{repo} is no folder, and cannot be a repository's id either: {error}"
+        ) from None
     # config.json too: its requests are what the Hub counts as downloads.
     files = [MASKS_FILE, "config.json"]
     own = {"library_name": LIBRARY, "library_version": __version__}

@@ -8,8 +8,14 @@ shortest prefix whose counts reach `coverage` of the layer's total. Allocation i
 most. Random selection is the control that both are compared with.
 """
 
+from bisect import bisect_left
+from fractions import Fraction
+from itertools import accumulate
+
 import torch
 from torch import Tensor
+
+from nspec_hf.core import require, require_share
 
 
 def select_by_coverage(counts_F: Tensor, coverage: float) -> Tensor:
@@ -19,24 +25,32 @@ def select_by_coverage(counts_F: Tensor, coverage: float) -> Tensor:
 
     Args:
         counts_F: How often each neuron fired; zero or more. Shape [..., F], each row on its own.
-        coverage: Share of the row's total count to reach, in (0, 1].
+        coverage: Share of the row's total count to reach, in (0, 1]: the number as it is written, so that 55
+            of 100 reach 0.55, though the nearest float is a little more.
 
     Returns:
         Boolean tensor of the same shape; True = keep. A row that never fired keeps nothing.
 
     Raises:
-        ValueError: If `coverage` lies outside (0, 1] or a count is negative or not finite.
+        ConfigError: If `coverage` lies outside (0, 1] or a count is negative or not finite.
     """
-    if not 0 < coverage <= 1:
-        raise ValueError(f"coverage must lie in (0, 1], got {coverage}")
+    require_share("coverage", coverage, above_zero=True)
     _require_not_negative("counts", counts_F)
+    share = Fraction(repr(float(coverage)))
     # Stable, so that neurons with equal counts are taken in index order on every machine.
-    sorted_F, order_F = torch.sort(counts_F.double(), dim=-1, descending=True, stable=True)
-    before_F = sorted_F.cumsum(dim=-1) - sorted_F
-    keep_sorted_F = before_F < coverage * sorted_F.sum(dim=-1, keepdim=True)
-    # Sums of fractions are rounded: without this, a neuron that never fired could be kept at coverage 1.
-    keep_sorted_F &= sorted_F > 0
+    sorted_F, order_F = torch.sort(counts_F, dim=-1, descending=True, stable=True)
+    lengths = [_shortest_prefix(row, share) for row in sorted_F.reshape(-1, sorted_F.shape[-1]).tolist()]
+    lengths_F = torch.tensor(lengths, device=order_F.device).reshape(*order_F.shape[:-1], 1)
+    keep_sorted_F = torch.arange(order_F.shape[-1], device=order_F.device) < lengths_F
     return torch.zeros_like(keep_sorted_F).scatter(-1, order_F, keep_sorted_F)
+
+
+def _shortest_prefix(counts: list[int] | list[float], share: Fraction) -> int:
+    """Return how many of the counts, from the first, reach a share of their sum; nothing is rounded."""
+    exact = counts if all(type(count) is int for count in counts) else map(Fraction, counts)
+    sums = list(accumulate(exact))
+    needed = share * sums[-1]
+    return bisect_left(sums, needed) + 1 if needed else 0
 
 
 def allocate_by_importance(importance_PF: Tensor, general: float, threshold: float) -> tuple[Tensor, Tensor]:
@@ -55,16 +69,16 @@ def allocate_by_importance(importance_PF: Tensor, general: float, threshold: flo
         Boolean tensors `keep_PF` (general and specific neurons of each pair) and `general_F`; True = keep.
 
     Raises:
-        ValueError: If a share lies outside [0, 1], the tensor is not [P, F] with P > 0, or an importance is
+        ConfigError: If a share lies outside [0, 1], the tensor is not [P, F] with P > 0, or an importance is
             negative or not finite.
     """
-    for name, share in (("general", general), ("threshold", threshold)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {share}")
-    if importance_PF.dim() != 2 or len(importance_PF) == 0:
-        raise ValueError(
-            f"importance must have shape [pairs, neurons], at least one pair, got {list(importance_PF.shape)}"
-        )
+    require_share("general", general)
+    require_share("threshold", threshold)
+    shape = list(importance_PF.shape)
+    require(
+        len(shape) == 2 and shape[0] > 0,
+        f"importance must have shape [pairs, neurons], at least one pair, got {shape}",
+    )
     _require_not_negative("importance", importance_PF)
     importance_PF = importance_PF.double()
     width = importance_PF.shape[1]
@@ -92,17 +106,16 @@ def select_random(width: int, density: float, generator: torch.Generator) -> Ten
         Boolean tensor of shape [F]; True = keep.
 
     Raises:
-        ValueError: If `density` lies outside [0, 1] or `width` is negative.
+        ConfigError: If `density` lies outside [0, 1] or `width` is negative.
     """
-    if not 0 <= density <= 1:
-        raise ValueError(f"density must lie in [0, 1], got {density}")
-    if width < 0:
-        raise ValueError(f"width is a number of neurons, got {width}")
+    require_share("density", density)
+    require(width >= 0, f"width is a number of neurons, got {width}")
     keep_F = torch.zeros(width, dtype=torch.bool)
     keep_F[torch.randperm(width, generator=generator)[: round(density * width)]] = True
     return keep_F
 
 
 def _require_not_negative(name: str, values: Tensor) -> None:
-    if not torch.isfinite(values).all() or (values < 0).any():
-        raise ValueError(f"{name} must be finite and not negative")
+    require(
+        bool(torch.isfinite(values).all() and (values >= 0).all()), f"{name} must be finite and not negative"
+    )

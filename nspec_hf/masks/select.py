@@ -8,14 +8,14 @@ Shape letters: P = pairs, F = neurons of a site, G = groups of pairs.
 import importlib.metadata
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, Pair, digest
+from nspec_hf.core import ConfigError, Pair, digest, require
 from nspec_hf.masks.config import SelectConfig
 from nspec_hf.masks.rules import allocate_by_importance, select_by_coverage, select_random
 from nspec_hf.recording import ActivationStats, Site
@@ -56,6 +56,19 @@ class Recipe:
     derived: tuple[str, ...] = ()
     """What was done with the masks since, in order: composition, union, subset …"""
 
+    def __post_init__(self) -> None:
+        """Check the types, which a file may have wrong."""
+        kinds = {
+            "settings": Mapping,
+            "corpus": Mapping,
+            "tokens": Mapping,
+            "versions": Mapping,
+            "derived": tuple,
+        }
+        for name in (each.name for each in fields(self)):
+            value, kind = getattr(self, name), kinds.get(name, str)
+            require(isinstance(value, kind), f"{name} of a recipe is a {kind.__name__}, got {value!r}")
+
 
 class Selected(NamedTuple):
     """Which neurons were chosen, and how."""
@@ -74,7 +87,7 @@ def choose(stats: ActivationStats, config: SelectConfig) -> Selected:
 
     Raises:
         ConfigError: If a selected side has no site in the statistics, or the score was not recorded.
-        EmptyPairError: If importance is asked for and a pair has no tokens.
+        EmptyPairError: If nothing was counted for a pair.
     """
     sites = _sites_of(stats, config)
     if config.method == "random":
@@ -82,6 +95,7 @@ def choose(stats: ActivationStats, config: SelectConfig) -> Selected:
         keep = draw({site.name: site.width for site in sites}, stats.pairs, kept, config.seed)
         return Selected(keep, None, _recipe(stats, config, "density", "seed"))
     if config.method == "coverage":
+        stats.refuse_empty()
         _warn_silent(stats.pairs, {site.name: stats.counts[site.name] for site in sites}, "nothing")
         keep = {site.name: _covering(stats, site, config) for site in sites}
         return Selected(keep, None, _recipe(stats, config, "coverage", "coverage_decoder", "by"))

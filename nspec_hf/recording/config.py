@@ -47,6 +47,8 @@ class RecordConfig:
         require(bool(self.kinds), "kinds names at least one of: ffn, attention, ffn_out")
         unknown = sorted(set(self.kinds) - {"ffn", "attention", "ffn_out"})
         require(not unknown, f"unknown kinds {unknown}; kinds are: ffn, attention, ffn_out")
+        limit = self.max_sentences
         require(
-            self.max_sentences is None or self.max_sentences > 0, "max_sentences is a positive number or None"
+            limit is None or (type(limit) is int and limit > 0),
+            f"max_sentences is a positive whole number or None, got {limit!r}",
         )

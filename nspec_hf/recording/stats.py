@@ -19,7 +19,6 @@ from nspec_hf.core import (
     ArtifactError,
     ConfigError,
     EmptyPairError,
-    NspecError,
     Pair,
     SiteMismatchError,
     add_up,
@@ -29,7 +28,7 @@ from nspec_hf.core import (
     write_artifact,
 )
 from nspec_hf.recording.config import RecordConfig
-from nspec_hf.recording.sites import Site, as_sites
+from nspec_hf.recording.sites import Site, as_sites, site_from_name
 
 KIND = "nspec_stats"
 SIDES = ("encoder", "decoder")
@@ -228,17 +227,27 @@ class ActivationStats:
         tensors, metadata = read_artifact(path, KIND)
         try:
             sites = [Site(**site) for site in metadata["sites"]]
+            shapes = {f"counts/{site.name}": (len(metadata["pairs"]), site.width) for site in sites}
+            # Checked first: a width that no tensor has would ask for memory that there is not.
+            if any(tuple(tensors[name].shape) != shape for name, shape in shapes.items()):
+                raise ConfigError("counts have other shapes")
+            if sites != [site_from_name(site.name, site.width) for site in sites]:
+                raise ConfigError("a site is not what its name says")
             config = RecordConfig(**{**metadata["config"], "kinds": tuple(metadata["config"]["kinds"])})
             stats = cls(metadata["pairs"], sites, config, metadata["base"], metadata["corpus"])
-        except (KeyError, TypeError, NspecError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{path} does not describe statistics ({error!r}); record them again"
             ) from error
         own = stats.tensors()
-        described = {name: tensor.shape for name, tensor in own.items()}
-        if described != {name: tensor.shape for name, tensor in tensors.items()}:
+        described, given = (
+            {name: (tensor.shape, tensor.dtype) for name, tensor in named.items()} for named in (own, tensors)
+        )
+        if described != given:
             raise ArtifactError(f"the tensors of {path} are not those that it describes; record them again")
         for name, tensor in own.items():
+            if not (torch.isfinite(tensors[name]) & (tensors[name] >= 0)).all():
+                raise ArtifactError(f"{name} of {path} is negative or not finite; record them again")
             tensor.copy_(tensors[name])
         return stats
 

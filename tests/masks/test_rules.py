@@ -1,5 +1,7 @@
 """The three rules against loops that spell the equations out."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -11,8 +13,8 @@ shares = st.floats(0, 1)
 
 
 def covered_by_loop(counts, coverage):
-    """Eq. 1 of Tan et al., as released: take neurons by count until their sum reaches k · total."""
-    total, kept, covered = sum(counts), set(), 0
+    """Eq. 1 of Tan et al., as released: take neurons by count until their sum reaches k · total, exactly."""
+    total, kept, covered, coverage = sum(counts), set(), 0, Fraction(str(coverage))
     for neuron in sorted(range(len(counts)), key=lambda i: (-counts[i], i)):
         if covered >= coverage * total:
             break
@@ -31,10 +33,10 @@ def test_coverage_keeps_the_shortest_prefix_that_reaches_the_share(counts, cover
 def test_coverage_reaches_the_share_and_needs_every_neuron_for_it(counts, coverage):
     counts_F = torch.tensor(counts, dtype=torch.float64)
     kept_F = select_by_coverage(counts_F, coverage)
-    needed = coverage * counts_F.sum()
-    assert counts_F[kept_F].sum() >= needed
+    needed = Fraction(str(coverage)) * sum(counts)
+    assert counts_F[kept_F].sum().item() >= needed
     if kept_F.any():
-        assert counts_F[kept_F].sum() - counts_F[kept_F].min() < needed
+        assert (counts_F[kept_F].sum() - counts_F[kept_F].min()).item() < needed
         assert not kept_F.all() or counts_F.min() > 0
 
 
@@ -43,6 +45,29 @@ def test_more_coverage_never_drops_a_neuron(counts, low, high):
     low, high = sorted((low, high))
     few_F, many_F = (select_by_coverage(torch.tensor(counts), k) for k in (low, high))
     assert not (few_F & ~many_F).any()
+
+
+@given(percent=st.integers(1, 100), rest=st.integers(0, 99), scale=st.integers(1, 10**12))
+def test_a_share_that_is_reached_exactly_needs_no_further_neuron(percent, rest, scale):
+    # [55, 45] at 0.55: the float next to 0.55 is a little more, times 100 it asks for a second neuron.
+    counts = [percent * scale, max(0, 100 - percent - rest) * scale, min(rest, 100 - percent) * scale]
+    for dtype in (torch.int64, torch.float64):
+        kept_F = select_by_coverage(torch.tensor(counts, dtype=dtype), percent / 100)
+        assert kept_F.tolist() == covered_by_loop(counts, percent / 100)
+    assert select_by_coverage(torch.tensor([55, 45]), 0.55).tolist() == [True, False]
+
+
+@given(
+    counts=st.lists(st.floats(0, 1e300) | st.integers(0, 2**62), min_size=1, max_size=20),
+    coverage=st.fractions(Fraction(1, 1000), 1, max_denominator=1000).map(float),
+)
+def test_coverage_is_exact_whatever_the_size_of_the_counts(counts, coverage):
+    dtype = torch.int64 if all(isinstance(count, int) for count in counts) else torch.float64
+    counts_F = torch.tensor(counts, dtype=dtype)
+    if dtype == torch.int64 and sum(counts) >= 2**63:
+        counts_F = counts_F // len(counts)
+    exact = [Fraction(count) for count in counts_F.tolist()]
+    assert select_by_coverage(counts_F, coverage).tolist() == covered_by_loop(exact, coverage)
 
 
 def test_neurons_with_equal_counts_are_taken_in_index_order():
@@ -70,7 +95,7 @@ def test_each_row_is_selected_on_its_own_whatever_the_leading_dimensions():
 
 @pytest.mark.parametrize("coverage", [0, -0.1, 1.01, float("nan")])
 def test_coverage_outside_its_range_is_refused(coverage):
-    with pytest.raises(ValueError, match="coverage must lie in"):
+    with pytest.raises(ValueError, match="coverage is a share and must lie in"):
         select_by_coverage(torch.ones(3), coverage)
 
 
@@ -168,5 +193,5 @@ def test_every_neuron_has_the_same_chance_to_be_drawn():
 
 @pytest.mark.parametrize(("width", "density"), [(4, 1.5), (4, -0.1), (-1, 0.5)])
 def test_a_draw_that_cannot_be_is_refused(width, density):
-    with pytest.raises(ValueError, match=r"density must|width is"):
+    with pytest.raises(ValueError, match=r"density is a share and must|width is"):
         select_random(width, density, torch.Generator())

@@ -2,10 +2,12 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from accelerate import cpu_offload
 from torch.nn import functional
+from transformers.models.mbart.modeling_mbart import shift_tokens_right
 
 from nspec_hf.core import (
     ConfigError,
@@ -18,8 +20,16 @@ from nspec_hf.core import (
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import KINDS, RecordConfig, find_sites, record, site_activation
-from tests.helpers.families import DECODERS, TWO_SIDED, audio_batch, tiny_whisper
-from tests.helpers.models import random_batch, tiny_m2m100, tiny_t5
+from tests.helpers.families import DECODERS, TWO_SIDED, audio_batch, tiny_llama, tiny_whisper
+from tests.helpers.models import (
+    random_batch,
+    tiny_bart,
+    tiny_m2m100,
+    tiny_marian,
+    tiny_mbart,
+    tiny_pegasus,
+    tiny_t5,
+)
 
 PAIRS = ["en-de", "de-en", "en-fr"]
 
@@ -465,3 +475,97 @@ def test_the_base_and_the_corpus_are_kept_with_the_numbers():
     assert stats.base["id"] == "M2M100ForConditionalGeneration"
     assert len(stats.base["fingerprint"]) == 16
     assert stats.corpus == {"name": "made up"}
+
+
+def test_a_model_without_an_encoder_is_not_shown_the_source_alone():
+    """Its input_ids and labels are one sequence; of source and target apart, half would be counted."""
+    apart = random_batch(source_length=6, target_length=6)
+    together = {**apart, "labels": apart["input_ids"].masked_fill(apart["attention_mask"] == 0, -100)}
+    alone = {name: value for name, value in apart.items() if name not in ("labels", "decoder_input_ids")}
+    del together["decoder_input_ids"]
+    for batch in (
+        apart,
+        {**together, "labels": apart["labels"]},
+        {**together, "labels": together["labels"][:, 1:]},
+    ):
+        with pytest.raises(ConfigError, match="input_ids and labels are not one sequence"):
+            record(tiny_llama(), [batch], PAIRS)
+    assert same(record(tiny_llama(), [together], PAIRS).counts, record(tiny_llama(), [alone], PAIRS).counts)
+
+
+@pytest.mark.parametrize("te", [False, True])
+@pytest.mark.parametrize("place", ["encoder.layers.0.fc1.bias", "decoder.layers.1.fc2.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_whose_numbers_are_not_finite_is_not_counted(place, value, te):
+    model = tiny_m2m100()
+    model.get_parameter(f"model.{place}").data[..., 3] = value
+    with pytest.raises(UnsupportedModelError, match="not finite"):
+        record(model, batches_of(), PAIRS, RecordConfig(te=te))
+
+
+def test_a_pair_for_which_no_neuron_fired_is_refused():
+    model = tiny_m2m100()
+    for site in find_sites(model):
+        site.linear(model).weight.data.zero_()
+        site.linear(model).bias.data.fill_(-1)
+    with pytest.raises(EmptyPairError, match="no neuron ever fired for en-de, de-en, en-fr"):
+        record(model, batches_of(), PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("make", "limit"), [(tiny_mbart, 64), (tiny_bart, 64), (tiny_marian, 64), (tiny_pegasus, 64)]
+)
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_text_beyond_the_table_of_positions_is_refused_with_the_limit(make, limit, side):
+    model = make(max_position_embeddings=limit)
+    record(model, [random_batch(**{f"{side}_length": limit})], PAIRS)
+    with pytest.raises(
+        ConfigError, match=rf"of {limit + 1} tokens do not fit into the model's {limit} positions"
+    ):
+        record(model, [random_batch(**{f"{side}_length": limit + 1})], PAIRS)
+
+
+@pytest.mark.parametrize("make", [tiny_m2m100, tiny_t5])
+def test_a_text_of_any_length_fits_where_positions_are_computed(make):
+    record(make(), [random_batch(source_length=90, target_length=80)], PAIRS)
+
+
+@pytest.mark.parametrize("make", [tiny_t5, tiny_m2m100])
+def test_a_config_without_a_start_token_is_refused_before_the_pass(make):
+    model, batch = make(), random_batch()
+    model.config.decoder_start_token_id = None
+    record(model, [batch], PAIRS)
+    del batch["decoder_input_ids"]
+    with pytest.raises(ConfigError, match="config needs decoder_start_token_id"):
+        record(model, [batch], PAIRS)
+
+
+def test_mbart_starts_from_the_last_token_of_the_labels_and_needs_no_start_token():
+    model, batch = tiny_mbart(), random_batch()
+    model.config.decoder_start_token_id = None
+    batch["decoder_input_ids"] = shift_tokens_right(batch["labels"], model.config.pad_token_id)
+    expected = record(model, [batch], PAIRS)
+    del batch["decoder_input_ids"]
+    assert same(record(model, [batch], PAIRS).counts, expected.counts)
+
+
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_a_prompt_of_the_wrapper_is_not_left_out_without_a_word(kind):
+    config = kind(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_layers=2, token_dim=16, num_attention_heads=2
+    )
+    prompted = peft.get_peft_model(tiny_m2m100(), config)
+    for entry in (lambda: record(prompted, batches_of(), PAIRS), lambda: find_sites(prompted)):
+        with pytest.raises(UnsupportedModelError, match=r"prompt or prefix.*use LoRA"):
+            entry()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_dynamically_quantized_model_is_recorded_close_to_the_dense_one():
+    model = tiny_m2m100()
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, torch.qint8)
+    dense, coarse = record(model, batches_of(), PAIRS), record(quantized, batches_of(), PAIRS)
+    assert coarse.base["fingerprint"] != dense.base["fingerprint"]
+    assert len(coarse.base["fingerprint"]) == 16
+    for name, counts_PF in dense.counts.items():
+        assert (counts_PF - coarse.counts[name]).abs().sum() < 0.1 * counts_PF.sum()

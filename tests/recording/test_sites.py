@@ -235,3 +235,20 @@ def test_the_fingerprint_of_bf16_weights_does_not_depend_on_how_they_are_loaded(
     model = tiny_m2m100().to(torch.bfloat16)
     sites = find_sites(model)
     assert weight_fingerprint(model, sites) == weight_fingerprint(copy.deepcopy(model).float(), sites)
+
+
+def test_a_model_of_which_only_half_is_found_is_refused():
+    """Moonshine's decoder computes gate and up projection in one fc1 (2F outputs), its encoder does not."""
+    config = hf.MoonshineConfig(
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=24,
+        encoder_num_hidden_layers=2,
+        decoder_num_hidden_layers=2,
+        encoder_num_attention_heads=2,
+        decoder_num_attention_heads=2,
+        encoder_num_key_value_heads=2,
+        decoder_num_key_value_heads=2,
+    )
+    with pytest.raises(UnsupportedModelError, match=r"in the encoder of Moonshine\w+ alone"):
+        find_sites(hf.MoonshineForConditionalGeneration(config))
