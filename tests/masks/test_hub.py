@@ -252,7 +252,9 @@ def test_two_figures_of_one_name_are_refused(masks, tmp_path):
         masks.save_pretrained(tmp_path / "masks", figures=[tmp_path / "a/map.png", tmp_path / "b/map.png"])
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/masks", "a/b/c", "has space"])
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "/nowhere/masks", "a/b/c", "has space", "me/masks.git", "a--b"]
+)
 def test_what_is_neither_folder_nor_repository_is_refused(name):
     with pytest.raises(FileNotFoundError, match="no folder"):
         NeuronMasks.from_pretrained(name)
@@ -265,4 +267,26 @@ def test_a_folder_that_is_not_there_is_not_mistaken_for_a_fault_of_the_hub():
 
 def test_a_folder_without_masks_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no nspec_masks"):
+        NeuronMasks.from_pretrained(tmp_path)
+
+
+def test_a_save_that_was_killed_between_files_is_told_from_a_whole_one(masks, tmp_path, monkeypatch):
+    masks.save_pretrained(tmp_path)
+    less = masks.subset(["en-de"])
+
+    def kill(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_write_texts", kill)
+        with pytest.raises(KeyboardInterrupt):
+            less.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"nspec_config\.json and the card .* are of other masks"):
+        assert NeuronMasks.from_pretrained(tmp_path) == less
+    less.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert NeuronMasks.from_pretrained(tmp_path) == less
+    (tmp_path / COPY_FILE).write_text("{")
+    with pytest.warns(UserWarning, match="other masks"):
         NeuronMasks.from_pretrained(tmp_path)

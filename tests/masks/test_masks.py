@@ -95,6 +95,16 @@ def test_a_composed_pair_has_the_encoder_of_its_source_and_the_decoder_of_its_ta
     assert composed.recipe.derived == ("de-fr composed through en",)
 
 
+def test_pairs_composed_together_are_those_composed_one_by_one(masks):
+    together, one_by_one = masks.compose(["de-fr", "fr-de"]), masks.compose("de-fr").compose("fr-de")
+    assert together == one_by_one
+    assert together.recipe == one_by_one.recipe
+    assert torch.equal(together["fr-de"][ENCODER], masks["fr-en"][ENCODER])
+    assert torch.equal(together["fr-de"][DECODER], masks["en-de"][DECODER])
+    with pytest.raises(UnknownPairError, match="de-xx"):
+        masks.compose(["de-fr", "de-xx"])
+
+
 def test_composition_names_the_pairs_that_it_lacks(masks):
     with pytest.raises(UnknownPairError, match=r"'de-xx'.*through 'en': masks lack en-xx; masks hold: de-en"):
         masks.compose("de-xx")

