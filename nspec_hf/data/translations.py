@@ -100,6 +100,10 @@ def require_parallel(
         )
     if not references:
         raise CorpusError(f"{pair}: there is no sentence to score")
+    for name, sentences in ((system, hypotheses), ("the references", references)):
+        wrong = next((i for i, text in enumerate(sentences) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise CorpusError(f"{pair}: sentence {wrong} of {name} is {sentences[wrong]!r}, not a text")
 
 
 def _bare_name(path: Path) -> str:

@@ -74,7 +74,8 @@ def write_comet(
             f"-{flag[0]} {shlex.quote(f'{pair.file_name}.{side}')}" for flag, side in _FLAGS if side in sides
         )
         target = shlex.quote(f"{pair.file_name}.scores.json")
-        commands.append(f'comet-score {files} --model {shlex.quote(model)} --to_json {target} --quiet "$@"')
+        # Further arguments come first, so that they cannot make the scores those of another model or text.
+        commands.append(f'comet-score "$@" {files} --model {shlex.quote(model)} --to_json {target} --quiet')
     manifest = {"model": model, "pairs": {str(pair): len(lines) for pair, lines in hypotheses.items()}}
     write_json(folder / "comet.json", manifest)
     script = folder / "comet.sh"

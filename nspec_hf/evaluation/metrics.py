@@ -8,13 +8,14 @@ Metrics are named by a string:
     spbleu           BLEU over the pieces of the FLORES-200 tokenizer, which is downloaded at first use
     chrf, chrf++     character n-grams; ++ adds words and word pairs (word order 2)
     ter              translation edit rate: lower is better
-    evaluate:<name>  a metric of the `evaluate` library, by name or local path; `evaluate:<name>#<key>` picks
-                     one of the numbers that it returns
+    evaluate:<name>  a metric of the `evaluate` library, by name or local path, whose script is run;
+                     `evaluate:<name>#<key>` picks one of the numbers that it returns
 
 sacreBLEU's metrics run from 0 to 100 (ter may exceed it); those of `evaluate` keep the scale of their
 authors.
 """
 
+import inspect
 import math
 import re
 import warnings
@@ -28,7 +29,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, digest
 from nspec_hf.data import require_parallel
 
 # By the first part of a code, so that zh, zh-CN, zh_CN and zho_Hans are all Chinese.
@@ -36,6 +37,7 @@ _TOKENIZER_OF: dict[str, str] = dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh")
 _TOKENIZER_OF |= dict.fromkeys(("ja", "jpn"), "ja-mecab") | dict.fromkeys(("ko", "kor"), "ko-mecab")
 _EXTRA_OF = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 _UNSPACED = frozenset(("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo"))
+_BLIND_TO_LANGUAGE = ("bleu", "google_bleu", "sacrebleu", "ter")
 _SACREBLEU = ("bleu", "spbleu", "chrf", "chrf++", "ter")
 
 
@@ -112,11 +114,13 @@ def sacrebleu_metric(name: str, pair: str | None = None) -> SacrebleuMetric | No
     """
     family, _, tokenizer = name.partition(":")
     family = family.lower()
-    language = re.split("[-_]", Pair(pair).target.lower())[0] if pair else ""
+    language = _language(pair)
     if family == "bleu":
         return SacrebleuMetric(name=name, family="bleu", tokenizer=tokenizer or _choose_tokenizer(language))
     if tokenizer or family not in _SACREBLEU:
         return None
+    if family == "ter":
+        _warn_of_unspaced(language, "TER's tokenizer")
     if family == "spbleu":
         return SacrebleuMetric(name=name, family="bleu", tokenizer="flores200")
     return SacrebleuMetric(name=name, family=family.removesuffix("++"), asian=language in _TOKENIZER_OF)
@@ -145,7 +149,7 @@ def score(
     require_parallel(str(pair or metric), hypotheses, references)
     settings = sacrebleu_metric(metric, pair)
     if settings is None:
-        return _evaluate_score(hypotheses, references, metric, sources)
+        return _evaluate_score(hypotheses, references, metric, pair, sources)
     built = settings.build()
     result = built.corpus_score(list(hypotheses), [list(references)])
     return Score(
@@ -159,14 +163,14 @@ def score(
     )
 
 
+def _language(pair: str | None) -> str:
+    """Return the target language, without script and region; empty if there is no pair."""
+    return re.split("[-_]", Pair(pair).target.lower())[0] if pair else ""
+
+
 def _choose_tokenizer(language: str) -> str:
     chosen = _TOKENIZER_OF.get(language, "13a")
-    if language in _UNSPACED:
-        warnings.warn(
-            f"{language} is written without spaces, so BLEU's 13a tokenizer sees a phrase as one word; "
-            "trust chrf++ or spbleu instead",
-            stacklevel=4,
-        )
+    _warn_of_unspaced(language, "BLEU's 13a tokenizer")
     if chosen in _EXTRA_OF and not _loads(chosen):
         warnings.warn(
             f"BLEU of {language} needs the tokenizer {chosen} (pip install '{_EXTRA_OF[chosen]}'); it is not "
@@ -175,6 +179,15 @@ def _choose_tokenizer(language: str) -> str:
         )
         return "char"
     return chosen
+
+
+def _warn_of_unspaced(language: str, tokenizer: str) -> None:
+    if language in _UNSPACED:
+        warnings.warn(
+            f"{language} is written without spaces, so {tokenizer} sees a phrase as one word; trust chrf++ "
+            "or spbleu instead",
+            stacklevel=5,
+        )
 
 
 def _loads(tokenizer: str) -> bool:
@@ -196,7 +209,11 @@ def _tokenizer_help(name: str, tokenizer: str | None, error: BaseException) -> s
 
 
 def _evaluate_score(
-    hypotheses: Sequence[str], references: Sequence[str], metric: str, sources: Sequence[str] | None
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    metric: str,
+    pair: str | None,
+    sources: Sequence[str] | None,
 ) -> Score:
     name, _, key = metric.removeprefix("evaluate:").partition("#")
     if not metric.startswith("evaluate:") or not name:
@@ -205,6 +222,13 @@ def _evaluate_score(
             f"unknown metric {metric!r}; metrics are: {known}, bleu:<tokenizer>, evaluate:<name or path>"
         )
     module, version = _load_evaluate(name)
+    language = _language(pair)
+    if Path(name).stem in _BLIND_TO_LANGUAGE and (language in _TOKENIZER_OF or language in _UNSPACED):
+        warnings.warn(
+            f"{metric} cuts every language at spaces and punctuation, {language} too; name bleu, chrf or ter "
+            "without `evaluate:`, which choose the tokenizer by the language",
+            stacklevel=3,
+        )
     inputs: dict[str, Any] = {"predictions": list(hypotheses), "references": list(references)}
     if "sources" in _feature_names(module):
         if sources is None:
@@ -214,7 +238,7 @@ def _evaluate_score(
     return Score(
         metric=metric,
         value=value,
-        signature=f"evaluate:{name}|key:{key}|nrefs:1|version:{version}",
+        signature=f"evaluate:{name}|key:{key}|nrefs:1|version:{version}|script:{_script_digest(module)}",
         sentences=len(references),
     )
 
@@ -231,6 +255,11 @@ def _load_evaluate(name: str) -> tuple[Any, str]:
             f"evaluate cannot load {name!r}: {error}. A name is fetched from the Hub, which needs a "
             "network; a local path of the metric's .py file needs none"
         ) from error
+
+
+def _script_digest(module: Any) -> str:
+    """Return a hash of the file that computes a metric: the Hub may serve another one under the same name."""
+    return digest(Path(inspect.getfile(type(module))).read_bytes())
 
 
 def _feature_names(module: Any) -> set[str]:

@@ -283,7 +283,9 @@ class Translator:
             raise ConfigError(f"generate cannot follow these settings: {error}") from error
         written_BT = outputs_BT[:, len(prompts[0]) :]
         ended = int(written_BT.eq(self.tokenizer.eos_token_id).any(dim=1).sum())
-        return self.tokenizer.batch_decode(written_BT, skip_special_tokens=True), ended
+        # A tokenizer's own clean-up would make "Bonjour !" into "Bonjour!", since English has no space there.
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return self.tokenizer.batch_decode(written_BT, **how), ended
 
 
 def _refuse_prompts(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ SOURCES = {"en-de": ["a dog", "two cats"], "zh-CN->en": ["茶"]}
 STAND_IN = """#!/usr/bin/env python3
 import json, sys
 args = [a for a in sys.argv[1:] if a != "--quiet"]
+# As argparse does, the last of two takes all.
 arguments = dict(zip(args[::2], args[1::2]))
 assert arguments["--model"] == "some/model" and arguments["--gpus"] == "0", arguments
 sides = [[line.strip() for line in open(arguments[flag], encoding="utf-8")] for flag in ("-s", "-t", "-r")]
@@ -49,7 +50,9 @@ def test_the_script_runs_and_its_scores_are_read(tmp_path):
     program.chmod(0o755)
     script = write_comet(tmp_path / "a folder", HYPOTHESES, REFERENCES, SOURCES, model="some/model")
     environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
-    subprocess.run(["sh", str(script), "--gpus", "0"], check=True, env=environment, cwd="/")
+    subprocess.run(
+        ["sh", str(script), "--gpus", "0", "--model", "another/model"], check=True, env=environment, cwd="/"
+    )
     found = read_comet(tmp_path / "a folder")
     assert set(found) == set(HYPOTHESES)
     assert found["zh-CN->en"].value == pytest.approx(100 * 0.3)

@@ -4,6 +4,7 @@ import importlib
 import math
 import sys
 import urllib.request
+import warnings
 from collections import Counter
 from urllib.error import URLError
 
@@ -131,6 +132,21 @@ def test_bleu_of_a_language_without_spaces_warns():
         score(["สวัสดี"], ["สวัสดี"], "bleu", "en-th")
 
 
+def test_ter_of_a_language_without_spaces_warns_too():
+    with pytest.warns(UserWarning, match="th is written without spaces, so TER's tokenizer"):
+        assert score(["สวัสดี ครับ"], ["สวัสดี นะ"], "ter", "en-th").value == pytest.approx(50)
+
+
+@pytest.mark.parametrize("sentences", [[None, "a"], ["a", None], ["a", 3]])
+def test_what_is_no_text_is_named_with_its_number(sentences):
+    number = next(i for i, each in enumerate(sentences) if not isinstance(each, str))
+    for metric in ("bleu", "chrf++", "ter"):
+        with pytest.raises(CorpusError, match=f"en-de: sentence {number} of system is {sentences[number]}"):
+            score(sentences, ["a", "b"], metric, "en-de")
+        with pytest.raises(CorpusError, match=f"sentence {number} of the references"):
+            score(["a", "b"], sentences, metric, "en-de")
+
+
 def test_spbleu_without_its_tokenizer_says_how_to_get_it(monkeypatch, tmp_path):
     def no_network(*_):
         raise URLError("no route")
@@ -227,6 +243,23 @@ def test_a_local_metric_of_evaluate_is_scored_without_a_network(local_metric):
     assert found.value == pytest.approx((0.5 + 1) / 2)
     assert found.metric == f"evaluate:{path}"
     assert "key:letters" in found.signature
+
+
+def test_the_signature_tells_one_script_from_another_of_that_name(local_metric):
+    signatures = set()
+    for factor in (1, 2):
+        path = local_metric(f'{{"letters": {factor} * sum(shares)}}', "changed")
+        signatures.add(score(["ab"], ["abcd"], f"evaluate:{path}").signature)
+    assert len(signatures) == 2
+
+
+def test_a_metric_that_cuts_every_language_alike_is_warned_about(local_metric):
+    path = local_metric('{"score": sum(shares)}', "sacrebleu")
+    with pytest.warns(UserWarning, match="zh too; name bleu, chrf or ter"):
+        score(["今天"], ["今天"], f"evaluate:{path}", "en-zh")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score(["ab"], ["ab"], f"evaluate:{path}", "en-de")
 
 
 def test_one_of_several_numbers_is_chosen_by_its_key(local_metric):

@@ -1,5 +1,6 @@
 """What may be asked of a translator: functions reach the texts that they are meant for, or are refused."""
 
+import copy
 import random
 import threading
 
@@ -104,6 +105,21 @@ def test_a_generation_config_is_followed_as_its_settings_are():
 def test_what_generate_refuses_is_an_error_of_ours(wrong):
     with pytest.raises(ConfigError, match="generate cannot follow these settings"):
         Translator(model(), tokenizer(), config=BEAMS).translate("one", "en-de", **wrong)
+
+
+def test_a_space_before_a_question_mark_is_the_models_and_stays():
+    spelled = copy.deepcopy(tokenizer())
+    spelled.add_tokens(["?"])
+    marks = [spelled.convert_tokens_to_ids(token) for token in ("▁un", "▁", "?")]
+    spelled.clean_up_tokenization_spaces = True
+    network = model()
+    network.resize_token_embeddings(len(spelled))
+    translator = Translator(network, spelled, config=BEAMS)
+    found = translator.translate(
+        "one", "en-fr", max_new_tokens=3, prefix_allowed_tokens_fn=lambda _, ids: [marks[(len(ids) - 2) % 3]]
+    )
+    assert found == spelled.decode(marks, clean_up_tokenization_spaces=False)
+    assert found != spelled.decode(marks)
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
