@@ -18,6 +18,17 @@ hypothesis.settings.load_profile("nspec")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+ROOMS_THAT_TRAIN = {"cli", "demo", "export", "recipes", "systems"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark rooms whose tests train whole systems or start processes; `make test-fast` leaves them out."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").parts[0] in ROOMS_THAT_TRAIN:
+            item.add_marker(pytest.mark.medium)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     folder = ROOT.parent / "shared" / "data"

@@ -105,6 +105,7 @@ def test_each_direction_is_translated_by_its_own_model(based, tmp_path, monkeypa
         assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
 
 
+@pytest.mark.slow
 def test_a_killed_run_trains_no_model_again_and_ends_as_one_that_was_not(based, tmp_path):
     _, file = based
     base = str(based[0] / "work" / "base" / "model")

@@ -241,6 +241,7 @@ def test_each_pair_is_fine_tuned_on_its_own_text_from_the_base(based, tmp_path, 
         assert all(torch.equal(tensor, base[name]) for name, tensor in start.items())
 
 
+@pytest.mark.slow
 def test_a_killed_run_fine_tunes_no_pair_again_and_ends_as_one_that_was_not(based, tmp_path):
     _, file = based
     recipe("specialize")([file, *SETTINGS, "--row", "whole", *at(based, tmp_path)])
