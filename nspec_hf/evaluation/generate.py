@@ -164,7 +164,7 @@ def _without_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_maker(folder: Path) -> dict[str, Any]:
-    """Return who made what lies in a folder; of a file that says it in no known way, nobody is known."""
+    """Return who made what lies in a folder; a file of another shape says nothing."""
     try:
         content = read_json(folder / MAKER_FILE)
     except (FileNotFoundError, ConfigError):

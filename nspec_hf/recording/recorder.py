@@ -220,7 +220,7 @@ class _Recorder:
         return read_gate
 
     def _shortening_hooks(self) -> list[RemovableHandle]:
-        """Let the output layer, the largest of all, see one position where nobody wants its result."""
+        """Let the output layer, the largest of all, see one position, since its result is not used."""
         head: Any = self.model.get_output_embeddings()
 
         def shorten(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
