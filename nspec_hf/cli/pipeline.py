@@ -7,7 +7,6 @@ whole, so that what needs torch is loaded when a command runs and not for its he
 
 import contextlib
 import dataclasses
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +19,11 @@ from nspec_hf.core import (
     NspecError,
     Pair,
     Table,
+    as_line,
     as_pairs,
     program,
     read_lines,
+    require_writable,
     write_lines,
 )
 
@@ -157,13 +158,14 @@ def translate(
         gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
         codes: Your language codes → the tokenizer's, where they differ.
     """
+    if output != "-":
+        require_writable(output)
+    lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
     network, tags = load(model, codes)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
     translator = evaluation.Translator(network, tags, chosen, translate, gate if chosen else None)
-    found = translator.translate(read_lines(sys.stdin if input == "-" else Path(input)), pair)
-    # A model may write a line break, which would shift all lines after it.
-    lines = [" ".join(re.split(r"[\r\n]+", text)) for text in found]
-    write_lines(sys.stdout if output == "-" else output, lines)
+    translations = [as_line(line) for line in translator.translate(lines, pair)]
+    write_lines(sys.stdout.buffer if output == "-" else output, translations)
 
 
 def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:

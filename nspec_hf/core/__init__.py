@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.core.files import (
         PACKED as PACKED,
+        as_line as as_line,
         atomic_write as atomic_write,
         decode_line as decode_line,
         digest as digest,

@@ -15,47 +15,50 @@ import json
 import lzma
 import math
 import os
+import re
 import stat
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from nspec_hf.core.errors import ConfigError, CorpusError, NspecError
 
 PACKED = (".gz", ".xz", ".bz2")
 """Endings of files that are unpacked while they are read, and packed while they are written."""
 
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_LIBRARIES: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".bz2": bz2}
+_MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ", ".bz2": b"BZh"}
 _LINE = 110
 
 
-def read_raw_lines(path: Path | TextIO) -> list[bytes]:
-    """Return the lines of a file, or of standard input, as bytes; a last one need not end with a newline.
+def read_raw_lines(source: Path | BinaryIO) -> list[bytes]:
+    """Return a file's lines as bytes; a last line need not end with a newline.
+
+    Args:
+        source: A file, unpacked as its name says; or an open one such as standard input, as its content says.
 
     Raises:
-        CorpusError: If the file cannot be opened or unpacked, or holds what no text in UTF-8 does.
+        CorpusError: If it cannot be opened or unpacked, or holds what no text in UTF-8 does.
     """
+    name = source if isinstance(source, Path) else getattr(source, "name", "standard input")
     try:
-        if isinstance(path, Path):
-            with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-                text = file.read()
-        else:  # its bytes, whatever encoding the locale has; a stand-in may have none
-            text = path.buffer.read() if hasattr(path, "buffer") else path.read().encode()
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise CorpusError(f"{_name(path)} cannot be read: {error}") from None
+        content = source.read_bytes() if isinstance(source, Path) else source.read()
+        if isinstance(source, Path):
+            packing = source.suffix
+        else:
+            packing = next((each for each, magic in _MAGIC.items() if content.startswith(magic)), "")
+        text = _LIBRARIES[packing].decompress(content) if packing in _LIBRARIES else content
+    except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise CorpusError(f"{name} cannot be read: {error}") from None
     text = text.removeprefix(codecs.BOM_UTF8)
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in text:
-        raise CorpusError(f"{_name(path)} is UTF-16 or no text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+        raise CorpusError(f"{name} is UTF-16 or no text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
     lines = text.split(b"\n")
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix(b"\r") for line in lines]
-
-
-def _name(path: Path | TextIO) -> str:
-    return str(path) if isinstance(path, Path) else "standard input"
 
 
 def decode_line(line: bytes) -> str | None:
@@ -66,56 +69,54 @@ def decode_line(line: bytes) -> str | None:
         return None
 
 
-def read_lines(path: Path | TextIO) -> list[str]:
-    """Return the lines of a file or of standard input (`sys.stdin`), empty ones too.
+def read_lines(source: Path | BinaryIO) -> list[str]:
+    """Return a file's lines, empty ones too.
+
+    Args:
+        source: As `read_raw_lines` takes it.
 
     Raises:
-        CorpusError: If the file cannot be opened or unpacked, or a line is not UTF-8.
+        CorpusError: If it cannot be opened or unpacked, or a line is not UTF-8.
     """
-    lines = [decode_line(line) for line in read_raw_lines(path)]
+    lines = [decode_line(line) for line in read_raw_lines(source)]
     for number, line in enumerate(lines, start=1):
         if line is None:
-            raise CorpusError(f"{_name(path)}, line {number}: not UTF-8")
+            name = source if isinstance(source, Path) else getattr(source, "name", "standard input")
+            raise CorpusError(f"{name}, line {number}: not UTF-8")
     return [line for line in lines if line is not None]
 
 
-def write_lines(path: str | os.PathLike | TextIO, lines: Iterable[str], holder: str = "") -> None:
-    """Write one line each, UTF-8 with newlines on every system, packed where the name ends so.
+def as_line(text: str) -> str:
+    """Return a text as one line: a line break in it, which would shift all lines after it, is a space."""
+    return re.sub(r"[\r\n]+", " ", text)
+
+
+def write_lines(target: str | os.PathLike | BinaryIO, lines: Iterable[str], holder: str = "") -> None:
+    """Write one line each, UTF-8 with newlines on every system.
 
     Args:
-        path: The file, or `sys.stdout`.
+        target: A file, packed as its name says; or an open one such as standard output.
         lines: Texts without line breaks.
         holder: What the error calls them, such as a pair.
 
     Raises:
-        CorpusError: If a text holds a line break, which would shift all lines after it.
+        CorpusError: If a text holds a line break (see `as_line`) or what UTF-8 cannot write.
     """
     lines = list(lines)
     for number, line in enumerate(lines, start=1):
+        place = f"{holder or target}, sentence {number}"
         if "\n" in line or "\r" in line:
-            raise CorpusError(
-                f"{holder or path}, sentence {number} holds a line break: {line!r}; replace it by a space"
-            )
+            raise CorpusError(f"{place} holds a line break: {line!r}; replace it by a space")
+        if not line.isascii() and decode_line(line.encode(errors="replace")) != line:
+            raise CorpusError(f"{place} holds half a character: {line!r}")
     content = "".join(f"{line}\n" for line in lines).encode()
-    if not isinstance(path, (str, os.PathLike)):
-        _write_stream(path, content)
+    if not isinstance(target, (str, os.PathLike)):
+        target.write(content)
+        target.flush()
         return
-    with atomic_write(path) as file:
-        packer = _OPENERS.get(Path(path).suffix)
-        if packer is None:
-            file.write(content)
-        else:
-            with packer(file, "wb") as packed:
-                packed.write(content)
-
-
-def _write_stream(stream: TextIO, content: bytes) -> None:
-    if hasattr(stream, "buffer"):
-        stream.flush()
-        stream.buffer.write(content)
-    else:
-        stream.write(content.decode())
-    stream.flush()
+    packing = Path(target).suffix
+    with atomic_write(target) as file:
+        file.write(_LIBRARIES[packing].compress(content) if packing in _LIBRARIES else content)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

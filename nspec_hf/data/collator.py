@@ -30,6 +30,7 @@ class PairCollator:
     holds either `input_ids` and `labels` (as an `EncodedCorpus` gives them, language tags included) or text:
     `source` and `target`, or `translation` (`{"en": …, "de": …}`). Other columns are left out. Padding that a
     row of ids brings along is taken off: positions of `attention_mask` 0, labels of -100, padding at the end.
+    A batch whose rows all have no target (to be translated) has neither `labels` nor `decoder_input_ids`.
 
     Args:
         tokenizer: The model's tokenizer, or its `LanguageTags` where your language codes differ from its own.
@@ -83,19 +84,24 @@ class PairCollator:
             raise CorpusError("a batch needs a row, got none")
         pair_ids = [self._index(row) for row in rows]
         sides = [self._encode(row, self.pairs[i]) for row, i in zip(rows, pair_ids, strict=True)]
-        sources, labels = [list(side[0]) for side in sides], [list(side[1]) for side in sides]
+        sources, pad = [side[0] for side in sides], special_id(self.tokenizer, "pad")
+        labels = [side[1] for side in sides if side[1] is not None]
+        batch = {
+            "input_ids": self._pad(sources, pad),
+            "attention_mask": self._pad([[1] * len(row) for row in sources], 0),
+            "pair_ids": torch.tensor(pair_ids),
+        }
+        if not labels:
+            return batch
+        if len(labels) < len(rows):
+            missing = next(i for i, side in enumerate(sides) if side[1] is None)
+            raise _expected(rows[missing], self.pairs[pair_ids[missing]])
         decoder_inputs = [
             self.tags.decoder_inputs(row, self.pairs[i], self.decoder_start_token_id)
             for row, i in zip(labels, pair_ids, strict=True)
         ]
-        pad = special_id(self.tokenizer, "pad")
-        return {
-            "input_ids": self._pad(sources, pad),
-            "attention_mask": self._pad([[1] * len(row) for row in sources], 0),
-            "labels": self._pad(labels, IGNORED),
-            "decoder_input_ids": self._pad(decoder_inputs, pad),
-            "pair_ids": torch.tensor(pair_ids),
-        }
+        batch["labels"] = self._pad(labels, IGNORED)
+        return batch | {"decoder_input_ids": self._pad(decoder_inputs, pad)}
 
     def _pad(self, rows: Sequence[Sequence[int]], filler: int) -> Tensor:
         width = -(-max(map(len, rows)) // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -125,10 +131,14 @@ class PairCollator:
             raise UnknownPairError(f"pair_ids {int(number)} is none of the collator's pairs: {known}")
         return int(number)
 
-    def _without_padding(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    def _without_padding(self, row: Mapping[str, Any], pair: Pair) -> tuple[list[int], list[int]]:
         """Return the ids of a row that was padded, as by `tokenizer(…, padding="max_length")`, unpadded."""
         ids = [int(number) for number in row["input_ids"]]
         labels = [int(number) for number in row["labels"] if number != IGNORED]
+        for name, numbers in {"input_ids": ids, "labels": labels}.items():
+            if not numbers or min(numbers) < 0:
+                held = min(numbers, default="nothing")
+                raise CorpusError(f"a row of {pair}: {name} hold {held}, which is no token's id")
         if row.get("attention_mask") is not None:
             if len(row["attention_mask"]) != len(ids):
                 raise CorpusError(
@@ -140,21 +150,28 @@ class PairCollator:
         # Where padding is the end of sentence too, they cannot be told apart.
         return (ids, labels) if pad == end else (_stripped(ids, pad), _stripped(labels, pad))
 
-    def _encode(self, row: Mapping[str, Any], pair: Pair) -> tuple[Sequence[int], Sequence[int]]:
+    def _encode(self, row: Mapping[str, Any], pair: Pair) -> tuple[list[int], list[int] | None]:
+        """Return the ids of both sides; None where a row has no target."""
         if "input_ids" in row and "labels" in row:
-            sides = self._without_padding(row)
+            sides = self._without_padding(row, pair)
             self.tags.check_row(*sides, pair)
             return sides
-        if "translation" in row:
-            source, target = (row["translation"].get(code) for code in (pair.source, pair.target))
-        else:
-            source, target = row.get("source"), row.get("target")
-        if not isinstance(source, str) or not isinstance(target, str):
-            raise CorpusError(
-                f"a row of {pair} has {', '.join(row)}; expected input_ids and labels, source and target, or "
-                f"translation with {pair.source!r} and {pair.target!r}"
-            )
-        return self.tags.encode_source([source], pair)[0], self.tags.encode_target([target], pair)[0]
+        texts = row.get("translation", row)
+        names = (pair.source, pair.target) if "translation" in row else ("source", "target")
+        if not isinstance(texts, Mapping) or names[0] not in texts:
+            raise _expected(row, pair)
+        for name in names:
+            if name in texts and not isinstance(texts[name], str):
+                raise CorpusError(f"a row of {pair}: {name} is {texts[name]!r}, no text")
+        source = self.tags.encode_source([texts[names[0]]], pair)[0]
+        return source, self.tags.encode_target([texts[names[1]]], pair)[0] if names[1] in texts else None
+
+
+def _expected(row: Mapping[str, Any], pair: Pair) -> CorpusError:
+    return CorpusError(
+        f"a row of {pair} has {', '.join(row)}; expected input_ids and labels, source and target, or "
+        f"translation with {pair.source!r} and {pair.target!r}"
+    )
 
 
 def _stripped(ids: list[int], filler: int | None) -> list[int]:

@@ -67,7 +67,7 @@ def write_outputs(
     Raises:
         CorpusError: If a sentence holds a line break, which would shift all lines after it.
     """
-    paths = [Path(folder) / f"{pair}.{ending}" for pair in outputs]
+    paths = [Path(folder) / f"{Pair(pair).file_name}.{ending}" for pair in outputs]
     for path, (pair, sentences) in zip(paths, outputs.items(), strict=True):
         write_lines(path, sentences, pair)
     return paths

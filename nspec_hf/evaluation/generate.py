@@ -6,14 +6,23 @@ or settings are not taken for these.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nspec_hf.core import ConfigError, Pair, digest, plain, read_json, read_lines, write_json, write_lines
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    as_line,
+    digest,
+    plain,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+)
 from nspec_hf.data import PairText
 from nspec_hf.evaluation.system_scores import SystemScores, score_system
 from nspec_hf.evaluation.translator import Translator
@@ -112,7 +121,7 @@ def _translate_part(translator: Translator, part: list[PairText], folder: Path) 
     translated = iter(translator.translate(sources, pairs))
     outputs: dict[Pair, list[str]] = {}
     for text in part:
-        outputs[text.pair] = [re.sub(r"[\r\n]+", " ", next(translated)) for _ in text.sources]
+        outputs[text.pair] = [as_line(next(translated)) for _ in text.sources]
         write_lines(folder / f"{text.pair.file_name}.txt", outputs[text.pair], text.pair)
     return outputs
 

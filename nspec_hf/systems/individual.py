@@ -65,8 +65,8 @@ class Individual(System):
         outputs: Outputs = {}
         for pair in run.pairs:
             model = self.model(run)
-            load_weights(model, run.folder / pair / "model")
-            outputs |= run.translate(model, None, f"{pair}/outputs", [pair])
+            load_weights(model, run.folder / pair.file_name / "model")
+            outputs |= run.translate(model, None, f"{pair.file_name}/outputs", [pair])
         return outputs
 
     def _train(self, pair: Pair, run: Run) -> dict[str, Any]:
@@ -75,7 +75,10 @@ class Individual(System):
         text = {"corpus": run.corpus.subset(pair), "validation": run.validation.subset(pair)}
         first, second = (
             run.train(model, phase=phase, folder=folder, **text, **self._arguments(run, phase)).facts()
-            for phase, folder in (("pretrain", f"{pair}/pretraining"), ("specialize", pair))
+            for phase, folder in (
+                ("pretrain", f"{pair.file_name}/pretraining"),
+                ("specialize", pair.file_name),
+            )
         )
         return {
             "updates": first["updates"] + second["updates"],

@@ -82,7 +82,10 @@ class LaSS(System):
 
     def _subnetwork(self, pair: Pair, run: Run) -> tuple[Subnetworks, dict[str, Any]]:
         """Return the sub-network of one pair and what it cost, which are kept in the folder."""
-        path, folder = run.folder / "subnetworks" / f"{pair}.safetensors", Path("fine_tuned") / pair
+        path, folder = (
+            run.folder / "subnetworks" / f"{pair.file_name}.safetensors",
+            Path("fine_tuned") / pair.file_name,
+        )
         there = path.is_file()
         join_processes().wait_for_everyone()
         if not there:

@@ -125,12 +125,12 @@ def test_translate_writes_what_the_translator_returns(flow):
 
 
 def main_output(folder, *arguments):
-    printed = io.StringIO()
+    printed = io.BytesIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("sys.stdout", printed)
+        patch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="utf-8", write_through=True))
         assert main(list(arguments)) == 0
-    return printed.getvalue()
+        return printed.getvalue().decode()
 
 
 def test_translate_reads_standard_input(flow, monkeypatch):
