@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nspec_hf.core import as_names, require, require_share
+from nspec_hf.recording import SIDES
 
 Grouping = Literal["pair", "source", "target", "separate"]
 
@@ -22,7 +23,7 @@ class SelectConfig:
     coverage_decoder: float | None = None
     """For `coverage`: the decoder's k, where it is not the encoder's; None takes `coverage` on both sides."""
 
-    sides: tuple[str, ...] = ("encoder", "decoder")
+    sides: tuple[str, ...] = SIDES
     """Which sides get masks; sites of the other side stay dense."""
 
     general: float = 0.9
@@ -54,6 +55,6 @@ class SelectConfig:
         require_share("density", self.density, above_zero=True)
         require(type(self.seed) is int and self.seed >= 0, f"seed is an integer from 0, got {self.seed!r}")
         object.__setattr__(self, "sides", as_names(self.sides))
-        unknown = sorted(set(self.sides) - {"encoder", "decoder"})
+        unknown = sorted(set(self.sides) - set(SIDES))
         require(bool(self.sides) and not unknown, f"sides are 'encoder' and 'decoder', got {self.sides}")
         require(self.by in ("pair", "source", "target", "separate"), f"unknown variety by={self.by!r}")

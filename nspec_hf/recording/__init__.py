@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.recording.config import RecordConfig as RecordConfig
+    from nspec_hf.recording.config import KINDS as KINDS, SIDES as SIDES, RecordConfig as RecordConfig
     from nspec_hf.recording.model import (
         ATTACHED as ATTACHED,
         decoder_start_token as decoder_start_token,
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         position_limit as position_limit,
     )
     from nspec_hf.recording.sites import (
-        KINDS as KINDS,
         Site as Site,
         as_sites as as_sites,
         find_sites as find_sites,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
         site_from_name as site_from_name,
         weight_fingerprint as weight_fingerprint,
     )
-    from nspec_hf.recording.stats import SIDES as SIDES, ActivationStats as ActivationStats
+    from nspec_hf.recording.stats import ActivationStats as ActivationStats
     from nspec_hf.recording.recorder import record as record
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -5,6 +5,9 @@ from typing import Literal
 
 from nspec_hf.core import as_names, require
 
+KINDS = ("ffn", "attention", "ffn_out")
+SIDES = ("encoder", "decoder")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
@@ -44,9 +47,9 @@ class RecordConfig:
             self.active_on in ("product", "gate"), f"active_on is 'product' or 'gate', got {self.active_on!r}"
         )
         object.__setattr__(self, "kinds", as_names(self.kinds))
-        require(bool(self.kinds), "kinds names at least one of: ffn, attention, ffn_out")
-        unknown = sorted(set(self.kinds) - {"ffn", "attention", "ffn_out"})
-        require(not unknown, f"unknown kinds {unknown}; kinds are: ffn, attention, ffn_out")
+        require(bool(self.kinds), f"kinds names at least one of: {', '.join(KINDS)}")
+        unknown = sorted(set(self.kinds) - set(KINDS))
+        require(not unknown, f"unknown kinds {unknown}; kinds are: {', '.join(KINDS)}")
         limit = self.max_sentences
         require(
             limit is None or (type(limit) is int and limit > 0),

@@ -34,7 +34,7 @@ from nspec_hf.core import (
 )
 from nspec_hf.data import IGNORED
 from nspec_hf.recording.accumulator import Accumulator
-from nspec_hf.recording.config import RecordConfig
+from nspec_hf.recording.config import SIDES, RecordConfig
 from nspec_hf.recording.model import ATTACHED, eval_mode, position_limit
 from nspec_hf.recording.sites import (
     Site,
@@ -44,7 +44,7 @@ from nspec_hf.recording.sites import (
     site_activation,
     weight_fingerprint,
 )
-from nspec_hf.recording.stats import SIDES, ActivationStats
+from nspec_hf.recording.stats import ActivationStats
 
 
 def record(

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, SiteMismatchError, UnsupportedModelError, as_names, digest
-
-KINDS = ("ffn", "attention", "ffn_out")
+from nspec_hf.recording.config import KINDS
 
 # Gated linear → (ungated linear, down projection), all children of one module.
 _BLOCKS = {

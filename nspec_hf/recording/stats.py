@@ -27,11 +27,10 @@ from nspec_hf.core import (
     read_artifact,
     write_artifact,
 )
-from nspec_hf.recording.config import RecordConfig
+from nspec_hf.recording.config import SIDES, RecordConfig
 from nspec_hf.recording.sites import Site, as_sites, site_from_name
 
 KIND = "nspec_stats"
-SIDES = ("encoder", "decoder")
 SCORES = ("av", "te")
 
 # What must agree before two statistics may be added: each of these changes what a number means.
