@@ -16,6 +16,7 @@ was made by, and the backward pass takes the route over when it gets there.
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -32,7 +33,8 @@ GENERATION = "generate"
 _BATCHED = ("input_ids", "inputs", "inputs_embeds", "input_features", "decoder_input_ids", "labels")
 
 
-class _Thread(threading.local):
+@dataclass(eq=False)
+class _Thread:
     """What one thread is doing; in a thread that is new, nothing."""
 
     running: Route | None = None
@@ -45,6 +47,13 @@ class _Thread(threading.local):
     """What it has chosen by `gate.use`."""
     kept: dict[Any, Any] | None = None
     """What is kept until the `generate` that it is in ends."""
+
+
+class _Local(threading.local):
+    """Python calls this anew in each thread. Dynamo would lose what is set on it, so it holds an object."""
+
+    def __init__(self) -> None:
+        self.thread = _Thread()
 
 
 class Routing:
@@ -60,7 +69,7 @@ class Routing:
         self.reader: TokenReader | None = None
         self.lock = threading.RLock()
         """Held while pairs are added."""
-        self._here = _Thread()
+        self._local = _Local()
         self._common: Route | None = None
         """What a thread that has chosen nothing follows: the others' choice, where that is one pair."""
         self._choices: WeakKeyDictionary[threading.Thread, Route] = WeakKeyDictionary()
@@ -86,6 +95,10 @@ class Routing:
                 self._choices[threading.current_thread()] = route
             choices = list(self._choices.values())
             self._common = choices[0] if len({choice.pair for choice in choices}) == 1 else None
+
+    @property
+    def _here(self) -> _Thread:
+        return self._local.thread
 
     @property
     def chosen(self) -> Route | None:
