@@ -14,11 +14,7 @@ if TYPE_CHECKING:
         Part as Part,
         attachment_of as attachment_of,
     )
-    from nspec_hf.gating.linears import (
-        linear_at as linear_at,
-        refuse_changed_linears as refuse_changed_linears,
-        resize as resize,
-    )
+    from nspec_hf.gating.linears import refuse_changed_linears as refuse_changed_linears, resize as resize
     from nspec_hf.gating.gate import MASKS_FOLDER as MASKS_FOLDER, NeuronGate as NeuronGate
     from nspec_hf.gating.widen import grow as grow, grown_masks as grown_masks
 

@@ -63,8 +63,8 @@ class GradientSite(GatedSite):
             if not is_plain(linear):
                 raise UnsupportedModelError(
                     f"mode 'gradient' replaces the backward pass of {self.site.name!r}, which must be a "
-                    f"plain nn.Linear, not {type(linear).__name__} or one that another library has changed; "
-                    "use mode 'mask'"
+                    f"plain nn.Linear; this {type(linear).__name__} has other weights or another forward "
+                    "(LoRA, quantized, offloaded), so use mode 'mask'"
                 )
         return [(linear, partial(self.forward, linear)) for linear in linears]
 

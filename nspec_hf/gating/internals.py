@@ -57,6 +57,12 @@ def is_plain(linear: nn.Module) -> bool:
     return weight.is_floating_point() and (type(weight) is nn.Parameter or is_sharded(weight))
 
 
+def bias_of(linear: Any) -> Tensor | None:
+    """Return the bias of a linear or of what stands in for one; of `quantize_dynamic` it is a method."""
+    bias = getattr(linear, "bias", None)
+    return bias() if callable(bias) else bias
+
+
 def generation_setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
     """Return a setting as `generate` takes it: an argument, else the given config's, else the model's."""
     if name in arguments:

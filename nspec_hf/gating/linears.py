@@ -6,7 +6,7 @@ rounded up. Of an up projection K of the O rows are kept, of a down projection K
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,6 @@ from torch.nn.functional import linear as product
 from nspec_hf.core import UnsupportedModelError
 from nspec_hf.gating.internals import is_plain, is_sharded
 from nspec_hf.recording import Site
-
-
-def linear_at(model: nn.Module, path: str) -> nn.Linear:
-    """Return the linear with a dotted path; one of LoRA or quantized only looks like an nn.Linear."""
-    return cast(nn.Linear, model.get_submodule(path))
 
 
 def changed_linears(model: nn.Module, site: Site) -> list[str]:

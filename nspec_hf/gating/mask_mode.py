@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from nspec_hf.gating.config import GateConfig
 from nspec_hf.gating.entry_points import Takeover
-from nspec_hf.gating.linears import linear_at
+from nspec_hf.gating.internals import bias_of
 from nspec_hf.gating.routing import Routing
-from nspec_hf.recording import Site
+from nspec_hf.recording import Site, linear_at
 
 
 class GatedSite:
@@ -37,11 +37,12 @@ class GatedSite:
     ) -> None:
         """Remember what to do; nothing is touched before `attach`."""
         self.site = site
-        self.linear = linear_at(model, site.name)
+        self.linear = site.linear(model)
         self.up = linear_at(model, site.up) if site.up else None
         """The linear of a gated block that is multiplied to the activated branch."""
-        # Weights that accelerate offloads are nowhere ("meta") until their layer runs.
-        self.keep_PF = keep_PF if self.linear.weight.is_meta else keep_PF.to(self.linear.weight.device)
+        # What is quantized may have no parameter, and what accelerate offloads is nowhere until it runs.
+        places = [each.device for each in self.linear.parameters() if not each.is_meta]
+        self.keep_PF = keep_PF.to(places[0]) if places else keep_PF
         self._routing = routing
         self._config = config
         self._taken: list[Takeover] = []
@@ -125,7 +126,7 @@ class MaskedSite(GatedSite):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the linear and silence: x [R, L, D] → [R, L, F]."""
         z = self._taken[0].original(x)
-        bias = getattr(self.linear, "bias", None)
+        bias = bias_of(self.linear)
         if self._config.silence == "neuron" or self.site.kind != "ffn" or bias is None:
             return torch.where(self.keep(z), z, 0.0)
         # keep * (z - bias) + bias would round.

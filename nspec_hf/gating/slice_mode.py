@@ -43,12 +43,11 @@ from nspec_hf.gating.linears import (
     changed_linears,
     check_whole,
     cut,
-    linear_at,
     multiply,
 )
 from nspec_hf.gating.mask_mode import GatedSite, MaskedSite
 from nspec_hf.gating.routing import Routing
-from nspec_hf.recording import Site, site_activation
+from nspec_hf.recording import Site, linear_at, site_activation
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +292,7 @@ def _why_masked(model: nn.Module, site: Site, config: GateConfig) -> str:
     """Return why a feed-forward site cannot be sliced, or nothing."""
     if changed_linears(model, site):
         return "slicing needs plain nn.Linear layers, not LoRA, quantized or otherwise changed ones"
-    if config.silence == "weights" and site.up and linear_at(model, site.name).bias is not None:
+    if config.silence == "weights" and site.up and site.linear(model).bias is not None:
         return "with silence='weights' a silenced neuron of a gated block with bias is no constant"
     return ""
 

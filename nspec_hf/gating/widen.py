@@ -11,7 +11,6 @@ more than it did, however many pairs there are. Beyond both papers; an adapter b
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,9 @@ from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair, TrainingSetupError, UnsupportedModelError, as_pairs
 from nspec_hf.gating.attachment import attachment_of
-from nspec_hf.gating.linears import linear_at, refuse_changed_linears, resize
+from nspec_hf.gating.linears import refuse_changed_linears, resize
 from nspec_hf.masks import NeuronMasks, Recipe, group_numbers
-from nspec_hf.recording import Site, find_sites, plain_model
+from nspec_hf.recording import Site, find_sites, linear_at, plain_model
 
 OWNERS = ("pair", "source", "target", "separate", "all")
 """Who shares new neurons: `SelectConfig.by`, and `all` for neurons that every pair has."""
@@ -114,7 +113,7 @@ def add_neurons(model: PreTrainedModel, widths: dict[str, int], seed: int = 1) -
         UnsupportedModelError: If a layer is no plain linear, or the model's config cannot say the widths.
         TrainingSetupError: If something is on the model.
     """
-    plain = cast(PreTrainedModel, plain_model(model))
+    plain = plain_model(model)
     if attachment_of(plain) is not None:
         raise TrainingSetupError("the model has a gate or another attachment; detach it, then add neurons")
     sites = find_sites(plain)

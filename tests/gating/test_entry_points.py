@@ -117,6 +117,40 @@ def test_generate_takes_encoder_outputs_and_keeps_its_signature():
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 16])
+def test_encoder_outputs_need_a_pair_a_row_and_take_none_for_a_beam(count):
+    model = tiny_m2m100()
+    with NeuronGate(model, random_masks(model)):
+        encoded = model.get_encoder()(sources(8), pair_ids=[0, 1, 2, 0, 1, 2, 0, 1])
+        for given in (encoded, encoded.to_tuple()):
+            for call in (model, model.generate):
+                inputs = (
+                    {"max_new_tokens": 2} if call == model.generate else {"decoder_input_ids": sources(8)}
+                )
+                with pytest.raises(RoutingError, match=f"pair_ids has {count} rows, the batch has 8"):
+                    call(encoder_outputs=given, pair_ids=[0] * count, **inputs)
+
+
+def test_generate_inside_generate_is_of_the_same_samples_or_refused():
+    """Other samples in a callback, a multiple of the outer ones, would be taken for their beams."""
+    model = tiny_m2m100()
+    found = []
+
+    def ask(rows):
+        def allowed(batch, ids):
+            found.append(model.generate(sources(rows), max_new_tokens=2))
+            return list(range(48))
+
+        settings = {"prefix_allowed_tokens_fn": allowed, "max_new_tokens": 2}
+        model.generate(sources(2), pair_ids=[0, 2], **settings)
+
+    with NeuronGate(model, random_masks(model)):
+        ask(2)
+        assert torch.equal(found[0], model.generate(sources(2), pair_ids=[0, 2], max_new_tokens=2))
+        with pytest.raises(RoutingError, match="4 rows, but 2 pairs"):
+            ask(4)
+
+
 def test_an_error_inside_generate_leaves_no_route_behind():
     model = tiny_m2m100()
     with NeuronGate(model, random_masks(model)):

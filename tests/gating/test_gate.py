@@ -317,6 +317,90 @@ def test_checkpointed_gradients_follow_their_own_forward_pass_in_any_order(name,
     assert_same(gradients(model), expected[0])
 
 
+def encode(model, batch, index):
+    """An encoder's output for some pair, made by a whole forward pass or by the encoder alone."""
+    if index == 0:
+        return model(**without_ids(batch), pair_ids=[index] * 4).encoder_last_hidden_state
+    return model.get_encoder()(batch["input_ids"], batch["attention_mask"], pair_ids=[index] * 4)[0]
+
+
+def decode(model, batch, hidden, index):
+    """The loss of a batch whose source is encoded already."""
+    target = {name: batch[name] for name in ("attention_mask", "decoder_input_ids", "labels")}
+    return model(encoder_outputs=(hidden,), **target, pair_ids=[index] * 4).loss
+
+
+def reused(model, batch):
+    """Encoder outputs of one pair go into decoders of others."""
+    return decode(model, batch, encode(model, batch, 0), 1)
+
+
+def reused_from_the_encoder_alone(model, batch):
+    return decode(model, batch, encode(model, batch, 2), 1)
+
+
+def reused_twice(model, batch):
+    hidden = encode(model, batch, 0)
+    return decode(model, batch, hidden, 1) + 2 * decode(model, batch, hidden, 2)
+
+
+def changed_on_the_way(model, batch):
+    return decode(model, batch, encode(model, batch, 2).flip(0) * 2, 0)
+
+
+def of_two_pairs_at_once(model, batch):
+    first, second = encode(model, batch, 0), encode(model, batch, 1)
+    return decode(model, batch, first + second, 2) + decode(model, batch, second, 0)
+
+
+REUSES = [reused, reused_from_the_encoder_alone, reused_twice, changed_on_the_way, of_two_pairs_at_once]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reuse", REUSES)
+@pytest.mark.parametrize("name", ["m2m100", "marian", "mt5"])
+def test_encoder_outputs_that_are_used_again_keep_the_pair_that_they_were_made_by(name, reuse, reentrant):
+    plain = SIX_ARCHITECTURES[name]().double().train()
+    masks, batch = random_masks(plain), random_batch()
+    with NeuronGate(plain, masks):
+        reuse(plain, batch).backward()
+        expected = gradients(plain)
+    model, _ = checkpointed(name, reentrant, "mask", masks)
+    reuse(model, batch).backward()
+    assert_same(gradients(model), expected)
+
+
+def test_encoder_outputs_from_before_the_gate_are_not_run_again_with_the_pair_of_those_who_use_them():
+    masks, batch = random_masks(tiny_m2m100()), random_batch()
+    model = tiny_m2m100().double().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    dense = model.get_encoder()(batch["input_ids"], batch["attention_mask"])[0]
+    with NeuronGate(model, masks):
+        loss = decode(model, batch, dense, 1)
+        with pytest.raises(RoutingError, match="before the gate was attached"):
+            loss.backward()
+
+
+def test_what_embeddings_from_outside_are_made_of_needs_no_route():
+    """Prompt tuning: the source's embeddings, and the target's, come from a graph of their own."""
+    plain = tiny_m2m100().double().train()
+    masks, batch = random_masks(plain), random_batch()
+
+    def loss(model):
+        embedded = model.get_input_embeddings()(batch["input_ids"]) * 3
+        target = model.get_input_embeddings()(batch["decoder_input_ids"]) * 2
+        inputs = {"inputs_embeds": embedded, "decoder_inputs_embeds": target}
+        inputs |= {name: batch[name] for name in ("attention_mask", "pair_ids")}
+        return model(**inputs).logits.log_softmax(-1)[..., 7].sum()
+
+    with NeuronGate(plain, masks):
+        loss(plain).backward()
+        expected = gradients(plain)
+    model, _ = checkpointed("m2m100", False, "mask", masks)
+    loss(model).backward()
+    assert_same(gradients(model), expected)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_the_chosen_pair_may_change_before_a_checkpointed_backward_pass(reentrant):
     masks = random_masks(tiny_m2m100())

@@ -1,14 +1,16 @@
 """Mode `mask` against copies of the model whose weights are edited by hand."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
+from nspec_hf.core import UnsupportedModelError
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import find_sites
+from nspec_hf.recording import find_sites, weight_fingerprint
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_bart, tiny_m2m100
 
 PAIRS = ["en-de", "en-fr", "de-en"]
@@ -215,6 +217,49 @@ def test_masks_follow_a_model_that_changes_its_type_while_gated():
         after = model(**batch).logits
     assert after.dtype == torch.float64
     torch.testing.assert_close(after.float(), before, rtol=0, atol=1e-5)
+
+
+def quantized_dynamically():
+    return torch.ao.quantization.quantize_dynamic(tiny_m2m100(), {nn.Linear}, torch.qint8)
+
+
+def quantized_by_torchao():
+    torchao = pytest.importorskip("torchao.quantization")
+    model = tiny_m2m100()
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    return model
+
+
+@pytest.mark.parametrize("silence", ["neuron", "weights"])
+@pytest.mark.parametrize("mode", ["mask", "slice"])
+@pytest.mark.parametrize("make", [quantized_dynamically, quantized_by_torchao])
+def test_a_quantized_base_is_silenced_in_the_outputs_of_its_linears(make, mode, silence):
+    plain, batch = tiny_m2m100(), random_batch()
+    masks, reference = random_masks(plain), make()
+    masks.recipe = type(masks.recipe)(weight_fingerprint=weight_fingerprint(reference, masks.sites))
+    for site in masks.sites:
+        keep_F, bias_F = masks["de-en"][site.name], plain.get_submodule(site.name).bias.detach()
+        instead = bias_F if silence == "weights" else torch.zeros(site.width)
+        reference.get_submodule(site.name).register_forward_hook(
+            lambda _module, _args, z, keep_F=keep_F, instead=instead: torch.where(keep_F, z, instead)
+        )
+    model = make()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # mode `slice` says that it masks
+        with NeuronGate(model, masks, GateConfig(mode=mode, silence=silence)) as gate:
+            found = model(**rows_of_pair(batch, "de-en")).logits
+            assert torch.equal(found, reference(**without_ids(batch)).logits)
+            assert "as counted" in gate.status().weights
+            if mode == "slice":
+                assert gate.status().slices == ""
+
+
+@pytest.mark.parametrize("make", [quantized_dynamically, quantized_by_torchao])
+def test_mode_gradient_refuses_a_quantized_base_by_name(make):
+    model = make()
+    gate = NeuronGate(model, random_masks(tiny_m2m100()), GateConfig(mode="gradient"))
+    with pytest.raises(UnsupportedModelError, match=r"encoder\.layers\.0\.fc1.*quantized.*mode 'mask'"):
+        gate.attach()
 
 
 def test_a_silenced_neuron_that_overflows_stays_silent():

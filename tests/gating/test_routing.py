@@ -94,6 +94,22 @@ def test_an_index_outside_the_masks_names_the_pairs(model, masks, ids):
         model(**without_ids(random_batch(rows=2)), pair_ids=torch.tensor(ids))
 
 
+@pytest.mark.parametrize("ids", [[0, 3], [-1, 0], [-1, -1]])
+def test_an_index_outside_the_masks_is_an_error_in_a_compiled_model_too(masks, ids):
+    """There no value is looked at: a negative one would count from the end, and run as the last pair."""
+    model = tiny_m2m100()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    batch = without_ids(random_batch(rows=2))
+    try:
+        with NeuronGate(model, masks), torch.no_grad():
+            expected = model(**batch, pair_ids=[1, 2]).logits
+            torch.testing.assert_close(compiled(**batch, pair_ids=torch.tensor([1, 2])).logits, expected)
+            with pytest.raises(IndexError, match="out of bounds"):
+                compiled(**batch, pair_ids=torch.tensor(ids))
+    finally:
+        torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
@@ -207,6 +223,13 @@ def test_tokens_that_name_no_masked_pair_are_refused(model, masks, sources, targ
         gate.read_languages(word_tokenizer("__{}__"))
         with pytest.raises(error, match=message):
             model(**tagged_batch(sources, targets))
+
+
+def test_sides_of_different_numbers_of_rows_are_refused_by_name(model, masks):
+    gate = NeuronGate(model, masks)
+    gate.read_languages(word_tokenizer("__{}__"))
+    with pytest.raises(RoutingError, match="3 sources but 2 targets"):
+        gate._routing.reader.read({"input_ids": torch.tensor([[EN]] * 3), "labels": torch.tensor([[DE]] * 2)})
 
 
 def test_a_row_with_two_languages_is_refused(model, masks):

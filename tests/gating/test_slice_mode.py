@@ -1,8 +1,10 @@
 """Mode `slice`: the numbers of mode `mask`, on fewer rows, and never from stale copies."""
 
 import copy
+import gc
 import logging
 import warnings
+import weakref
 from functools import partial
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from transformers import PreTrainedModel
 
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of, slice_mode as slicing
@@ -270,6 +273,8 @@ STEPS = st.sampled_from(
         "half",
         "set",
         "raw",
+        "data",
+        "numpy",
     ]
 )
 
@@ -288,16 +293,26 @@ def act(step, model, gate, state):
         model.to(torch.bfloat16).to(torch.float32)
     elif step in (*OPTIMIZERS, "raw"):
         train(step, model)
-    elif step in ("edit", "set"):
-        for site in gate.masks.sites:
-            weight = model.get_submodule(site.name).weight
-            if step == "edit":
-                with torch.no_grad():
-                    weight.mul_(1.1)
-            else:
-                weight.data = weight.data * 0.9
-    else:
+    elif step == "data":
+        # A swap of averaged weights; like what NumPy writes, it tells nothing of itself.
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(state[name])
+    elif step == "evaluate":
         model.eval()
+    else:
+        for site in gate.masks.sites:
+            write(step, model.get_submodule(site.name).weight)
+
+
+def write(step, weight):
+    """Write to a weight, in a way that can be noticed or not."""
+    if step == "edit":
+        with torch.no_grad():
+            weight.mul_(1.1)
+    elif step == "set":
+        weight.data = weight.data * 0.9
+    else:
+        weight.detach().numpy()[...] *= 0.9
 
 
 def train(step, model):
@@ -331,13 +346,69 @@ def test_no_sequence_of_pairs_steps_loads_and_moves_leaves_a_stale_slice(steps, 
             pair_ids = {"pair_ids": [0, 1, 2, 0]} if step == "mixed" else {}
             with torch.no_grad():
                 found = model(**batch, **pair_ids).logits
+                tokens = model.generate(batch["input_ids"], **pair_ids, max_new_tokens=4)
             rows = gate.last_rows
             twin = copy.deepcopy(model)
             attachment_of(twin).detach()
             with gated(twin, masks, "mask", silence=silence), torch.no_grad():
                 expected = twin(**batch, pair_ids=rows.expand(4)).logits
+                wanted = twin.generate(batch["input_ids"], pair_ids=rows.expand(4), max_new_tokens=4)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+            assert torch.equal(tokens, wanted)
         gate.detach()
+
+
+def by_copy(parameter, value):
+    parameter.data.copy_(value)
+
+
+def by_index(parameter, value):
+    parameter.data[...] = value
+
+
+def by_numpy(parameter, value):
+    parameter.detach().numpy()[...] = value.numpy()
+
+
+def by_swap(parameter, value):
+    parameter.data = value.clone()
+
+
+def by_storage(parameter, value):
+    parameter.untyped_storage().copy_(value.untyped_storage())
+
+
+@pytest.mark.parametrize("write", [by_copy, by_index, by_numpy, by_swap, by_storage])
+@pytest.mark.parametrize("silence", ["neuron", "weights"])
+def test_translations_follow_weights_that_were_written_in_a_way_that_tells_nobody(write, silence):
+    model, other = tiny_m2m100(), tiny_m2m100(seed=3)
+    masks, batch = random_masks(model), random_batch(rows=20)
+    with gated(model, masks, silence=silence):
+        before = written(model, batch, [1] * 20)
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+                write(parameter, value.detach())
+        after = written(model, batch, [1] * 20)
+    with gated(other, masks, "mask", silence=silence):
+        assert torch.equal(after, written(other, batch, [1] * 20))
+    assert (before != after).any(dim=1).all()
+
+
+def test_copies_that_are_dropped_leave_nothing_behind():
+    hooks = len(_global_optimizer_post_hooks)
+    model = tiny_m2m100()
+    masks, batch = random_masks(model), random_batch()
+    with gated(model, masks):
+        dropped = []
+        for _ in range(50):
+            twin = copy.deepcopy(model)
+            twin(**batch).loss.backward()
+            written(twin, batch, [0] * 4)
+            dropped.append(weakref.ref(twin))
+            del twin
+        gc.collect()
+        assert not any(twin() for twin in dropped)
+        assert len(_global_optimizer_post_hooks) == hooks
 
 
 def cut_count(monkeypatch):
