@@ -46,16 +46,19 @@ class Route:
         """
         if self.rows.device != output.device:
             self.rows = self.rows.to(output.device)
-        count, entries = self.rows.shape[0], output.shape[0]
+        rows, count, entries = self.rows, self.rows.shape[0], output.shape[0]
+        if torch.compiler.is_compiling():
+            # No value was looked at, and a negative one would count from the end: to no table's index.
+            rows = torch.where(rows < 0, torch.iinfo(torch.int32).max, rows)
         if count == 1 or count == entries:
-            return self.rows
+            return rows
         if entries % count:
             raise RoutingError(
                 f"a gated layer ran on {entries} rows, but the pairs of {count} samples are known "
                 f"({self.origin}); rows that are packed or dropped inside the model cannot be told apart, so "
                 "give such a batch one pair with gate.use(pair)"
             )
-        return self.rows.repeat_interleave(entries // count)
+        return rows.repeat_interleave(entries // count)
 
     def entries_of_pairs(self, output: Tensor) -> dict[int, Tensor]:
         """Return each pair's entries along the first axis of a layer's output, as int64 indices.

@@ -247,9 +247,8 @@ class Routing:
         if given not in (None, rows.shape[0]):
             raise RoutingError(f"pair_ids has {rows.shape[0]} rows, the batch has {given}")
         if torch.compiler.is_compiling():
-            # Looking at values would break the graph, so what is negative, and would count from the end, is
-            # made an index that no table has.
-            return Route(torch.where(rows < 0, count, rows), None, "pair_ids")
+            # Looking at values would break the graph; `Route.rows_for` sees to it.
+            return Route(rows, None, "pair_ids")
         # One look for both: on a GPU each waits for all that it has to do.
         low, high = torch.stack(torch.aminmax(rows)).tolist()
         if low < 0 or high >= count:
