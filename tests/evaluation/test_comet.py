@@ -55,6 +55,8 @@ def test_the_script_runs_and_its_scores_are_read(tmp_path):
     )
     found = read_comet(tmp_path / "a folder")
     assert set(found) == set(HYPOTHESES)
+    # What Windows allows in a name.
+    assert not [path.name for path in (tmp_path / "a folder").iterdir() if set(path.name) & set('<>:"|?*')]
     assert found["zh-CN->en"].value == pytest.approx(100 * 0.3)
     assert found["en-de"].value == pytest.approx(100 * (0.8 + 1.1) / 2)
     assert found["en-de"].signature == "comet|model:some/model|scale:100"
