@@ -36,7 +36,15 @@ from nspec_hf.comparison import (
     run_jobs,
     usable_cores,
 )
-from nspec_hf.core import ConfigError, exit_status, join_tables, read_json, write_json, write_text
+from nspec_hf.core import (
+    ConfigError,
+    exit_status,
+    join_tables,
+    read_json,
+    require_writable,
+    write_json,
+    write_text,
+)
 from nspec_hf.systems import ExperimentConfig, read_settings
 
 SPECIALIZE = Path(__file__).resolve().with_name("specialize.py")
@@ -58,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = planned_rows(config)
     runs = chosen_runs(rows, chosen.rows, chosen.seeds)
     experiment = _of_the_experiment(arguments)
+    # Before the work, so that its result has a place and what is there is not lost.
+    require_writable(table_file(config))
+    earlier_tests(table_file(config))
     failures: list[Failure] = []
     if not chosen.tables_only:
         failures = run_all(runs, experiment, chosen.jobs)
@@ -73,9 +84,7 @@ def write_tables(
     config: ExperimentConfig, rows: Sequence[PlannedRow], command: str, experiment: Sequence[str]
 ) -> None:
     """Compare all rows of the plan as far as they have been run; print and keep the tables."""
-    path = Path(config.results) / f"{config.name}.{config.compare.table}.json"
-    # Verdicts of an earlier table are kept where translations are gone.
-    kept = read_json(path).get("tests") if path.is_file() else None
+    path, kept = table_file(config), earlier_tests(table_file(config))
     with tqdm(desc="paired tests", disable=not sys.stderr.isatty()) as bar:
         comparison = compare_rows(config, rows, experiment, show=lambda line: bar.update(), kept=kept)
     write_json(path, comparison.content())
@@ -86,6 +95,25 @@ def write_tables(
         if why:
             print(f"{run.name}: not run ({why})")
     print(f"kept in {path} and {path.with_suffix('.md')}")
+
+
+def table_file(config: ExperimentConfig) -> Path:
+    """Return where the paired tests are kept; the page lies beside them."""
+    return Path(config.results) / f"{config.name}.{config.compare.table}.json"
+
+
+def earlier_tests(path: Path) -> dict[str, Any]:
+    """Return the verdicts of an earlier table, for runs whose translations are gone.
+
+    Raises:
+        ConfigError: If the file is something else.
+    """
+    content = read_json(path) if path.is_file() else {"tests": {}}
+    if not isinstance(content, dict) or not isinstance(content.get("tests"), dict):
+        raise ConfigError(
+            f"{path} keeps no paired tests; convert it with recipes/shrink_results.py, or delete it"
+        )
+    return content["tests"]
 
 
 def run_all(runs: Sequence[PlannedRun], experiment: Sequence[str], count: int | None) -> list[Failure]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from nspec_hf.core import exit_status, write_result
+from nspec_hf.core import exit_status, require_writable, write_result
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, load_tokenizer, read_corpus
 from nspec_hf.evaluation import score
 from nspec_hf.export import ExportConfig, ExportReport, export_model, exported_tokens, gated_tokens
@@ -36,6 +36,8 @@ FORMS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Export, translate, score, write; return the exit status."""
     options = read_options(argv)
+    if options.json:
+        require_writable(options.json)
     if options.threads:
         torch.set_num_threads(options.threads)
     model = load_model(options.model, dtype=torch.float32)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nspec_hf.comparison import PlannedRun, chosen_runs, planned_rows
-from nspec_hf.core import exit_status, write_result
+from nspec_hf.core import exit_status, require_writable, write_result
 from nspec_hf.systems import (
     ExperimentConfig,
     Masked,
@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
         rows={"nargs": "+", "default": None, "help": "Rows to look at, or patterns such as 'ns*'; else all."},
         seeds={"nargs": "+", "type": int, "default": None, "help": "Seeds to look at; else all."},
     )
+    path = Path(config.results) / f"{config.name}.untrained.json"
+    require_writable(path)
     rows, found = planned_rows(config), []
     wanted = {run.name for run in chosen_runs(rows, chosen.rows, chosen.seeds)}
     for name, planned in tqdm(_base_and_masks(chosen_runs(rows)), disable=None):
@@ -50,7 +52,6 @@ def main(argv: list[str] | None = None) -> None:
     if join_processes().is_main_process:
         about = f"{config.data.valid_split} of {config.name}, base {Path(config.base_model).name}"
         print(untrained_table(found, about))
-        path = Path(config.results) / f"{config.name}.untrained.json"
         write_result(path, {"rows": found}, without_places(config))
         print(f"kept in {path}")
 

@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows: jobs run, without a lock.
-    fcntl = None  # type: ignore[assignment]
+from nspec_hf.core import try_lock
 
 # glibc hands large blocks back to the kernel when they are freed, at every step of a training on a CPU; kept,
 # steps are 1.2 to 1.9 times as fast.
@@ -134,13 +131,10 @@ def _locked(path: Path) -> IO | None:
     """Return an open, locked file, or None if another process holds its lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a", encoding="utf-8")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-    return file
+    if try_lock(file):
+        return file
+    file.close()
+    return None
 
 
 def _start(job: Job, environment: Mapping[str, str], lock: IO) -> _Running:
@@ -155,7 +149,7 @@ def _start(job: Job, environment: Mapping[str, str], lock: IO) -> _Running:
             stderr=subprocess.STDOUT,
             env=dict(environment),
             # The program inherits the open file, and with it the lock; ours is closed by the caller.
-            pass_fds=[lock.fileno()] if fcntl is not None else (),
+            pass_fds=[lock.fileno()] if os.name == "posix" else (),
         )
     return _Running(job=job, process=process, since=time.monotonic())
 

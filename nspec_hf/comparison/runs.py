@@ -4,9 +4,11 @@ A run is one call of `recipes/specialize.py`, in a folder of its own (`work/ROW/
 (`results/NAME.ROW.sSEED.json`). The result says what made it; one that other settings made does not count.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
+import math
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 
 from nspec_hf.core import ConfigError, Pair, digest, plain, read_json, write_json
 from nspec_hf.data import Outputs, read_outputs
-from nspec_hf.evaluation import Verdict, compare, sacrebleu_metric
+from nspec_hf.evaluation import VERDICTS, Verdict, compare, sacrebleu_metric
 from nspec_hf.systems import ExperimentConfig, RowPlan, Run, RunResult, System, make_system, portable
 from nspec_hf.training import training_arguments
 
@@ -224,9 +226,10 @@ def paired_tests(
     text = digest(json.dumps([systems, references, wanted]))
     key = {"metrics": metrics, "n_samples": n_samples, "text": text}
     path = run.folder / "significance" / f"{reference.row}.s{reference.seed}.json"
-    kept = read_json(path) if path.is_file() else {}
-    if kept.get("key") == key and "tests" in kept:
-        return read_tests(kept["tests"])
+    with contextlib.suppress(ConfigError):  # what is damaged, or of an older layout, is tested anew
+        kept = read_json(path) if path.is_file() else None
+        if isinstance(kept, dict) and kept.get("key") == key:
+            return read_tests(kept.get("tests"))
     with warnings.catch_warnings():
         # Verdicts that stand on few sentences are named in the tables.
         warnings.filterwarnings("ignore", message="do not trust the verdict")
@@ -246,9 +249,26 @@ def paired_tests(
     return tests
 
 
-def read_tests(content: Mapping[str, Mapping[str, Sequence[Any]]]) -> Tests:
-    """Return tests as JSON holds them: a list in the place of each `TestedPair`."""
-    return {
-        metric: {Pair(pair): TestedPair(*values) for pair, values in by_pair.items()}
-        for metric, by_pair in content.items()
-    }
+def read_tests(content: Any) -> Tests:
+    """Return tests as JSON holds them: a list in the place of each `TestedPair`.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    try:
+        tests = {
+            metric: {Pair(pair): TestedPair(*values) for pair, values in by_pair.items()}
+            for metric, by_pair in content.items()
+        }
+        if all(
+            test.verdict in VERDICTS and math.isfinite(test.delta)
+            for own in tests.values()
+            for test in own.values()
+        ):
+            return tests
+        raise ValueError("unknown verdicts")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"these are no paired tests ({error}); files of an older layout are converted by "
+            "recipes/shrink_results.py"
+        ) from error

@@ -29,7 +29,10 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         ConfigError: If `folder` is there already and not empty, before anything is written.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # What a killed process was filling is no content, and may be another live one's.
+    if folder.exists() and not (
+        folder.is_dir() and all(path.suffix == ".partial" for path in folder.iterdir())
+    ):
         raise ConfigError(f"{folder} is there already; give a new folder")
     # One that is there may be a link, a mounted volume or ".", none of which a rename could replace.
     is_new = not folder.exists()

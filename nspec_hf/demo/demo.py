@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nspec_hf.analysis import Analysis, analyze, draw_overlap_layers, save_figure, write_report
-from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, program
+from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, lock_folder, program
 from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
 from nspec_hf.demo.display import (
     Speaker,
@@ -62,8 +62,10 @@ def tour(
     """
     world = LanguageFamilies(synthetic)
     config = demo_experiment(world, output, updates, more_updates)
-    claim_folder(output, {"text": world.config, "sentences": sentences, "updates": [updates, more_updates]})
-    with quiet_loading(), warnings.catch_warnings():
+    with lock_folder(output), quiet_loading(), warnings.catch_warnings():
+        claim_folder(
+            output, {"text": world.config, "sentences": sentences, "updates": [updates, more_updates]}
+        )
         # So small a model gets lost in directions that it was not trained for; the table says how much.
         warnings.filterwarnings("ignore", message=".*reached their longest length")
         _run(world, config, sentences, trials, random_masks)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nspec_hf.core import Table
 from nspec_hf.systems.masked import Masked
-from nspec_hf.systems.pipeline import claim
+from nspec_hf.systems.pipeline import claimed
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
 
@@ -39,8 +39,8 @@ def untrained(run: Run, system: System) -> dict[str, Any]:
     Raises:
         ConfigError: If the folder holds other settings, or the system cannot work.
     """
-    claim(run, system)
-    return run.once(_NAME, lambda: _measured(system, run))
+    with claimed(run, system):
+        return run.once(_NAME, lambda: _measured(system, run))
 
 
 def _measured(system: System, run: Run) -> dict[str, Any]:

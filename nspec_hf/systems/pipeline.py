@@ -5,12 +5,14 @@ several processes may run it together. All that made the numbers is written down
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from nspec_hf.core import claim_folder
+from nspec_hf.core import claim_folder, lock_folder, require_writable
 from nspec_hf.data import LanguageTags, encode_corpus
 from nspec_hf.evaluation import SystemScores, Translator, evaluate_system
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
@@ -36,57 +38,87 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
 
     Raises:
         ConfigError: If the folder holds a base with other settings.
+        FolderInUseError: If another process writes into the folder.
         CorpusError: If text cannot be read.
     """
-    folder, data, state = Path(config.work) / "base", config.data, join_processes()
-    claim_folder(folder, config.begun_with("vocabulary", "model"))
-    texts, validation = data.read(data.train_split), data.read(data.valid_split)
-    with state.main_process_first():
-        tokenizer = make_tokenizer(texts, config.vocabulary, folder / "tokenizer")
-    tags, longest = LanguageTags(tokenizer, data.codes), config.pretrain.batches.max_length or 256
-    # Read before training, so that a file that is missing is missed now.
-    tests = data.read_tests(tags)
-    corpus = encode_corpus(texts, tags, longest)
-    model = make_model(tokenizer, config.model, int(config.pretrain.arguments.get("seed", 42)))
-    trained = train(
-        model,
-        tags,
-        corpus,
-        config.pretrain,
-        folder,
-        encode_corpus(validation, tags, longest),
-        callbacks=[bar] if bar else [],
-        shows_progress=bar is None,
-    )
-    if not state.is_main_process:
-        return None
-    # What was saved is what is scored: under FSDP, this process holds only a part of the trained model.
-    model = load_model(folder / "model", device=state.device)
-    translator = Translator(model, tags, config=config.translate)
-    scores = evaluate_system(
-        "base", translator, tests, folder / "outputs", config.metrics, data.pivot, data.tiers
-    )
-    facts = {
-        "system": "base",
-        "parameters": model.num_parameters(),
-        "target_tokens_an_epoch": int(corpus.lengths[:, 1].sum()),
-        **trained.facts(),
-    }
-    write_scores(Path(config.results) / f"{config.name}.base.json", facts, scores, config)
+    folder, state = Path(config.work) / "base", join_processes()
+    result = Path(config.results) / f"{config.name}.base.json"
+    with _one_writer(folder, result):
+        claim_folder(folder, config.begun_with("vocabulary", "model"))
+        texts, validation = (
+            config.data.read(config.data.train_split),
+            config.data.read(config.data.valid_split),
+        )
+        with state.main_process_first():
+            tokenizer = make_tokenizer(texts, config.vocabulary, folder / "tokenizer")
+        tags, longest = LanguageTags(tokenizer, config.data.codes), config.pretrain.batches.max_length or 256
+        # Read before training, so that a file that is missing is missed now.
+        tests = config.data.read_tests(tags)
+        corpus = encode_corpus(texts, tags, longest)
+        trained = train(
+            make_model(tokenizer, config.model, int(config.pretrain.arguments.get("seed", 42))),
+            tags,
+            corpus,
+            config.pretrain,
+            folder,
+            encode_corpus(validation, tags, longest),
+            callbacks=[bar] if bar else [],
+            shows_progress=bar is None,
+        )
+        if not state.is_main_process:
+            return None
+        # What was saved is what is scored: under FSDP, this process holds only a part of the trained model.
+        model = load_model(folder / "model", device=state.device)
+        scores = evaluate_system(
+            "base",
+            Translator(model, tags, config=config.translate),
+            tests,
+            folder / "outputs",
+            config.metrics,
+            config.data.pivot,
+            config.data.tiers,
+        )
+        facts = {
+            "system": "base",
+            "parameters": model.num_parameters(),
+            "target_tokens_an_epoch": int(corpus.lengths[:, 1].sum()),
+            **trained.facts(),
+        }
+        write_scores(result, facts, scores, config)
     return scores
 
 
-def claim(run: Run, system: System) -> None:
-    """Take the run's folder for this system; one of other settings, or of another base, is refused.
+@contextmanager
+def _one_writer(folder: Path, result: Path) -> Iterator[None]:
+    """Hold the folder of a run, and see that its result can be written, before any work.
+
+    Raises:
+        FolderInUseError: If another process writes into the folder.
+        OSError: If the result could not be written.
+    """
+    if not join_processes().is_main_process:
+        yield
+        return
+    require_writable(result)
+    with lock_folder(folder):
+        yield
+
+
+@contextmanager
+def claimed(run: Run, system: System) -> Iterator[None]:
+    """Hold the run's folder for this system; one of other settings, or of another base, is refused.
 
     Raises:
         ConfigError: If the folder holds one, or the system cannot work.
+        FolderInUseError: If another process writes into the folder.
     """
-    base, begun_with = run.base(), run.config.begun_with("base", "record", "select", "gate")
-    begun_with |= {"system": system.name, "settings": dataclasses.asdict(system), "seed": run.seed}
-    begun_with |= {"base_weights": weight_fingerprint(base, find_sites(base))}
-    claim_folder(run.folder, begun_with)
-    system.check(run)
+    with _one_writer(run.folder, run.result_file):
+        base, begun_with = run.base(), run.config.begun_with("base", "record", "select", "gate")
+        begun_with |= {"system": system.name, "settings": dataclasses.asdict(system), "seed": run.seed}
+        begun_with |= {"base_weights": weight_fingerprint(base, find_sites(base))}
+        claim_folder(run.folder, begun_with)
+        system.check(run)
+        yield
 
 
 def run_system(run: Run, system: System) -> SystemScores | None:
@@ -97,17 +129,18 @@ def run_system(run: Run, system: System) -> SystemScores | None:
 
     Raises:
         ConfigError: If the folder holds a run with other settings, or the system cannot work.
+        FolderInUseError: If another process writes into the folder.
     """
-    claim(run, system)
-    # Read before training, so that a file that is missing is missed now.
-    tests = run.tests
-    facts = system.train(run)
-    if not join_processes().is_main_process:
-        return None
-    outputs = system.outputs(run)
-    scores = run.score(outputs) if tests else None
-    about: dict[str, Any] = {"name": run.row, "system": system.name, "source": system.source}
-    about |= {"settings": dataclasses.asdict(system), "seed": run.seed}
-    config = dataclasses.replace(run.config, specialize=run.budget())
-    write_scores(run.result_file, {**about, **facts}, scores, config)
+    with claimed(run, system):
+        # Read before training, so that a file that is missing is missed now.
+        tests = run.tests
+        facts = system.train(run)
+        if not join_processes().is_main_process:
+            return None
+        outputs = system.outputs(run)
+        scores = run.score(outputs) if tests else None
+        about: dict[str, Any] = {"name": run.row, "system": system.name, "source": system.source}
+        about |= {"settings": dataclasses.asdict(system), "seed": run.seed}
+        config = dataclasses.replace(run.config, specialize=run.budget())
+        write_scores(run.result_file, {**about, **facts}, scores, config)
     return scores

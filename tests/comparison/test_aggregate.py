@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -17,7 +18,7 @@ from nspec_hf.comparison.tables import (
     tiers_table,
     zero_shot_table,
 )
-from nspec_hf.core import plain
+from nspec_hf.core import ConfigError, plain
 from nspec_hf.data import CorpusConfig
 from nspec_hf.evaluation import compare, score
 from nspec_hf.systems import DataConfig, RowPlan
@@ -290,6 +291,40 @@ def test_verdicts_outlive_the_translations_but_not_the_scores(made, tmp_path):
     changed = compare_rows(elsewhere[0].runs[0].config, elsewhere, kept=kept).row("ns").against["finetune"]
     assert "en-de" not in changed.verdicts["bleu"]
     assert changed.verdicts["chrf++"] == comparison.row("ns").against["finetune"].verdicts["chrf++"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:50],
+        lambda text: "[]",
+        lambda text: text.replace('"decoding"', '"coding"'),
+        lambda text: text.replace('"en-de": ', '"ende": ', 1).replace('"scores": {', '"scores": {"x": 1,'),
+        lambda text: "[" * 100_000,
+    ],
+    ids=["cut", "a list", "without decoding", "other scores", "deep"],
+)
+def test_a_result_of_another_shape_is_refused_with_its_name(damage, tmp_path):
+    config = experiment(tmp_path, {"finetune": RowPlan(seeds=[1])})
+    rows = planned_rows(config)
+    finish(rows[0].runs[0], 0.2)
+    path = rows[0].runs[0].result_file
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(path.name)):
+        compare_rows(config, rows)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"key": 1}', '{"key": KEY, "tests": {"bleu": {"en-de": [1]}}}']
+)
+def test_tests_that_are_damaged_are_made_again(content, made):
+    config, rows, comparison, _, _ = made
+    run = rows[2].runs[0]
+    path = run.folder / "significance" / "finetune.s1.json"
+    kept = path.read_text(encoding="utf-8")
+    path.write_text(content.replace("KEY", json.dumps(json.loads(kept)["key"])), encoding="utf-8")
+    assert compare_rows(config, rows).row("ns") == comparison.row("ns")
+    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(kept)
 
 
 def test_a_row_of_other_training_is_compared_with_fine_tuning_of_that_training(tmp_path):

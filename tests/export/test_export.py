@@ -1,6 +1,9 @@
 """Export: a pair's own model says what the gate says, in all three forms, and is as small as its masks."""
 
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from nspec_hf.core import ArtifactError, ConfigError, ExportError, UnsupportedModelError
+from nspec_hf.core import ArtifactError, ConfigError, ExportError, Pair, UnsupportedModelError
 from nspec_hf.data import LanguageTags, VocabularyConfig, train_vocabulary
-from nspec_hf.export import ExportConfig, export as export_file, export_model, greedy, load_pruned, pruned
+from nspec_hf.export import (
+    ExportConfig,
+    decode,
+    export as export_file,
+    export_model,
+    gated_tokens,
+    greedy,
+    load_pruned,
+    pruned,
+)
 from nspec_hf.export.prune import zeroed
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
@@ -317,3 +329,197 @@ def test_the_command_exports_from_folders(tokenizer, tmp_path, capsys):
     assert main(["export", *map(str, arguments)]) == 0
     assert "100.0% of 16 sample sentences" in capsys.readouterr().out
     assert isinstance(load_pruned(Path(tmp_path / "out")), type(model))
+
+
+def test_weights_that_are_not_finite_are_refused_before_the_work(tokenizer, tmp_path, monkeypatch):
+    model = make("m2m100", tokenizer)
+    masks = random_masks(model)
+    with torch.no_grad():
+        model.get_submodule(masks.sites[0].name).weight[0, 0] = torch.nan
+    monkeypatch.setattr(export_file, "gated_tokens", None)
+    with pytest.raises(ArtifactError, match=r"not finite \(model\.encoder\.layers\.0\.fc1\.weight\)"):
+        export_model(model, tokenizer, masks, "en-de", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctranslate2_that_is_missing_is_missed_by_name_and_before_the_work(tokenizer, tmp_path, monkeypatch):
+    model = make("m2m100", tokenizer)
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    monkeypatch.setattr(export_file, "gated_tokens", None)
+    with pytest.raises(ConfigError, match=r"pip install nspec-hf\[export\]"):
+        export_model(
+            model,
+            tokenizer,
+            random_masks(model),
+            "en-de",
+            tmp_path / "out",
+            ExportConfig(format="ctranslate2"),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_ctranslate2_cannot_convert_is_an_error_of_ours_and_leaves_nothing(tokenizer, tmp_path):
+    pytest.importorskip("ctranslate2")
+    size = len(tokenizer)
+    apart = SIX_ARCHITECTURES["marian"](
+        vocab_size=size,
+        decoder_vocab_size=size + 2,
+        share_encoder_decoder_embeddings=False,
+        tie_word_embeddings=False,
+    )
+    config = ExportConfig(format="ctranslate2", max_new_tokens=4)
+    with pytest.raises(UnsupportedModelError, match="vocabulary for each side"):
+        export_model(apart, tokenizer, random_masks(apart), "en-de", tmp_path / "out", config)
+    odd = make("m2m100", tokenizer)
+    odd.config.activation_function = "leaky_relu"  # read by the converter alone
+    with pytest.raises(ExportError, match="CTranslate2 cannot convert this M2M100Config"):
+        export_model(odd, tokenizer, random_masks(odd), "en-de", tmp_path / "out", config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_ctranslate2_cannot_read_is_an_error_of_ours(tokenizer, tmp_path):
+    pytest.importorskip("ctranslate2")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ExportError, match="CTranslate2 cannot translate with"):
+        decode(tmp_path, tokenizer, [[5, 2]], [], 4)
+
+
+def test_settings_for_generation_that_greedy_decoding_has_not_change_no_proof(tokenizer, tmp_path):
+    model = make("m2m100", tokenizer)
+    masks = random_masks(model)
+    config = ExportConfig(format="pruned", max_new_tokens=6)
+    plain = gated_tokens(*proof(model, tokenizer, masks))
+    model.generation_config.update(
+        num_return_sequences=3, num_beams=4, bad_words_ids=[[5]], length_penalty=2.0
+    )
+    assert gated_tokens(*proof(model, tokenizer, masks)) == plain
+    assert export_model(model, tokenizer, masks, "en-de", tmp_path / "out", config).same == 1.0
+
+
+def proof(model, tokenizer, masks):
+    tags, pair = LanguageTags(tokenizer), Pair("en-de")
+    return model, tags, masks.subset([pair]), {pair: tags.encode_source(TEXT, pair)}, "neuron", 6
+
+
+@pytest.mark.parametrize("place", ["link", ".", "empty"])
+def test_an_export_goes_into_a_link_to_a_folder_the_current_one_and_an_empty_one(
+    place, tokenizer, tmp_path, monkeypatch
+):
+    target = tmp_path / "target"
+    target.mkdir()
+    (tmp_path / "link").symlink_to(target)
+    monkeypatch.chdir(target)
+    folder = {"link": tmp_path / "link", ".": Path("."), "empty": target}[place]
+    model = make("m2m100", tokenizer)
+    config = ExportConfig(format="pruned", max_new_tokens=4)
+    export_model(model, tokenizer, random_masks(model), "en-de", folder, config)
+    assert isinstance(load_pruned(target), type(model))
+    assert (tmp_path / "link").is_symlink()
+    assert not [path for path in target.iterdir() if path.name.startswith(".")]
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_export_that_was_killed_at_any_write_is_done_again_as_if_it_had_not_been(
+    exists, tokenizer, tmp_path, monkeypatch
+):
+    model = make("m2m100", tokenizer)
+    masks, config = random_masks(model), ExportConfig(format="pruned", max_new_tokens=4)
+    export_model(model, tokenizer, masks, "en-de", tmp_path / "whole", config)
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    replace, kills = os.replace, 0
+    for number in range(20):
+        folder, left = tmp_path / f"out{number}", [number]
+        if exists:
+            folder.mkdir()
+
+        def die(source, target, left=left):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", die)
+            # What runs after a kill does not run at all.
+            patch.setattr("nspec_hf.core.folders.shutil.rmtree", lambda *_, **__: None)
+            try:
+                export_model(model, tokenizer, masks, "en-de", folder, config)
+            except Killed:
+                kills += 1
+            else:
+                break
+        try:
+            export_model(model, tokenizer, masks, "en-de", folder, config)
+        except ConfigError as error:
+            # Some files had come to their place already.
+            assert "there already" in str(error)  # noqa: PT017
+            assert exists
+            assert [path for path in folder.iterdir() if not path.name.startswith(".")]
+            continue
+        found = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+        report = {name: found.pop(name) for name in ["nspec_export.json"]}
+        assert found == {name: content for name, content in wanted.items() if name not in report}
+    assert kills >= 3
+
+
+DAMAGES = {
+    "report is no JSON": lambda folder: (folder / "nspec_export.json").write_text("{"),
+    "report is a list": lambda folder: (folder / "nspec_export.json").write_text("[]"),
+    "report has no widths": lambda folder: rewrite(folder, lambda content: content.pop("widths")),
+    "widths are a list": lambda folder: rewrite(folder, lambda content: content.update(widths=[1])),
+    "a width is text": lambda folder: rewrite(folder, lambda content: widths(content, "12")),
+    "a width is zero": lambda folder: rewrite(folder, lambda content: widths(content, 0)),
+    "a width is another": lambda folder: rewrite(folder, lambda content: widths(content, 3)),
+    "a width is too large": lambda folder: rewrite(folder, lambda content: widths(content, 10**6)),
+    "an unknown site": lambda folder: rewrite(
+        folder, lambda content: content["widths"].update({"model.encoder.layers.7.fc1": 4})
+    ),
+    "a site is left out": lambda folder: rewrite(
+        folder, lambda content: content["widths"].pop("model.encoder.layers.0.fc1")
+    ),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "config is no JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "another config": lambda folder: rewrite(folder, lambda c: c.update(encoder_layers=1), "config.json"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "cut weights": lambda folder: cut(folder / "model.safetensors", 1000),
+    "empty weights": lambda folder: cut(folder / "model.safetensors", 0),
+    "a pointer": lambda folder: (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    ),
+}
+
+
+def rewrite(folder, change, name="nspec_export.json"):
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def widths(content, width):
+    content["widths"]["model.encoder.layers.0.fc1"] = width
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.fixture(scope="module")
+def small(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pruned") / "out"
+    model = make("m2m100", tokenizer)
+    config = ExportConfig(format="pruned", max_new_tokens=4)
+    export_model(model, tokenizer, random_masks(model), "en-de", folder, config)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_pruned_folder_is_refused_by_name(damage, small, tmp_path):
+    shutil.copytree(small, tmp_path / "out")
+    assert load_pruned(tmp_path / "out") is not None
+    DAMAGES[damage](tmp_path / "out")
+    with pytest.raises(ArtifactError):
+        load_pruned(tmp_path / "out")

@@ -147,6 +147,30 @@ def test_a_base_that_is_missing_is_missed_before_anything_runs(script):
     assert starts(folder) == {}
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"rows": []}', '{"tests": [1]}', '{"tests": {"a": 1}}'])
+def test_an_earlier_table_of_another_shape_is_not_overwritten_and_nothing_is_run(script, content):
+    main, file, folder = script
+    path = folder / "results" / "tiny.comparison.json"
+    path.parent.mkdir()
+    path.write_text(content, encoding="utf-8")
+    if content == '{"tests": {"a": 1}}':  # what no run asks for is passed over
+        main([file, "--tables-only"])
+        return
+    with pytest.raises(ConfigError, match=r"tiny\.comparison\.json"):
+        main([file])
+    assert path.read_text(encoding="utf-8") == content
+    assert starts(folder) == {}
+
+
+def test_tables_that_have_no_place_are_missed_before_anything_runs(script):
+    main, file, folder = script
+    (folder / "results").write_text("kept", encoding="utf-8")
+    with pytest.raises(OSError, match="results"):
+        main([file])
+    assert (folder / "results").read_text(encoding="utf-8") == "kept"
+    assert starts(folder) == {}
+
+
 def start(file, folder, base):
     return subprocess.Popen(
         [
