@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, exit_status
+from nspec_hf.core import ConfigError, check_settings_files, exit_status
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("cli.pipeline", "count which neurons a trained model uses for which pair"),
@@ -74,6 +74,7 @@ def _run(name: str, arguments: list[str]) -> int:
     """Run a command; return its exit status, 0 where it has none to tell."""
     import jsonargparse
 
+    check_settings_files(arguments)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
     # jsonargparse looks for a function's name in every package above it, and `nspec_hf.record` loads torch.

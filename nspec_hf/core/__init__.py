@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         PACKED as PACKED,
         as_line as as_line,
         atomic_write as atomic_write,
+        check_settings_files as check_settings_files,
         decode_line as decode_line,
         digest as digest,
         plain as plain,

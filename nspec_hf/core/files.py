@@ -19,9 +19,12 @@ import re
 import stat
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import yaml
 
 from nspec_hf.core.errors import ConfigError, CorpusError, NspecError
 
@@ -29,6 +32,7 @@ PACKED = (".gz", ".xz", ".bz2")
 """Endings of files that are unpacked while they are read, and packed while they are written."""
 
 _LIBRARIES: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".bz2": bz2}
+_MOST_SETTINGS = 100_000
 _MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ", ".bz2": b"BZh"}
 _LINE = 110
 
@@ -107,6 +111,8 @@ def write_lines(target: str | os.PathLike | BinaryIO, lines: Iterable[str], hold
         place = f"{holder or target}, sentence {number}"
         if "\n" in line or "\r" in line:
             raise CorpusError(f"{place} holds a line break: {line!r}; replace it by a space")
+        if "\0" in line:
+            raise CorpusError(f"{place} holds NUL: {line!r}; leave it out")
         if not line.isascii() and decode_line(line.encode(errors="replace")) != line:
             raise CorpusError(f"{place} holds half a character: {line!r}")
     content = "".join(f"{line}\n" for line in lines).encode()
@@ -159,6 +165,39 @@ def _indented(value: Any, depth: int = 0) -> str:
     first, last = "{}" if isinstance(value, dict) else "[]"
     indent = "\n" + " " * (depth + 1)
     return f"{first}{indent}{f',{indent}'.join(inner)}{indent[:-1]}{last}"
+
+
+def check_settings_files(arguments: Sequence[str]) -> None:
+    """Check the YAML files that a command line names behind `--config`, before a parser reads them.
+
+    Raises:
+        ConfigError: If one is no YAML in UTF-8, or its aliases stand for more values than settings can have
+            (a few lines can stand for billions, which would be written out one by one).
+        FileNotFoundError: If there is no such file.
+    """
+    following = [path for flag, path in pairwise(arguments) if flag == "--config"]
+    given = [each.removeprefix("--config=") for each in arguments if each.startswith("--config=")]
+    for path in following + given:
+        try:
+            root = yaml.compose(Path(path).read_bytes().decode(), yaml.SafeLoader)
+            size = _yaml_size(root, {})
+        except (ValueError, RecursionError, yaml.YAMLError) as reason:
+            raise ConfigError(f"{path} is no readable YAML in UTF-8: {reason}") from None
+        if size > _MOST_SETTINGS:
+            raise ConfigError(
+                f"{path} stands for {size:,} values through its aliases; write out what is meant"
+            )
+
+
+def _yaml_size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, aliases written out."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MOST_SETTINGS + 1  # what an alias to a node that holds it stands for
+        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_yaml_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 @contextlib.contextmanager

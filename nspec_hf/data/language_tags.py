@@ -172,6 +172,11 @@ class LanguageTags:
                     "encode_corpus does, or give the collator text"
                 )
 
+    def unknown_share(self, rows: Sequence[Sequence[int]]) -> float:
+        """Return the share of `<unk>` among ids of encoded text, tags and other special tokens left out."""
+        ids = [number for row in rows for number in row if number not in self._special]
+        return ids.count(self._unknown) / len(ids) if ids and self._unknown is not None else 0.0
+
     def decoder_prefix(self, pair: str, decoder_start_token_id: int) -> list[int]:
         """Return the ids that generation begins with, so that the model writes the pair's target language."""
         target = Pair(pair).target

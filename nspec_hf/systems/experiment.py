@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jsonargparse
 
-from nspec_hf.core import ConfigError, Pair, as_pairs, english_centric, plain, zero_shot
+from nspec_hf.core import ConfigError, Pair, as_pairs, check_settings_files, english_centric, plain, zero_shot
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, VocabularyConfig, read_corpus
 from nspec_hf.evaluation import TranslateConfig
 from nspec_hf.gating import GateConfig
@@ -202,6 +202,7 @@ def read_settings(
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--config")
+    check_settings_files(arguments)
     parsed = parser.parse_args(arguments)
     rest = jsonargparse.Namespace({name: parsed.pop(name) for name in extra})
     parsed.pop("config")

@@ -4,6 +4,7 @@ import bz2
 import errno
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -21,8 +22,11 @@ import nspec_hf
 from nspec_hf.core import (
     ConfigError,
     CorpusError,
+    as_line,
     atomic_write,
+    check_settings_files,
     digest,
+    files as core_files,
     read_json,
     read_lines,
     read_raw_lines,
@@ -189,3 +193,62 @@ def test_only_one_file_of_the_package_cuts_text_into_lines_or_writes_it():
     }
     # The first shows the end of a job's log, the second reads what Linux says of the processor.
     assert found - {"core/files.py"} <= {"comparison/jobs.py", "core/provenance.py"}
+
+
+def test_an_open_file_is_read_and_written_as_bytes_packed_or_not():
+    content = "ä\u2028b\r\n\nc".encode()
+    for packed in (content, *(pack(content) for pack in PACK.values())):
+        assert read_lines(io.BytesIO(packed)) == ["ä\u2028b", "", "c"]
+    with pytest.raises(CorpusError, match="standard input, line 2: not UTF-8"):
+        read_lines(io.BytesIO(b"a\n\xff\n"))
+    stream = io.BytesIO()
+    write_lines(stream, ["ä\u2028b", ""])
+    assert stream.getvalue() == "ä\u2028b\n\n".encode()
+
+
+@pytest.mark.parametrize("line", ["a\nb", "a\rb", "a\0b", "a\ud800"])
+def test_what_could_not_be_read_back_as_one_line_is_not_written(tmp_path, line):
+    with pytest.raises(CorpusError, match="en-de, sentence 2 holds"):
+        write_lines(tmp_path / "text", ["fine", line], "en-de")
+    assert as_line("a\r\n\nb") == "a b"
+    assert os.listdir(tmp_path) == []
+
+
+def test_settings_that_stand_for_billions_of_values_are_refused_at_once(tmp_path):
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 20)]
+    bomb = "\n".join(["a0: &a0 [x, x]", *levels])
+    for content, message in (
+        (bomb.encode(), "through its aliases"),
+        (b"a: &a [*a]", "through its aliases"),
+        (b"a: \xff", "no readable YAML in UTF-8"),
+        (b"a: [", "no readable YAML in UTF-8"),
+        (b"[" * 20_000, "no readable YAML in UTF-8"),
+    ):
+        (tmp_path / "bad.yaml").write_bytes(content)
+        for arguments in (["--config", str(tmp_path / "bad.yaml")], [f"--config={tmp_path / 'bad.yaml'}"]):
+            with pytest.raises(ConfigError, match=message):
+                check_settings_files(arguments)
+    (tmp_path / "fine.yaml").write_text("a: &a {b: 1}\nc: *a\n")
+    check_settings_files(["--seed", "1", "--config", str(tmp_path / "fine.yaml")])
+
+
+READING = r"splitlines\(|\bopen\(|\.(read|write)_(text|bytes)\(|sys\.stdin\.read|json\.dump\("
+ALLOWED = {
+    "core/files.py": "the one place",
+    "core/folders.py": "locks",
+    "core/lazy.py": "reads the package's own source",
+    "core/provenance.py": "reads /proc/cpuinfo",
+    "core/tables.py": "cuts what rich printed",
+}
+
+
+def test_no_other_file_of_the_package_reads_or_writes_lines_or_files_by_itself():
+    package = Path(core_files.__file__).parents[1]
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        uses = [line for line in path.read_text("utf-8").split("\n") if re.search(READING, line)]
+        uses = [line for line in uses if not re.search(r"safe_open\(|popen|Image\.open", line, re.I)]
+        if uses and name not in ALLOWED:
+            found[name] = uses
+    assert not found

@@ -98,3 +98,20 @@ def test_the_index_of_a_pair_is_its_place_and_an_unknown_pair_is_named_with_thos
         pair_index(pairs, "en-xx", "masks")
     with pytest.raises(KeyError, match="masks hold: none"):
         pair_index([], "en-de", "masks")
+
+
+@pytest.mark.parametrize("code", ["../x", "x\n", "a/b", "a\\b", "a b", "a:b", "a>b", ".", "x\t", 'a"b', "\0"])
+def test_a_code_that_could_not_stand_in_a_file_s_name_is_refused(code):
+    for codes_ in ((code, "de"), ("en", code)):
+        with pytest.raises(ConfigError, match="no language code"):
+            Pair(*codes_)
+
+
+@given(codes, codes)
+def test_a_pair_can_be_read_back_from_the_name_of_its_file(source, target):
+    assert Pair(Pair(source, target).file_name) == Pair(source, target)
+
+
+def test_the_name_of_a_file_is_legal_on_every_system():
+    assert Pair("zh-CN", "pt-BR").file_name == "zh-CN--pt-BR"
+    assert Pair("en", "de").file_name == "en-de"

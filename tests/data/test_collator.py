@@ -223,3 +223,25 @@ def test_rows_that_contradict_themselves_are_refused(tokenizers):
         collator([{**row, "pair": "en-de", "attention_mask": [1]}])
     with pytest.raises(CorpusError, match="a batch needs a row"):
         collator([])
+
+
+def test_rows_without_a_target_are_a_batch_to_be_translated(collator):
+    sources = [{name: row[name] for name in ("source", "pair")} for row in ROWS]
+    batch, whole = collator(sources), collator(ROWS)
+    assert set(batch) == {"input_ids", "attention_mask", "pair_ids"}
+    assert all(torch.equal(batch[name], whole[name]) for name in batch)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"source": "a", "target": None}, "a row of en-de: target is None, no text"),
+        ({"source": 3, "target": "b"}, "a row of en-de: source is 3, no text"),
+        ({"translation": {"en": "a", "de": 5}}, "a row of en-de: de is 5, no text"),
+        ({"input_ids": [4, -7], "labels": [5]}, "a row of en-de: input_ids hold -7"),
+        ({"input_ids": [4], "labels": [-100]}, "a row of en-de: labels hold nothing"),
+    ],
+)
+def test_an_error_names_the_field_of_a_row_that_is_wrong(collator, row, message):
+    with pytest.raises(CorpusError, match=message):
+        collator([{**row, "pair": "en-de"}])

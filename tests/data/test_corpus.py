@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -291,3 +292,74 @@ def test_real_text_is_aligned_over_all_its_languages(shared_data):
 def test_a_pair_must_be_asked_for_once():
     with pytest.raises(ConfigError, match="named again: en-de"):
         read_corpus(CorpusConfig(path="."), ["en-de", Pair("en", "de")], "train")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_only_the_columns_that_a_pair_asks_for_are_looked_at(tmp_path, kind):
+    rows = [{"id": i, "score": None if i else 0.5, **row} for i, row in enumerate(ROWS)]
+    if kind == "jsonl":
+        (tmp_path / "train.jsonl").write_bytes(lines(map(json.dumps, rows)))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
+    assert [text.targets for text in read(tmp_path)] == [DE, EN]
+
+
+def test_half_a_character_makes_a_line_bad_and_nothing_else(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(b'{"en": "a", "de": "x"}\n{"en": "b\\ud800", "de": "y"}\n')
+    with pytest.raises(CorpusError, match=r"train\.jsonl, line 2: not UTF-8"):
+        read(tmp_path, ["en-de"])
+    with pytest.warns(UserWarning, match="left out 1 of 2 lines, 1 not UTF-8"):
+        (text,) = read(tmp_path, ["en-de"], bad_lines="skip")
+    assert text.sources == ["a"]
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\u200b \u2060", "\ufeff"])
+def test_a_line_that_shows_nothing_is_empty(tmp_path, nothing):
+    (tmp_path / "train.en").write_bytes(lines(["a", nothing]))
+    (tmp_path / "train.de").write_bytes(lines(["x", "y"]))
+    with pytest.raises(CorpusError, match=r"train\.en, line 2: empty"):
+        read(tmp_path, ["en-de"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_and_not_read_with_gaps(tmp_path, encoding):
+    (tmp_path / "train.en").write_bytes("\n".join(EN).encode(encoding))
+    (tmp_path / "train.de").write_bytes(lines(DE))
+    with pytest.raises(CorpusError, match=r"train\.en is UTF-16 or no text; save it as UTF-8"):
+        read(tmp_path, ["en-de"])
+
+
+def test_quotation_marks_of_csv_in_a_tab_separated_file_are_named(tmp_path):
+    (tmp_path / "train.tsv").write_bytes(b'en\tde\n"a ""b"" c"\tx\n')
+    with pytest.raises(CorpusError, match=r"train\.tsv, line 2: a cell has doubled quotation marks"):
+        read(tmp_path, ["en-de"])
+
+
+def test_words_that_pandas_takes_for_nothing_stay_words(dataset):
+    folder = Path(dataset).parent / "csv"
+    folder.mkdir()
+    (folder / "train.csv").write_bytes(b"en,de\nNA,keine Angabe\nNone,Keiner\nnull,Null\n")
+    (text,) = read_corpus(CorpusConfig(dataset=str(folder)), ["en-de"], "train")
+    assert text.sources == ["NA", "None", "null"]
+
+
+def test_a_broken_data_set_is_one_line(dataset):
+    folder = Path(dataset).parent / "broken"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(b'{"en": "a", "de": "x"}\n{"en": \n')
+    with pytest.raises(CorpusError, match=r"dataset .*broken .* cannot be read"):
+        read_corpus(CorpusConfig(dataset=str(folder)), ["en-de"], "train")
+
+
+def test_a_line_of_json_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(b"[" * 200_000 + b"\n")
+    with pytest.raises(CorpusError, match=r"train\.jsonl, line 1: not JSON"):
+        read(tmp_path, ["en-de"])
+
+
+@pytest.mark.parametrize("name", ["zh-CN->pt-BR", "zh-CN--pt-BR"])
+def test_files_of_a_pair_whose_codes_have_hyphens_are_read_in_both_spellings(tmp_path, name):
+    for code, text in (("zh-CN", EN), ("pt-BR", DE)):
+        (tmp_path / f"train.{name}.{code}").write_bytes(lines(text))
+    (text,) = read(tmp_path, ["zh-CN->pt-BR"])
+    assert (text.sources, text.targets) == (EN, DE)

@@ -118,3 +118,9 @@ def test_a_million_tokens_take_four_bytes_each():
     _, sources, targets = corpus._joined()
     assert sources.tokens.nbytes + targets.tokens.nbytes == 4_000_000
     assert sources.tokens.dtype == np.int32
+
+
+def test_text_that_the_tokenizer_does_not_know_is_refused(tags):
+    strange = text("en-de", *[("漢字 漢字 漢字", "ein hund")] * 5)
+    with pytest.raises(CorpusError, match=r"% of the source side of en-de is unknown to the tokenizer"):
+        encode_corpus([strange], tags)

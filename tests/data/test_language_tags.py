@@ -1,9 +1,11 @@
 """Token ids with tags are those of the library's own tokenizers, and an unknown language is never written."""
 
+import copy
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import NllbTokenizer, PreTrainedTokenizerFast
 from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right as shift_m2m100
 from transformers.models.marian.modeling_marian import shift_tokens_right as shift_marian
 from transformers.models.mbart.modeling_mbart import shift_tokens_right as shift_mbart
@@ -201,3 +203,76 @@ def test_ids_with_another_languages_tag_are_refused(tokenizers, name, pair, othe
     # Ids without a tag say nothing, and a sentence may quote one.
     tags.check_row([5, 6], [7], other)
     tags.check_row([*source, *right], [7], other)
+
+
+QUOTED = {
+    "m2m100": "__de__",
+    "nllb": "deu_Latn",
+    "mbart": "fr_XX",
+    "mbart50": "fr_XX",
+    "seamless": "__deu__",
+    "plbart": "__java__",
+    "marian": ">>fra<<",
+    "marian_one_target": "</s>",
+    "t5": "<extra_id_0>",
+    "madlad": "<2fr>",
+    "bart": "<mask>",
+}
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_what_a_sentence_quotes_is_never_read_as_a_special_token_in_any_family(tokenizers, name):
+    tokenizer, (_, pair, _) = tokenizers[name], FAMILIES[name]
+    tags = LanguageTags(tokenizer)
+    for encode, plain in ((tags.encode_source, "a a"), (tags.encode_target, "a a")):
+        around = encode([plain], pair)[0]
+        quoted = encode([f"a {QUOTED[name]} a </s> a"], pair)[0]
+        special = {*tokenizer.all_special_ids, tokenizer.get_vocab().get(QUOTED[name])}
+        special -= {tokenizer.unk_token_id}
+        # The only special ids are those that stand around any sentence.
+        assert [number for number in quoted if number in special] == [
+            number for number in around if number in special
+        ]
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_nllb_of_the_old_behaviour_has_its_tags_at_the_end_as_the_library_has_them(side):
+    vocabulary = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", "a"])}
+    tokenizer = NllbTokenizer(vocabulary, [], src_lang="eng_Latn", tgt_lang="deu_Latn", legacy_behaviour=True)
+    tags = LanguageTags(tokenizer)
+    if side == "source":
+        assert tags.encode_source(["a"], "eng_Latn-deu_Latn") == tokenizer(["a"])["input_ids"]
+    else:
+        assert tags.encode_target(["a"], "eng_Latn-deu_Latn") == tokenizer(text_target=["a"])["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("mbart50", "myv_XX"), ("mbart", "kpv_RU"), ("nllb", "srp_Latn_RS")]
+)
+def test_the_code_of_a_new_language_is_one_that_was_added(tokenizers, name, code):
+    tokenizer = copy.deepcopy(tokenizers[name])
+    with pytest.raises(UnknownLanguageError, match=f"no tag for language '{code}'"):
+        LanguageTags(tokenizer).tag_id(code)
+    tokenizer.add_special_tokens({"extra_special_tokens": [code]})
+    assert LanguageTags(tokenizer).tag_id(code) == tokenizer.convert_tokens_to_ids(code)
+
+
+def test_a_suggestion_is_never_presented_as_the_same_language(tokenizers):
+    with pytest.raises(UnknownLanguageError) as raised:
+        LanguageTags(tokenizers["mbart50"]).tag_id("myv_XX")  # Erzya; my_MM is Burmese
+    assert "maybe of other languages" in str(raised.value)
+    assert "my_MM'" not in str(raised.value).partition("codes=")[2]
+
+
+def test_two_languages_with_one_id_are_refused():
+    tokenizer = words("dog", "__en__", "__de__")
+    tokenizer.lang_token_to_id = {"__qa__": 4, "__qb__": 5}
+    with pytest.raises(UnknownLanguageError, match=r"gives one id, 4, to the tags of en, qa"):
+        LanguageTags(tokenizer).check("en-de")
+
+
+def test_a_class_that_has_tags_without_any_is_refused():
+    vocabulary = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", "a"])}
+    tokenizer = NllbTokenizer(vocabulary, [], extra_special_tokens=["<other>"])
+    with pytest.raises(UnknownLanguageError, match="a NllbTokenizer without language tags"):
+        LanguageTags(tokenizer)

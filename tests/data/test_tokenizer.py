@@ -1,12 +1,15 @@
 """A trained tokenizer splits and joins text as SentencePiece does, and survives being saved."""
 
+import json
+import shutil
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from nspec_hf.core import ArtifactError, ConfigError
+from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
 from nspec_hf.data import (
     CorpusConfig,
     LanguageTags,
@@ -17,6 +20,7 @@ from nspec_hf.data import (
     train_vocabulary,
 )
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
+from tests.helpers.tiny_tokenizers import make_tokenizers
 
 WORDS = (
     "dog",
@@ -156,3 +160,25 @@ def test_text_that_gives_no_such_vocabulary_is_refused(text, size):
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="nowhere has no tokenizer"):
         load_tokenizer(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "name", ["m2m100", "nllb", "mbart", "mbart50", "seamless", "plbart", "marian", "t5", "bart"]
+)
+def test_a_tokenizer_without_its_vocabulary_file_is_refused(tmp_path, name):
+    tokenizer = make_tokenizers(tmp_path)[name]
+    tokenizer.save_pretrained(tmp_path / "whole")
+    assert load_tokenizer(tmp_path / "whole").get_vocab() == tokenizer.get_vocab()
+    (tmp_path / "empty").mkdir()
+    shutil.copy(tmp_path / "whole" / "tokenizer_config.json", tmp_path / "empty")
+    with pytest.raises(ArtifactError, match=r"empty (has no tokenizer that can be loaded|knows no subwords)"):
+        load_tokenizer(tmp_path / "empty")
+
+
+def test_a_tokenizer_with_code_of_its_own_asks_nothing_and_runs_nothing(tmp_path):
+    (tmp_path / "own.py").write_text("open('ran', 'w')\nclass Own: ...\n")
+    settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises((UnsupportedModelError, ArtifactError), match=str(tmp_path)):
+        load_tokenizer(tmp_path)
+    assert not Path("ran").exists()
