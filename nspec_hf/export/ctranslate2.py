@@ -6,7 +6,6 @@ optional extra: `pip install nspec-hf[export]`. Its converter for each family is
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.core import ConfigError, ExportError, UnsupportedModelError
+from nspec_hf.core import ConfigError, ExportError, UnsupportedModelError, read_json
 
 QUANTIZATIONS = (
     "float32",
@@ -181,7 +180,7 @@ def decode(
     id_of = {name: number for number, name in enumerate(names)}
     start = [names[number] for number in prefix]
     # Without a start token, translations start from the first of the prefix, which is then no part of them.
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     skipped = len(start) - (config.get("decoder_start_token") is None)
     padding = tokenizer.pad_token
     known = padding is not None and any(padding in each for each in _vocabularies(folder))
@@ -202,7 +201,7 @@ def decode(
 
 
 def _vocabularies(folder: Path) -> list[list[str]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*vocabulary.json"))]
+    return [read_json(path) for path in sorted(folder.glob("*vocabulary.json"))]
 
 
 def require_ctranslate2() -> ModuleType:

@@ -330,7 +330,7 @@ def _download(repo: str, revision: str | None, download: Mapping[str, Any]) -> P
 
 
 def _replace_own(path: Path, text: str, mark: str) -> None:
-    if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
+    if path.exists() and mark.encode() not in path.read_bytes():
         warnings.warn(
             f"{path} is not of these masks and stays as it is; save into a folder of their own", stacklevel=4
         )
