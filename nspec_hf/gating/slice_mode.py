@@ -281,7 +281,7 @@ class SlicedSite(MaskedSite):
         """Return neuron numbers [K], None to mask; and the mask [F] that they are read from."""
         rows = self._routing.current().rows_for(x)
         size = max(self._size_P)
-        keep_F = self._keep_on(x.device)[rows[0]]
+        keep_F = self._keep_on(x.device)[rows][0]
         if rows.shape[0] != 1 or size == self.site.width:
             return None, keep_F
         # Kept neurons first, in their order; what follows up to K is masked.
