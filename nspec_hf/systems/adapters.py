@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair
-from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing, linear_at
-from nspec_hf.recording import find_sites
+from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
+from nspec_hf.recording import find_sites, linear_at
 from nspec_hf.systems.families import Families, found_families, named_families
 from nspec_hf.systems.parts.clones import layer_path
 from nspec_hf.systems.parts.rowwise import Key, KeyOf, Keys, OwnModules, RowwiseAttachment, RowwiseOutput

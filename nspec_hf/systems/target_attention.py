@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import Pair
-from nspec_hf.gating import Attachment, Routing, linear_at
-from nspec_hf.recording import find_sites
+from nspec_hf.gating import Attachment, Routing
+from nspec_hf.recording import find_sites, linear_at
 from nspec_hf.systems.parts.rowwise import Key, Keys, OwnModules, RowwiseAttachment, RowwisePart
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System

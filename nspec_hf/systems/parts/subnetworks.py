@@ -27,8 +27,8 @@ from nspec_hf.core import (
     unpack,
     write_artifact,
 )
-from nspec_hf.gating import Routing, linear_at
-from nspec_hf.recording import KINDS, Site, find_sites, plain_model, site_from_name
+from nspec_hf.gating import Routing
+from nspec_hf.recording import KINDS, Site, find_sites, linear_at, plain_model, site_from_name
 from nspec_hf.systems.parts.rowwise import Keys, RowwiseAttachment, RowwisePart
 from nspec_hf.systems.parts.zero_shot import StandIns
 
