@@ -26,7 +26,7 @@ from nspec_hf.core import (
 from nspec_hf.data import PairText
 from nspec_hf.evaluation.system_scores import SystemScores, score_system
 from nspec_hf.evaluation.translator import Translator
-from nspec_hf.recording import decoder_start_token
+from nspec_hf.recording import decoder_prompt
 
 MAKER_FILE = ".made_by.json"
 
@@ -163,7 +163,7 @@ def decoding_recipe(translator: Translator) -> dict[str, Any]:
 def _text_digest(translator: Translator, text: PairText) -> str:
     """Return a hash of a pair's text as the model is given it: token ids, the prompt of the decoder too."""
     tags = translator.tags
-    prompt = tags.decoder_prefix(text.pair, decoder_start_token(translator.model))
+    prompt = decoder_prompt(translator.model, tags, text.pair)
     return digest(prompt, tags.encode_source(list(text.sources), text.pair))
 
 

@@ -27,7 +27,7 @@ from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import by_number, check_generation, check_texts, sees_rows
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_start_token, eval_mode, plain_model
+from nspec_hf.recording import decoder_prompt, eval_mode, plain_model
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -260,8 +260,8 @@ class Translator:
 
     def _generate(self, batch: list[_Row], settings: Mapping[str, Any]) -> tuple[list[str], int]:
         """Return the translations of a batch, and how many of them have an end."""
-        device, start = self.model.device, decoder_start_token(self.model)
-        prompts = [self.tags.decoder_prefix(row.pair, start) for row in batch]
+        device = self.model.device
+        prompts = [decoder_prompt(self.model, self.tags, row.pair) for row in batch]
         width = max(len(row.ids) for row in batch)
         padding = [self.tokenizer.pad_token_id] * width
         input_ids_BS = torch.tensor([(row.ids + padding)[:width] for row in batch], device=device)

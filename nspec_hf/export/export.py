@@ -33,7 +33,7 @@ from nspec_hf.export.ctranslate2 import convert, decode, require_ctranslate2
 from nspec_hf.export.prune import narrow, pruned, zeroed
 from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, until_end
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_start_token, load_model, plain_model, refuse_unfit
+from nspec_hf.recording import decoder_prompt, load_model, plain_model, refuse_unfit
 
 REPORT_FILE = "nspec_export.json"
 """What was exported, in every exported folder."""
@@ -204,7 +204,7 @@ def _prompts(
 
     mBART-25 starts from the language, so there is none for several of them.
     """
-    prompts = {pair: tags.decoder_prefix(pair, decoder_start_token(model)) for pair in pairs}
+    prompts = {pair: decoder_prompt(model, tags, pair) for pair in pairs}
     starts = {prompt[0] for prompt in prompts.values()}
     if len(starts) > 1:
         return None, prompts

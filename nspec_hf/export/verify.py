@@ -13,7 +13,7 @@ from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_start_token, eval_mode
+from nspec_hf.recording import decoder_prompt, eval_mode
 
 _BATCH = 16
 _GREEDY = {
@@ -94,7 +94,7 @@ def greedy(
     model: PreTrainedModel, tags: LanguageTags, pair: Pair, rows: list[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
     """Return the greedy translations of encoded sentences, without prompt and end of sentence."""
-    prefix = tags.decoder_prefix(pair, decoder_start_token(model))
+    prefix = decoder_prompt(model, tags, pair)
     # A generation config may forbid padding or not; it is no word in any case.
     tokenizer = tags.tokenizer
     padding = [] if tokenizer.pad_token_id == tokenizer.eos_token_id else [tokenizer.pad_token_id]

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from nspec_hf.recording.config import KINDS as KINDS, SIDES as SIDES, RecordConfig as RecordConfig
     from nspec_hf.recording.model import (
         ATTACHED as ATTACHED,
+        decoder_prompt as decoder_prompt,
         decoder_start_token as decoder_start_token,
         empty_model as empty_model,
         eval_mode as eval_mode,

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
+from nspec_hf.data import LanguageTags
 
 ATTACHED = "_nspec_attachment"
 """Attribute under which a model holds what is attached to it (a gate, adapters …); it has `pairs`."""
@@ -219,6 +220,18 @@ def decoder_start_token(model: nn.Module) -> int:
     raise ConfigError(
         "the model says no decoder_start_token_id; set model.generation_config.decoder_start_token_id"
     )
+
+
+def decoder_prompt(model: nn.Module, tags: LanguageTags, pair: str) -> list[int]:
+    """Return what the decoder is given before it writes: its start token, the target's tag, or both.
+
+    Raises:
+        ConfigError: If it starts from a token that the model does not say (mBART-25 starts from the tag).
+    """
+    with_any_start, with_another = (tags.decoder_prefix(pair, start) for start in (-1, -2))
+    if with_any_start == with_another:
+        return with_any_start
+    return tags.decoder_prefix(pair, decoder_start_token(model))
 
 
 def _reshaped(

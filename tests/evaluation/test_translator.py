@@ -11,7 +11,9 @@ from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
+from tests.helpers.models import tiny_mbart
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
+from tests.helpers.tiny_tokenizers import make_tokenizers
 
 BEAMS = TranslateConfig(num_beams=3, max_tokens=150, length_ratio=1.0, length_extra=4, progress=False)
 
@@ -256,3 +258,27 @@ def test_what_is_no_text_or_no_masks_is_refused_and_any_iterable_of_texts_is_tak
         translator.translate(["one", None], "en-de")
     with pytest.raises(ConfigError, match=r"from_pretrained reads saved ones\) or a gate, got str"):
         Translator(network, tokenizer(), "me/my-masks")
+
+
+def test_a_model_that_starts_from_the_language_needs_no_start_token(tmp_path):
+    """MBart-25 generates from the target's tag alone."""
+    spelled = make_tokenizers(tmp_path)["mbart"]
+    network = tiny_mbart(
+        vocab_size=len(spelled),
+        pad_token_id=spelled.pad_token_id,
+        eos_token_id=spelled.eos_token_id,
+        max_position_embeddings=64,
+    )
+    tags = LanguageTags(spelled)
+    network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id = None
+    found = Translator(network, spelled, config=BEAMS).translate(
+        "a dog runs", "en_XX-de_DE", max_new_tokens=6
+    )
+    output = network.generate(
+        input_ids=torch.tensor(tags.encode_source(["a dog runs"], "en_XX-de_DE")),
+        decoder_input_ids=torch.tensor([[tags.tag_id("de_DE")]]),
+        decoder_start_token_id=tags.tag_id("de_DE"),
+        num_beams=3,
+        max_new_tokens=6,
+    )
+    assert found == spelled.decode(output[0], skip_special_tokens=True)
