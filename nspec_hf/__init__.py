@@ -72,7 +72,7 @@ ROOMS: dict[str, str] = {
     "masks": "config rules select model_card hub masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
-    "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer run "
+    "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic run "
     "base_model",
     "evaluation": "config saved requests translator metrics comet language_id system_scores groups generate "
     "paired_test significance",
@@ -80,8 +80,8 @@ ROOMS: dict[str, str] = {
     "analysis figures.style figures.neurons figures.gains figures.registry report.page",
     "export": "config prune ctranslate2 verify export",
     "systems": "plan experiment result run system parts.rowwise parts.zero_shot parts.subnetworks "
-    "parts.clones baseline masked controls own_neurons individual lass differentiation families adapters "
-    "target_attention architectures registry pipeline before_training",
+    "parts.clones baseline masked controls elastic own_neurons individual lass differentiation families "
+    "adapters target_attention architectures registry pipeline before_training",
     "comparison": "jobs runs table_data aggregate tables",
     "doctor": "setup environment model tokenizer config masks text examination",
     "demo": "settings display demo",

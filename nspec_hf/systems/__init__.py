@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     )
     from nspec_hf.systems.run import Run as Run
     from nspec_hf.systems.system import System as System
-    from nspec_hf.systems.masked import Masked as Masked, NeuronSpecialization as NeuronSpecialization
+    from nspec_hf.systems.masked import Masked as Masked
+    from nspec_hf.systems.elastic import (
+        ElasticMasks as ElasticMasks,
+        NeuronSpecialization as NeuronSpecialization,
+    )
     from nspec_hf.systems.registry import SYSTEMS as SYSTEMS, make_system as make_system
     from nspec_hf.systems.pipeline import pretrain as pretrain, run_system as run_system
     from nspec_hf.systems.before_training import (

@@ -18,6 +18,7 @@ from nspec_hf.systems.architectures import (
 from nspec_hf.systems.baseline import Baseline as Baseline, FineTune as FineTune
 from nspec_hf.systems.controls import SharedMask as SharedMask, SwappedMasks as SwappedMasks
 from nspec_hf.systems.differentiation import ParameterDifferentiation as ParameterDifferentiation
+from nspec_hf.systems.elastic import ElasticMasks as ElasticMasks
 from nspec_hf.systems.individual import Individual as Individual
 from nspec_hf.systems.lass import LaSS as LaSS
 from nspec_hf.systems.masked import (

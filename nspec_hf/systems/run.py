@@ -18,6 +18,7 @@ from nspec_hf.gating import Attachment
 from nspec_hf.recording import ActivationStats, RecordConfig, load_model
 from nspec_hf.systems.experiment import ExperimentConfig
 from nspec_hf.training import (
+    SpecializationTrainer,
     TrainConfig,
     TrainResult,
     fresh_model,
@@ -134,6 +135,7 @@ class Run:
         corpus: EncodedCorpus | None = None,
         validation: EncodedCorpus | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        make_trainer: Callable[..., SpecializationTrainer] = SpecializationTrainer,
         **arguments: Any,
     ) -> TrainResult:
         """Train with the budget that every system has, in this run's order of the text.
@@ -146,6 +148,7 @@ class Run:
             corpus: Text other than the whole training text.
             validation: Text other than the whole validation text.
             callbacks: Further callbacks of the Trainer.
+            make_trainer: What makes the Trainer.
             arguments: Arguments of the Trainer in the place of the experiment's.
         """
         return train(
@@ -158,6 +161,7 @@ class Run:
             attachment,
             [*callbacks, *([self.bar] if self.bar else [])],
             shows_progress=self.bar is None,
+            make_trainer=make_trainer,
         )
 
     def loss(self, model: PreTrainedModel, attachment: Attachment | None = None) -> float:

@@ -13,7 +13,7 @@ and one line in `registry.py`. All systems are trained, translate, are scored an
 (`pipeline.py`), on the same text in the same order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from nspec_hf.core import TrainingSetupError, plain
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.systems.run import Outputs, Run
-from nspec_hf.training import load_weights
+from nspec_hf.training import SpecializationTrainer, load_weights
 
 _Attached = TypeVar("_Attached", bound=Attachment)
 
@@ -102,6 +102,10 @@ class System:
         """Return callbacks that training needs."""
         return ()
 
+    def trainer(self, model: PreTrainedModel, run: Run) -> Callable[..., SpecializationTrainer]:
+        """Return what makes the Trainer of the continued training."""
+        return SpecializationTrainer
+
     def extra_bytes(self, run: Run) -> int:
         """Return what is kept besides parameters (masks …), in bytes."""
         return 0
@@ -117,7 +121,8 @@ class System:
             facts["pretraining"] = run.train(
                 model, attachment, "pretrain", "pretraining", callbacks=callbacks
             ).facts()
-        facts |= run.train(model, attachment, callbacks=callbacks).facts()
+        trainer = self.trainer(model, run)
+        facts |= run.train(model, attachment, callbacks=callbacks, make_trainer=trainer).facts()
         facts["extra_parameters"] = model.num_parameters() - run.base().num_parameters()
         facts["extra_bytes"] = self.extra_bytes(run)
         if attachment is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.training.callback import SpecializationCallback as SpecializationCallback
     from nspec_hf.training.trainer import SpecializationTrainer as SpecializationTrainer
+    from nspec_hf.training.elastic import ElasticTrainer as ElasticTrainer
     from nspec_hf.training.run import (
         TrainResult as TrainResult,
         record_corpus as record_corpus,

@@ -95,6 +95,7 @@ def train(
     gate: Attachment | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     shows_progress: bool = True,
+    make_trainer: Callable[..., SpecializationTrainer] = SpecializationTrainer,
 ) -> TrainResult:
     """Train to the end, or go on where a stopped run stood; `output/model` then holds model and tokenizer.
 
@@ -111,6 +112,7 @@ def train(
         gate: The gate, or what else makes each row run as its pair does; None trains the bare model.
         callbacks: Further callbacks of the Trainer.
         shows_progress: Whether the Trainer's own bar or printed log is shown.
+        make_trainer: The class of the Trainer, or what makes one of the same arguments.
 
     Raises:
         ConfigError: If an argument is unknown to the Trainer, patience has no validation text, or the folder
@@ -135,7 +137,9 @@ def train(
             load_weights(model, output / "model")
             log = _read(output / STATE_FILE, "log_history").get("log_history", [])
             return TrainResult(finished["updates"], finished["seconds"], log, had_ended=True)
-        trainer = _trainer(model, tags, corpus, config, arguments, gate, validation, shows_progress)
+        trainer = _trainer(
+            model, tags, corpus, config, arguments, gate, validation, shows_progress, make_trainer
+        )
         patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
         for callback in (*callbacks, *patience, RunClock()):
             trainer.add_callback(callback)
@@ -249,13 +253,14 @@ def _trainer(
     gate: Attachment | None,
     validation: EncodedCorpus | None = None,
     shown: bool = True,
+    make_trainer: Callable[..., SpecializationTrainer] = SpecializationTrainer,
 ) -> SpecializationTrainer:
     if gate is not None:
         # Before the Trainer is made: it moves the model, and all that is on it, to its device.
         gate.attach()
         if gate.leaves_parameters_unused:
             arguments.ddp_find_unused_parameters = True
-    trainer = SpecializationTrainer(
+    trainer = make_trainer(
         model=model,
         args=arguments,
         train_dataset=corpus,

@@ -1,0 +1,36 @@
+"""One elastic model, from training to its scores at several coverages."""
+
+import json
+
+import pytest
+
+from nspec_hf.core import ConfigError
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import ActivationStats
+from tests.helpers.tiny_experiment import recipe, result
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
+
+
+def test_an_elastic_model_is_trained_and_scored_at_several_coverages(based):
+    folder, file = based
+    settings = ["--settings.coverage", "0.6", "--settings.teacher", "0.5", "--settings.levels", "[0.9, 0.5]"]
+    recipe("specialize")([file, "--system", "elastic", *settings])
+    assert result(folder, "elastic")["settings"]["levels"] == [0.9, 0.5]
+    recipe("dial")([file, "--row", "elastic", *settings, "--levels", "1.0", "0.6", "0.3"])
+    levels = json.loads((folder / "results" / "tiny.elastic.s1.dial.json").read_text("utf-8"))["levels"]
+    assert [level["coverage"] for level in levels] == [1.0, 0.6, 0.3]
+    stats = ActivationStats.load(folder / "work" / "elastic" / "s1" / "nspec_stats.safetensors")
+    assert [level["density"] for level in levels] == [
+        NeuronMasks.from_coverage(stats, coverage).density() for coverage in (1.0, 0.6, 0.3)
+    ]
+    # What it is scored at by itself is one of these levels: the same translations, the same loss.
+    alone = result(folder, "elastic")
+    assert levels[1]["scores"] == alone["scores"]
+    assert levels[1]["text_loss"] == pytest.approx(list(alone["validation_loss"].values())[-1], rel=1e-4)
+    assert levels[0]["text_loss"] != levels[2]["text_loss"]
+
+
+def test_a_run_that_is_not_there_is_named(based):
+    with pytest.raises(ConfigError, match=r"no elastic model in .*nowhere"):
+        recipe("dial")([based[1], "--row", "nowhere"])

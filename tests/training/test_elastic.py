@@ -1,0 +1,111 @@
+"""Elastic training: a level drawn for every micro-batch, and a dense pass that teaches it."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nspec_hf.core import ConfigError
+from nspec_hf.data import PairCollator
+from nspec_hf.gating import NeuronGate, attachment_of
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import find_sites
+from nspec_hf.training import ElasticTrainer, training_arguments
+from nspec_hf.training.config import TrainConfig
+from nspec_hf.training.elastic import divergence
+from tests.helpers import tiny_text
+from tests.helpers.models import tiny_m2m100
+
+
+def masks_of(model, density, seed=1):
+    return NeuronMasks.random(find_sites(model), tiny_text.PAIRS, density=density, seed=seed)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Return what makes an elastic trainer of a small model, without dropout."""
+    tokenizer = tiny_text.tokenizer()
+
+    def make(dense=None, teacher=0.5, **arguments):
+        torch.manual_seed(0)
+        model = tiny_m2m100(vocab_size=len(tokenizer), dropout=0.0)
+        gate = NeuronGate(model, masks_of(model, 0.5, seed=9)).attach()
+        levels = [masks_of(model, density) for density in (0.8, 0.4)]
+        settings = {"learning_rate": 1e-3, "max_steps": 3, "label_smoothing_factor": 0.0, **arguments}
+        return ElasticTrainer(
+            model=model,
+            args=training_arguments(TrainConfig(arguments=settings), tmp_path),
+            train_dataset=tiny_text.corpus(),
+            data_collator=PairCollator(tokenizer, tiny_text.PAIRS, model.config.decoder_start_token_id),
+            processing_class=tokenizer,
+            gate=gate,
+            levels=levels,
+            dense=None if dense is None else masks_of(model, dense),
+            teacher=teacher,
+        )
+
+    return make
+
+
+def test_the_divergence_is_that_of_a_plain_loop_over_tokens():
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 2, 3, 5, generator=generator)
+    labels = torch.tensor([[1, 2, -100], [4, -100, -100]])
+    total = 0.0
+    for row, column in ((0, 0), (0, 1), (1, 0)):
+        p, q = teacher[row, column].softmax(0).tolist(), student[row, column].softmax(0).tolist()
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert divergence(teacher, student, labels).item() == pytest.approx(total / 3, rel=1e-5)
+    assert divergence(teacher, student, labels, tokens=12).item() == pytest.approx(total / 12, rel=1e-5)
+
+
+def drawn(trainer, step):
+    """Draw as the docstring says: from the seed and the number of micro-batches before."""
+    return np.random.default_rng((trainer.args.seed, step)).integers(len(trainer.levels))
+
+
+def logits_of(model, masks, batch):
+    """Return the logits of a model that has these masks; the language tag's row too."""
+    attachment_of(model).replace_masks(masks)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return model.train()(**inputs).logits.float()
+
+
+def test_gradients_are_those_of_the_dense_pass_and_of_the_level_that_learns_from_it(made):
+    trainer = made(dense=0.95, teacher=0.3)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
+    dense, level = copy.deepcopy(trainer.model), copy.deepcopy(trainer.model)
+    seen = batch["labels"] != -100
+    count = int(seen.sum())
+    trainer.model.train()
+    trainer.training_step(trainer.model, dict(batch), torch.tensor(count))
+    # The reference: two models with the same weights, one loss that adds up three terms, one backward pass.
+    p = logits_of(dense, trainer.dense, batch)[seen].softmax(-1)
+    q = logits_of(level, trainer.levels[drawn(trainer, 0)], batch)[seen].softmax(-1)
+    targets = batch["labels"][seen][:, None]
+    text = [-probability.gather(-1, targets).log().sum() / count for probability in (p, q)]
+    apart = (p.detach() * (p.detach().log() - q.log())).sum() / count
+    (text[0] / 2 + (0.7 * text[1] + 0.3 * apart) / 2).backward()
+    ours = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+    other = dict(level.named_parameters())
+    for name, parameter in dense.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad + other[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def test_after_every_update_the_gate_has_its_own_masks_and_all_levels_weredrawn(made):
+    trainer = made(max_steps=8)
+    own, used = trainer.gate.masks, []
+    plain = trainer.gate.replace_masks
+    trainer.gate.replace_masks = lambda masks: (used.append(masks), plain(masks))
+    trainer.train()
+    assert trainer.gate.masks is own
+    assert used[1::2] == [own] * 8
+    assert [each in used[::2] for each in trainer.levels] == [True, True]
+    assert used[::2] == [trainer.levels[drawn(trainer, step)] for step in range(8)]
+
+
+def test_without_levels_or_with_a_weight_out_of_range_it_is_refused(made):
+    with pytest.raises(ConfigError, match="weight in"):
+        made(dense=0.9, teacher=1.5)
