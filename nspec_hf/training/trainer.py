@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +144,7 @@ class SpecializationTrainer(HookedTrainer):
         Raises:
             TrainingSetupError: If the corpus numbers its pairs differently from the collator or the masks.
         """
-        given: Any = eval_dataset
+        given = cast(Any, eval_dataset)
         known: Any = self.eval_dataset
         chosen = known if given is None else known[given] if isinstance(given, str) else given
         if isinstance(chosen, Mapping):
