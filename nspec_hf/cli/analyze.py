@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nspec_hf import analysis, evaluation, masks as masks_room, recording, systems
-from nspec_hf.core import ConfigError, Table, read_json
+from nspec_hf.core import ConfigError, Table, read_json, require_writable
 
 
 def analyze(
@@ -28,6 +28,7 @@ def analyze(
         figures: Whether to draw; without, only tables are written.
         **files: What is analyzed; see `_analyzed`.
     """
+    require_writable(output, is_folder=True)
     result = _analyzed(by_setting=by_setting, **files)
     result.save(output)
     drawn = analysis.draw_all(result, output) if figures else []
@@ -44,6 +45,7 @@ def report(output: str = "report.html", title: str | None = None, **files: Any) 
         title: Its title; null names the base model.
         **files: What is analyzed; see `_analyzed`.
     """
+    require_writable(output)
     path = analysis.write_report(_analyzed(by_setting=None, **files), output, title)
     sys.stdout.write(f"{path}: {path.stat().st_size / 1024:.0f} KiB\n")
 

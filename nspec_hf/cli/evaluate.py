@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nspec_hf import data, evaluation
-from nspec_hf.core import ConfigError, Pair, TableFormat, as_pairs, join_tables
+from nspec_hf.core import ConfigError, Pair, TableFormat, as_pairs, join_tables, require_writable
 
 
 def evaluate(
@@ -59,6 +59,8 @@ def evaluate(
         comet_in: The same folder, once the script has run; its scores are added.
         comet_model: The COMET model that the script asks for.
     """
+    if output:
+        require_writable(output)
     outputs = _read(hypotheses)
     gold, original = _gold(outputs, references, sources, corpus, split)
     if comet_out:
@@ -126,6 +128,8 @@ def compare(
         style: How the table is printed.
         output: File that all rows are written to, as JSON; `nspec analyze` and `nspec report` read it.
     """
+    if output:
+        require_writable(output)
     folders = [system] if isinstance(system, str) else list(system)
     base = _read(baseline, baseline_ending)
     base_name, *names = _names([baseline, *folders], [baseline_ending, *[system_ending] * len(folders)])

@@ -57,6 +57,7 @@ def record(
         max_tokens: Token budget of a batch.
         max_length: Longest sentence in tokens.
     """
+    require_writable(output)
     network, tags = load(model, codes)
     encoded = data.encode_corpus(data.read_corpus(corpus, directions(pairs), split), tags, max_length)
     about = {"path": corpus.path or corpus.dataset, "split": split}
@@ -80,6 +81,7 @@ def select(
         output: Folder of the masks.
         select: The rule.
     """
+    require_writable(output, is_folder=True)
     masks = masks_room.NeuronMasks.from_config(recording.ActivationStats.load(stats), select)
     masks.save_pretrained(output)
     _say(_density_table(masks))
@@ -115,6 +117,7 @@ def train(
         valid_split: Text whose loss is watched; none: it is not.
         codes: Your language codes → the tokenizer's, where they differ.
     """
+    require_writable(output, is_folder=True)
     if (masks is None) == (pairs is None):
         raise ConfigError(
             "give masks, whose pairs are then trained, or pairs, to train them with all neurons"

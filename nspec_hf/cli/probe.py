@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from nspec_hf import analysis, data, evaluation, masks as masks_room, recording
 from nspec_hf.cli.pipeline import load
-from nspec_hf.core import ConfigError, Table
+from nspec_hf.core import ConfigError, Table, require_writable
 
 
 def probe(
@@ -56,6 +56,7 @@ def probe(
         codes: Your language codes → the tokenizer's, where they differ.
         figures: Whether to draw; without, only tables are written.
     """
+    require_writable(output, is_folder=True)
     held = masks_room.NeuronMasks.from_pretrained(masks)
     recorded = recording.ActivationStats.load(stats) if stats else None
     if (coverages or generals) and recorded is None:

@@ -1,8 +1,10 @@
 """The command line itself: which commands there are, what they say of themselves, and how they fail."""
 
 import inspect
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -177,3 +179,26 @@ def test_ctrl_c_ends_a_command_and_its_workers_at_once_with_one_line(tmp_path):
     assert process.returncode == 130
     assert said == "nspec compare: interrupted\n"
     assert not any(Path(f"/proc/{number}").exists() for number in numbers)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["record", "--model", "absent", "--pairs", "en-de", "--corpus.path", "absent"],
+        ["select", "--stats", "absent"],
+        ["train", "--model", "absent", "--corpus.path", "absent"],
+        ["translate", "--model", "absent", "--pair", "en-de"],
+        ["evaluate", "--hypotheses", "absent", "--references", "absent"],
+        ["compare", "--baseline", "absent", "--system", "absent", "--references", "absent"],
+        ["analyze", "--masks", "absent"],
+        ["report", "--masks", "absent"],
+        ["probe", "--model", "absent", "--masks", "absent", "--corpus.path", "absent"],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch, capsys, command):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert main([*command, "--output", "file/result"]) == 2
+    assert re.search(r"cannot be written.*file/result", capsys.readouterr().err)
+    assert (tmp_path / "file").read_text() == "kept"
