@@ -5,6 +5,7 @@
 
 import copy
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -336,6 +337,46 @@ class HostMasks(TorchDispatchMode):
         if from_host and isinstance(out, torch.Tensor) and out.device.type != "cpu":
             self.found.append(func.name())
         return out
+
+
+@pytest.mark.parametrize("mode", ["mask", "slice"])
+def test_four_threads_that_train_with_layers_run_again_get_the_gradients_of_their_pairs(device, mode):
+    """On a GPU one thread of PyTorch's, which has called no model, runs all their backward passes."""
+    model = tiny_m2m100().double().to(device).train()
+    masks = random_masks(model)
+    batches = [to(one_pair(random_batch(seed=number), number % 3), device) for number in range(4)]
+
+    def found(network, batch):
+        weights = {name: p for name, p in network.named_parameters() if "lm_head" not in name}
+        grads = torch.autograd.grad(network(**batch).loss, list(weights.values()))
+        return dict(zip(weights, grads, strict=True))
+
+    expected = []
+    for number, batch in enumerate(batches):
+        copied = without_silent_rows(found(zeroed(model, masks, number % 3), plain(batch)), masks, number % 3)
+        expected.append(copied)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with gated(model, masks, mode), ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            for mine, right in zip(pool.map(lambda b: found(model, b), batches), expected, strict=True):
+                assert_near(mine, right)
+
+
+@pytest.mark.parametrize("mode", ["mask", "slice"])
+def test_four_threads_of_requests_get_what_each_gets_alone(device, mode):
+    model, sources = tiny_m2m100().to(device), random_batch(rows=3)["input_ids"].to(device)
+    masks = random_masks(model)
+    expected = [zeroed(model, masks, index).generate(sources, **BEAMS) for index in range(3)]
+    with gated(model, masks, mode) as gate, ThreadPoolExecutor(4) as pool:
+
+        def ask(number):
+            index = number % 3
+            if number % 2:
+                gate.use(PAIRS[index])
+                return torch.equal(model.generate(sources, **BEAMS), expected[index])
+            return torch.equal(model.generate(sources, pair_ids=[index] * 3, **BEAMS), expected[index])
+
+        assert all(pool.map(ask, range(60)))
 
 
 @pytest.mark.parametrize("mode", MODES)
