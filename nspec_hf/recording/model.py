@@ -111,7 +111,7 @@ def load_model(
         )
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        plain_class = family._model_mapping[type(config)] if reshape else None
+        plain_class: Any = family._model_mapping[type(config)] if reshape else None
         loader = _reshaped(plain_class, reshape) if plain_class and reshape else family
         loaded: Any = loader.from_pretrained(
             name,

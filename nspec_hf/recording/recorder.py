@@ -10,7 +10,7 @@ Shape letters: B = samples, S = source tokens, T = target tokens.
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -118,6 +118,7 @@ class _Recorder:
         self.two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
         self.sums = Accumulator(len(pairs), self.two_sided, config.max_sentences)
         self.arguments = set(inspect.signature(type(model).forward).parameters)
+        self.vocabulary = cast(Any, model.get_input_embeddings()).weight.shape[0]
         self.limits = {side: position_limit(model, side) for side in SIDES}
         self.gate_index = _gate_index(model, pairs)
         self.read: set[str] = set()
@@ -183,18 +184,29 @@ class _Recorder:
                 "use PairCollator",
             )
         for name in ("input_ids", "decoder_input_ids", "labels"):
-            limit = self.limits["encoder" if self.two_sided and name == "input_ids" else "decoder"]
-            length = inputs[name].shape[1] if name in inputs else 0
-            require(
-                limit is None or length <= limit,
-                f"{name} of {length} tokens do not fit into the model's {limit} positions; cut longer texts",
-            )
+            if name in inputs:
+                self._check_ids(name, inputs[name])
         self.needs_logits = self.config.te or shifts_labels
         if "use_cache" in self.arguments:
             inputs["use_cache"] = False
         if self.gate_index is not None:
             inputs["pair_ids"] = self.gate_index.to(batch["pair_ids"].device)[batch["pair_ids"]]
         return inputs
+
+    def _check_ids(self, name: str, ids: Tensor) -> None:
+        limit = self.limits["encoder" if self.two_sided and name == "input_ids" else "decoder"]
+        require(
+            limit is None or ids.shape[1] <= limit,
+            f"{name} of {ids.shape[1]} tokens do not fit into the model's {limit} positions; cut long texts",
+        )
+        known = ids[ids != IGNORED] if name == "labels" else ids
+        if ids.device.type == "cpu" and known.numel():  # on a GPU, looking would stop its queue at every step
+            low, high = known.min().item(), known.max().item()
+            require(
+                0 <= low and high < self.vocabulary,
+                f"{name} from {low} to {high} do not fit the model's {self.vocabulary} embeddings; is the "
+                "tokenizer the model's own?",
+            )
 
     def _reading_hooks(self, site: Site) -> list[RemovableHandle]:
         linear = site.linear(self.model)

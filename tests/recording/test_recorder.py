@@ -22,6 +22,7 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import KINDS, RecordConfig, find_sites, record, site_activation
 from tests.helpers.families import DECODERS, TWO_SIDED, audio_batch, tiny_llama, tiny_whisper
 from tests.helpers.models import (
+    VOCABULARY,
     random_batch,
     tiny_bart,
     tiny_m2m100,
@@ -569,3 +570,14 @@ def test_a_dynamically_quantized_model_is_recorded_close_to_the_dense_one():
     assert len(coarse.base["fingerprint"]) == 16
     for name, counts_PF in dense.counts.items():
         assert (counts_PF - coarse.counts[name]).abs().sum() < 0.1 * counts_PF.sum()
+
+
+@pytest.mark.parametrize("name", ["input_ids", "decoder_input_ids", "labels"])
+@pytest.mark.parametrize("token", [VOCABULARY, -1])
+def test_ids_that_the_model_has_no_embedding_for_are_refused(name, token):
+    batch = random_batch()
+    batch[name][0, 0] = token
+    if name == "labels":
+        del batch["decoder_input_ids"]
+    with pytest.raises(ConfigError, match=rf"{name} from .* do not fit the model's {VOCABULARY} embeddings"):
+        record(tiny_m2m100(), [batch], PAIRS)
