@@ -281,8 +281,10 @@ def _flat_parts(parts: Iterable[Any]) -> Iterator[Any]:
             yield from _flat_parts(part)
         elif isinstance(part, str):
             yield part.encode()
-        elif isinstance(part, (bytes, bytearray, memoryview)) or hasattr(part, "__array_interface__"):
+        elif isinstance(part, (bytes, bytearray, memoryview)):
             yield part
+        elif hasattr(part, "__array_interface__"):
+            yield part if part.flags.c_contiguous else part.tobytes()
         else:
             yield json.dumps(plain(part), sort_keys=True).encode()
 

@@ -254,3 +254,10 @@ def test_no_other_file_of_the_package_reads_or_writes_lines_or_files_by_itself()
         if uses and name not in ALLOWED:
             found[name] = uses
     assert not found
+
+
+def test_a_digest_of_every_second_value_is_that_of_these_values():
+    values = np.arange(12, dtype=np.float32)
+    assert digest(values[::2]) == hashlib.sha256(values[::2].copy().tobytes()).hexdigest()[:16]
+    assert digest(values.reshape(3, 4).T) == digest(values.reshape(3, 4).T.copy())
+    assert digest(values[::2]) != digest(values)
