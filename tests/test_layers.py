@@ -80,6 +80,15 @@ def test_a_room_s_face_is_a_docstring_and_its_own_public_names(room):
     assert len(others) <= 1
 
 
+def test_what_is_imported_from_a_room_is_on_its_face():
+    public = {room: {name for _, name in imports(FACES[room].read_text("utf-8"))} for room in ROOMS}
+    readers = [*PATHS.values(), *(PACKAGE.parent / "recipes").rglob("*.py")]
+    wanted = {(module, name) for path in readers for module, name in imports(path.read_text("utf-8")) if name}
+    asked = {(room, name) for room, name in wanted if room in ROOMS and f"{room}.{name}" not in PATHS}
+    assert asked
+    assert {(room, name) for room, name in asked if name not in public[room]} == set()
+
+
 def test_the_rooms_form_no_circle_and_this_is_their_graph(capsys):
     above: dict[str, set[str]] = {room: set() for room in ROOMS}
     for file, path in PATHS.items():
