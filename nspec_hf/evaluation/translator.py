@@ -282,7 +282,8 @@ class Translator:
                 raise
             raise ConfigError(f"generate cannot follow these settings: {error}") from error
         written_BT = outputs_BT[:, len(prompts[0]) :]
-        ended = int(written_BT.eq(self.tokenizer.eos_token_id).any(dim=1).sum())
+        end: Any = self.tokenizer.eos_token_id  # the library's type allows for text too
+        ended = int(written_BT.eq(end).any(dim=1).sum())
         # A tokenizer's own clean-up would make "Bonjour !" into "Bonjour!", since English has no space there.
         how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         return self.tokenizer.batch_decode(written_BT, **how), ended
