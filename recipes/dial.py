@@ -8,9 +8,10 @@ Reads the model that `specialize.py` (or `compare.py`) left in `work/ROW/sSEED`,
 the text and the scores of every direction.
 """
 
+import sys
 from pathlib import Path
 
-from nspec_hf.core import ConfigError, write_result
+from nspec_hf.core import ConfigError, exit_status, write_result
 from nspec_hf.gating import NeuronGate
 from nspec_hf.systems import (
     ElasticMasks,
@@ -64,4 +65,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("dial.py", main))

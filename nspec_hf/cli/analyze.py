@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nspec_hf import analysis, evaluation, masks as masks_room, recording, systems
-from nspec_hf.core import ConfigError, Table, read_json, require_writable
+from nspec_hf.core import ConfigError, NspecError, Table, read_json, require, require_count, require_writable
 
 
 def analyze(
@@ -81,8 +81,16 @@ def _analyzed(
         seconds: How long recording and selection took, for the table of costs.
         model_width: Width D of the model; adds the size of the masks in the released format.
     """
+    if model_width is not None:
+        require_count("model_width", model_width)
+    require(seconds is None or seconds >= 0, f"seconds is not negative, got {seconds}")
+    held = masks_room.NeuronMasks.from_pretrained(masks)
+    languages = sorted({code for pair in held.pairs for code in (pair.source, pair.target)})
+    require(
+        pivot in (None, *languages), f"pivot {pivot!r} is no language of the masks: {', '.join(languages)}"
+    )
     return analysis.analyze(
-        masks_room.NeuronMasks.from_pretrained(masks),
+        held,
         recording.ActivationStats.load(stats) if stats else None,
         dict(_read_scores(path, metric) for path in scores) or None,
         families,
@@ -124,5 +132,8 @@ def _read_scores(path: str, metric: str) -> tuple[str, dict[str, float]]:
     if isinstance(content, dict) and "decoding" in content:
         result = systems.RunResult.of(content, path)
         return result.name, {**result.values(metric)}
-    system = evaluation.SystemScores.from_dict(content)
+    try:
+        system = evaluation.SystemScores.from_dict(content)
+    except NspecError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return system.name, {pair: system.value(pair, metric) for pair in system.pairs}

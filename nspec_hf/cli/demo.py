@@ -1,7 +1,7 @@
 """What `nspec demo` does."""
 
 from nspec_hf import data, demo as demo_room
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, require_count
 
 _RECORDED = 300  # sentences of each direction whose activations are counted
 
@@ -40,6 +40,12 @@ def demo(
     """
     if families < 2 or languages < 2:
         raise ConfigError(f"kinship needs 2 families of 2 languages, got {families} families of {languages}")
+    require_count("languages", languages, 2, 12)
+    require_count("families", families, 2, 15)
+    require_count("seed", seed, 0)
+    counts = {"sentences": sentences, "updates": updates, "more_updates": more_updates, "trials": trials}
+    for name, count in {**counts, "test_sentences": test_sentences}.items():
+        require_count(name, count)
     demo_room.tour(
         output,
         data.SyntheticConfig(seed=seed, families=families, languages=languages),

@@ -62,6 +62,11 @@ def evaluate(
     if output:
         require_writable(output)
     outputs = _read(hypotheses)
+    languages = sorted({code for pair in as_pairs(outputs) for code in (pair.source, pair.target)})
+    if pivot not in ("en", *languages):
+        raise ConfigError(
+            f"pivot {pivot!r} is no language of the translations; they hold {', '.join(languages)}"
+        )
     gold, original = _gold(outputs, references, sources, corpus, split)
     if comet_out:
         if original is None:

@@ -23,6 +23,7 @@ from nspec_hf.core import (
     as_pairs,
     program,
     read_lines,
+    require_count,
     require_writable,
     write_lines,
 )
@@ -57,6 +58,8 @@ def record(
         max_tokens: Token budget of a batch.
         max_length: Longest sentence in tokens.
     """
+    require_count("max_tokens", max_tokens)
+    require_count("max_length", max_length)
     require_writable(output)
     network, tags = load(model, codes)
     encoded = data.encode_corpus(data.read_corpus(corpus, directions(pairs), split), tags, max_length)
@@ -122,7 +125,8 @@ def train(
         raise ConfigError(
             "give masks, whose pairs are then trained, or pairs, to train them with all neurons"
         )
-    training.training_arguments(train, Path(output), evaluates=bool(valid_split))  # before any work
+    arguments = training.training_arguments(train, Path(output), evaluates=bool(valid_split))
+    training.check_arguments(arguments, train.batches)  # before any work
     network, tags = load(model, codes, training=True)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
     trained = chosen.pairs if chosen else directions(pairs or ())
@@ -187,9 +191,10 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
         masks = masks_room.NeuronMasks.from_pretrained(path)
     except (ArtifactError, OSError) as error:
         try:
-            return _say(_sites_table(recording.empty_model(path), tuple(kinds)))
+            network = recording.empty_model(path)
         except NspecError:
             raise ArtifactError(f"{path} holds neither masks, statistics nor a model: {error}") from error
+        return _say(_sites_table(network, tuple(kinds)))
     facts = {**dataclasses.asdict(masks.recipe), "fingerprint": masks.fingerprint()}
     _say(
         "\n".join(

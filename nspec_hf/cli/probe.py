@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from nspec_hf import analysis, data, evaluation, masks as masks_room, recording
 from nspec_hf.cli.pipeline import load
-from nspec_hf.core import ConfigError, Table, require_writable
+from nspec_hf.core import ConfigError, Table, require_count, require_writable
 
 
 def probe(
@@ -61,6 +61,11 @@ def probe(
     recorded = recording.ActivationStats.load(stats) if stats else None
     if (coverages or generals) and recorded is None:
         raise ConfigError("masks of other settings are selected from statistics; give --stats FILE")
+    require_count("lines", lines)
+    for size in sizes:
+        require_count("a number of sizes", size)
+    for seed in seeds:
+        require_count("a seed", seed, least=0)
     network, tags = load(model, codes)
     results: dict[str, tuple[analysis.Result, analysis.Figure]] = {}
     if erase or coverages or generals:

@@ -63,6 +63,8 @@ def read_artifact(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor]
         ArtifactError: If the file is cut off, altered, of another kind, or of another format.
         FileNotFoundError: If there is no such file.
     """
+    if os.path.isdir(path):
+        raise ArtifactError(f"{path} is a folder; give the file in it")
     try:
         with safe_open(path, framework="pt") as file:
             # Copies: the file may be replaced while its tensors are in use.

@@ -183,6 +183,8 @@ def check_settings_files(arguments: Sequence[str]) -> None:
             size = _yaml_size(root, {})
         except (ValueError, RecursionError, yaml.YAMLError) as reason:
             raise ConfigError(f"{path} is no readable YAML in UTF-8: {reason}") from None
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path} holds no settings: expected lines of `name: value`")
         if size > _MOST_SETTINGS:
             raise ConfigError(
                 f"{path} stands for {size:,} values through its aliases; write out what is meant"

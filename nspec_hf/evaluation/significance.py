@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from nspec_hf.core import ConfigError, Pair, Table, UnknownPairError, as_pairs
+from nspec_hf.core import ConfigError, Pair, Table, UnknownPairError, as_pairs, require_count
 from nspec_hf.data import Outputs, require_parallel
 from nspec_hf.evaluation.metrics import SacrebleuMetric, sacrebleu_metric
 from nspec_hf.evaluation.paired_test import PairedResult, PairedTest, paired_test
@@ -181,6 +181,8 @@ def compare(
         UserWarning: If a verdict stands on too few differing sentences: sacreBLEU's p does not count ties.
     """
     _check_settings(metrics, n_samples, n_jobs)
+    if seed is not None:
+        require_count("seed", seed, least=0)
     outputs = {name: _by_pair(texts) for name, texts in systems.items()}
     wanted = _by_pair(references)
     _check_outputs(outputs, wanted, baseline)

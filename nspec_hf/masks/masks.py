@@ -22,6 +22,7 @@ from nspec_hf.core import (
     as_pairs,
     pair_index,
     require,
+    require_count,
 )
 from nspec_hf.masks.config import Grouping, SelectConfig
 from nspec_hf.masks.hub import SavedMasks
@@ -139,6 +140,8 @@ class NeuronMasks(SavedMasks):
         if sites is None or pairs is None:
             raise ConfigError("random masks need sites and pairs, or `like` alone")
         widths = {site.name: site.width for site in as_sites(sites)}
+        for name, width in widths.items():
+            require_count(f"the width of {name}", width)
         config = SelectConfig(method="random", density=0.7 if density is None else density, seed=seed)
         pairs = as_pairs(pairs)
         kept = {name: [round(config.density * width)] * len(pairs) for name, width in widths.items()}

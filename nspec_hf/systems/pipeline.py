@@ -20,7 +20,14 @@ from nspec_hf.systems.experiment import ExperimentConfig
 from nspec_hf.systems.result import write_scores
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
-from nspec_hf.training import join_processes, make_model, make_tokenizer, train
+from nspec_hf.training import (
+    check_model_settings,
+    join_processes,
+    make_model,
+    make_tokenizer,
+    train,
+    training_arguments,
+)
 
 
 def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> SystemScores | None:
@@ -43,12 +50,12 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
     """
     folder, state = Path(config.work) / "base", join_processes()
     result = Path(config.results) / f"{config.name}.base.json"
+    # Nothing is written before all settings and text are found right.
+    training_arguments(config.pretrain, folder, evaluates=True)
+    check_model_settings(config.model)
+    texts, validation = config.data.read(config.data.train_split), config.data.read(config.data.valid_split)
     with _one_writer(folder, result):
         claim_folder(folder, config.begun_with("vocabulary", "model"))
-        texts, validation = (
-            config.data.read(config.data.train_split),
-            config.data.read(config.data.valid_split),
-        )
         with state.main_process_first():
             tokenizer = make_tokenizer(texts, config.vocabulary, folder / "tokenizer")
         tags, longest = LanguageTags(tokenizer, config.data.codes), config.pretrain.batches.max_length or 256

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from nspec_hf.core import Pair, plain, read_json, write_json
+from nspec_hf.core import Pair, plain, read_json, require_count, write_json
 from nspec_hf.data import EncodedCorpus, LanguageTags, Outputs, PairText, encode_corpus, load_tokenizer
 from nspec_hf.evaluation import SystemScores, Translator, score_system, translate_test_set
 from nspec_hf.gating import Attachment
@@ -51,6 +51,7 @@ class Run:
     @classmethod
     def of(cls, config: ExperimentConfig, row: str, seed: int = 1, inside: str = "", **more: Any) -> Self:
         """Return the run of a row with a seed, in the folder `work/ROW/sSEED`, or `work/INSIDE/ROW/sSEED`."""
+        require_count("seed", seed, least=0)
         folder = Path(config.work) / inside / row / f"s{seed}"
         return cls(config=config, row=row, seed=seed, folder=folder, **more)
 

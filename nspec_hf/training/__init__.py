@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         train as train,
     )
     from nspec_hf.training.base_model import (
+        check_model_settings as check_model_settings,
         fresh_model as fresh_model,
         make_model as make_model,
         make_tokenizer as make_tokenizer,

@@ -163,6 +163,16 @@ def minimize_losses(args: Seq2SeqTrainingArguments) -> None:
         args.greater_is_better = False
 
 
+def _whole(name: str, value: Any) -> Any:
+    """Return `max_steps: 1e3` as the whole number that it means; the Trainer would stop in mid-training."""
+    kinds = {each.name: each.type for each in fields(Seq2SeqTrainingArguments)}
+    if kinds[name] not in (int, "int") or not isinstance(value, float):
+        return value
+    if not value.is_integer():
+        raise ConfigError(f"{name} is a whole number, got {value}")
+    return int(value)
+
+
 def training_arguments(
     config: TrainConfig, output: Path, evaluates: bool = False
 ) -> Seq2SeqTrainingArguments:
@@ -184,7 +194,7 @@ def training_arguments(
         )
     # YAML reads a plain `no` as false, and so `eval_strategy: no` comes here.
     given = {
-        name: "no" if value is False and name.endswith("_strategy") else value
+        name: "no" if value is False and name.endswith("_strategy") else _whole(name, value)
         for name, value in config.arguments.items()
     }
     chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()}

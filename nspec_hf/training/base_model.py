@@ -1,6 +1,7 @@
 """The base model: its subwords and weights made from scratch."""
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import (
     set_seed,
 )
 
-from nspec_hf.core import atomic_folder
+from nspec_hf.core import ConfigError, atomic_folder
 from nspec_hf.data import PairText, VocabularyConfig, load_tokenizer, train_vocabulary
 from nspec_hf.recording import load_config
 
@@ -50,6 +51,7 @@ def make_model(
         settings: Any field of `M2M100Config`.
         seed: Seed of the weights.
     """
+    check_model_settings(settings)
     set_seed(seed)
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     ids |= {"eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.eos_token_id}
@@ -57,6 +59,20 @@ def make_model(
     return M2M100ForConditionalGeneration(
         M2M100Config(vocab_size=len(tokenizer), **{**dropout, **ids, **settings})
     )
+
+
+def check_model_settings(settings: Mapping[str, Any]) -> None:
+    """Check the names of a fresh model's settings; the config would take any, and change nothing by it.
+
+    Raises:
+        ConfigError: If `M2M100Config` has no such field.
+    """
+    known = M2M100Config()
+    unknown = [name for name in settings if not hasattr(known, name) and name != "attn_implementation"]
+    if unknown:
+        near = get_close_matches(unknown[0], list(known.to_dict()), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"an M2M-100 model has no setting {', '.join(unknown)}{hint}")
 
 
 def fresh_model(
