@@ -148,6 +148,8 @@ class Entry:
         self._routing.leave(self)
         if route is not None:
             self._carry(route, output)
+            if not torch.compiler.is_compiling():
+                self._routing.fill(getattr(output, "past_key_values", None), route)
 
     def generate(self, *args: Any, pair_ids: Any = None, **kwargs: Any) -> Any:
         """Run `generate` with one more argument, `pair_ids` [B]: one route for all steps of all beams."""

@@ -80,6 +80,8 @@ class Routing:
         """Backward pass → route of the output that it has reached; None where that was made outside."""
         self._made = WeakTensorKeyDictionary()
         """The tensors whose backward pass sets the route."""
+        self._filled = WeakTensorKeyDictionary()
+        """Cache of keys and values → the route that it was filled by."""
 
     def choose(self, route: Route | None) -> None:
         """Take a route for all calls of this thread that bring no `pair_ids`; None takes it back.
@@ -163,10 +165,13 @@ class Routing:
                 )
             return False
         here.decider = here.running = None
-        here.running = here.last = self._latest = self._decide(pair_ids, inputs)
-        here.decider = caller
+        route = self._decide(pair_ids, inputs)
         if not torch.compiler.is_compiling():
             self._callers.add(threading.current_thread())
+            if inputs.get("past_key_values") is not None:
+                self._check_cache(inputs["past_key_values"], route)
+        here.running = here.last = self._latest = route
+        here.decider = caller
         return True
 
     def leave(self, caller: object) -> Route | None:
@@ -196,6 +201,11 @@ class Routing:
         finally:
             here.kept = None
             self.leave(GENERATION)
+
+    def fill(self, cache: Any, route: Route) -> None:
+        """Remember that a call of this route has filled a cache of keys and values, if it made one."""
+        if hasattr(cache, "get_seq_length"):
+            self._filled.setdefault(cache, route)
 
     def unseen(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """Return those whose backward pass is yet to set a route, each once and for all: the first holds.
@@ -234,6 +244,21 @@ class Routing:
         if self.reader is not None:
             return self.reader.read(inputs)
         raise RoutingError(f"no pair is known for this batch. {self._how()}")
+
+    def _check_cache(self, cache: Any, route: Route) -> None:
+        """Refuse keys and values of other pairs; the first call that fills a cache says whose they are."""
+        before = self._filled.get(cache)
+        if before is None or route.pair == before.pair is not None:
+            return self.fill(cache, route)
+        rows, were = route.rows.tolist(), before.rows.tolist()
+        same = rows == were if len(rows) == len(were) else set(rows) <= set(were)
+        if not same and int(cache.get_seq_length()):
+            names = ["/".join(self.pairs[index] for index in sorted(set(each))) for each in (were, rows)]
+            raise RoutingError(
+                f"past_key_values were computed as {names[0]}, but these rows are {names[1]}: start without "
+                "them, or reset() them"
+            )
+        self._filled[cache] = route
 
     def _from_ids(self, pair_ids: Any, inputs: Mapping[str, Any]) -> Route:
         rows = pair_ids if isinstance(pair_ids, Tensor) else self._as_tensor(pair_ids)

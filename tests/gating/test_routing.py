@@ -225,6 +225,40 @@ def test_tokens_that_name_no_masked_pair_are_refused(model, masks, sources, targ
             model(**tagged_batch(sources, targets))
 
 
+def test_a_cache_of_keys_and_values_goes_on_with_the_pairs_that_filled_it_and_no_others(model, masks):
+    source, target = torch.randint(3, 40, (2, 5)), torch.tensor([[2, 5, 7], [2, 6, 8]])
+
+    def go_on(filled, **route):
+        hidden = (filled.encoder_last_hidden_state,)
+        return model(
+            encoder_outputs=hidden,
+            past_key_values=filled.past_key_values,
+            decoder_input_ids=target[:, 2:],
+            **route,
+        )
+
+    def fill(**route):
+        return model(input_ids=source, decoder_input_ids=target[:, :2], use_cache=True, **route)
+
+    with NeuronGate(model, masks) as gate, torch.no_grad():
+        whole = model(input_ids=source, decoder_input_ids=target, pair_ids=[0, 2]).logits
+        found = go_on(fill(pair_ids=[0, 2]), pair_ids=[0, 2]).logits
+        torch.testing.assert_close(found[:, 0], whole[:, 2], rtol=0, atol=1e-5)
+        for other in ([2, 0], [0, 0], [1, 2]):
+            with pytest.raises(RoutingError, match=r"past_key_values were computed as en-de/en-fr"):
+                go_on(fill(pair_ids=[0, 2]), pair_ids=other)
+        gate.use("en-de")
+        filled = fill()
+        go_on(filled)
+        gate.use("de-en")
+        with pytest.raises(RoutingError, match=r"computed as en-de, but these rows are de-en"):
+            go_on(filled)
+        with pytest.raises(RoutingError, match="computed as en-de"):
+            model.generate(source, past_key_values=filled.past_key_values, max_new_tokens=2)
+        # Nothing is left of a call that was refused, and another cache may be filled.
+        go_on(fill())
+
+
 def test_sides_of_different_numbers_of_rows_are_refused_by_name(model, masks):
     gate = NeuronGate(model, masks)
     gate.read_languages(word_tokenizer("__{}__"))
