@@ -47,7 +47,8 @@ def evaluate(
         split: Which split of the corpus was translated.
         name: The system's name in tables; null takes the folder's.
         metric: bleu, bleu:none (text that is tokenized already), spbleu, chrf, chrf++, ter, or evaluate:NAME
-            for one of the `evaluate` library (its name or a folder); one, or several with commas.
+            for one of the `evaluate` library (its name or a folder), which runs the script that it is; one,
+            or several with commas.
         pivot: The language that tells one-to-many from many-to-one.
         tiers: Language → resource tier, for averages by tier: '{de: high, sv: low}'.
         tiers_from: Split of the corpus (train, say) whose sizes decide the tiers, instead of --tiers.

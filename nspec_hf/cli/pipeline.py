@@ -40,6 +40,7 @@ def record(
     split: str = "valid",
     record: recording.RecordConfig = recording.RecordConfig(),
     codes: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
     max_tokens: int = 4096,
     max_length: int = 256,
 ) -> None:
@@ -55,13 +56,14 @@ def record(
         split: Which text to count on; about a thousand sentences a pair are enough.
         record: What to count.
         codes: Your language codes → the tokenizer's, where they differ.
+        trust_remote_code: Whether code that the model's repository brings may run on this machine.
         max_tokens: Token budget of a batch.
         max_length: Longest sentence in tokens.
     """
     require_count("max_tokens", max_tokens)
     require_count("max_length", max_length)
     require_writable(output)
-    network, tags = load(model, codes)
+    network, tags = load(model, codes, trust_remote_code)
     encoded = data.encode_corpus(data.read_corpus(corpus, directions(pairs), split), tags, max_length)
     about = {"path": corpus.path or corpus.dataset, "split": split}
     stats = training.record_corpus(network, tags, encoded, record, max_tokens, about)
@@ -102,6 +104,7 @@ def train(
     train_split: str = "train",
     valid_split: str | None = "valid",
     codes: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Continue training, each pair with its own neurons. A run that was stopped goes on.
 
@@ -119,6 +122,7 @@ def train(
         train_split: Text to train on.
         valid_split: Text whose loss is watched; none: it is not.
         codes: Your language codes → the tokenizer's, where they differ.
+        trust_remote_code: Whether code that the model's repository brings may run on this machine.
     """
     require_writable(output, is_folder=True)
     if (masks is None) == (pairs is None):
@@ -127,7 +131,7 @@ def train(
         )
     arguments = training.training_arguments(train, Path(output), evaluates=bool(valid_split))
     training.check_arguments(arguments, train.batches)  # before any work
-    network, tags = load(model, codes, training=True)
+    network, tags = load(model, codes, trust_remote_code, training=True)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
     trained = chosen.pairs if chosen else directions(pairs or ())
     longest = train.batches.max_length or train.batches.max_tokens
@@ -150,6 +154,7 @@ def translate(
     translate: evaluation.TranslateConfig = evaluation.TranslateConfig(),
     gate: gating.GateConfig = gating.GateConfig(),
     codes: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Translate text, one sentence a line, UTF-8; files that end in .gz, .xz or .bz2 are packed.
 
@@ -164,11 +169,12 @@ def translate(
         translate: Decoding.
         gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
         codes: Your language codes → the tokenizer's, where they differ.
+        trust_remote_code: Whether code that the model's repository brings may run on this machine.
     """
     if output != "-":
         require_writable(output)
     lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
-    network, tags = load(model, codes)
+    network, tags = load(model, codes, trust_remote_code)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
     translator = evaluation.Translator(network, tags, chosen, translate, gate if chosen else None)
     translations = [as_line(line) for line in translator.translate(lines, pair)]
@@ -212,6 +218,7 @@ def export(
     corpus: data.CorpusConfig | None = None,
     split: str = "test",
     codes: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write a model that has only the neurons of one pair, or of several together.
 
@@ -227,8 +234,9 @@ def export(
         corpus: Where text lies to prove it on; without it, sentences are made up.
         split: Which text.
         codes: Your language codes → the tokenizer's, where they differ.
+        trust_remote_code: Whether code that the model's repository brings may run on this machine.
     """
-    network, tags = load(model, codes)
+    network, tags = load(model, codes, trust_remote_code)
     chosen = masks_room.NeuronMasks.from_pretrained(masks)
     texts: dict[str, Sequence[str]] | None = None
     if corpus is not None:
@@ -246,20 +254,25 @@ def directions(pairs: str | Sequence[str]) -> list[Pair]:
 
 
 def load(
-    model: str, codes: Mapping[str, str] | None = None, training: bool = False
+    model: str,
+    codes: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
+    training: bool = False,
 ) -> "tuple[PreTrainedModel, data.LanguageTags]":
     """Load a model, and its tokenizer as one that knows how languages are spelled.
 
     Args:
         model: Hub id or folder.
         codes: Your language codes → the tokenizer's, where they differ.
+        trust_remote_code: Whether code that the model's repository brings may run on this machine.
         training: Whether it is to be trained: then without layer dropout.
 
     Raises:
         ArtifactError: If there is no such model.
     """
-    network = recording.load_model(model, for_training=training)
-    return network, data.LanguageTags(data.load_tokenizer(model), codes)
+    trusted = trust_remote_code
+    network = recording.load_model(model, for_training=training, trust_remote_code=trusted)
+    return network, data.LanguageTags(data.load_tokenizer(model, trust_remote_code=trusted), codes)
 
 
 def _density_table(masks: "masks_room.NeuronMasks") -> Table:

@@ -26,6 +26,7 @@ def probe(
     metric: str = "bleu",
     translate: evaluation.TranslateConfig = evaluation.TranslateConfig(num_beams=1),
     codes: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
     figures: bool = True,
 ) -> None:
     """Ask a model: what does erasing neurons cost, what do masks of other settings, how stable are they?
@@ -54,6 +55,7 @@ def probe(
         metric: What translations are scored by: bleu, chrf++ …
         translate: How text is decoded.
         codes: Your language codes → the tokenizer's, where they differ.
+        trust_remote_code: Whether code that the model's repository brings may run on this machine.
         figures: Whether to draw; without, only tables are written.
     """
     require_writable(output, is_folder=True)
@@ -66,7 +68,7 @@ def probe(
         require_count("a number of sizes", size)
     for seed in seeds:
         require_count("a seed", seed, least=0)
-    network, tags = load(model, codes)
+    network, tags = load(model, codes, trust_remote_code)
     results: dict[str, tuple[analysis.Result, analysis.Figure]] = {}
     if erase or coverages or generals:
         texts = data.read_corpus(corpus, held.pairs, test_split)

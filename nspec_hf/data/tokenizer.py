@@ -71,7 +71,10 @@ def load_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
-    except Exception as error:  # the libraries below raise whatever they meet, a bare Exception among it
+    except BaseException as error:
+        # The libraries below raise whatever they meet: a bare Exception, and a panic of Rust, which is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if "trust_remote_code" in str(error):
             raise UnsupportedModelError(
                 f"{name} brings code of its own, which is not run unless trust_remote_code=True says so"
