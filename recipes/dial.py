@@ -46,18 +46,23 @@ def main(argv: list[str] | None = None) -> None:
     load_weights(model, run.folder / "model")
     stats, levels = run.recorded(model, system.record(run)), []
     for coverage in extra.levels:
-        gate.replace_masks(system.at(coverage, stats, run))
+        # A gate of its own for each level: the one before holds composed masks of zero-shot pairs too.
+        settings = gate.config
+        gate.detach()
+        masks = system.at(coverage, stats, run)
+        gate = NeuronGate(model, masks, settings)
+        gate.attach()
         loss = run.loss(model, gate)
         scores = run.score(run.translate(model, gate, f"outputs_{coverage:g}"))
         levels.append(
             {
                 "coverage": coverage,
-                "density": gate.masks.density(),
+                "density": masks.density(),
                 "text_loss": loss,
                 "scores": scores and signed_scores(scores),
             }
         )
-        print(f"coverage {coverage:g}: {gate.masks.density():.3f} of the neurons, text loss {loss:.4f}")
+        print(f"coverage {coverage:g}: {masks.density():.3f} of the neurons, text loss {loss:.4f}")
     path = Path(config.results) / f"{config.name}.{extra.row}.s{extra.seed}.dial.json"
     outcome = {"system": system.name, "settings": dict(extra.settings), "seed": extra.seed, "levels": levels}
     write_result(path, outcome, without_places(config))

@@ -118,7 +118,11 @@ def test_every_recipe_command_has_these_settings(line):
     else:
         config = str(ROOT / arguments[0])
         rest = [str(ROOT / each) if each.startswith("recipes/") else each for each in arguments[1:]]
-        extra = {"system": {"type": str, "default": ""}} if "specialize" in script else {}
+        text, settings = {"type": str, "default": ""}, {"type": dict, "default": {}}
+        of_a_run = {"row": text, "settings": settings, "seed": {"type": int, "default": 1}}
+        levels = {"type": float, "nargs": "+", "default": []}
+        extras = {"specialize": {**of_a_run, "system": text}, "dial": {**of_a_run, "levels": levels}}
+        extra = extras.get(Path(script).stem, {})
         settings, _ = read_settings(ExperimentConfig, [config, *rest], **extra)
         assert settings.data.trained_pairs()
 

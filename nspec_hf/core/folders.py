@@ -50,7 +50,7 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def require_writable(path: str | os.PathLike, *, is_folder: bool = False) -> None:
-    """Check before the work that its result can be written; the folder is made if needed.
+    """Check before the work that its result can be written; a trial leaves nothing behind.
 
     Raises:
         OSError: If it cannot, with the path.
@@ -60,13 +60,19 @@ def require_writable(path: str | os.PathLike, *, is_folder: bool = False) -> Non
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
     if not is_folder and path.exists() and not path.is_file():
         return
-    trial = (path if is_folder else Path(os.path.realpath(path)).parent) / f".{uuid.uuid4().hex}.tmp"
+    folder = path if is_folder else Path(os.path.realpath(path)).parent
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    trial = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        trial.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
         trial.unlink()
     except OSError as error:
         raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
+    finally:
+        for part in missing:  # the deepest first; one that another process has filled since stays
+            with contextlib.suppress(OSError):
+                part.rmdir()
 
 
 @contextlib.contextmanager

@@ -59,8 +59,9 @@ def is_plain(linear: nn.Module) -> bool:
 
 def bias_of(linear: Any) -> Tensor | None:
     """Return the bias of a linear or of what stands in for one; of `quantize_dynamic` it is a method."""
-    bias = getattr(linear, "bias", None)
-    return bias() if callable(bias) else bias
+    bias: Any = getattr(linear, "bias", None)
+    value: Tensor | None = bias() if callable(bias) else bias
+    return value
 
 
 def generation_setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:

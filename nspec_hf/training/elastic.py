@@ -1,6 +1,6 @@
 """Train one model that runs with many masks: dense, and at every level of sparsity in between.
 
-Shape letters: B = samples, T = target tokens, V = vocabulary.
+Shape letters: B = samples, T = target tokens, V = vocabulary, N = target tokens that are no padding.
 
 Each micro-batch draws a level. With a teacher it is run twice: with all neurons, and with the level's, which
 learns from the text and from the dense pass's distribution alike (the sandwich rule and in-place distillation
@@ -104,6 +104,7 @@ def divergence(
     Summed over target tokens that are no padding and divided by `tokens`; None takes this batch's number.
     """
     seen_BT = labels_BT != IGNORED
-    logs_NV = [torch.log_softmax(logits[seen_BT].float(), dim=-1) for logits in (student_BTV, teacher_BTV)]
-    total = nn.functional.kl_div(*logs_NV, log_target=True, reduction="sum")
+    student_NV = torch.log_softmax(student_BTV[seen_BT].float(), dim=-1)
+    teacher_NV = torch.log_softmax(teacher_BTV[seen_BT].float(), dim=-1)
+    total = nn.functional.kl_div(student_NV, teacher_NV, log_target=True, reduction="sum")
     return total / (seen_BT.sum() if tokens is None else tokens)

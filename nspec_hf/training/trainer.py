@@ -156,7 +156,8 @@ class SpecializationTrainer(HookedTrainer):
             return metrics
         with self._gated():
             if not isinstance(chosen, EncodedCorpus):
-                return super().evaluate(given, ignore_keys, metric_key_prefix, **gen_kwargs)
+                # The library takes names too, which its annotation does not say.
+                return super().evaluate(cast(Any, given), ignore_keys, metric_key_prefix, **gen_kwargs)
             return self._evaluate_corpus(chosen, ignore_keys, metric_key_prefix, gen_kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:

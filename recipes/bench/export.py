@@ -40,7 +40,8 @@ def exported(bench: Bench) -> Found:
         with tempfile.TemporaryDirectory() as folder:
             folders = {name: Path(folder) / name for name in ("dense", "pruned")}
             for name, each in (("dense", model), ("pruned", small)):
-                convert(each, tokenizer, folders[name], quantization)
+                start = each.config.decoder_start_token_id
+                convert(each, tokenizer, folders[name], quantization, start=start)
             threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
             engines = {
                 name: library.Translator(str(path), device=device, compute_type=quantization, **threads)

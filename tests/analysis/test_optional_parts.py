@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from nspec_hf.masks import NeuronMasks
+
 # jinja2 is missed too, but torch needs it, so a base install has it.
 OPTIONAL = ("pandas", "matplotlib", "scipy", "lingua", "evaluate", "datasets", "ctranslate2", "peft")
 PROGRAM = """
@@ -44,6 +46,8 @@ def folder(tmp_path_factory):
     for name, ending in (("old", "a b c d e"), ("new", "a b c d f"), ("references", "a b c d f")):
         (folder / name).mkdir()
         (folder / name / "en-de.txt").write_text(f"{ending}\n" * 3, encoding="utf-8")
+    sites = {f"model.{side}.layers.0.fc1": 6 for side in ("encoder", "decoder")}
+    NeuronMasks.random(sites, ["en-de", "de-en"]).save_pretrained(folder / "masks")
     return folder
 
 
@@ -59,8 +63,8 @@ def test_commands_that_need_an_optional_part_name_it_and_write_nothing(folder):
     for command, (status, said) in zip(commands, run_without(commands), strict=True):
         assert status == 2, said
         assert said.count("\n") == 1, said
-        if command[0] == "probe":  # it looks for the masks first
-            assert "masks" in said
+        if command[0] == "probe":  # it looks for the model first
+            assert "m is no model's folder" in said
         else:
             assert "pip install 'nspec-hf[analysis]'" in said
     assert sorted(folder.iterdir()) == before

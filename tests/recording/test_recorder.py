@@ -272,12 +272,19 @@ def hooks_of(model):
 
 
 @pytest.mark.parametrize("te", [False, True])
-def test_a_pass_that_fails_leaves_nothing_behind(te):
-    model = tiny_m2m100().train()
-    good = random_batch()
-    bad = {**good, "input_ids": good["input_ids"] + 10**6}
-    with pytest.raises(IndexError):
-        record(model, [good, bad], PAIRS, RecordConfig(te=te))
+def test_a_pass_that_fails_leaves_nothing_behind(te, monkeypatch):
+    model, calls = tiny_m2m100().train(), []
+    plain = model.model.decoder.forward
+
+    def fails_at_the_second_batch(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise IndexError("a layer fails")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(model.model.decoder, "forward", fails_at_the_second_batch)
+    with pytest.raises(IndexError, match="a layer fails"):
+        record(model, [random_batch(), random_batch()], PAIRS, RecordConfig(te=te))
     assert hooks_of(model) == 0
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())

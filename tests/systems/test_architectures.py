@@ -76,8 +76,8 @@ def test_sizes_that_are_none_and_bases_without_them_are_refused():
 
 
 def test_settings_may_name_any_field_of_the_config():
-    assert {field.name for field in dataclasses.fields(Wide)} == {"changes", "width"}
-    with pytest.raises(ConfigError, match="shallow has no setting width; it has: changes, layers"):
+    assert {field.name for field in dataclasses.fields(Wide)} == {"changes", "width", "continued_dropout"}
+    with pytest.raises(ConfigError, match="no setting width; it has: changes, continued_dropout, layers"):
         make_system(Shallow, {"width": 3})
 
 

@@ -111,7 +111,7 @@ def test_random_masks_cannot_be_selected_anew(based):
 
 
 def test_a_system_without_such_a_setting_says_which_it_has():
-    with pytest.raises(ConfigError, match=r"finetune has no setting coverage; it has: none"):
+    with pytest.raises(ConfigError, match=r"finetune has no setting coverage; it has: continued_dropout"):
         make_system(SYSTEMS["finetune"], {"coverage": 0.5})
     with pytest.raises(ConfigError, match=r"it has: .*coverage, coverage_decoder, .*silence"):
         make_system(SYSTEMS["neuron_specialization"], {"density": 0.5})
