@@ -5,7 +5,7 @@ question of the library itself and fails where a release answers it in another w
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +59,8 @@ def is_plain(linear: nn.Module) -> bool:
 
 def bias_of(linear: Any) -> Tensor | None:
     """Return the bias of a linear or of what stands in for one; of `quantize_dynamic` it is a method."""
-    bias: Any = getattr(linear, "bias", None)
-    value: Tensor | None = bias() if callable(bias) else bias
-    return value
+    bias = getattr(linear, "bias", None)
+    return cast("Tensor | None", bias() if callable(bias) else bias)
 
 
 def generation_setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
