@@ -1,10 +1,13 @@
 """Shared fixtures: real data where it lies beside the project, and a hub that is switched off."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Processes that run tests side by side must not write modules into one folder.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules")
 
 import hypothesis
 import pytest
