@@ -6,7 +6,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Processes that run tests side by side must not write modules into one folder.
+# One folder a process: those that run side by side must not share it, and Python remembers where it first
+# found the package of dynamic modules.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules")
 
 import hypothesis

@@ -217,16 +217,9 @@ class Letters(evaluate.Metric):
 """
 
 
-@pytest.fixture(scope="module")
-def modules_cache(tmp_path_factory):
-    # One folder for the module: Python remembers where it first found the package of dynamic modules.
-    return str(tmp_path_factory.mktemp("modules"))
-
-
 @pytest.fixture
-def local_metric(tmp_path, monkeypatch, modules_cache):
+def local_metric(tmp_path):
     pytest.importorskip("evaluate", reason="needs the extra evaluate")
-    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", modules_cache)
 
     def write(result, name="letters"):
         path = tmp_path / name / f"{name}.py"
