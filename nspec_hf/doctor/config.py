@@ -66,8 +66,7 @@ def _precision(arguments: Seq2SeqTrainingArguments) -> Iterator[Finding]:
         yield Finding(
             what="fp16=True",
             why="M2M-100, NLLB and T5 were trained in bfloat16 or float32; in float16 their activations "
-            "overflow and "
-            "updates are skipped",
+            "overflow and updates are skipped",
             mend="bf16=True, where the GPU has it (Ampere and later)",
             level="note",
         )
@@ -142,7 +141,6 @@ def _plain_trainer(arguments: Seq2SeqTrainingArguments, given: Mapping[str, Any]
         yield Finding(
             what="predict_with_generate is on",
             why="the plain Trainer gives all rows of an evaluation one target language, and generate "
-            "refuses the "
-            "pair's column",
+            "refuses the pair's column",
             mend="SpecializationTrainer, which gives each row its own; or leave it off and use Translator",
         )

@@ -87,6 +87,5 @@ def _pairs(setup: Setup) -> Iterator[Finding]:
             f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}",
             why="their rows stop with an error",
             mend="record and select them too, or --gate.zero_shot compose, which takes the encoder of one "
-            "pair "
-            "and the decoder of another",
+            "pair and the decoder of another",
         )

@@ -43,16 +43,14 @@ def _precision(network: PreTrainedModel) -> Iterator[Finding]:
             what="its weights are saved in float16",
             why="transformers loads them so; AdamW's ε of 1e-9 is then 0, and training gives NaN",
             mend="in a script of your own: from_pretrained(…, dtype=torch.float32), and fp16=True or "
-            "bf16=True "
-            "among the arguments for speed; `nspec train` does so by itself",
+            "bf16=True among the arguments for speed; `nspec train` does so by itself",
         )
     elif torch.bfloat16 in dtypes:
         yield Finding(
             what="its weights are saved in bfloat16",
             why="transformers loads them so; updates under a 256th of a weight are then lost",
             mend="in a script of your own: from_pretrained(…, dtype=torch.float32) and bf16=True; `nspec "
-            "train` "
-            "does so by itself",
+            "train` does so by itself",
             level="note",
         )
 
@@ -64,8 +62,7 @@ def _dropout(network: PreTrainedModel) -> Iterator[Finding]:
         yield Finding(
             what=f"whole layers drop out in training: {', '.join(f'{k} {v}' for k, v in drops.items() if v)}",
             why="several processes then fail (“expected to have finished reduction”) or drift apart, and "
-            "what "
-            "is dropped learns nothing",
+            "what is dropped learns nothing",
             mend="in a script of your own: from_pretrained(…, encoder_layerdrop=0.0, decoder_layerdrop=0.0); "
             "`nspec train` does so by itself",
             level="note",
@@ -74,8 +71,7 @@ def _dropout(network: PreTrainedModel) -> Iterator[Finding]:
         yield Finding(
             what="dropout is 0",
             why="on little text such a model learns it by heart; dropout 0.1 gained 3 BLEU where text was "
-            "short, "
-            "more than any masks",
+            "short, more than any masks",
             mend="set dropout to 0.1 in config.json, unless the text is large",
             level="note",
         )
@@ -112,8 +108,7 @@ def _decoding(network: PreTrainedModel) -> Iterator[Finding]:
         yield Finding(
             what=f"its generation config ends translations after {generation.max_length} tokens",
             why="model.generate and predict_with_generate cut what is longer, and scores fall; Translator "
-            "does "
-            "not use it",
+            "does not use it",
             mend="set max_length to the longest translation in tokens, or pass generation_max_length",
             level="note",
         )

@@ -160,7 +160,6 @@ def _too_long(setup: Setup, texts: Sequence[_Rows]) -> Iterator[Finding]:
                 what=f"{over} of the first {len(sources)} lines of {text} are over {limit} tokens",
                 why="they are left out of training, and cut off in translation",
                 mend="split them at sentence ends, or raise --train.batches.max_length where the model "
-                "has more "
-                "positions",
+                "has more positions",
                 level="note",
             )

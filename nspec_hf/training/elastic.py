@@ -49,38 +49,39 @@ class ElasticTrainer(SpecializationTrainer):
             raise ConfigError(
                 "elastic training needs a NeuronGate, at least one level, and a weight in [0, 1]"
             )
+        self.masked: NeuronGate = self.gate
         self.levels, self.dense, self.teacher = list(levels), dense, teacher
         self.drawn = 0
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Train on one micro-batch; evaluation, checkpoints and translation see the gate's own masks."""
-        gate = self._neuron_gate()
-        final = gate.masks
+        final = self.masked.masks
         try:
             return super().training_step(*args, **kwargs)
         finally:
-            gate.replace_masks(final)
+            self.masked.replace_masks(final)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the loss of the drawn level; while gradients are off, that of the gate's own masks."""
         if not (model.training and torch.is_grad_enabled()):
             return super().compute_loss(model, inputs, *args, **kwargs)
-        gate, level = self._neuron_gate(), self._draw()
+        level = self._draw()
         if self.dense is None:
-            gate.replace_masks(level)
+            self.masked.replace_masks(level)
             return super().compute_loss(model, inputs, *args, **kwargs)
         items = kwargs.get("num_items_in_batch")
-        gate.replace_masks(self.dense)
-        loss, teacher = super().compute_loss(
+        self.masked.replace_masks(self.dense)
+        dense_loss, teacher = super().compute_loss(
             model, dict(inputs), return_outputs=True, num_items_in_batch=items
         )
-        self.accelerator.backward(loss / 2)
-        gate.replace_masks(level)
+        self.accelerator.backward(dense_loss / 2)
+        self.masked.replace_masks(level)
         loss, student = super().compute_loss(
             model, dict(inputs), return_outputs=True, num_items_in_batch=items
         )
         apart = divergence(teacher.logits.detach(), student.logits, inputs["labels"], items)
-        total = ((1 - self.teacher) * loss + self.teacher * apart) / 2
+        # The dense half has gone back already; it is added for the log alone.
+        total = (dense_loss.detach() + (1 - self.teacher) * loss + self.teacher * apart) / 2
         return (total, student) if kwargs.get("return_outputs") else total
 
     def _draw(self) -> NeuronMasks:
@@ -89,11 +90,6 @@ class ElasticTrainer(SpecializationTrainer):
         step = self.state.global_step * self.args.gradient_accumulation_steps + self.drawn
         self.drawn = (self.drawn + 1) % self.args.gradient_accumulation_steps
         return self.levels[np.random.default_rng((self.args.seed, step)).integers(len(self.levels))]
-
-    def _neuron_gate(self) -> NeuronGate:
-        if not isinstance(self.gate, NeuronGate):
-            raise ConfigError("the gate of elastic training was taken away")
-        return self.gate
 
 
 def divergence(
