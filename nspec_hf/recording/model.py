@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -32,7 +31,6 @@ _LFS_POINTER = b"version https://git-lfs"
 _LAYERDROP = ("encoder_layerdrop", "decoder_layerdrop")
 # Arguments of `from_pretrained` that say where files come from: the config needs them too.
 _HUB = {"revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder"}
-_LIBRARY_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
 def load_config(
@@ -61,7 +59,7 @@ def load_config(
     _refuse_folder(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
-    except _LIBRARY_ERRORS as error:
+    except Exception as error:  # whatever the library makes of a damaged file
         raise _explained(error, name) from error
     layerdrop = [field for field in _LAYERDROP if hasattr(config, field)] if for_training else []
     unknown = sorted(field for field in changes or {} if not hasattr(config, field))
@@ -124,7 +122,7 @@ def load_model(
         )
     except torch.OutOfMemoryError:
         raise
-    except _LIBRARY_ERRORS as error:
+    except Exception as error:  # whatever the library makes of a damaged file
         raise _explained(error, name) from error
     model, info = loaded
     if plain_class:
@@ -139,7 +137,7 @@ def empty_model(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
     try:
         with torch.device("meta"):
             return AutoModelForSeq2SeqLM.from_config(config)
-    except _LIBRARY_ERRORS as error:
+    except Exception as error:  # whatever the library makes of a damaged file
         raise _explained(error, name) from error
 
 

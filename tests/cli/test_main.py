@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from nspec_hf import __version__
 from nspec_hf.cli.main import COMMANDS, main
+from tests.helpers import killed
 
 FROZEN = (
     "record select train translate inspect export evaluate compare analyze doctor probe report demo".split()
@@ -181,20 +183,20 @@ def test_ctrl_c_ends_a_command_and_its_workers_at_once_with_one_line(tmp_path):
     assert not any(Path(f"/proc/{number}").exists() for number in numbers)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["record", "--model", "absent", "--pairs", "en-de", "--corpus.path", "absent"],
-        ["select", "--stats", "absent"],
-        ["train", "--model", "absent", "--corpus.path", "absent"],
-        ["translate", "--model", "absent", "--pair", "en-de"],
-        ["evaluate", "--hypotheses", "absent", "--references", "absent"],
-        ["compare", "--baseline", "absent", "--system", "absent", "--references", "absent"],
-        ["analyze", "--masks", "absent"],
-        ["report", "--masks", "absent"],
-        ["probe", "--model", "absent", "--masks", "absent", "--corpus.path", "absent"],
-    ],
-)
+WRITERS = [
+    ["record", "--model", "absent", "--pairs", "en-de", "--corpus.path", "absent"],
+    ["select", "--stats", "absent"],
+    ["train", "--model", "absent", "--corpus.path", "absent"],
+    ["translate", "--model", "absent", "--pair", "en-de"],
+    ["evaluate", "--hypotheses", "absent", "--references", "absent"],
+    ["compare", "--baseline", "absent", "--system", "absent", "--references", "absent"],
+    ["analyze", "--masks", "absent"],
+    ["report", "--masks", "absent"],
+    ["probe", "--model", "absent", "--masks", "absent", "--corpus.path", "absent"],
+]
+
+
+@pytest.mark.parametrize("command", WRITERS)
 def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch, capsys, command):
     (tmp_path / "file").write_text("kept")
     monkeypatch.chdir(tmp_path)
@@ -202,3 +204,18 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, monke
     assert main([*command, "--output", "file/result"]) == 2
     assert re.search(r"cannot be written.*file/result", capsys.readouterr().err)
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_folder_that_is_read_only_is_named_before_the_work_and_stays_as_it_is(command):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own may be entered by its user alone
+        folder = Path(name)
+        (folder / "closed").mkdir()
+        (folder / "closed").chmod(0o555)
+        folder.chmod(0o777)
+        status = killed.run(folder, [*command, "--output", "closed/result"], as_nobody=True)
+        said = (folder / "said.txt").read_text(encoding="utf-8")
+        assert status == 2
+        assert re.search(r"cannot be written.*closed/result", said)
+        assert len(said.splitlines()) == 1
+        assert not list((folder / "closed").iterdir())

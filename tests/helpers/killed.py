@@ -12,7 +12,11 @@ from nspec_hf.cli.main import main
 
 
 def run(
-    folder: Path, arguments: list[str], kill_after: float | None = None, at_rename: int | None = None
+    folder: Path,
+    arguments: list[str],
+    kill_after: float | None = None,
+    at_rename: int | None = None,
+    as_nobody: bool = False,
 ) -> int:
     """Run a command in a forked process and return its exit status, -9 where it was killed.
 
@@ -21,12 +25,13 @@ def run(
         arguments: The command line.
         kill_after: Seconds until `kill -9`; None lets it end.
         at_rename: Kills it just before its rename of this number, counted from 0.
+        as_nobody: Runs it as a user without rights where this one has all.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # forking with threads: none computes here
         number = os.fork()
     if number == 0:
-        _child(folder, arguments, at_rename)
+        _child(folder, arguments, at_rename, as_nobody)
     if kill_after is not None:
         deadline = time.monotonic() + kill_after
         while time.monotonic() < deadline:
@@ -38,7 +43,7 @@ def run(
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def _child(folder: Path, arguments: list[str], at_rename: int | None) -> None:
+def _child(folder: Path, arguments: list[str], at_rename: int | None, as_nobody: bool) -> None:
     status = 3
     try:
         os.chdir(folder)
@@ -46,6 +51,9 @@ def _child(folder: Path, arguments: list[str], at_rename: int | None) -> None:
         os.dup2(silent, 1)
         os.dup2(silent, 2)
         sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # not the tests'
+        if as_nobody and os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
         replace, count = os.replace, iter(range(10**9))
 
         def renamed(*paths: object, **more: object) -> None:
