@@ -136,10 +136,17 @@ def run_all(runs: Sequence[PlannedRun], experiment: Sequence[str], count: int | 
         )
         for run in runs
     ]
+    # What goes on from another row's model comes after all others, however many run at a time.
+    waves = [
+        [job for job, run in zip(jobs, runs, strict=True) if bool(run.plan.base) is late]
+        for late in (False, True)
+    ]
+    environments = places(count, usable_cores(), _gpus(), os.environ)
     stopped = signal.signal(signal.SIGTERM, _stop)
     try:
         with tqdm(total=len(jobs), desc="runs", disable=not sys.stderr.isatty()) as bar:
-            return run_jobs(jobs, places(count, usable_cores(), _gpus(), os.environ), _teller(bar))
+            tell = _teller(bar)
+            return [failure for wave in waves for failure in run_jobs(wave, environments, tell)]
     finally:
         signal.signal(signal.SIGTERM, stopped)
 

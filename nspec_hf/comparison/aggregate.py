@@ -98,16 +98,24 @@ class _Aggregation:
         )
 
     def _reference(self, row: PlannedRow, system: str) -> PlannedRow | None:
-        """Return the row that a row is compared with: of that system, with the same training if there is."""
+        """Return the row that a row is compared with: of that system, with the same base and training if any.
+
+        A row of another shape has gone on with training, as fine-tuning does.
+        """
         if row.system.name in ("baseline", system):
             return None
         able = [
             other
             for other in self.rows
-            if other.system.name == system and any(run.name in self.finished for run in other.runs)
+            if (other.system.name == system or (system == "finetune" and other.name == row.plan.base))
+            and any(run.name in self.finished for run in other.runs)
         ]
-        same = [other for other in able if dict(other.plan.train) == dict(row.plan.train)]
-        return next(iter(same or able), None)
+
+        def differs(other: PlannedRow) -> tuple[bool, bool]:
+            same_base = row.plan.base in (other.plan.base, other.name if row.plan.base else "")
+            return not same_base, dict(other.plan.train) != dict(row.plan.train)
+
+        return min(able, key=differs, default=None)
 
     def _against(self, done: Sequence[_Finished], reference: PlannedRow) -> Against:
         opposites = [(finished, reference.run(finished.run.seed)) for finished in done]

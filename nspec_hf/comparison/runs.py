@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 from nspec_hf.core import ConfigError, Pair, digest, plain, read_json, write_json
 from nspec_hf.data import Outputs, read_outputs
 from nspec_hf.evaluation import VERDICTS, Verdict, compare, sacrebleu_metric
-from nspec_hf.systems import ExperimentConfig, RowPlan, Run, RunResult, System, make_system, portable
+from nspec_hf.systems import (
+    SYSTEMS,
+    Architecture,
+    ExperimentConfig,
+    RowPlan,
+    Run,
+    RunResult,
+    System,
+    make_system,
+    portable,
+)
 from nspec_hf.training import training_arguments
 
 # What may differ between a result and the plan: places, progress bars, and the plan itself.
@@ -43,6 +53,8 @@ class PlannedRun(Run):
         words = ["--system", self.system.name, "--row", self.row, "--seed", str(self.seed)]
         if self.plan.settings:
             words += ["--settings", json.dumps(plain(self.plan.settings))]
+        if self.plan.base:
+            words += ["--base", self.config.base, "--model", json.dumps(plain(self.config.model))]
         for name, value in self.plan.train.items():
             place = "specialize" if name == "patience" else "specialize.arguments"
             words += [f"--{place}.{name}", value if isinstance(value, str) else json.dumps(plain(value))]
@@ -111,7 +123,7 @@ def planned_rows(config: ExperimentConfig) -> list[PlannedRow]:
         raise ConfigError(f"{config.name} has no test text (data.test_split), so nothing can be compared")
     for name, plan in plans.items():
         try:
-            rows.append(_row(name, plan, config))
+            rows.append(_row(name, plan, _on_its_base(plan, plans, config)))
         except (ConfigError, TypeError) as error:
             wrong.append(f"row {name!r}: {error}")
     if wrong:
@@ -143,6 +155,25 @@ def chosen_runs(
     # A stable sort: a plan that is stopped early has a whole table of first seeds.
     in_order = sorted(placed, key=lambda item: item[0])
     return [run for _, run in in_order if not seeds or run.seed in seeds]
+
+
+def _on_its_base(plan: RowPlan, plans: Mapping[str, RowPlan], config: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment with the base that a row names, whose config says its shape.
+
+    Raises:
+        ConfigError: If no row of another shape is called so.
+    """
+    if not plan.base:
+        return config
+    kinds = {name: SYSTEMS.get(other.system, System) for name, other in plans.items()}
+    shapes = [name for name, kind in kinds.items() if issubclass(kind, Architecture)]
+    if plan.base not in shapes:
+        raise ConfigError(
+            f"its base {plan.base!r} is no row of another shape; there are: {', '.join(shapes) or 'none'}"
+        )
+    # How attention is computed is no part of a saved config.
+    kept = {name: value for name, value in config.model.items() if name == "attn_implementation"}
+    return dataclasses.replace(config, base=f"@{plan.base}/s{plans[plan.base].seeds[0]}", model=kept)
 
 
 def _row(name: str, plan: RowPlan, config: ExperimentConfig) -> PlannedRow:

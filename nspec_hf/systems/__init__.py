@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.systems.run import Run as Run
     from nspec_hf.systems.system import System as System
+    from nspec_hf.systems.architectures import Architecture as Architecture
     from nspec_hf.systems.masked import Masked as Masked
     from nspec_hf.systems.elastic import (
         ElasticMasks as ElasticMasks,

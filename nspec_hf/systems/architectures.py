@@ -52,33 +52,51 @@ class Architecture(System):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expansion(Architecture):
-    """More feed-forward neurons for all pairs: "+Expansion" of Xie et al. 2021, Table 1.
+class OtherWidth(Architecture):
+    """A base with feed-forward layers of another width, and all else as it is."""
 
-    d_ff 2048 → 3000 in 6 + 6 layers of width 512 adds 11.71 M parameters, about what one adapter a layer and
-    direction adds there.
-    """
-
-    name: ClassVar[str] = "expansion"
-    source: ClassVar[str] = "Xie et al. 2021, +Expansion"
-
-    width: float = 3000 / 2048
+    width: float = 1.0
     """Factor of d_ff in both stacks, rounded to whole neurons."""
 
     def changed(self, config: PretrainedConfig) -> dict[str, Any]:
-        """Return the wider feed-forward layers."""
+        """Return the other width."""
         return _scaled(config, self.width, *(f"{side}_ffn_dim" for side in _SIDES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion(OtherWidth):
+    """More feed-forward neurons for all pairs: the base of "+Expansion", Xie et al. 2021, Table 2.
+
+    d_ff 2048 → 3000 in 6 + 6 layers of width 512 adds 11.71 M parameters, about what one adapter a layer and
+    direction adds there. "+Expansion" itself is allocation by TE on it: a row `{system: allocation_te, base:
+    expansion}`.
+    """
+
+    name: ClassVar[str] = "expansion"
+    source: ClassVar[str] = "Xie et al. 2021, +Expansion before its allocation"
+
+    width: float = 3000 / 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wide(OtherWidth):
+    """Wider feed-forward layers alone, 4,096 → 8,192 in Tan et al. 2024, A.5 and Table 8."""
+
+    name: ClassVar[str] = "wide"
+    source: ClassVar[str] = "Tan et al. 2024, mT-wide"
+
+    width: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gelu(Architecture):
     """The base with GELU in the place of ReLU: do neurons specialize there too? Tan et al. 2024, §6.2.
 
-    For neuron specialization on it, make it a base: `pretrain.py --model.activation_function gelu`.
+    Neuron specialization on it is a row `{system: neuron_specialization, base: gelu}`.
     """
 
     name: ClassVar[str] = "gelu"
-    source: ClassVar[str] = "Tan et al. 2024, GELU base"
+    source: ClassVar[str] = "Tan et al. 2024, mT-big of GELU"
 
     def changed(self, config: PretrainedConfig) -> dict[str, Any]:
         """Return the other activation."""
@@ -99,41 +117,22 @@ class OtherDepth(Architecture):
 
 @dataclass(frozen=True, kw_only=True)
 class Shallow(OtherDepth):
-    """Fewer layers, as in Tan et al. 2024, Fig. 3: where there is less room, pairs interfere more.
-
-    Half the base's layers here; a study of its own depths is a run with other `layers` each.
-    """
+    """Half the layers (Tan et al. 2024, Fig. 3, Table 8: 6 → 3); into English better than the base there."""
 
     name: ClassVar[str] = "shallow"
-    source: ClassVar[str] = "after Tan et al. 2024, shallow base"
+    source: ClassVar[str] = "Tan et al. 2024, mT-shallow"
 
     layers: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deep(OtherDepth):
-    """More layers of the base's width: parameters for all pairs, in the place of any pair's own."""
+    """Twice the layers of the base's width (Tan et al. 2024, A.5 and Table 8: 6 → 12)."""
 
     name: ClassVar[str] = "deep"
-    source: ClassVar[str] = "after Tan et al. 2024, deep base"
+    source: ClassVar[str] = "Tan et al. 2024, mT-large"
 
     layers: float = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wide(Architecture):
-    """Everything wider, with heads of the base's size, as Transformer-Big is twice Transformer-Base."""
-
-    name: ClassVar[str] = "wide"
-    source: ClassVar[str] = "after Tan et al. 2024, wide base"
-
-    width: float = 2.0
-    """Factor of d_model, d_ff and the number of attention heads, rounded."""
-
-    def changed(self, config: PretrainedConfig) -> dict[str, Any]:
-        """Return the other widths."""
-        heads = [f"{side}_attention_heads" for side in _SIDES]
-        return _scaled(config, self.width, "d_model", *heads, *(f"{side}_ffn_dim" for side in _SIDES))
 
 
 def _base_config(run: Run) -> PretrainedConfig:

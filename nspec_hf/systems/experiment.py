@@ -122,7 +122,8 @@ class ExperimentConfig:
     """What results and tables call it."""
 
     base: str = ""
-    """Hub id or folder of a trained base; empty: `pretrain.py` makes it in `work/base/model`."""
+    """Hub id or folder of a trained base; empty: `pretrain.py` makes it in `work/base/model`. `@ROW/sSEED`
+    is the model of another shape that such a run in `work` made before its continuation."""
 
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     """For `pretrain.py`: the subwords."""
@@ -157,6 +158,8 @@ class ExperimentConfig:
     @property
     def base_model(self) -> str:
         """Where the base model is."""
+        if self.base.startswith("@"):
+            return f"{self.work}/{self.base[1:]}/pretraining/model"
         return self.base or f"{self.work}/base/model"
 
     def begun_with(self, *parts: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@
         ns: {system: neuron_specialization}
         ns_k: {system: neuron_specialization, sweep: {coverage: [0.5, 0.8]}}      # rows ns_k_0.5 and ns_k_0.8
         ns_slow: {system: neuron_specialization, train: {learning_rate: 1.0e-4}}
+        shallow: {}
+        ns_shallow: {system: neuron_specialization, base: shallow}         # goes on from its pretraining
 
 `comparison/runs.py` finds the systems and their settings; `recipes/compare.py` runs it all.
 """
@@ -42,6 +44,10 @@ class RowPlan:
 
     seeds: Sequence[int] = ()
     """Seeds to run; empty: the plan's."""
+
+    base: str = ""
+    """A row of another shape (`shallow`, `gelu` …): its model before the continuation, of its first seed, is
+    what this row goes on from, and the row itself is what this one is compared with."""
 
     train: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the continued training that this row alone has, and `patience`. What differs from the

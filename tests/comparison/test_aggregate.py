@@ -347,6 +347,31 @@ def test_a_row_of_other_training_is_compared_with_fine_tuning_of_that_training(t
     assert any("ns_long: its own training (max_steps=9), compared with finetune" in note for note in notes)
 
 
+def test_a_row_on_a_base_of_another_shape_is_compared_with_that_shape(tmp_path):
+    plan = {
+        "baseline": RowPlan(seeds=[1]),
+        "finetune": RowPlan(seeds=[1]),
+        "shallow": RowPlan(seeds=[1]),
+        "shallow_base": RowPlan(system="baseline", base="shallow", seeds=[1]),
+        "ns_shallow": RowPlan(system="neuron_specialization", base="shallow", seeds=[1]),
+        "deep": RowPlan(seeds=[1]),
+        "ns_deep": RowPlan(system="neuron_specialization", base="deep", seeds=[1]),
+    }
+    config = experiment(tmp_path, plan)
+    rows = planned_rows(config)
+    for row in rows:
+        finish(row.runs[0], 0.2)
+    comparison = compare_rows(config, rows)
+    references = {
+        row.name: {system: against.reference for system, against in row.against.items()}
+        for row in comparison.rows
+    }
+    # `shallow` has been trained further, as fine-tuning is.
+    assert references["ns_shallow"] == {"baseline": "shallow_base", "finetune": "shallow"}
+    assert references["ns_deep"] == {"baseline": "baseline", "finetune": "deep"}
+    assert references["shallow"] == {"baseline": "baseline", "finetune": "finetune"}
+
+
 def test_a_plan_of_which_nothing_was_run_has_a_table(tmp_path):
     config = experiment(tmp_path, PLAN)
     comparison = compare_rows(config, planned_rows(config))

@@ -233,3 +233,28 @@ def test_the_plans_of_the_configs_can_be_run(name):
     assert all(own <= seeds["finetune"] for own in seeds.values())
     least = 3 if name == "multi30k" else 2
     assert all(len(seeds[row]) >= least for row in ("finetune", "random", "ns", "allocation_te"))
+
+
+def test_a_row_may_go_on_from_the_model_of_another_shape():
+    rows = {
+        "shallow": RowPlan(seeds=[3]),
+        "ns": RowPlan(system="neuron_specialization", base="shallow", seeds=[1, 2]),
+    }
+    whole = experiment(rows=rows, model={"encoder_layers": 2, "attn_implementation": "eager"})
+    run = planned_rows(whole)[1].runs[1]
+    # The first seed's model before its continuation, whose saved config says its shape.
+    assert run.config.base_model == "nowhere/work/shallow/s3/pretraining/model"
+    assert run.config.model == {"attn_implementation": "eager"}
+    told, _ = read_settings(
+        ExperimentConfig,
+        ["--data.corpus.path", "x", "--model.encoder_layers", "2", *run.arguments()],
+        **{name: {} for name in ("system", "row", "seed", "settings")},
+    )
+    assert (told.base, told.model) == ("@shallow/s3", {"attn_implementation": "eager"})
+    # Of a base that is none, or that knows more than its shape, nothing could be gone on from.
+    for base in ("nothing", "ns", "target_attention"):
+        wrong = {**rows, "target_attention": RowPlan(), "late": RowPlan(system="finetune", base=base)}
+        with pytest.raises(
+            ConfigError, match=f"'late': its base '{base}' is no row of another shape; .*shallow"
+        ):
+            planned_rows(experiment(rows=wrong))
