@@ -62,10 +62,13 @@ def load_config(
     except Exception as error:  # whatever the library makes of a damaged file
         raise _explained(error, name) from error
     layerdrop = [field for field in _LAYERDROP if hasattr(config, field)] if for_training else []
-    unknown = sorted(field for field in changes or {} if not hasattr(config, field))
+    changes = dict(changes or {})
+    if "attn_implementation" in changes:  # which is no field of a saved config
+        config._attn_implementation = changes.pop("attn_implementation")
+    unknown = sorted(field for field in changes if not hasattr(config, field))
     if unknown:
         raise ConfigError(f"a {config.model_type} config has no field {', '.join(unknown)}")
-    config.update({**dict.fromkeys(layerdrop, 0.0), **(changes or {})})
+    config.update({**dict.fromkeys(layerdrop, 0.0), **changes})
     return config
 
 
@@ -99,9 +102,6 @@ def load_model(
         UnsupportedModelError: If it is no translation model, or needs code of its own.
     """
     hub = {key: value for key, value in options.items() if key in _HUB}
-    changes = dict(changes or {})
-    if "attn_implementation" in changes:  # an argument of loading, which a config has no field for
-        options["attn_implementation"] = changes.pop("attn_implementation")
     config = load_config(name, changes, for_training=for_training, trust_remote_code=trust_remote_code, **hub)
     if not (config.is_encoder_decoder or decoder_only):
         raise UnsupportedModelError(

@@ -8,6 +8,7 @@ from transformers import M2M100Config, T5Config
 
 from nspec_hf.core import ConfigError
 from nspec_hf.evaluation import Translator
+from nspec_hf.recording import load_model
 from nspec_hf.systems import SYSTEMS, make_system
 from nspec_hf.systems.architectures import Architecture, Deep, Expansion, Gelu, Shallow, Wide
 from nspec_hf.training import SpecializationTrainer, fresh_model, make_model
@@ -85,6 +86,15 @@ def test_a_fresh_model_is_that_of_the_seed_and_of_the_trained_ones_shape(tmp_pat
     assert len(deeper.model.decoder.layers) == 3
     assert deeper.model.encoder.layers[0].fc1.out_features == 30
     assert deeper.config.encoder_layerdrop == deeper.config.decoder_layerdrop == 0
+
+
+def test_how_attention_is_computed_may_be_chosen_for_loaded_and_fresh_models_alike(tmp_path):
+    """It is no field of a saved config: every row with a model of its own stopped at it."""
+    tiny_marian().save_pretrained(tmp_path)
+    for name in ("eager", "sdpa"):
+        settings = {"attn_implementation": name}
+        assert fresh_model(str(tmp_path), settings, seed=1).config._attn_implementation == name
+        assert load_model(tmp_path, settings).config._attn_implementation == name
 
 
 @pytest.mark.parametrize("make", [tiny_marian, tiny_t5])
