@@ -84,9 +84,15 @@ class LanguageTags:
         tokenizer: Any Hugging Face tokenizer of a translation model.
         codes: Your codes → the tokenizer's, where they differ: `{"en": "eng_Latn", "de": "deu_Latn"}`. For
             T5, whose languages are words, codes → names: `{"es": "Spanish"}`.
+
+    Raises:
+        ConfigError: If the tokenizer draws subwords at random (BPE dropout, sampling).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, codes: Mapping[str, str] | None = None) -> None:
+        model, extra = (getattr(tokenizer, name, None) for name in ("backend_tokenizer", "sp_model_kwargs"))
+        if (extra or {}).get("enable_sampling") or getattr(getattr(model, "model", None), "dropout", None):
+            raise ConfigError("the tokenizer draws subwords at random; set dropout or enable_sampling off")
         self.tokenizer = tokenizer
         self.codes = dict(codes or {})
         self._vocabulary, added = _vocabularies(tokenizer)

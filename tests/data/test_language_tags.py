@@ -11,7 +11,7 @@ from transformers.models.marian.modeling_marian import shift_tokens_right as shi
 from transformers.models.mbart.modeling_mbart import shift_tokens_right as shift_mbart
 from transformers.models.plbart.modeling_plbart import shift_tokens_right as shift_plbart
 
-from nspec_hf.core import CorpusError, Pair, UnknownLanguageError
+from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownLanguageError
 from nspec_hf.data import LanguageTags
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
 from tests.helpers.tiny_tokenizers import make_tokenizers
@@ -275,4 +275,23 @@ def test_a_class_that_has_tags_without_any_is_refused():
     vocabulary = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", "a"])}
     tokenizer = NllbTokenizer(vocabulary, [], extra_special_tokens=["<other>"])
     with pytest.raises(UnknownLanguageError, match="a NllbTokenizer without language tags"):
+        LanguageTags(tokenizer)
+
+
+def test_a_tokenizer_that_draws_its_subwords_at_random_is_refused():
+    pieces = {letter: number for number, letter in enumerate(["<unk>", "a", "b", "ab"])}
+    bpe = models.BPE(pieces, [("a", "b")], dropout=0.5, unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(bpe), unk_token="<unk>", eos_token="<unk>")
+    readings = {tuple(tokenizer("ab" * 9)["input_ids"]) for _ in range(20)}
+    assert len(readings) > 1  # what it would do to every count, loss and translation
+    with pytest.raises(ConfigError, match="at random"):
+        LanguageTags(tokenizer)
+    tokenizer.backend_tokenizer.model.dropout = None
+    assert LanguageTags(tokenizer).family == "untagged"
+
+
+def test_a_sentencepiece_tokenizer_that_samples_is_refused(tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["marian"])
+    tokenizer.sp_model_kwargs = {"enable_sampling": True, "alpha": 0.1, "nbest_size": -1}
+    with pytest.raises(ConfigError, match="at random"):
         LanguageTags(tokenizer)
