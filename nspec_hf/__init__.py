@@ -10,6 +10,7 @@ The pipeline, which is also the order of the files:
     trainer = SpecializationTrainer(model=model, gate=gate, …); trainer.train()    # continued training
     Translator(model, tokenizer, masks).translate(["A dog."], "en-de")             # any mix of pairs
     masks.push_to_hub("me/my-masks")                                               # a few hundred kilobytes
+    load("me/my-masks").translate(["A dog."], "en-de")                             # wherever it is needed
 
 Names below are loaded when they are first used, so that importing the package loads neither torch nor
 matplotlib. `ROOMS` is the map of the house, read from top to bottom.
@@ -62,6 +63,11 @@ if TYPE_CHECKING:
         export_model as export_model,
         load_pruned as load_pruned,
     )
+    from nspec_hf.serving import (
+        BatchingTranslator as BatchingTranslator,
+        load as load,
+        publish as publish,
+    )
 
 __version__ = "0.1.0"
 
@@ -69,7 +75,7 @@ ROOMS: dict[str, str] = {
     "core": "errors lazy pairs tables files folders artifact distributed provenance invocation",
     "data": "language_tags tokenizer corpus dataset sampler collator translations sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder",
-    "masks": "config rules select model_card hub masks",
+    "masks": "config rules select model_card repository hub masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
     "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic run "
@@ -83,9 +89,10 @@ ROOMS: dict[str, str] = {
     "parts.clones baseline masked controls elastic own_neurons individual lass differentiation families "
     "adapters target_attention architectures registry pipeline before_training",
     "comparison": "jobs runs table_data aggregate tables",
+    "serving": "config exported layout loading batching app publishing",
     "doctor": "setup environment model tokenizer config masks text examination",
     "demo": "settings display demo",
-    "cli": "pipeline evaluate analyze probe doctor demo main",
+    "cli": "pipeline evaluate analyze probe doctor serve publish demo main",
 }
 """Room → its files as a newcomer reads them. A room imports only from the public names of rooms above it, a
 file only from files above it in its room; `tests/test_layers.py` holds both."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         MissingPartError as MissingPartError,
         NotFiniteError as NotFiniteError,
         NspecError as NspecError,
+        OverloadError as OverloadError,
         RoutingError as RoutingError,
         SiteMismatchError as SiteMismatchError,
         TrainingSetupError as TrainingSetupError,

@@ -68,6 +68,10 @@ class NotFiniteError(NspecError, ArithmeticError):
     """A loss, weights or statistics are NaN or infinite, and so would be all that is made of them."""
 
 
+class OverloadError(NspecError, RuntimeError):
+    """As many requests wait as may wait, or no more are taken; the message says when to come again."""
+
+
 class ExportError(NspecError, RuntimeError):
     """A model that was baked for a pair does not write what the gate writes, so it is not handed out."""
 

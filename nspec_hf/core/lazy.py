@@ -17,11 +17,13 @@ OPTIONAL_PARTS = {
     "ctranslate2": "export",
     "datasets": "data",
     "evaluate": "evaluate",
+    "fastapi": "serve",
     "jinja2": "analysis",
     "lingua": "evaluate",
     "matplotlib": "analysis",
     "pandas": "analysis",
     "scipy": "analysis",
+    "uvicorn": "serve",
 }
 """Module that a base installation lacks → the extra that brings it."""
 

@@ -6,7 +6,10 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.evaluation.config import TranslateConfig as TranslateConfig
-    from nspec_hf.evaluation.requests import check_generation as check_generation
+    from nspec_hf.evaluation.requests import (
+        check_generation as check_generation,
+        check_texts as check_texts,
+    )
     from nspec_hf.evaluation.translator import Translator as Translator
     from nspec_hf.evaluation.metrics import sacrebleu_metric as sacrebleu_metric, score as score
     from nspec_hf.evaluation.comet import (

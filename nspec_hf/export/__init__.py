@@ -7,13 +7,14 @@ from nspec_hf.core.lazy import attach
 if TYPE_CHECKING:
     from nspec_hf.export.config import ExportConfig as ExportConfig
     from nspec_hf.export.prune import pruned as pruned
-    from nspec_hf.export.ctranslate2 import convert as convert, decode as decode
+    from nspec_hf.export.ctranslate2 import Decoder as Decoder, convert as convert, decode as decode
     from nspec_hf.export.verify import (
         gated_tokens as gated_tokens,
         greedy as greedy,
         until_end as until_end,
     )
     from nspec_hf.export.export import (
+        REPORT_FILE as REPORT_FILE,
         ExportReport as ExportReport,
         export_model as export_model,
         exported_tokens as exported_tokens,

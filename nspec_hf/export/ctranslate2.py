@@ -149,6 +149,74 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
     return list(names)
 
 
+class Decoder:
+    """A converted model, loaded once.
+
+    Args:
+        folder: What `convert` wrote.
+        tokenizer: The tokenizer that it was converted with.
+        threads: Threads of one translation; 0: what CTranslate2 takes by itself.
+
+    Raises:
+        ConfigError: If ctranslate2 is not installed.
+        ExportError: If CTranslate2 cannot read the folder.
+    """
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, threads: int = 1) -> None:
+        library = require_ctranslate2()
+        self.folder = folder
+        # One id more, for padding that was taken out.
+        names = vocabulary(tokenizer, 1 + max(map(len, _vocabularies(folder)), default=0))
+        self._names, self._id_of = names, {name: number for number, name in enumerate(names)}
+        start = read_json(folder / "config.json").get("decoder_start_token")
+        self.start: int | None = None if start is None else self._id_of.get(start)
+        """Token id that every translation starts from; None: the first of its prefix."""
+        padding = tokenizer.pad_token
+        known = padding is not None and any(padding in each for each in _vocabularies(folder))
+        self._suppressed = [[padding]] if known else None
+        try:
+            self.translator = library.Translator(str(folder), device="cpu", intra_threads=threads)
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(f"CTranslate2 cannot translate with {folder}: {error}") from error
+
+    def decode(
+        self,
+        sources: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]],
+        max_tokens: int,
+        **options: Any,
+    ) -> list[list[int]]:
+        """Return the token ids of the translations, greedy ones if `options` do not say otherwise.
+
+        Args:
+            sources: Token ids of the sentences.
+            prefixes: Token ids that each translation begins with, without the start token; of one length.
+            max_tokens: Longest translation, the prefix not counted.
+            options: More for `ctranslate2.Translator.translate_batch`.
+
+        Returns:
+            Without prefix; without the end of sentence too, unless `return_end_token` is among the options.
+
+        Raises:
+            ExportError: If CTranslate2 cannot follow them.
+        """
+        starts = [[self._names[number] for number in prefix] for prefix in prefixes]
+        # Without a start token, translations start from the first of the prefix, then no part of them.
+        skipped = len(starts[0]) - (self.start is None) if starts else 0
+        try:
+            found = self.translator.translate_batch(
+                [[self._names[number] for number in source] for source in sources],
+                target_prefix=starts if any(starts) else None,
+                max_decoding_length=max_tokens + skipped,
+                max_input_length=0,
+                suppress_sequences=self._suppressed,
+                **{"beam_size": 1, **options},
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(f"CTranslate2 cannot translate with {self.folder}: {error}") from error
+        return [[self._id_of[token] for token in each.hypotheses[0][skipped:]] for each in found]
+
+
 def decode(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -157,7 +225,7 @@ def decode(
     max_tokens: int,
     threads: int = 1,
 ) -> list[list[int]]:
-    """Decode greedily with a converted model.
+    """Decode greedily with a converted model; for arguments and errors see `Decoder`.
 
     Args:
         folder: What `convert` wrote.
@@ -166,38 +234,8 @@ def decode(
         prefix: Token ids that every translation begins with, without the decoder's start token.
         max_tokens: Longest translation, the prefix not counted.
         threads: Threads of one translation.
-
-    Returns:
-        Token ids of the translations, without prefix and end of sentence.
-
-    Raises:
-        ConfigError: If ctranslate2 is not installed.
-        ExportError: If CTranslate2 cannot read the folder.
     """
-    library = require_ctranslate2()
-    # One id more, for padding that was taken out.
-    names = vocabulary(tokenizer, 1 + max(map(len, _vocabularies(folder)), default=0))
-    id_of = {name: number for number, name in enumerate(names)}
-    start = [names[number] for number in prefix]
-    # Without a start token, translations start from the first of the prefix, which is then no part of them.
-    config = read_json(folder / "config.json")
-    skipped = len(start) - (config.get("decoder_start_token") is None)
-    padding = tokenizer.pad_token
-    known = padding is not None and any(padding in each for each in _vocabularies(folder))
-    try:
-        translator = library.Translator(str(folder), device="cpu", intra_threads=threads)
-        found = translator.translate_batch(
-            [[names[number] for number in source] for source in sources],
-            target_prefix=[start] * len(sources) if start else None,
-            beam_size=1,
-            max_decoding_length=max_tokens + skipped,
-            max_input_length=0,
-            suppress_sequences=[[padding]] if known else None,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ExportError(f"CTranslate2 cannot translate with {folder}: {error}") from error
-    hypotheses = [[id_of[token] for token in each.hypotheses[0]] for each in found]
-    return [ids[skipped:] for ids in hypotheses]
+    return Decoder(folder, tokenizer, threads).decode(sources, [prefix] * len(sources), max_tokens)
 
 
 def _vocabularies(folder: Path) -> list[list[str]]:

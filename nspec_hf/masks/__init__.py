@@ -12,7 +12,15 @@ if TYPE_CHECKING:
         select_random as select_random,
     )
     from nspec_hf.masks.select import Recipe as Recipe, group_numbers as group_numbers
-    from nspec_hf.masks.hub import MASKS_FILE as MASKS_FILE
+    from nspec_hf.masks.model_card import card_text as card_text, languages_of as languages_of
+    from nspec_hf.masks.repository import (
+        facts_without_paths as facts_without_paths,
+        fetch as fetch,
+        prepare as prepare,
+        stats_without_paths as stats_without_paths,
+        upload as upload,
+    )
+    from nspec_hf.masks.hub import CONFIG_FILE as CONFIG_FILE, MASKS_FILE as MASKS_FILE
     from nspec_hf.masks.masks import NeuronMasks as NeuronMasks
 
 __getattr__, __dir__, __all__ = attach(__name__)

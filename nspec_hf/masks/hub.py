@@ -21,9 +21,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitInfo
 from torch import Tensor
 
 from nspec_hf import __version__
@@ -44,12 +42,21 @@ from nspec_hf.core import (
     write_text,
 )
 from nspec_hf.masks.model_card import card_text
+from nspec_hf.masks.repository import (
+    facts_without_paths,
+    fetch,
+    last_part,
+    prepare,
+    stats_without_paths,
+    upload,
+)
 from nspec_hf.masks.select import LIBRARY, Recipe
 from nspec_hf.recording import ActivationStats, Site, site_from_name
 
 KIND = "nspec_masks"
 MASKS_FILE = "nspec_masks.safetensors"
 COPY_FILE = "nspec_config.json"
+CONFIG_FILE = "config.json"
 STATS_FILE = "nspec_stats.safetensors"
 FIGURES = "figures"
 
@@ -121,6 +128,7 @@ class SavedMasks:
         model: str | None = None,
         stats: ActivationStats | None = None,
         figures: Sequence[str | os.PathLike] = (),
+        use: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the folder that `from_pretrained` reads.
 
@@ -132,6 +140,8 @@ class SavedMasks:
             model: Id or path of the model that the snippet loads: the specialized one. The base if not given.
             stats: What the masks were selected from, to be saved beside them.
             figures: Image files to copy and to show in the card.
+            use: What `nspec_hf.load` needs beyond masks and `model`: `gate` (settings of the gate), the
+                model's `revision` and the `fingerprint` of its weights.
 
         Raises:
             ConfigError: If two figures have one file name.
@@ -145,7 +155,12 @@ class SavedMasks:
             raise ConfigError(f"two figures have one file name: {', '.join(map(str, figures))}")
         card = card_text(self, repo=repo or folder.resolve().name, model=model, figures=list(images))
         self.save(folder / MASKS_FILE)
-        _write_texts(folder, {"fingerprint": self.fingerprint(), **self._described()}, card)
+        _write_texts(
+            folder,
+            {"fingerprint": self.fingerprint(), **self._described()},
+            card,
+            {"model": model, **(use or {})},
+        )
         for name, image in images.items():
             with atomic_write(folder / name) as file:
                 file.write(image)
@@ -154,13 +169,18 @@ class SavedMasks:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_repo: str | os.PathLike, revision: str | None = None, **download: Any
+        cls,
+        folder_or_repo: str | os.PathLike,
+        revision: str | None = None,
+        subfolder: str = "",
+        **download: Any,
     ) -> Self:
         """Read masks from a folder, their file, or a Hub repository.
 
         Args:
             folder_or_repo: A path, or the id of a repository.
             revision: Of the repository: a branch, tag or commit.
+            subfolder: Folder inside it, where it holds several sets of masks.
             download: For `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only` …
 
         Raises:
@@ -170,7 +190,12 @@ class SavedMasks:
         """
         path = Path(folder_or_repo)
         if not path.is_file():
-            path = _find(folder_or_repo, revision, download) / MASKS_FILE
+            # config.json too: its requests are what the Hub counts as downloads.
+            files = [MASKS_FILE, CONFIG_FILE]
+            path = fetch(folder_or_repo, files, revision, subfolder, download) / MASKS_FILE
+            if not path.is_file():
+                where = f"{folder_or_repo}{f' ({subfolder})' if subfolder else ''}"
+                raise FileNotFoundError(f"{where} holds no {MASKS_FILE}; was it made by save_pretrained?")
         tensors, stated = read_artifact(path, KIND)
         try:
             widths = {str(site["name"]): int(site["width"]) for site in stated["sites"]}
@@ -196,6 +221,7 @@ class SavedMasks:
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
+        subfolder: str = "",
         message: str = "Upload neuron masks",
         **contents: Any,
     ) -> CommitInfo:
@@ -208,9 +234,10 @@ class SavedMasks:
             repo: Its id, `user/name`.
             private: Whether a new repository is private; the account's default if not given.
             token: Of the Hub; the one that is logged in if not given.
-            revision: An existing branch; main if not given.
+            revision: A branch, made where there is none; main if not given.
+            subfolder: Folder inside the repository, where it is to hold several sets of masks.
             message: Of the commit.
-            contents: `model`, `stats` and `figures` of `save_pretrained`.
+            contents: `model`, `stats`, `figures` and `use` of `save_pretrained`.
 
         Returns:
             The Hub's answer; its `oid` is a `revision` for `from_pretrained`.
@@ -218,27 +245,40 @@ class SavedMasks:
         Warns:
             UserWarning: If the card names a folder of this machine.
         """
-        model = contents.get("model")
+        published = self.without_paths(contents.get("model"))
+        if contents.get("stats") is not None:
+            contents["stats"] = stats_without_paths(contents["stats"])
+        with tempfile.TemporaryDirectory() as folder:
+            published.save_pretrained(folder, repo=repo, **contents)
+            repo, parent = prepare(repo, private=private, token=token, revision=revision)
+            return upload(
+                Path(folder),
+                repo,
+                parent,
+                subfolder=subfolder,
+                token=token,
+                revision=revision,
+                message=message,
+            )
+
+    def without_paths(self, model: str | None = None) -> Self:
+        """Return the same masks, whose recipe names folders of this machine by their last part.
+
+        Only the base that has to be loaded keeps its path, with a warning, where no `model` is given.
+
+        Args:
+            model: Id of the repository of the model that they go with.
+        """
         loaded = model or self.recipe.base_model
-        if _short(loaded) != loaded:
+        if last_part(loaded) != loaded:
             warnings.warn(
                 f"the card that is uploaded names a folder of this machine, {loaded}, which others cannot "
                 "load; give the id of the model's repository: push_to_hub(…, model='user/name')",
-                stacklevel=2,
+                stacklevel=3,
             )
-        base, corpus = self.recipe.base_model, _without_paths(self.recipe.corpus)
-        recipe = replace(self.recipe, base_model=_short(base) if model else base, corpus=corpus)
-        published = type(self)(self.pairs, self.keep, general=self.general, recipe=recipe)
-        if contents.get("stats") is not None:
-            stats = contents["stats"] = contents["stats"].subset(contents["stats"].pairs)
-            stats.base, stats.corpus = _without_paths(stats.base), _without_paths(stats.corpus)
-        api = HfApi(library_name=LIBRARY, library_version=__version__, token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            published.save_pretrained(folder, repo=repo, **contents)
-            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-            return api.upload_folder(
-                repo_id=repo, folder_path=folder, commit_message=message, revision=revision
-            )
+        base, corpus = self.recipe.base_model, facts_without_paths(self.recipe.corpus)
+        recipe = replace(self.recipe, base_model=last_part(base) if model else base, corpus=corpus)
+        return type(self)(self.pairs, self.keep, general=self.general, recipe=recipe)
 
     def _packed(self) -> dict[str, Tensor]:
         """Return the packed bits: `keep/<site>` uint8 [P, ceil(F / 8)], `general/<site>` [ceil(F / 8)]."""
@@ -269,21 +309,12 @@ class SavedMasks:
             require(not silenced, f"a general neuron of {name!r} is silenced for a pair; all pairs keep it")
 
 
-def _short(name: str) -> str:
-    """Return the last part of a path of this machine; anything else, a repository's id say, as it is."""
-    path = Path(name).expanduser()
-    return path.name if name and (path.is_absolute() or path.exists()) else name
-
-
-def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _short(value) if isinstance(value, str) else value for name, value in facts.items()}
-
-
-def _write_texts(folder: Path, described: Mapping[str, Any], card: str) -> None:
+def _write_texts(folder: Path, described: Mapping[str, Any], card: str, use: Mapping[str, Any]) -> None:
     readable = json.dumps({"format": FORMAT, **described}, indent=2, ensure_ascii=False) + "\n"
     small = {"library_name": LIBRARY, "library_version": __version__, "masks": MASKS_FILE}
+    small |= {name: value for name, value in use.items() if value}
     write_text(folder / COPY_FILE, readable)
-    _replace_own(folder / "config.json", json.dumps(small, indent=2) + "\n", f'"library_name": "{LIBRARY}"')
+    _replace_own(folder / CONFIG_FILE, json.dumps(small, indent=2) + "\n", f'"library_name": "{LIBRARY}"')
     _replace_own(folder / "README.md", card, f"\nlibrary_name: {LIBRARY}\n")
 
 
@@ -299,34 +330,6 @@ def _warn_of_other_copy(path: Path, fingerprint: str) -> None:
             "a save was broken off: call save_pretrained again",
             stacklevel=3,
         )
-
-
-def _find(folder_or_repo: str | os.PathLike, revision: str | None, download: Mapping[str, Any]) -> Path:
-    """Return the folder itself, or the one in the cache into which the Hub's repository was downloaded."""
-    folder = Path(folder_or_repo)
-    if not folder.is_dir():
-        folder = _download(str(folder_or_repo), revision, download)
-    if not (folder / MASKS_FILE).is_file():
-        raise FileNotFoundError(f"{folder_or_repo} holds no {MASKS_FILE}; was it made by save_pretrained?")
-    return folder
-
-
-def _download(repo: str, revision: str | None, download: Mapping[str, Any]) -> Path:
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise FileNotFoundError(
-            f"{repo} is no folder, and cannot be a repository's id either: {error}"
-        ) from None
-    # config.json too: its requests are what the Hub counts as downloads.
-    files = [MASKS_FILE, "config.json"]
-    own = {"library_name": LIBRARY, "library_version": __version__}
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=files, **own, **download))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{repo} is no folder here, and as a repository it was not found: {error}"
-        ) from error
 
 
 def _replace_own(path: Path, text: str, mark: str) -> None:

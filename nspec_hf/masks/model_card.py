@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from torch import Tensor
 
 from nspec_hf.core import Pair
@@ -75,7 +75,16 @@ class _Masks(Protocol):
     def fingerprint(self) -> str: ...
 
 
-def card_text(masks: _Masks, *, repo: str, model: str | None = None, figures: Sequence[str] = ()) -> str:
+def card_text(
+    masks: _Masks,
+    *,
+    repo: str,
+    model: str | None = None,
+    figures: Sequence[str] = (),
+    sections: Mapping[str, str] | None = None,
+    results: Sequence[EvalResult] = (),
+    snippet: str | None = None,
+) -> str:
     """Return the text of README.md: metadata for the Hub; what the masks are, how to use and to remake them.
 
     Args:
@@ -83,17 +92,21 @@ def card_text(masks: _Masks, *, repo: str, model: str | None = None, figures: Se
         repo: Hub id or folder that the snippet loads.
         model: See `usage_snippet`.
         figures: Paths of images, relative to the card.
+        sections: Further headings and their Markdown, behind the snippet.
+        results: Scores for the metadata.
+        snippet: Code in the place of `usage_snippet`.
     """
     recipe, pairs = masks.recipe, masks.pairs
     density_SP = torch.stack([keep_PF.double().mean(dim=1) for keep_PF in masks.keep.values()])
     name = model or recipe.base_model
     parts = [
-        f"---\n{_metadata(recipe, pairs).to_yaml()}\n---",
+        f"---\n{_metadata(recipe, pairs, repo, model, results).to_yaml()}\n---",
         f"# Neuron masks{f' for {name}' if name else ''}",
         f"Which neurons {_counted(len(pairs), 'translation direction')} keep at "
         f"{_counted(len(masks.keep), 'linear layer')}: {float(density_SP.mean()):.1%} on average. Masks "
         "only: they add no parameter, and the model itself is loaded from its own repository.",
-        f"## Use\n\n```python\n{usage_snippet(recipe, pairs, repo, model)}\n```",
+        f"## Use\n\n```python\n{snippet or usage_snippet(recipe, pairs, repo, model)}\n```",
+        *(f"## {heading}\n\n{text}" for heading, text in (sections or {}).items()),
         f"## How they were made\n\n{_recipe_table(masks)}",
         f"## Share of neurons kept\n\n{_site_table(masks, density_SP)}",
         _pair_table(masks, density_SP),
@@ -104,16 +117,21 @@ def card_text(masks: _Masks, *, repo: str, model: str | None = None, figures: Se
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(recipe: Recipe, pairs: Sequence[Pair]) -> ModelCardData:
-    data = {
+def _metadata(
+    recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str | None, results: Sequence[EvalResult]
+) -> ModelCardData:
+    data: dict[str, Any] = {
         "language": languages_of(pairs) or None,
         "library_name": LIBRARY,
         "pipeline_tag": "translation",
         "tags": ["neuron-masks", "neuron-specialization", "multilingual-translation"],
     }
+    base = model or recipe.base_model
     # The Hub refuses a card whose base model cannot be the id of a repository.
-    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", recipe.base_model) and not Path(recipe.base_model).exists():
-        data |= {"base_model": recipe.base_model, "base_model_relation": "adapter"}
+    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", base) and not Path(base).exists():
+        data |= {"base_model": base, "base_model_relation": "adapter"}
+    if results:
+        data |= {"model_name": repo.rpartition("/")[2], "eval_results": list(results)}
     return ModelCardData(**data)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nspec_hf.training.trainer import SpecializationTrainer as SpecializationTrainer
     from nspec_hf.training.elastic import ElasticTrainer as ElasticTrainer
     from nspec_hf.training.run import (
+        MADE_BY_FILE as MADE_BY_FILE,
         TrainResult as TrainResult,
         record_corpus as record_corpus,
         text_loss as text_loss,

@@ -50,7 +50,8 @@ from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.trainer import SpecializationTrainer
 
 _FINISHED_FILE = "finished.json"
-_MADE_BY_FILE = "made_by.json"
+MADE_BY_FILE = "made_by.json"
+"""What decided the weights beside which it lies: base, text, gate, arguments."""
 # Until when a run goes on, and which of its checkpoints it ends with; other values make it go on.
 _UNTIL = (
     "max_steps",
@@ -143,7 +144,7 @@ def train(
         patience = [EarlyStoppingCallback(config.patience)] if config.patience else []
         for callback in (*callbacks, *patience, RunClock()):
             trainer.add_callback(callback)
-        trainer.into_checkpoint.append(lambda folder: write_json(folder / _MADE_BY_FILE, made_by()))
+        trainer.into_checkpoint.append(lambda folder: write_json(folder / MADE_BY_FILE, made_by()))
         checkpoint = last_checkpoint(output)
         if checkpoint is not None:
             _check_made_by(Path(checkpoint), gate, made_by)
@@ -167,7 +168,7 @@ def _save(
         (output / _FINISHED_FILE).unlink(missing_ok=True)
     trainer.save_model(str(output / "model"))
     if trainer.is_world_process_zero():
-        write_json(output / "model" / _MADE_BY_FILE, made_by())
+        write_json(output / "model" / MADE_BY_FILE, made_by())
         trainer.state.save_to_json(str(output / STATE_FILE))
         # Last, so that it says that all the rest is there.
         write_json(output / _FINISHED_FILE, done)
@@ -194,7 +195,7 @@ def _check_made_by(folder: Path, gate: Attachment | None, made_by: Callable[[], 
     """Refuse a folder's weights if another run made them; a folder that does not say so is taken over."""
     if gate is not None:
         gate.shape_as(folder)
-    claim_folder(folder, made_by(), _MADE_BY_FILE)
+    claim_folder(folder, made_by(), MADE_BY_FILE)
 
 
 def text_loss(

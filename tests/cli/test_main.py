@@ -21,8 +21,9 @@ from nspec_hf.cli.main import COMMANDS, main
 from tests.helpers import killed
 
 FROZEN = (
-    "record select train translate inspect export evaluate compare analyze doctor probe report demo".split()
-)
+    "record select train translate inspect serve export evaluate compare analyze doctor probe "
+    "publish report demo"
+).split()
 
 
 def test_the_commands_are_these():

@@ -1,13 +1,14 @@
 """A small Hugging Face Hub on 127.0.0.1: enough of its HTTP interface for the real client to push and pull.
 
-Repositories live in memory as lists of commits. Like the Hub it wants a token for writing, refuses a card
-whose metadata is wrong, and counts requests of config.json as downloads.
+Repositories live in memory as lists of commits. Like the Hub it wants a token for writing and for what is
+private, refuses a card whose metadata is wrong, and counts requests of config.json as downloads.
 """
 
 import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -20,11 +21,15 @@ TOKEN = "hf_stand_in"
 class HubStandIn:
     """Serves while the context is open.
 
-    `commits[repo]` is a list of (commit id, files) with files as path → bytes; `downloads[repo]` a number.
+    `commits[repo]` is a list of (commit id, files) with files as path → bytes; `downloads[repo]` a number;
+    `branches[repo, branch]` the id of its last commit; `private` the repositories that want a token. So many
+    of the next commits as `interrupted` says are received, and then the connection breaks. `validated` are
+    the cards that were looked at.
     """
 
     def __init__(self):
-        self.commits, self.downloads = {}, {}
+        self.commits, self.downloads, self.branches = {}, {}, {}
+        self.private, self.interrupted, self.validated = set(), 0, []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -39,15 +44,14 @@ class HubStandIn:
 
     def find(self, repo, revision):
         """Return (commit id, files), or None."""
-        commits = self.commits[repo]
-        if revision == "main":
-            return commits[-1]
-        return next((commit for commit in commits if commit[0] == revision), None)
+        name = self.branches.get((repo, revision), revision)
+        return next((commit for commit in self.commits[repo] if commit[0] == name), None)
 
-    def commit(self, repo, files):
+    def commit(self, repo, files, branch="main"):
         number = len(self.commits[repo])
         name = hashlib.sha1(f"{repo} {number} {sorted(files)}".encode()).hexdigest()
         self.commits[repo].append((name, files))
+        self.branches[repo, branch] = name
         return name
 
 
@@ -64,10 +68,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"error": "Invalid credentials"}, 401)
         if path == "/api/repos/create":
             return self._create(json.loads(body))
-        repo, action = re.fullmatch(r"/api/models/(.+?)/(preupload|commit)/main", path).groups()
+        repo, action, branch = re.fullmatch(
+            r"/api/models/(.+?)/(preupload|commit|branch)/([^/]+)", path
+        ).groups()
         if repo not in self.hub.commits:
             return self._missing("RepoNotFound")
-        return self._preupload(repo, json.loads(body)) if action == "preupload" else self._commit(repo, body)
+        if action == "branch":
+            return self._branch(repo, branch)
+        if (repo, branch) not in self.hub.branches:
+            return self._missing("RevisionNotFound")
+        if action == "preupload":
+            return self._preupload(repo, branch, json.loads(body))
+        return self._commit(repo, branch, body)
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
@@ -91,10 +103,13 @@ class _Handler(BaseHTTPRequestHandler):
         if repo in self.hub.commits:
             return self._json({"url": f"{self.hub.url}/{repo}", "error": "You already created this"}, 409)
         self.hub.commits[repo], self.hub.downloads[repo] = [], 0
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.hub.private.add(repo)
         self.hub.commit(repo, {".gitattributes": b"*.safetensors filter=lfs\n"})
         return self._json({"url": f"{self.hub.url}/{repo}"})
 
     def _validate(self, card):
+        self.hub.validated.append(card)
         data = yaml.safe_load(card.split("---\n")[1])
         wrong = [code for code in data.get("language", []) if not re.fullmatch("[a-z]{2,3}", code)]
         if "base_model" in data and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data["base_model"]):
@@ -102,8 +117,14 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {"errors": [{"message": f"not valid: {name}"} for name in wrong], "warnings": []}
         return self._json(answer, 400 if wrong else 200)
 
-    def _preupload(self, repo, asked):
-        have = self.hub.find(repo, "main")[1]
+    def _branch(self, repo, branch):
+        if (repo, branch) in self.hub.branches:
+            return self._json({"error": "Reference already exists"}, 409)
+        self.hub.branches[repo, branch] = self.hub.branches[repo, "main"]
+        return self._json({})
+
+    def _preupload(self, repo, branch, asked):
+        have = self.hub.find(repo, branch)[1]
         files = [
             {
                 "path": file["path"],
@@ -115,12 +136,22 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         return self._json({"files": files})
 
-    def _commit(self, repo, body):
-        files = dict(self.hub.find(repo, "main")[1])
-        for line in map(json.loads, body.splitlines()):
+    def _commit(self, repo, branch, body):
+        if self.hub.interrupted:
+            self.hub.interrupted -= 1
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        files = dict(self.hub.find(repo, branch)[1])
+        lines = [json.loads(line) for line in body.splitlines()]
+        parent = next((line["value"].get("parentCommit") for line in lines if line["key"] == "header"), None)
+        if parent not in (None, self.hub.branches[repo, branch]):
+            return self._json({"error": "A commit has happened since"}, 412)
+        for line in lines:
             if line["key"] == "file":
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        name = self.hub.commit(repo, files)
+            elif line["key"] == "deletedFile":
+                del files[line["value"]["path"]]
+        name = self.hub.commit(repo, files, branch)
         answer = {"commitUrl": f"{self.hub.url}/{repo}/commit/{name}", "commitOid": name, "success": True}
         return self._json(answer)
 
@@ -136,7 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(content, {"ETag": f'"{_blob(content)}"', "X-Repo-Commit": commit[0]})
 
     def _find(self, repo, revision):
-        if repo not in self.hub.commits:
+        barred = repo in self.hub.private and self.headers.get("Authorization") != f"Bearer {TOKEN}"
+        if repo not in self.hub.commits or barred:
             self._missing("RepoNotFound")
             return None
         commit = self.hub.find(repo, revision)
@@ -151,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
             "modelId": repo,
             "sha": commit[0],
             "siblings": siblings,
-            "private": False,
+            "private": repo in self.hub.private,
             "tags": [],
         }
 

@@ -1,0 +1,266 @@
+"""Requests of many threads, translated in batches by one thread: different pairs together, in turn, bounded.
+
+A request that is let in is answered; one that comes while as many wait as may wait is refused at once. The
+settings of a request go for a whole batch, so those with the same ones share it, and only such settings are
+taken that mean the same for each row, whatever its neighbours are.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from nspec_hf.core import ConfigError, OverloadError, Pair, require, require_count
+from nspec_hf.evaluation import check_texts
+from nspec_hf.serving.config import BatchingConfig
+from nspec_hf.serving.loading import LoadedModel
+
+SETTINGS = ("num_beams", "length_penalty", "max_new_tokens", "repetition_penalty", "no_repeat_ngram_size")
+"""What a request may set: what a row's translation depends on in the same way in any batch."""
+
+_MOST = {"num_beams": 32, "max_new_tokens": 4096, "no_repeat_ngram_size": 100}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Texts that were asked for together."""
+
+    texts: Sequence[str]
+    pairs: Sequence[Pair]
+    settings: Mapping[str, Any]
+    answer: "Future[list[str]]" = field(default_factory=Future)
+
+
+@dataclass
+class Counts:
+    """What was done so far."""
+
+    requests: int = 0
+    """Let in."""
+    answered: int = 0
+    """Of those, with translations."""
+    refused: int = 0
+    """Because as many waited as may wait."""
+    texts: int = 0
+    """Translated."""
+    batches: int = 0
+    mixed_batches: int = 0
+    """Batches of more than one pair."""
+
+
+class BatchingTranslator:
+    """Translates requests of any threads together.
+
+        with BatchingTranslator(load("me/my-masks")) as service:
+            service.translate(["A dog runs."], "en-de")     # from any thread
+            service.submit(["Ein Hund."], "de-en").result()
+
+    Args:
+        loaded: What translates.
+        config: Sizes of batches, and how many may wait.
+
+    Raises:
+        ConfigError: From both calls, if a request is none that can be answered.
+        OverloadError: From both calls, if as many texts wait as may wait, or it is closed.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: BatchingConfig | None = None) -> None:
+        self.loaded = loaded
+        self.config = config or BatchingConfig()
+        self.counts = Counts()
+        self._limit = _limit(loaded, self.config)
+        self._waiting: deque[_Request] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="nspec-batching", daemon=True)
+        self._worker.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many texts wait, those that are being translated not counted."""
+        with self._changed:
+            return self._size()
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._closed
+
+    def submit(self, texts: Sequence[str], pair: str | Sequence[str], **settings: Any) -> "Future[list[str]]":
+        """Put a request in line; return at once what will hold the translations.
+
+        Args:
+            texts: Sentences.
+            pair: One pair for all, or one for each text.
+            settings: Any of `SETTINGS`.
+
+        Raises:
+            UnknownPairError: If there are no neurons for a pair.
+            UnknownLanguageError: If the tokenizer has no tag for a language.
+            ConfigError: If a text is no string, there are not as many pairs as texts, or a setting is unknown
+                or out of range. Its answer has this error where a text is too long for the model.
+            OverloadError: If as many texts wait as may wait, or it is closed.
+        """
+        texts = list(texts)
+        pairs = check_texts(texts, pair)
+        for each in dict.fromkeys(pairs):
+            self.loaded.check(each)
+        request = _Request(texts, pairs, check_settings(settings))
+        require(
+            len(texts) <= self.config.max_waiting,
+            f"a request of {len(texts)} texts, and no more than {self.config.max_waiting} may ever wait",
+        )
+        with self._changed:
+            if self._closed:
+                raise OverloadError("no more requests are taken: it was told to stop")
+            if self._size() + len(texts) > self.config.max_waiting:
+                self.counts.refused += 1
+                raise OverloadError(
+                    f"{self._size()} texts wait already, {self.config.max_waiting} may; come again later"
+                )
+            self.counts.requests += 1
+            self._waiting.append(request)
+            self._changed.notify_all()
+        return request.answer
+
+    def translate(self, texts: Sequence[str], pair: str | Sequence[str], **settings: Any) -> list[str]:
+        """Return the translations, once they are there; see `submit`."""
+        return self.submit(texts, pair, **settings).result()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Take no more requests, wait until those that were let in are answered; return whether all were."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._worker.join(timeout)
+        return not self._worker.is_alive()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _size(self) -> int:
+        return sum(len(request.texts) for request in self._waiting)
+
+    def _work(self) -> None:
+        while batch := self._next():
+            self._answer(batch)
+
+    def _next(self) -> list[_Request]:
+        """Return the requests of the next batch, the one that has waited longest first; empty once closed."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if not self._waiting:
+                return []
+            batch = [self._waiting.popleft()]
+            until = time.monotonic() + self.config.max_wait
+            while True:
+                self._take(batch)
+                left = until - time.monotonic()
+                if self._closed or left <= 0 or self._texts(batch) >= self.config.max_batch:
+                    return batch
+                self._changed.wait(left)
+
+    def _take(self, batch: list[_Request]) -> None:
+        """Move what fits to the batch; what does not stays in line, in its order."""
+        rest: deque[_Request] = deque()
+        while self._waiting:
+            request = self._waiting.popleft()
+            fits = self._texts(batch) + len(request.texts) <= self.config.max_batch
+            (batch if fits and self._key(request) == self._key(batch[0]) else rest).append(request)
+        self._waiting = rest
+
+    def _key(self, request: _Request) -> tuple[Any, ...]:
+        pairs = () if self.config.mix_pairs else tuple(sorted(set(request.pairs)))
+        return (*sorted(request.settings.items()), pairs)
+
+    @staticmethod
+    def _texts(batch: Sequence[_Request]) -> int:
+        return sum(len(request.texts) for request in batch)
+
+    def _answer(self, batch: Sequence[_Request]) -> None:
+        """Translate a batch; a fault of one request is answered to that one alone."""
+        asked = [request for request in batch if request.answer.set_running_or_notify_cancel()]
+        good = [request for request in asked if self._is_short(request)]
+        texts = [text for request in good for text in request.texts]
+        pairs = [pair for request in good for pair in request.pairs]
+        try:
+            found = iter(self.loaded.translate(texts, pairs, **good[0].settings) if good else [])
+        except BaseException as error:  # a panic of Rust is no Exception; the others are to be answered
+            if len(good) == 1:
+                good[0].answer.set_exception(error)
+                return
+            for request in good:
+                self._answer_alone(request)
+            return
+        for request in good:
+            request.answer.set_result([next(found) for _ in request.texts])
+        self._count(len(good), pairs)
+
+    def _answer_alone(self, request: _Request) -> None:
+        try:
+            found = self.loaded.translate(request.texts, request.pairs, **request.settings)
+        except BaseException as error:
+            request.answer.set_exception(error)
+        else:
+            request.answer.set_result(found)
+            self._count(1, request.pairs)
+
+    def _count(self, requests: int, pairs: Sequence[Pair]) -> None:
+        """Add a batch to the counts; `pairs` are those of its texts."""
+        self.counts.answered += requests
+        self.counts.texts += len(pairs)
+        self.counts.batches += requests > 0
+        self.counts.mixed_batches += len(set(pairs)) > 1
+
+    def _is_short(self, request: _Request) -> bool:
+        """Return whether the model has positions for all texts, which a translator would cut; else answer."""
+        encode = self.loaded.translator.tags.encode_source
+        try:
+            for number, (text, pair) in enumerate(zip(request.texts, request.pairs, strict=True)):
+                tokens = len(encode([text], pair)[0]) if self._limit else 0
+                require(
+                    not self._limit or tokens <= self._limit,
+                    f"text {number} has {tokens} tokens, at most {self._limit} are translated; split it into "
+                    "sentences",
+                )
+        except BaseException as error:  # half a character, say, makes a tokenizer panic
+            request.answer.set_exception(error)
+            return False
+        return True
+
+
+def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's settings, those that are None left out.
+
+    Raises:
+        ConfigError: If one is not among `SETTINGS`, or out of range.
+    """
+    unknown = sorted(settings.keys() - set(SETTINGS))
+    if unknown:
+        raise ConfigError(f"a request may not set {', '.join(unknown)}; it may set: {', '.join(SETTINGS)}")
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name, value in given.items():
+        if name in _MOST:
+            least = 0 if name == "no_repeat_ngram_size" else 1
+            require_count(name, value, least=least, most=_MOST[name])
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            low = 0.01 if name == "repetition_penalty" else -10
+            require(number and low <= value <= 10, f"{name} must lie between {low} and 10, got {value!r}")
+    return given
+
+
+def _limit(loaded: LoadedModel, config: BatchingConfig) -> int | None:
+    """Return how many tokens a text may have: none that a translator would cut off."""
+    positions = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
+    limits = (config.max_source, loaded.translator.config.max_source, positions)
+    return min(filter(None, limits), default=None)

@@ -1,0 +1,151 @@
+"""Translators of exported models, which have the neurons of some pairs alone and refuse all others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nspec_hf.core import ConfigError, ExportError, Pair, as_pairs, pair_index
+from nspec_hf.data import LanguageTags
+from nspec_hf.evaluation import TranslateConfig, Translator, check_texts
+from nspec_hf.export import Decoder
+
+# What `generate` calls it → what CTranslate2 calls it.
+_OPTIONS = {
+    "num_beams": "beam_size",
+    "length_penalty": "length_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+}
+_STEP = 32  # bounds of the output are rounded up to a multiple, so that texts share batches
+
+
+class ExportedTranslator(Translator):
+    """A translator for a model that was exported as `zeroed` or `pruned`: its pairs, and no other.
+
+    Args:
+        model: The model, as `load_pruned` or `load_model` gives it.
+        tags: How its tokenizer spells languages.
+        pairs: The pairs whose neurons it has.
+        config: Decoding.
+    """
+
+    def __init__(
+        self, model: Any, tags: LanguageTags, pairs: Sequence[str], config: TranslateConfig | None = None
+    ) -> None:
+        super().__init__(model, tags, None, config)
+        self.pairs = as_pairs(pairs)
+
+    def check(self, pair: str) -> None:
+        """Raise an UnknownPairError where the model was not exported for a pair."""
+        pair_index(self.pairs, pair, "exported model")
+
+    def _translate(self, texts: list[str], pairs: list[Pair], asked: Any) -> tuple[list[str], int]:
+        for pair in dict.fromkeys(pairs):
+            self.check(pair)
+        return super()._translate(texts, pairs, asked)
+
+
+class ConvertedTranslator:
+    """A translator for a model that was exported for CTranslate2.
+
+    Threads may share it; CTranslate2 keeps them apart.
+
+    Args:
+        folder: What `nspec export` wrote.
+        tags: How its tokenizer spells languages.
+        pairs: The pairs whose neurons it has.
+        config: Decoding.
+        threads: Threads of one translation; 0: what CTranslate2 takes by itself.
+
+    Raises:
+        ConfigError: If ctranslate2 is not installed.
+        ExportError: If CTranslate2 cannot read the folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tags: LanguageTags,
+        pairs: Sequence[str],
+        config: TranslateConfig | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.tags, self.tokenizer = tags, tags.tokenizer
+        self.pairs = as_pairs(pairs)
+        self.config = config or TranslateConfig()
+        self.decoder = Decoder(folder, tags.tokenizer, threads)
+
+    def translate(
+        self, texts: str | Sequence[str], pair: str | Sequence[str], **generation: Any
+    ) -> str | list[str]:
+        """Return the translations, in the order of the texts; an empty text's is empty.
+
+        Args:
+            texts: A sentence or a list of sentences.
+            pair: One pair for all, or one for each text.
+            generation: `num_beams`, `length_penalty`, `repetition_penalty`, `no_repeat_ngram_size`, and
+                `max_new_tokens` as the bound of all texts.
+
+        Raises:
+            UnknownPairError: If the model was not exported for a pair.
+            ConfigError: If there are not as many pairs as texts, or CTranslate2 has no such setting.
+        """
+        if isinstance(texts, str):
+            return self.translate([texts], pair, **generation)[0]
+        texts = list(texts)
+        pairs = check_texts(texts, pair)
+        for each in dict.fromkeys(pairs):
+            self.check(each)
+        longest, options = self._options(generation)
+        results, groups = [""] * len(texts), {}
+        for number, (text, each) in enumerate(zip(texts, pairs, strict=True)):
+            if text.strip():
+                ids = self.tags.encode_source([text], each)[0]
+                bound = longest or int(self.config.length_ratio * len(ids)) + self.config.length_extra
+                # A bound that depended on other texts would make a translation depend on them.
+                rounded = longest or -(-bound // _STEP) * _STEP
+                groups.setdefault(rounded, []).append((number, ids, self._prefix(each), bound))
+        for rounded, rows in groups.items():
+            found = self.decoder.decode(
+                [ids for _, ids, _, _ in rows], [prefix for _, _, prefix, _ in rows], rounded, **options
+            )
+            for (number, _, _, bound), ids in zip(rows, found, strict=True):
+                results[number] = self.tokenizer.decode(
+                    ids[:bound], skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+        return results
+
+    def check(self, pair: str) -> None:
+        """Raise an UnknownPairError where the model was not exported for a pair."""
+        pair_index(self.pairs, pair, "exported model")
+
+    def _prefix(self, pair: str) -> list[int]:
+        """Return what a translation begins with behind the start token."""
+        start = self.decoder.start
+        prompt = self.tags.decoder_prefix(pair, -1 if start is None else start)
+        return prompt if start is None or prompt[0] != start else prompt[1:]
+
+    def _options(self, generation: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
+        asked = {"num_beams": self.config.num_beams, "length_penalty": self.config.length_penalty}
+        asked |= generation
+        longest = asked.pop("max_new_tokens", None)
+        unknown = sorted(asked.keys() - _OPTIONS.keys())
+        if unknown:
+            raise ConfigError(
+                f"CTranslate2 is not told {', '.join(unknown)}; settings are: "
+                f"{', '.join([*_OPTIONS, 'max_new_tokens'])}"
+            )
+        options = {_OPTIONS[name]: value for name, value in asked.items()}
+        return longest, {**options, "max_batch_size": self.config.max_tokens, "batch_type": "tokens"}
+
+
+def exported_pairs(report: Any, folder: Path) -> list[Pair]:
+    """Return the pairs that an export's report names.
+
+    Raises:
+        ExportError: If it names none.
+    """
+    pairs = report.get("pairs") if isinstance(report, dict) else None
+    if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, str) for pair in pairs):
+        raise ExportError(f"the report of the export in {folder} names no pairs; export it again")
+    return as_pairs(pairs)

@@ -1,0 +1,185 @@
+"""What a folder or a repository stands for: where its model lies, its masks, and how they acted in training.
+
+    masks                 nspec_masks.safetensors; config.json or the recipe names the model
+    masks beside a model  both in one folder
+    a run                 model/ and masks/
+    a plain model         without masks: all neurons run
+
+The trap: masks go with the model that was trained with them, acting as they did then. Which one that is, and
+how they acted, is read from what training and publishing wrote.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read_json
+from nspec_hf.export import REPORT_FILE
+from nspec_hf.gating import MASKS_FOLDER, GateConfig
+from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks
+from nspec_hf.training import MADE_BY_FILE, last_checkpoint
+
+_MODEL, _MASKS = "model", "masks"
+SMALL_FILES = (
+    CONFIG_FILE,
+    MASKS_FILE,
+    MADE_BY_FILE,
+    REPORT_FILE,
+    f"{MASKS_FOLDER}/{MASKS_FILE}",
+    f"{_MASKS}/{MASKS_FILE}",
+    f"{_MODEL}/{CONFIG_FILE}",
+    f"{_MODEL}/{MADE_BY_FILE}",
+)
+"""The files that say what a repository holds; none of them is large."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model lies: a folder, or a folder of a repository."""
+
+    name: str
+    hub: Mapping[str, Any]
+
+    def inside(self, folder: str) -> "Place":
+        """Return the folder in it."""
+        if Path(self.name).is_dir():
+            return Place(str(Path(self.name) / folder), self.hub)
+        subfolder = "/".join(filter(None, (self.hub.get("subfolder"), folder)))
+        return Place(self.name, {**self.hub, "subfolder": subfolder})
+
+    def __str__(self) -> str:
+        """Return its name, with the revision and the folder of a repository."""
+        more = [str(self.hub[key]) for key in ("revision", "subfolder") if self.hub.get(key)]
+        return f"{self.name} ({', '.join(more)})" if more else self.name
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is to be put together."""
+
+    place: Place
+    """The model's."""
+    masks: NeuronMasks | None = None
+    gate: GateConfig | None = None
+    """How the masks acted in training; None where nothing says it."""
+    fingerprint: str = ""
+    """Of the weights that the masks go with; empty where nothing says it."""
+
+
+def recognized(here: Path, place: Place, given: Place | None, download: Mapping[str, Any]) -> Parts:
+    """Return what a folder stands for.
+
+    Args:
+        here: The folder, with at least its `SMALL_FILES`.
+        place: Where it comes from.
+        given: The model that was asked for in the place of the one that is named.
+        download: Arguments of a download that go for a named model too.
+
+    Raises:
+        ArtifactError: If it stands for nothing, or does not name its model.
+        UnsupportedModelError: If a model was trained with more than masks.
+    """
+    config = _config(here)
+    is_model = "model_type" in config
+    if (here / MASKS_FILE).is_file() and not is_model:
+        masks = NeuronMasks.from_pretrained(here)
+        stated = _gate_config(config.get("gate"), here / CONFIG_FILE)
+        named, fingerprint = (given, "") if given is not None else _named(config, masks, place, download)
+        trained, acted = _trained_with(Path(named.name))
+        _warn_of_other_masks(named.name, trained, masks)
+        return Parts(named, masks, stated or acted, fingerprint)
+    if is_model:
+        model, folder = here, place
+    elif "model_type" in _config(here / _MODEL):
+        model, folder = here / _MODEL, place.inside(_MODEL)
+    elif config.get("sets"):
+        raise ArtifactError(
+            f"{place} holds several sets of masks; give subfolder=, one of: {', '.join(config['sets'])}"
+        )
+    else:
+        raise ArtifactError(
+            f"{place} holds neither masks ({MASKS_FILE}), a run (model/ and masks/), an exported model "
+            f"({REPORT_FILE}) nor a model ({CONFIG_FILE})"
+        )
+    trained, stated = _trained_with(model)
+    masks = _masks_of(here, model, trained)
+    return Parts(given or folder, masks, stated if masks else None)
+
+
+def _masks_of(here: Path, model: Path, trained: str) -> NeuronMasks | None:
+    """Return the masks that lie with a model: those that it was trained with, where that is known."""
+    checkpoint = last_checkpoint(here) if here != model else None
+    folders = [here, here / _MASKS, model / MASKS_FOLDER, here / MASKS_FOLDER]
+    folders += [Path(checkpoint) / MASKS_FOLDER] if checkpoint else []
+    there = [NeuronMasks.from_pretrained(each) for each in folders if (each / MASKS_FILE).is_file()]
+    if not there:
+        if trained:
+            raise ArtifactError(
+                f"{model} was trained with masks ({trained}), which do not lie beside it; copy them to "
+                f"{_MASKS}/, or load the masks with base= this model"
+            )
+        return None
+    right = next((masks for masks in there if masks.fingerprint() == trained), there[0])
+    _warn_of_other_masks(model, trained, right)
+    return right
+
+
+def _warn_of_other_masks(model: Path | str, trained: str, masks: NeuronMasks) -> None:
+    if trained and masks.fingerprint() != trained:
+        warnings.warn(
+            f"{model} was trained with masks {trained}, these are {masks.fingerprint()}: it may "
+            "translate worse than it did",
+            stacklevel=5,
+        )
+
+
+def _trained_with(model: Path) -> tuple[str, GateConfig | None]:
+    """Return the fingerprint of the masks that a run trained its model with, and how they acted."""
+    path = model / MADE_BY_FILE
+    made_by = read_json(path, ArtifactError) if path.is_file() else {}
+    facts = made_by.get("gate") if isinstance(made_by, dict) else None
+    if facts is None:
+        return "", None
+    if not isinstance(facts, dict) or "masks" not in facts or "gate" not in facts:
+        raise UnsupportedModelError(
+            f"{model} was trained with more than masks ({', '.join(facts)}), which would be left out here; "
+            "translate with the system that trained it"
+        )
+    return str(facts["masks"]), _gate_config(facts["gate"], path)
+
+
+def _named(
+    config: Mapping[str, Any], masks: NeuronMasks, place: Place, download: Mapping[str, Any]
+) -> tuple[Place, str]:
+    """Return the model that masks go with, and the fingerprint of its weights."""
+    if config.get("model"):
+        where = Place(str(config["model"]), given_only(download, revision=config.get("revision")))
+        return where, str(config.get("fingerprint") or "")
+    recipe = masks.recipe
+    if not recipe.base_model:
+        raise ArtifactError(f"the masks in {place} do not name their model; give base='user/model'")
+    return Place(recipe.base_model, given_only(download, revision=recipe.revision)), recipe.weight_fingerprint
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    content = read_json(path, ArtifactError) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _gate_config(stated: Any, path: Path) -> GateConfig | None:
+    """Return how masks acted, from what a file says; None where it says nothing."""
+    if not stated:
+        return None
+    try:
+        known = {each.name for each in fields(GateConfig)}
+        return GateConfig(**{name: value for name, value in stated.items() if name in known})
+    except (NspecError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} states a gate that cannot be: {error}") from error
+
+
+def given_only(download: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return arguments of a download with others, but for those that are empty."""
+    return {**download, **{name: value for name, value in more.items() if value}}

@@ -1,0 +1,201 @@
+"""One call from a repository or a folder to translations: model, tokenizer, masks, gate, translator.
+
+Masks with a model that is named or lies beside them, a run, an exported model, a plain model: `layout.py`
+tells which it is. The weights of a named model are compared with those that were stated.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from transformers import PreTrainedTokenizerBase
+
+from nspec_hf.core import ArtifactError, ConfigError, Pair, read_json
+from nspec_hf.data import LanguageTags, load_tokenizer
+from nspec_hf.evaluation import TranslateConfig, Translator
+from nspec_hf.export import REPORT_FILE, load_pruned
+from nspec_hf.gating import GateConfig, NeuronGate
+from nspec_hf.masks import NeuronMasks, fetch
+from nspec_hf.recording import find_sites, load_model, weight_fingerprint
+from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator, exported_pairs
+from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, given_only, recognized
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """What `load` returns; `translate` is its translator's."""
+
+    model: Any
+    """The model; CTranslate2's own where it was exported for that."""
+    tokenizer: PreTrainedTokenizerBase
+    masks: NeuronMasks | None
+    """None for a plain model and for an exported one, whose masks are baked in."""
+    gate: NeuronGate | None
+    """On the model already; None where there are no masks."""
+    translator: Translator | ConvertedTranslator
+    source: str
+    """What was loaded, as it was asked for."""
+    revision: str
+    """Commit of the repository; empty for a folder."""
+    base: str
+    """Where the model's weights are from."""
+    weights: str
+    """Whether they are those that the masks go with, in words."""
+
+    @property
+    def pairs(self) -> list[Pair] | None:
+        """The pairs that have neurons of their own; None: all neurons run, for any pair of the tokenizer."""
+        if self.gate is not None:
+            return self.gate.pairs
+        return getattr(self.translator, "pairs", None)
+
+    @overload
+    def translate(self, texts: str, pair: str, **generation: Any) -> str: ...
+    @overload
+    def translate(self, texts: Sequence[str], pair: str | Sequence[str], **generation: Any) -> list[str]: ...
+    def translate(
+        self, texts: str | Sequence[str], pair: str | Sequence[str], **generation: Any
+    ) -> str | list[str]:
+        """Return the translations; see `Translator.translate`. Threads may call it side by side."""
+        return self.translator.translate(texts, pair, **generation)  # type: ignore[arg-type]
+
+    def check(self, pair: str) -> None:
+        """Check that a pair can be translated.
+
+        Raises:
+            UnknownPairError: If there are no neurons for it.
+            UnknownLanguageError: If the tokenizer has no tag for a language.
+        """
+        if self.gate is not None:
+            self.gate.include(pair)
+        elif isinstance(self.translator, ExportedTranslator | ConvertedTranslator):
+            self.translator.check(pair)
+        self.translator.tags.check(pair)
+
+
+def load(
+    repo_or_folder: str | os.PathLike,
+    revision: str | None = None,
+    *,
+    subfolder: str = "",
+    base: str | os.PathLike | None = None,
+    base_revision: str | None = None,
+    translate: TranslateConfig | None = None,
+    gate: GateConfig | None = None,
+    codes: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
+    download: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> LoadedModel:
+    """Load all that it takes to translate, from a repository of the Hub or a folder.
+
+        nspec_hf.load("me/my-masks").translate(["A dog runs."], "en-de")
+
+    Args:
+        repo_or_folder: Masks, a run's folder, an exported model, or a plain one.
+        revision: Of the repository: a branch, tag or commit.
+        subfolder: Folder inside it, where it holds several sets of masks.
+        base: Hub id or folder of the model, in the place of the one that is named.
+        base_revision: Its revision.
+        translate: Decoding.
+        gate: How the masks act, in the place of how they did in training.
+        codes: Your language codes → the tokenizer's, where they differ.
+        trust_remote_code: Whether code in the model's repository may run.
+        download: For `huggingface_hub`: `token`, `cache_dir`, `local_files_only` …
+        options: More for `load_model`: `device`, `dtype` …
+
+    Raises:
+        FileNotFoundError: If it is neither a folder nor a repository.
+        ArtifactError: If it holds none of these, a file is damaged, or the model is not named or not there.
+        SiteMismatchError: If the masks are for another model.
+        UnsupportedModelError: If the model was trained with more than masks (adapters …).
+        ConfigError: If `base` or `gate` is given for an exported model.
+
+    Warns:
+        UserWarning: If the model's weights or masks are others than what they were published or trained with.
+    """
+    download = dict(download or {})
+    here = fetch(repo_or_folder, SMALL_FILES, revision, subfolder, download)
+    name, commit = str(repo_or_folder), ""
+    hub: dict[str, Any] = {**download, **({"subfolder": subfolder} if subfolder else {})}
+    if not Path(name).is_dir():
+        commit = here.parents[len(Path(subfolder).parts) - 1].name if subfolder else here.name
+        hub["revision"] = commit
+    elif subfolder:
+        name, hub = str(here), download
+    about = {"source": str(repo_or_folder), "revision": commit}
+    if (here / REPORT_FILE).is_file():
+        if base is not None or gate is not None:
+            raise ConfigError(
+                f"{repo_or_folder} is an exported model, its masks baked in; give no base or gate"
+            )
+        folder = here if not commit else fetch(name, None, commit, subfolder, download)
+        return _exported(folder, translate, codes, about, options)
+    given = None if base is None else Place(str(base), given_only(download, revision=base_revision))
+    parts = recognized(here, Place(name, hub), given, download)
+    trusted = {"trust_remote_code": trust_remote_code}
+    model = load_model(parts.place.name, **trusted, **parts.place.hub, **options)
+    tags = LanguageTags(load_tokenizer(parts.place.name, **trusted, **parts.place.hub), codes)
+    attached = None
+    if parts.masks is not None:
+        attached = NeuronGate(model, parts.masks, gate or parts.gate).attach()
+    elif gate is not None:
+        raise ConfigError(f"{repo_or_folder} holds no masks that a gate could apply")
+    return LoadedModel(
+        model=model,
+        tokenizer=tags.tokenizer,
+        masks=parts.masks,
+        gate=attached,
+        translator=Translator(model, tags, attached, translate),
+        base=str(parts.place),
+        weights=_compared(model, parts),
+        **about,
+    )
+
+
+def _compared(model: Any, parts: Parts) -> str:
+    """Say whether a model's weights are those that its masks go with, and warn where they are not."""
+    if not parts.fingerprint:
+        return "nothing says which weights the masks go with" if parts.masks else "all neurons run"
+    now = weight_fingerprint(model, find_sites(model))
+    if now == parts.fingerprint:
+        return f"as stated ({now})"
+    warnings.warn(
+        f"the weights of {parts.place} ({now}) are not those that the masks go with ({parts.fingerprint}): "
+        "the model was trained or replaced since; give base= (and base_revision=) of the one that was "
+        "trained with them",
+        stacklevel=3,
+    )
+    return f"others ({now}) than stated ({parts.fingerprint})"
+
+
+def _exported(
+    folder: Path,
+    translate: TranslateConfig | None,
+    codes: Mapping[str, str] | None,
+    about: Mapping[str, str],
+    options: Mapping[str, Any],
+) -> LoadedModel:
+    report = read_json(folder / REPORT_FILE, ArtifactError)
+    pairs = exported_pairs(report, folder)
+    form = report.get("config", {}).get("format")
+    tags = LanguageTags(load_tokenizer(folder), codes)
+    if form == "ctranslate2":
+        translator: Any = ConvertedTranslator(folder, tags, pairs, translate)
+        model: Any = translator.decoder.translator
+    else:
+        model = (load_pruned if form == "pruned" else load_model)(folder, **options)
+        translator = ExportedTranslator(model, tags, pairs, translate)
+    return LoadedModel(
+        model=model,
+        tokenizer=tags.tokenizer,
+        masks=None,
+        gate=None,
+        translator=translator,
+        base=str(folder),
+        weights=f"exported as {form} from masks {report.get('masks')}",
+        **about,
+    )
