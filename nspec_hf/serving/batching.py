@@ -106,6 +106,9 @@ class BatchingTranslator:
         """
         texts = list(texts)
         pairs = check_texts(texts, pair)
+        for number, text in enumerate(texts):
+            whole = text.encode(errors="replace").decode() == text or text.isascii()
+            require(whole, f"text {number} holds half a character: {text!r:.80}")
         for each in dict.fromkeys(pairs):
             self.loaded.check(each)
         request = _Request(texts, pairs, check_settings(settings))
@@ -232,7 +235,7 @@ class BatchingTranslator:
                     f"text {number} has {tokens} tokens, at most {self._limit} are translated; split it into "
                     "sentences",
                 )
-        except BaseException as error:  # half a character, say, makes a tokenizer panic
+        except BaseException as error:  # whatever a tokenizer makes of a text is answered
             request.answer.set_exception(error)
             return False
         return True

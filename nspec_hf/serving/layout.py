@@ -19,7 +19,7 @@ from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read
 from nspec_hf.export import REPORT_FILE
 from nspec_hf.gating import MASKS_FOLDER, GateConfig
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks
-from nspec_hf.training import MADE_BY_FILE, last_checkpoint
+from nspec_hf.training import MADE_BY_FILE
 
 _MODEL, _MASKS = "model", "masks"
 SMALL_FILES = (
@@ -110,9 +110,7 @@ def recognized(here: Path, place: Place, given: Place | None, download: Mapping[
 
 def _masks_of(here: Path, model: Path, trained: str) -> NeuronMasks | None:
     """Return the masks that lie with a model: those that it was trained with, where that is known."""
-    checkpoint = last_checkpoint(here) if here != model else None
-    folders = [here, here / _MASKS, model / MASKS_FOLDER, here / MASKS_FOLDER]
-    folders += [Path(checkpoint) / MASKS_FOLDER] if checkpoint else []
+    folders = [here, here / _MASKS, model / MASKS_FOLDER, *here.glob(f"checkpoint-*/{MASKS_FOLDER}")]
     there = [NeuronMasks.from_pretrained(each) for each in folders if (each / MASKS_FILE).is_file()]
     if not there:
         if trained:

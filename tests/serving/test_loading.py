@@ -136,7 +136,6 @@ def test_of_several_masks_of_a_run_those_are_taken_that_its_model_was_trained_wi
     save(tmp_path / "model", network)
     chosen.save_pretrained(tmp_path / "masks")
     last.save_pretrained(tmp_path / "checkpoint-4" / "nspec_masks")
-    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
     trained_by(tmp_path / "model", last)
     assert load(tmp_path).masks == last
     trained_by(tmp_path / "model", masks(network, seed=9))
