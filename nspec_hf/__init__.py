@@ -83,7 +83,7 @@ ROOMS: dict[str, str] = {
     "evaluation": "config saved requests translator metrics comet language_id system_scores groups generate "
     "paired_test significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
-    "analysis figures.style figures.neurons figures.gains figures.registry report.page",
+    "analysis figures.style figures.neurons figures.gains figures.tradeoffs figures.registry report.page",
     "export": "config prune ctranslate2 verify export",
     "systems": "plan experiment result run system parts.rowwise parts.zero_shot parts.subnetworks "
     "parts.clones baseline masked controls elastic own_neurons individual lass differentiation families "

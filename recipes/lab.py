@@ -1,16 +1,15 @@
 """The laboratory: where do a pair's own neurons help? A grid of small worlds, minutes each on one core.
 
-    python recipes/lab.py                                   # every cell and seed, first one seed of all cells
-    python recipes/lab.py --cells 's100-*' --seeds '[1]'       # a part of the grid
-    python recipes/lab.py --only_draw true                  # the phase diagram of what there is
+    python recipes/lab.py                                        # every cell and seed
+    python recipes/lab.py --cells 's100-*' --seeds '[1]'         # a part of the grid
+    python recipes/lab_diagram.py recipes/results/lab.json       # draw what there is, also while it runs
 
 A cell is a world of made-up languages (how many, how much text, how kin, how uneven) and a model (capacity,
 dropout). In each cell and seed one base is trained from scratch, and every row goes on from it with the same
 budget, at the base's own rate again: fine-tuning, neuron specialization, random masks and one shared mask as
-dense, the specialized masks swapped between pairs, and adapters. All of it is the code that `pretrain.py` and
-`specialize.py` run. What comes out is a line a cell and seed in one JSON file, written whole after every row, so
-that a stopped run goes on with the row that it was at; and a picture: what neuron specialization gains over
-fine-tuning, against how far the base has overfitted (its loss on validation text less that on training text).
+dense, the specialized masks swapped between pairs, and adapters. All of it is the code that `pretrain.py`
+and `specialize.py` run. Results go into one JSON file, written whole after every row: a stopped run goes on
+with the row that it was at.
 """
 
 import dataclasses
@@ -95,6 +94,9 @@ class Cell:
     imbalance: int = 1
     """How many times the text of the others the first language of each family has."""
 
+    longer: int = 1
+    """How many times the usual updates the base and its continuations get."""
+
     @property
     def name(self) -> str:
         """What results call it."""
@@ -102,26 +104,45 @@ class Cell:
         if (self.families, self.languages) != (usual.families, usual.languages):
             parts.append(f"f{self.families}x{self.languages}")
         parts += [f"c{self.changes}"] if self.changes != usual.changes else []
-        return "-".join([*parts, *([f"i{self.imbalance}"] if self.imbalance != 1 else [])])
+        factors = {"i": self.imbalance, "x": self.longer}
+        return "-".join([*parts, *(f"{letter}{factor}" for letter, factor in factors.items() if factor != 1)])
 
 
 def grid() -> list[Cell]:
-    """Return the cells: text × dropout at both widths, and some in which one other thing differs.
+    """Return the cells: text × dropout, bases that are trained for longer, small models, other languages.
 
-    The ends and the middle of each axis come first, so that the picture fills evenly.
+    The first 24 span all of it; what lies between comes after them.
     """
-    sizes, rates = (100, 400, 1600, 200, 800), (0.0, 0.1, 0.3)
-    wide = [Cell(sentences=size, dropout=rate) for size in sizes for rate in rates]
-    narrow = [Cell(sentences=size, dropout=rate, width=32) for size in sizes for rate in rates]
-    others = [
-        replace(Cell(), families=3, languages=3),
-        replace(Cell(), imbalance=4),
-        replace(Cell(), changes=2),
-        replace(Cell(), families=1),
-        replace(Cell(), changes=8),
-        replace(Cell(sentences=100), families=3, languages=3),
+    young = [Cell(sentences=size, dropout=rate) for size in (100, 400, 1600) for rate in (0.0, 0.1, 0.3)]
+    few, fewer = Cell(sentences=200, dropout=0.0), Cell(sentences=100, dropout=0.0)
+    further = [
+        replace(fewer, longer=2),
+        few,
+        replace(fewer, longer=4),
+        replace(few, families=3, languages=3),
+        Cell(longer=2),
+        replace(fewer, width=32),
+        replace(fewer, dropout=0.1, longer=2),
+        replace(few, imbalance=4),
+        Cell(dropout=0.0, longer=2),
+        Cell(dropout=0.0, width=32),
+        replace(fewer, width=32, longer=2),
+        replace(few, changes=2),
+        replace(few, longer=2),
+        Cell(sentences=1600, dropout=0.0, width=32),
+        Cell(sentences=1600, longer=2),
     ]
-    return [*wide[:9], *others, *narrow[:9], *wide[9:], *narrow[9:]]
+    between = [
+        replace(few, dropout=0.1, longer=2),
+        Cell(sentences=800, dropout=0.0),
+        replace(few, changes=8),
+        replace(fewer, dropout=0.3, longer=4),
+        replace(few, families=1),
+        replace(fewer, dropout=0.1, longer=4),
+        Cell(sentences=800, dropout=0.1, longer=2),
+        Cell(width=32, longer=4),
+    ]
+    return [*young, *further, *between]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +153,7 @@ class LabConfig:
     """Folder for text, bases and runs; a cell's is removed when its last row is done."""
 
     results: str = "recipes/results/lab.json"
-    """The results, and beside them the picture (`.png`)."""
+    """The file of the results."""
 
     cells: str = "*"
     """Which cells, by name, with `*` and `?`."""
@@ -157,9 +178,6 @@ class LabConfig:
 
     held_out: int = 50
     """Sentences of the validation text and of the test text, each."""
-
-    only_draw: bool = False
-    """Run nothing; draw what there is."""
 
     def __post_init__(self) -> None:
         """Check the rows."""
@@ -208,8 +226,8 @@ def experiment(lab: LabConfig, cell: Cell, seed: int, folder: Path) -> Experimen
         # With the usual 0.02 so small a model stays on the plateau.
         model={"init_std": cell.width**-0.5, "dropout": cell.dropout, "max_position_embeddings": 128}
         | {**layers, **widths, **quiet},
-        pretrain=budget(lab.base_updates),
-        specialize=budget(lab.updates),
+        pretrain=budget(lab.base_updates * cell.longer),
+        specialize=budget(lab.updates * cell.longer),
         translate=TranslateConfig(
             num_beams=1, length_ratio=1.0, length_extra=15, max_tokens=8000, progress=False
         ),
@@ -338,7 +356,7 @@ def main(argv: list[str] | None = None) -> None:
     lab, _ = read_settings(LabConfig, argv, description=__doc__)
     path, started = Path(lab.results), time.monotonic()
     known: dict[str, Any] = read_json(path)["cells"] if path.is_file() else {}
-    missing = [] if lab.only_draw else plan(lab, known)
+    missing = plan(lab, known)
     runs, done = sum(len(rows) for _, _, rows in missing), 0
     logging.disable_progress_bar()
     # Bases that cannot translate yet run on to the longest length.

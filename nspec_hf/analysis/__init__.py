@@ -37,6 +37,11 @@ if TYPE_CHECKING:
         draw_setting_gains as draw_setting_gains,
         draw_stability as draw_stability,
     )
+    from nspec_hf.analysis.figures.tradeoffs import (
+        Panel as Panel,
+        Series as Series,
+        draw_tradeoffs as draw_tradeoffs,
+    )
     from nspec_hf.analysis.figures.registry import draw_all as draw_all
     from nspec_hf.analysis.report.page import write_report as write_report
 

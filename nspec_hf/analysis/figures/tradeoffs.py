@@ -1,0 +1,87 @@
+"""Figures of one number against another over many runs: a gain against what it costs or depends on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nspec_hf.analysis.figures.style import INK, PALETTE
+
+_MARKERS = "os^Dv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Points that share a colour, a marker and an entry of the legend; one point is a mean over seeds."""
+
+    label: str
+    """In the legend."""
+
+    x: Sequence[float]
+    """Where the points lie."""
+
+    y: Sequence[float]
+    """Their heights."""
+
+    spread: Sequence[float] | None = None
+    """How far each reaches below and above, such as a standard deviation."""
+
+    joined: bool = False
+    """Whether a line runs through them, in the order of x."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes."""
+
+    x: str
+    """What lies on the horizontal axis, with its unit."""
+
+    y: str
+    """What lies on the vertical axis, with its unit."""
+
+    series: Sequence[Series]
+    """A colour each; the same colours in all panels."""
+
+    rule: float | None = None
+    """Height of a horizontal line: the reference, below which something is lost."""
+
+
+def draw_tradeoffs(panels: Sequence[Panel]) -> Figure:
+    """Draw panels side by side, with one legend below for the labels of all of them."""
+    figure = Figure(figsize=(1.0 + 4.6 * len(panels), 4.4), layout="constrained")
+    labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
+    entries = {}
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for series in panel.series:
+            _draw_series(axes, series, labels.index(series.label))
+        if panel.rule is not None:
+            axes.axhline(panel.rule, color=INK, lw=0.8)
+        axes.set(xlabel=panel.x, ylabel=panel.y)
+        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        [entries[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=min(4, len(labels)),
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
+def _draw_series(axes: Axes, series: Series, place: int) -> None:
+    order = sorted(range(len(series.x)), key=lambda point: series.x[point])
+    axes.errorbar(
+        [series.x[point] for point in order],
+        [series.y[point] for point in order],
+        yerr=None if series.spread is None else [series.spread[point] for point in order],
+        color=PALETTE[place % len(PALETTE)],
+        marker=_MARKERS[place % len(_MARKERS)],
+        linestyle="-" if series.joined else "none",
+        markersize=5,
+        elinewidth=0.8,
+        capsize=2,
+        label=series.label,
+    )

@@ -1,0 +1,106 @@
+"""Draw the laboratory's phase diagram: what masks gain over fine-tuning, against how far the base overfits.
+
+    python recipes/lab_diagram.py recipes/results/lab.json
+
+Reads what `lab.py` has written so far and leaves a `.png` and a `.svg` beside it. A point is a cell, the mean
+over its seeds; its bar reaches to the highest and the lowest seed. It also prints which property of a cell
+orders the gains: Spearman's rank correlation over the cells.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from nspec_hf.analysis import Panel, Series, draw_tradeoffs, save_figure
+from nspec_hf.core import exit_status, read_json
+
+ROWS = {
+    "ns": "neuron specialization",
+    "finetune": "fine-tuning",
+    "random": "random masks",
+    "shared": "one shared mask",
+    "swapped": "swapped masks",
+}
+DRAWN = (("ns", "finetune"), ("random", "finetune"), ("ns", "random"))
+COMPARED = (*DRAWN, ("ns", "shared"), ("ns", "swapped"))
+ORDERS = ("gap", "training loss", "validation loss", "tokens a parameter", "dropout", "BLEU of the base")
+
+
+def points(cells: Mapping[str, Any], row: str, against: str) -> list[dict[str, float]]:
+    """Return each cell in which both rows are done: what one gains in BLEU, and what might explain it.
+
+    Means over the seeds; `spread` is half the distance between the highest and the lowest gain.
+    """
+    seeds: dict[str, list[Mapping[str, Any]]] = {}
+    for name, line in cells.items():
+        if {row, against} <= line["rows"].keys():
+            seeds.setdefault(name.rpartition(".")[0], []).append(line)
+    found = []
+    for lines in seeds.values():
+        gains = [line["rows"][row]["bleu"] - line["rows"][against]["bleu"] for line in lines]
+        bases = [line["base"] for line in lines]
+        found.append(
+            {
+                "gain": fmean(gains),
+                "spread": (max(gains) - min(gains)) / 2,
+                "gap": fmean(base["text_loss"] - base["train_loss"] for base in bases),
+                "training loss": fmean(base["train_loss"] for base in bases),
+                "validation loss": fmean(base["text_loss"] for base in bases),
+                "tokens a parameter": fmean(base["target_tokens"] / base["parameters"] for base in bases),
+                "dropout": lines[0]["cell"]["dropout"],
+                "BLEU of the base": fmean(base["bleu"] for base in bases),
+            }
+        )
+    return found
+
+
+def panel(cells: Mapping[str, Any], row: str, against: str) -> Panel:
+    """Return the picture of one difference, a colour for each dropout."""
+    own = points(cells, row, against)
+    series = []
+    for rate in sorted({point["dropout"] for point in own}):
+        some = [point for point in own if point["dropout"] == rate]
+        gains = {axis: [point[name] for point in some] for axis, name in (("x", "gap"), ("y", "gain"))}
+        spread = [point["spread"] for point in some]
+        series.append(Series(label=f"dropout {rate:g}", spread=spread, **gains))
+    x = "gap of the base: validation − training loss (nats)"
+    return Panel(x=x, y=f"BLEU: {ROWS[row]} − {ROWS[against]}", series=series, rule=0.0)
+
+
+def summary(cells: Mapping[str, Any], row: str, against: str) -> str:
+    """Return in how many cells a row gains, and which property of a cell orders the gains."""
+    own = points(cells, row, against)
+    gains = [point["gain"] for point in own]
+    better = sum(gain > 0 for gain in gains)
+    head = f"{ROWS[row]} − {ROWS[against]}: {better} of {len(own)} cells above 0, mean {fmean(gains):+.2f}"
+    ranks = {}
+    for name in ORDERS:
+        values = [point[name] for point in own]
+        if len({*values}) > 1:  # of equal values there is no order
+            ranks[name] = spearmanr(values, gains).statistic
+    return f"{head}; rank correlation with " + ", ".join(
+        f"{name} {rank:+.2f}" for name, rank in ranks.items()
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="?", default="recipes/results/lab.json", type=Path)
+    path: Path = parser.parse_args(argv).results
+    cells = read_json(path)["cells"]
+    for row, against in COMPARED:
+        if len(points(cells, row, against)) > 2:
+            print(summary(cells, row, against))
+    save_figure(draw_tradeoffs([panel(cells, *pair) for pair in DRAWN]), path.parent, path.stem)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status("lab_diagram.py", main))
