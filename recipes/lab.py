@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -97,52 +97,30 @@ class Cell:
     longer: int = 1
     """How many times the usual updates the base and its continuations get."""
 
-    @property
-    def name(self) -> str:
-        """What results call it."""
-        usual, parts = Cell(), [f"s{self.sentences}-d{self.width}-p{self.dropout:g}"]
-        if (self.families, self.languages) != (usual.families, usual.languages):
-            parts.append(f"f{self.families}x{self.languages}")
-        parts += [f"c{self.changes}"] if self.changes != usual.changes else []
-        factors = {"i": self.imbalance, "x": self.longer}
-        return "-".join([*parts, *(f"{letter}{factor}" for letter, factor in factors.items() if factor != 1)])
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """Return the cell of a name such as `s200-d64-p0.1-f3x3-x2`: a letter a field, then its value."""
+        settings: dict[str, Any] = {}
+        for letter, value in ((part[0], part[1:]) for part in name.split("-")):
+            if letter == "f":
+                settings["families"], settings["languages"] = map(int, value.split("x"))
+            else:
+                settings[_LETTERS[letter]] = float(value) if letter == "p" else int(value)
+        return cls(**settings)
 
 
-def grid() -> list[Cell]:
-    """Return the cells: text × dropout, bases that are trained for longer, small models, other languages.
+_LETTERS = {"s": "sentences", "d": "width", "p": "dropout", "c": "changes", "i": "imbalance", "x": "longer"}
 
-    The first 24 span all of it; what lies between comes after them.
-    """
-    young = [Cell(sentences=size, dropout=rate) for size in (100, 400, 1600) for rate in (0.0, 0.1, 0.3)]
-    few, fewer = Cell(sentences=200, dropout=0.0), Cell(sentences=100, dropout=0.0)
-    further = [
-        replace(fewer, longer=2),
-        few,
-        replace(fewer, longer=4),
-        replace(few, families=3, languages=3),
-        Cell(longer=2),
-        replace(fewer, width=32),
-        replace(fewer, dropout=0.1, longer=2),
-        replace(few, imbalance=4),
-        Cell(dropout=0.0, longer=2),
-        Cell(dropout=0.0, width=32),
-        replace(fewer, width=32, longer=2),
-        replace(few, changes=2),
-        replace(few, longer=2),
-        Cell(sentences=1600, dropout=0.0, width=32),
-        Cell(sentences=1600, longer=2),
-    ]
-    between = [
-        replace(few, dropout=0.1, longer=2),
-        Cell(sentences=800, dropout=0.0),
-        replace(few, changes=8),
-        replace(fewer, dropout=0.3, longer=4),
-        replace(few, families=1),
-        replace(fewer, dropout=0.1, longer=4),
-        Cell(sentences=800, dropout=0.1, longer=2),
-        Cell(width=32, longer=4),
-    ]
-    return [*young, *further, *between]
+GRID = """
+    s100-d64-p0 s100-d64-p0.1 s100-d64-p0.3 s400-d64-p0 s400-d64-p0.1 s400-d64-p0.3 s1600-d64-p0
+    s1600-d64-p0.1 s1600-d64-p0.3 s100-d64-p0-x2 s200-d64-p0 s100-d64-p0-x4 s200-d64-p0-f3x3 s400-d64-p0.1-x2
+    s100-d32-p0
+    s100-d64-p0.1-x2 s200-d64-p0-i4 s400-d64-p0-x2 s400-d32-p0 s100-d32-p0-x2 s200-d64-p0-c2 s200-d64-p0-x2
+    s1600-d32-p0 s1600-d64-p0.1-x2
+    s200-d64-p0.1-x2 s800-d64-p0 s200-d64-p0-c8 s100-d64-p0.3-x4 s200-d64-p0-f1x2 s100-d64-p0.1-x4
+    s800-d64-p0.1-x2 s400-d32-p0.1-x4
+""".split()
+"""The cells in their order; the first 24 span text, dropout, capacity, languages and length of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +134,7 @@ class LabConfig:
     """The file of the results."""
 
     cells: str = "*"
-    """Which cells, by name, with `*` and `?`."""
+    """Which cells of the grid, by name, with `*` and `?`."""
 
     rows: Sequence[str] = tuple(ROWS)
     """Which rows."""
@@ -187,19 +165,11 @@ class LabConfig:
 
 def experiment(lab: LabConfig, cell: Cell, seed: int, folder: Path) -> ExperimentConfig:
     """Write a cell's text and return it as an experiment."""
-    world = LanguageFamilies(
-        SyntheticConfig(
-            seed=seed, families=cell.families, languages=cell.languages, changes=cell.changes, **_WORDS
-        )
-    )
+    languages = {name: getattr(cell, name) for name in ("families", "languages", "changes")}
+    world = LanguageFamilies(SyntheticConfig(seed=seed, **languages, **_WORDS))
     write_world(world, cell, folder / "text", lab.held_out)
-    common = {
-        "learning_rate": lab.rate,
-        "warmup_steps": 100,
-        "label_smoothing_factor": 0.1,
-        "weight_decay": 0.01,
-    }
-    common |= {"save_total_limit": 1, "logging_steps": 1000, "adam_epsilon": 1e-8, "seed": seed}
+    common = {"learning_rate": lab.rate, "warmup_steps": 100, "label_smoothing_factor": 0.1, "seed": seed}
+    common |= {"weight_decay": 0.01, "adam_epsilon": 1e-8, "save_total_limit": 1, "logging_steps": 1000}
 
     def budget(updates: int) -> TrainConfig:
         # A rate that falls before the plateau of the first hundreds of updates would hold the loss on it.
@@ -254,10 +224,10 @@ def write_world(world: LanguageFamilies, cell: Cell, folder: Path, held_out: int
         start += count
 
 
-def run_cell(lab: LabConfig, cell: Cell, seed: int, rows: Sequence[str], known: dict[str, Any]) -> None:
+def run_cell(lab: LabConfig, name: str, seed: int, rows: Sequence[str], known: dict[str, Any]) -> None:
     """Train a cell's base, if it is missing, and these rows; keep each as it ends."""
-    line = known.setdefault(key(cell, seed), {"cell": dataclasses.asdict(cell), "seed": seed, "rows": {}})
-    folder = Path(lab.work) / cell.name / f"s{seed}"
+    cell, folder = Cell.of(name), Path(lab.work) / name / f"s{seed}"
+    line = known.setdefault(f"{name}.s{seed}", {"cell": dataclasses.asdict(cell), "seed": seed, "rows": {}})
     config = experiment(lab, cell, seed, folder)
     base = pretrain(config, TrainerCallback())
     if base is None:
@@ -265,9 +235,9 @@ def run_cell(lab: LabConfig, cell: Cell, seed: int, rows: Sequence[str], known: 
     if "base" not in line:
         line["base"] = base_line(Run.of(config, "base", seed), base, cell)
     for row in rows:
-        name, settings = ROWS[row]
+        system, settings = ROWS[row]
         run = Run.of(config, row, seed, bar=TrainerCallback())
-        scores = run_system(run, make_system(name, settings))
+        scores = run_system(run, make_system(system, settings))
         line["rows"][row] = row_line(read_json(run.result_file), scores)
         keep(lab, known)
         shutil.rmtree(run.folder)
@@ -321,25 +291,20 @@ def keep(lab: LabConfig, known: Mapping[str, Any]) -> None:
     )
 
 
-def key(cell: Cell, seed: int) -> str:
-    """Return where the results keep a cell and seed."""
-    return f"{cell.name}.s{seed}"
-
-
-def plan(lab: LabConfig, known: Mapping[str, Any]) -> list[tuple[Cell, int, list[str]]]:
+def plan(lab: LabConfig, known: Mapping[str, Any]) -> list[tuple[str, int, list[str]]]:
     """Return what is missing, in the order in which it runs: cell, seed, rows.
 
     The first 24 cells before the others; of each part the rows that the picture needs before the other
     controls, and of these one seed of all cells before the next.
     """
-    cells = [cell for cell in grid() if fnmatch.fnmatch(cell.name, lab.cells)]
+    names = [name for name in GRID if fnmatch.fnmatch(name, lab.cells)]
     stages = [[row for row in lab.rows if (row in _FIRST) == first] for first in (True, False)]
     wanted = [
-        (cell, seed, [row for row in rows if row not in known.get(key(cell, seed), {}).get("rows", {})])
-        for part in (cells[:24], cells[24:])
+        (name, seed, [row for row in rows if row not in known.get(f"{name}.s{seed}", {}).get("rows", {})])
+        for part in (names[:24], names[24:])
         for rows in stages
         for seed in lab.seeds
-        for cell in part
+        for name in part
     ]
     return [one for one in wanted if one[2]]
 
@@ -361,11 +326,11 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable_progress_bar()
     # Bases that cannot translate yet run on to the longest length.
     warnings.filterwarnings("ignore", message=".*reached their longest length")
-    for cell, seed, rows in missing:
-        run_cell(lab, cell, seed, rows, known)
+    for name, seed, rows in missing:
+        run_cell(lab, name, seed, rows, known)
         done, minutes = done + len(rows), (time.monotonic() - started) / 60
         progress = f"{done}/{runs} rows, {minutes:.0f} min, {minutes / done * (runs - done):.0f} min to go"
-        print(f"[{progress}] {key(cell, seed)}: {report(known[key(cell, seed)])}", flush=True)
+        print(f"[{progress}] {name}.s{seed}: {report(known[f'{name}.s{seed}'])}", flush=True)
 
 
 if __name__ == "__main__":

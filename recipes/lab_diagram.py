@@ -81,7 +81,7 @@ def summary(cells: Mapping[str, Any], row: str, against: str) -> str:
     ranks = {}
     for name in ORDERS:
         values = [point[name] for point in own]
-        if len({*values}) > 1:  # of equal values there is no order
+        if len({*values}) > 1 < len({*gains}):  # equal values have no order
             ranks[name] = spearmanr(values, gains).statistic
     return f"{head}; rank correlation with " + ", ".join(
         f"{name} {rank:+.2f}" for name, rank in ranks.items()

@@ -16,26 +16,31 @@ SMALL = [
 ]
 
 
+def test_a_name_says_what_a_cell_is():
+    wanted = lab.Cell(sentences=200, width=32, dropout=0.1, families=1, languages=3, changes=8, longer=2)
+    assert lab.Cell.of("s200-d32-p0.1-f1x3-c8-x2") == wanted
+    assert lab.Cell.of("s100-d64-p0-i4") == lab.Cell(sentences=100, dropout=0.0, imbalance=4)
+
+
 def test_no_two_cells_of_the_grid_are_the_same():
-    cells = lab.grid()
-    assert len({cell.name for cell in cells}) == len(cells) == len({*cells}) >= 24
+    assert len({lab.Cell.of(name) for name in lab.GRID}) == len(lab.GRID) >= 24
 
 
 def test_one_seed_of_all_cells_runs_before_the_next_and_the_picture_s_rows_before_the_controls():
     order = lab.plan(lab.LabConfig(), {})
     first = order[:24]
-    assert [cell for cell, _, _ in first] == lab.grid()[:24]
+    assert [name for name, _, _ in first] == lab.GRID[:24]
     assert {(seed, tuple(rows)) for _, seed, rows in first} == {(1, ("finetune", "ns", "random"))}
     assert [seed for seed, _ in groupby(seed for _, seed, _ in order)] == [1, 2] * 4
-    wanted = {(cell.name, seed, row) for cell in lab.grid() for seed in (1, 2) for row in lab.ROWS}
-    planned = [(cell.name, seed, row) for cell, seed, rows in order for row in rows]
+    wanted = {(name, seed, row) for name in lab.GRID for seed in (1, 2) for row in lab.ROWS}
+    planned = [(name, seed, row) for name, seed, rows in order for row in rows]
     assert (len(planned), set(planned)) == (len(wanted), wanted)
 
 
 def test_what_is_known_is_not_planned_again():
-    cell, config = lab.grid()[0], lab.LabConfig(seeds=(1,), rows=("finetune", "ns"))
-    order = lab.plan(config, {f"{cell.name}.s1": {"rows": {"ns": {}}}})
-    assert order[0] == (cell, 1, ["finetune"])
+    name, config = lab.GRID[0], lab.LabConfig(seeds=(1,), rows=("finetune", "ns"))
+    order = lab.plan(config, {f"{name}.s1": {"rows": {"ns": {}}}})
+    assert order[0] == (name, 1, ["finetune"])
 
 
 def test_each_language_has_its_own_sentences_and_the_first_of_a_family_more(tmp_path):
