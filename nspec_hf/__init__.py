@@ -84,7 +84,7 @@ ROOMS: dict[str, str] = {
     "paired_test significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
     "analysis figures.style figures.neurons figures.gains figures.tradeoffs figures.registry report.page",
-    "export": "config prune ctranslate2 verify export",
+    "export": "config prune ctranslate2 tokenizer_cut vocabulary verify trim export",
     "systems": "plan experiment result run system parts.rowwise parts.zero_shot parts.subnetworks "
     "parts.clones baseline masked controls elastic own_neurons individual lass differentiation families "
     "adapters target_attention architectures registry pipeline before_training",

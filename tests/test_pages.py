@@ -14,7 +14,7 @@ import pytest
 import yaml
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from nspec_hf.cli.main import COMMANDS, main
+from nspec_hf.cli.main import COMMANDS, main, spelled_out, underscored
 from nspec_hf.systems import ExperimentConfig, read_settings
 from recipes.bench import __main__ as bench
 from tests.helpers import tiny_text
@@ -104,7 +104,7 @@ def test_every_nspec_command_has_these_settings(line):
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False, as_group=False)
-    parser.parse_args(arguments)
+    parser.parse_args(spelled_out(function, [underscored(argument) for argument in arguments]))
 
 
 @pytest.mark.parametrize("line", every("python"))
@@ -113,7 +113,7 @@ def test_every_recipe_command_has_these_settings(line):
     if script == "-m":
         assert arguments[0] == "recipes.bench"
         bench.read_options(arguments[1:])
-    elif Path(script).stem in ("exports", "serve_load"):
+    elif Path(script).stem in ("exports", "smaller", "smaller_shapes", "serve_load"):
         assert loaded(Path(script).stem).read_options(arguments)
     else:
         config = str(ROOT / arguments[0])

@@ -9,7 +9,8 @@ import importlib
 import inspect
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from nspec_hf import __version__
 from nspec_hf.core import ConfigError, check_settings_files, exit_status
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     name, *rest = arguments or ["--help"]
     called = f"nspec {name}" if name in COMMANDS else "nspec"
-    return exit_status(called, lambda: _answer(name, [_underscored(argument) for argument in rest]))
+    return exit_status(called, lambda: _answer(name, [underscored(argument) for argument in rest]))
 
 
 def _answer(name: str, rest: list[str]) -> int:
@@ -86,13 +87,29 @@ def _run(name: str, arguments: list[str]) -> int:
     shape = type("Help", (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter), {})
     said = {"prog": f"nspec {name}", "description": about, "formatter_class": shape}
     first = next(iter(inspect.signature(function).parameters.values()))
+    arguments = spelled_out(function, arguments)
     if arguments and not arguments[0].startswith("-") and first.default is first.empty:
         arguments = [f"--{first.name}", *arguments]  # `nspec inspect masks`
     status = jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said)
     return status if isinstance(status, int) else 0
 
 
-def _underscored(argument: str) -> str:
+def spelled_out(function: Callable[..., object], arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the value of a switch that was given alone: `--trim_vocabulary` is true."""
+    switches = {
+        f"--{each.name}"
+        for each in inspect.signature(function).parameters.values()
+        if each.annotation is bool
+    }
+    spelled: list[str] = []
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        spelled.append(argument)
+        if argument in switches and following.startswith("--"):
+            spelled.append("true")
+    return spelled
+
+
+def underscored(argument: str) -> str:
     """Return an option's name as the functions spell it: `--comet-out` is `--comet_out`."""
     if not argument.startswith("--"):
         return argument

@@ -211,39 +211,54 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
 
 def export(
     model: str,
-    masks: str,
     pairs: str | Sequence[str],
     output: str,
+    masks: str | None = None,
+    trim_vocabulary: bool = False,
     export: exporting.ExportConfig = exporting.ExportConfig(),
     corpus: data.CorpusConfig | None = None,
     split: str = "test",
+    count_split: str = "train",
     codes: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write a model that has only the neurons of one pair, or of several together.
+    """Write a model that has only the neurons of one pair, or of several together, and only their subwords.
 
-    Example: nspec export --model runs/mine/model --masks masks --pairs en-de --output en-de-ct2
-    --export.format ctranslate2 --export.quantization int8_float32
+    Example: nspec export --model runs/mine/model --masks masks --pairs en-de,de-en --output small
+    --trim-vocabulary --corpus.path data --export.format ctranslate2 --export.quantization int8_float32
 
     Args:
         model: Hub id or folder of the trained model.
-        masks: Folder or Hub repository of masks.
         pairs: The pair, or pairs with commas between them.
         output: Folder that is written; must not hold anything yet.
+        masks: Folder or Hub repository of masks; without masks all neurons stay.
+        trim_vocabulary: Whether to leave the subwords out that text of these pairs does not need.
         export: Form, and what it must prove.
-        corpus: Where text lies to prove it on; without it, sentences are made up.
-        split: Which text.
+        corpus: Where text lies to count subwords and to prove it on; without it, sentences are made up.
+        split: Which text to prove it on.
+        count_split: Which text to count subwords on.
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
     """
-    network, tags = load(model, codes, trust_remote_code)
-    chosen = masks_room.NeuronMasks.from_pretrained(masks)
-    texts: dict[str, Sequence[str]] | None = None
+    if trim_vocabulary and corpus is None:
+        raise ConfigError("trimming counts subwords on text of the pairs; give --corpus.path FOLDER")
+    chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
+    wanted, texts, counted = directions(pairs), [], None
     if corpus is not None:
-        corpus_texts = data.read_corpus(corpus, directions(pairs), split)
-        texts = {text.pair: text.sources[: export.sample] for text in corpus_texts}
+        texts = data.read_corpus(corpus, wanted, split)
+        counted = data.read_corpus(corpus, wanted, count_split) if trim_vocabulary else None
+    network, tags = load(model, codes, trust_remote_code)
     made = exporting.export_model(
-        network, tags.tokenizer, chosen, directions(pairs), output, export, texts, codes
+        network,
+        tags.tokenizer,
+        chosen,
+        wanted,
+        output,
+        export,
+        codes=codes,
+        counted=counted,
+        held_out=texts,
+        release=True,
     )
     _say(made)
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         LanguageTags as LanguageTags,
         as_tags as as_tags,
         special_id as special_id,
+        vocabularies as vocabularies,
     )
     from nspec_hf.data.tokenizer import (
         VocabularyConfig as VocabularyConfig,

@@ -95,7 +95,7 @@ class LanguageTags:
             raise ConfigError("the tokenizer draws subwords at random; set dropout or enable_sampling off")
         self.tokenizer = tokenizer
         self.codes = dict(codes or {})
-        self._vocabulary, added = _vocabularies(tokenizer)
+        self._vocabulary, added = vocabularies(tokenizer)
         self._family = _family(tokenizer, self._vocabulary, added)
         self._tags = _tags(self._vocabulary, added).get(self._family.spelling, {})
         self._codes_by_id: dict[int, list[str]] = {}
@@ -297,8 +297,8 @@ def special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     return number
 
 
-def _vocabularies(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], dict[str, int]]:
-    """Return all tokens, and among them those that were added to the subwords."""
+def vocabularies(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], dict[str, int]]:
+    """Return all tokens with their ids, and among them those that were added to the subwords (tags …)."""
     # M2M100Tokenizer knows its tags, but leaves them out of both.
     tags: Mapping[str, int] = getattr(tokenizer, "lang_token_to_id", {})
     added: Mapping[str, int] = getattr(tokenizer, "get_added_vocab", dict)()

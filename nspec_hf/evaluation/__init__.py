@@ -11,7 +11,11 @@ if TYPE_CHECKING:
         check_texts as check_texts,
     )
     from nspec_hf.evaluation.translator import Translator as Translator
-    from nspec_hf.evaluation.metrics import sacrebleu_metric as sacrebleu_metric, score as score
+    from nspec_hf.evaluation.metrics import (
+        Score as Score,
+        sacrebleu_metric as sacrebleu_metric,
+        score as score,
+    )
     from nspec_hf.evaluation.comet import (
         COMET_MODEL as COMET_MODEL,
         read_comet as read_comet,

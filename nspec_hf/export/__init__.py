@@ -1,4 +1,4 @@
-"""A pair's own model: without the neurons that it does not use, also for CTranslate2."""
+"""A pair's own model: without the neurons and the subwords that it does not use, also for CTranslate2."""
 
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         greedy as greedy,
         until_end as until_end,
     )
+    from nspec_hf.export.trim import VocabularyReport as VocabularyReport
     from nspec_hf.export.export import (
         REPORT_FILE as REPORT_FILE,
         ExportReport as ExportReport,

@@ -10,9 +10,10 @@ from nspec_hf.core import ConfigError
 class ExportConfig:
     """What is written, and what it must prove."""
 
-    format: Literal["zeroed", "pruned", "ctranslate2"] = "zeroed"
-    """`zeroed`: any code loads it, same size. `pruned`: smaller, for `load_pruned`. `ctranslate2`: smaller
-    and faster, for CTranslate2."""
+    format: Literal["zeroed", "padded", "pruned", "ctranslate2"] = "zeroed"
+    """`zeroed`: any code loads it, same widths. `padded`: any code loads it, layers as wide as the widest of
+    their side. `pruned`: each layer as wide as its masks, for `load_pruned`. `ctranslate2`: as `pruned`, for
+    CTranslate2."""
 
     silence: Literal["neuron", "weights"] = "neuron"
     """What the gate did in training to neurons that a pair does not keep."""
@@ -22,7 +23,10 @@ class ExportConfig:
     int8_bfloat16."""
 
     multiple_of: int = 1
-    """For `pruned` and `ctranslate2`: round widths up to a multiple of this; extra neurons are zeros."""
+    """For all but `zeroed`: round widths up to a multiple of this; extra neurons are zeros."""
+
+    min_count: int = 1
+    """With a trimmed vocabulary: how often a subword must occur in the text that is counted."""
 
     sample: int = 8
     """How many sentences a pair has to prove itself on: made-up ones, or the first of the corpus that `nspec
@@ -37,10 +41,10 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.format not in ("zeroed", "pruned", "ctranslate2"):
-            raise ConfigError(f"format is zeroed, pruned or ctranslate2, got {self.format!r}")
-        if min(self.multiple_of, self.sample, self.max_new_tokens) < 1:
-            raise ConfigError("multiple_of, sample and max_new_tokens are positive")
+        if self.format not in ("zeroed", "padded", "pruned", "ctranslate2"):
+            raise ConfigError(f"format is zeroed, padded, pruned or ctranslate2, got {self.format!r}")
+        if min(self.multiple_of, self.min_count, self.sample, self.max_new_tokens) < 1:
+            raise ConfigError("multiple_of, min_count, sample and max_new_tokens are positive")
         if self.agreement is not None and not 0 <= self.agreement <= 1:
             raise ConfigError(f"agreement is a share and must lie in [0, 1], got {self.agreement}")
         if self.format != "ctranslate2" and self.quantization != "float32":

@@ -1,8 +1,9 @@
 """A pair's own model: its masks baked in, proved on a sample, and only then put in its place.
 
-Three forms. `zeroed` has the shapes of the plain model and needs no code of ours to load; `pruned` is
-physically smaller and is loaded by `load_pruned`, since `from_pretrained` refuses layers of different
-widths; `ctranslate2` is pruned and runs in CTranslate2, in 8 bits where wanted.
+Four forms. `zeroed` has the shapes of the plain model and needs no code of ours to load; neither does
+`padded`, whose layers are as narrow as the widest of their side; `pruned` is smaller still and is loaded by
+`load_pruned`, since `from_pretrained` refuses layers of different widths; `ctranslate2` is pruned and runs in
+CTranslate2, in 8 bits where wanted. Each may have a vocabulary that is trimmed to what its pairs need.
 
 Each is written to a folder beside the one asked for and read back from there; where its greedy translations
 of the sample differ from the gate's, it is refused (a quantized one is only measured).
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.core import (
     ArtifactError,
+    ConfigError,
     ExportError,
     Pair,
     as_pairs,
@@ -27,10 +30,11 @@ from nspec_hf.core import (
     versions,
     write_json,
 )
-from nspec_hf.data import LanguageTags
+from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, decode, require_ctranslate2
-from nspec_hf.export.prune import narrow, pruned, zeroed
+from nspec_hf.export.prune import narrow, padded, plain_copy, pruned, zeroed
+from nspec_hf.export.trim import Trimmed, VocabularyReport, expected_tokens, measure, trim
 from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, until_end
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_prompt, load_model, plain_model, refuse_unfit
@@ -48,9 +52,9 @@ class ExportReport:
     pairs: tuple[str, ...]
     """Pairs whose neurons, together, the model has."""
     masks: str
-    """Fingerprint of their masks."""
+    """Fingerprint of their masks; empty where all neurons stay."""
     widths: Mapping[str, int]
-    """Feed-forward sites that were cut: name → neurons left. Empty for `zeroed`."""
+    """Feed-forward sites that were cut: name → neurons left. Empty for `zeroed` and `padded`."""
     density: float
     """Share of neurons kept."""
     parameters: int
@@ -64,87 +68,174 @@ class ExportReport:
     sentences: int
     """Size of the sample."""
     same: float
-    """Share of it whose greedy translations equal the gate's, token by token."""
+    """Share of it whose greedy translations equal the gate's, token by token; with a trimmed vocabulary those
+    that the gate writes for the same tokens when it may not write the others."""
+    vocabulary: VocabularyReport | None = None
+    """What the trimmed vocabulary does to text; None where it was not trimmed."""
 
     def __str__(self) -> str:
-        """Say it in two lines."""
+        """Say it in a few lines."""
         parameters, size = self.parameters / self.parameters_dense, self.bytes / self.bytes_dense
         return (
             f"{self.folder}: {self.config.format} for {', '.join(self.pairs)}; {parameters:.1%} of the "
             f"parameters ({self.parameters:,} of {self.parameters_dense:,}), {size:.1%} of the bytes "
             f"({self.bytes / 2**20:.1f} of {self.bytes_dense / 2**20:.1f} MiB)\n"
             f"{self.same:.1%} of {self.sentences} sample sentences have the gate's tokens"
+            + (f"\n{self.vocabulary}" if self.vocabulary else "")
         )
 
 
 def export_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    masks: NeuronMasks,
+    masks: NeuronMasks | None,
     pairs: str | Sequence[str],
     folder: str | os.PathLike,
     config: ExportConfig = ExportConfig(),
     texts: Mapping[str, Sequence[str]] | None = None,
     codes: Mapping[str, str] | None = None,
+    *,
+    counted: Sequence[PairText] | None = None,
+    held_out: Sequence[PairText] = (),
+    release: bool = False,
 ) -> ExportReport:
-    """Write a model that has only the neurons of one pair, or of several together.
+    """Write a model that has only the neurons of one pair, or of several together, and only their subwords.
 
     Args:
         model: The trained model.
         tokenizer: Its tokenizer, saved along.
-        masks: Which neurons each pair keeps.
+        masks: Which neurons each pair keeps; None: all.
         pairs: The pair or pairs to serve.
         folder: Where to write; must not hold anything yet.
         config: Form, meaning of silence, proof.
         texts: Sentences in each pair's source language to prove it on; made-up ones where it is not given.
+            With a trimmed vocabulary, the first held-out or counted sentences are taken.
         codes: Your language codes → the tokenizer's, where they differ.
+        counted: Text of the pairs whose subwords the vocabulary is trimmed to; None: it stays whole.
+        held_out: Text that was not counted, to measure a trimmed vocabulary on.
+        release: Whether to give the model's weights up when the smaller one is written: it is of no use
+            afterwards, and the proof needs no memory beside it.
 
     Raises:
-        ExportError: If the written model does not translate the sample as the gate does.
+        ExportError: If the written model does not translate the sample as the gate does, or a trimmed
+            tokenizer does not split text as before.
         UnknownPairError: If masks hold no such pair.
-        UnsupportedModelError: If the model cannot be baked or converted.
+        UnsupportedModelError: If the model cannot be baked, trimmed or converted.
         ArtifactError: If a weight is not finite.
-        ConfigError: If the folder is not empty; before the work.
+        ConfigError: If the folder is not empty, or texts cannot be used; before the work.
     """
     model, tags = plain_model(model), LanguageTags(tokenizer, codes)
     refuse_unfit(model, type(model).__name__)
     if config.format == "ctranslate2":
         require_ctranslate2()
     pairs = as_pairs([pairs] if isinstance(pairs, str) else pairs)
-    chosen = masks.subset(pairs)
-    chosen = chosen if len(pairs) == 1 else chosen.union("all")
+    known = _of_pairs(held_out, pairs) if held_out else []
+    if texts is None and (known or counted):
+        texts = {text.pair: text.sources[: config.sample] for text in known or counted or []}
+    chosen = None if masks is None else masks.subset(pairs)
+    chosen = chosen.union("all") if chosen is not None and len(pairs) > 1 else chosen
     with atomic_folder(folder) as partial:
-        sample = samples(tags, pairs, texts, config.sample)
-        expected = gated_tokens(model, tags, chosen, sample, config.silence, config.max_new_tokens)
         baked, widths = _baked(model, chosen, config)
-        try:
-            if config.format == "ctranslate2":
-                start, _ = _prompts(model, tags, pairs)
-                convert(baked, tokenizer, partial, config.quantization, start)
-            else:
-                baked.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        except ValueError as error:
-            raise ExportError(f"{type(model).__name__} cannot be saved: {error}") from error
+        tokenizer.save_pretrained(partial)
+        counted = None if counted is None else _of_pairs(counted, pairs)
+        trimmed = None if counted is None else trim(baked, tags, counted, config.min_count, partial)
+        proof = _proof(model, tags, chosen, pairs, config, texts, trimmed)
+        after = trimmed.after if trimmed else tags
+        _write(baked, after, pairs, config, partial)
         report = ExportReport(
             folder=str(folder),
             config=config,
             pairs=tuple(map(str, pairs)),
-            masks=chosen.fingerprint(),
+            masks=chosen.fingerprint() if chosen else "",
             widths=widths,
-            density=float(chosen.density()),
+            density=float(chosen.density()) if chosen else 1.0,
             parameters=baked.num_parameters(),
             parameters_dense=model.num_parameters(),
             bytes=_weight_bytes(partial),
             bytes_dense=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-            sentences=sum(map(len, sample.values())),
+            sentences=sum(map(len, proof.sample.values())),
             same=0.0,
         )
-        content = {"format_number": 1, **dataclasses.asdict(report), "versions": versions()}
-        write_json(partial / REPORT_FILE, content)
-        same = _agreement(exported_tokens(partial, model, tags, sample, config), expected, report)
-        write_json(partial / REPORT_FILE, {**content, "same": same})
-    return dataclasses.replace(report, same=same)
+        _write_report(partial, report)  # `load_pruned` reads the widths from it
+        if release:
+            _give_up(model, baked)
+        found = exported_tokens(partial, baked, after, proof.sample, config)
+        report = dataclasses.replace(report, same=_agreement(found, proof.expected, report))
+        if trimmed:
+            vocabulary = measure(trimmed, counted or [], known, config.sample, found, proof.written)
+            report = dataclasses.replace(report, vocabulary=vocabulary)
+        _write_report(partial, report)
+    return report
+
+
+@dataclass(frozen=True)
+class _Proof:
+    sample: Tokens
+    """The sentences, as the exported model reads them."""
+    expected: Tokens
+    """What it must write."""
+    written: Tokens
+    """What the gate writes, as the whole tokenizer spells it."""
+
+
+def _proof(
+    model: PreTrainedModel,
+    tags: LanguageTags,
+    masks: NeuronMasks | None,
+    pairs: Sequence[Pair],
+    config: ExportConfig,
+    texts: Mapping[str, Sequence[str]] | None,
+    trimmed: Trimmed | None,
+) -> _Proof:
+    def decode(rows: Tokens, forbidden: Sequence[int] = ()) -> Tokens:
+        longest = config.max_new_tokens
+        return gated_tokens(model, tags, masks, rows, config.silence, longest, forbidden)
+
+    before = samples(tags, pairs, texts, config.sample)
+    written = decode(before)
+    if trimmed is None:
+        return _Proof(before, written, written)
+    sample = samples(trimmed.after, pairs, texts, config.sample)
+    rows, gone = {pair: trimmed.old(each) for pair, each in sample.items()}, trimmed.removed
+    expected = expected_tokens(trimmed, rows, before, written, lambda some: decode(some, gone))
+    return _Proof(sample, {pair: trimmed.new(each) for pair, each in expected.items()}, written)
+
+
+def _of_pairs(texts: Sequence[PairText], pairs: Sequence[Pair]) -> list[PairText]:
+    """Return the text of each pair, in their order.
+
+    Raises:
+        ConfigError: If there is none of one of them.
+    """
+    found = {text.pair: text for text in texts if len(text)}
+    missing = [str(pair) for pair in pairs if pair not in found]
+    if missing:
+        raise ConfigError(f"no text for {', '.join(missing)}, which trimming a vocabulary needs")
+    return [found[pair] for pair in pairs]
+
+
+def _write(
+    model: PreTrainedModel, tags: LanguageTags, pairs: Sequence[Pair], config: ExportConfig, folder: Path
+) -> None:
+    """Write the weights beside the tokenizer."""
+    try:
+        if config.format == "ctranslate2":
+            start, _ = _prompts(model, tags, pairs)
+            convert(model, tags.tokenizer, folder, config.quantization, start)
+        else:
+            model.save_pretrained(folder)
+    except ValueError as error:
+        raise ExportError(f"{type(model).__name__} cannot be saved: {error}") from error
+
+
+def _write_report(folder: Path, report: ExportReport) -> None:
+    content = {"format_number": 1, **dataclasses.asdict(report), "versions": versions()}
+    write_json(folder / REPORT_FILE, content)
+
+
+def _give_up(*models: PreTrainedModel) -> None:
+    for model in models:
+        model.to(torch.device("meta"))  # type: ignore[arg-type]
 
 
 def load_pruned(folder: str | os.PathLike, **options: Any) -> PreTrainedModel:
@@ -185,7 +276,8 @@ def exported_tokens(
     longest = config.max_new_tokens
     if config.format != "ctranslate2":
         load = load_pruned if config.format == "pruned" else load_model
-        loaded = load(folder, dtype=model.dtype, device=model.device)
+        device = None if model.device.type == "meta" else model.device  # given up, see `export_model`
+        loaded = load(folder, dtype=model.dtype, device=device)
         return {pair: greedy(loaded, tags, pair, rows, longest) for pair, rows in sample.items()}
     _, prefixes = _prompts(model, tags, list(sample))
     return {
@@ -212,11 +304,15 @@ def _prompts(
 
 
 def _baked(
-    model: PreTrainedModel, masks: NeuronMasks, config: ExportConfig
+    model: PreTrainedModel, masks: NeuronMasks | None, config: ExportConfig
 ) -> tuple[PreTrainedModel, dict[str, int]]:
+    if masks is None:
+        return plain_copy(model), {}
     pair = masks.pairs[0]
     if config.format == "zeroed":
         return zeroed(model, masks, pair, config.silence), {}
+    if config.format == "padded":
+        return padded(model, masks, pair, config.silence, config.multiple_of), {}
     return pruned(model, masks, pair, config.silence, config.multiple_of)
 
 

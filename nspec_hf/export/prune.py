@@ -6,10 +6,13 @@ The copy gives the gate's outputs without a gate. A silenced neuron's row of W1 
 it gives σ(0) = 0, and its column of W2 with them. With `silence="weights"` it would still give σ(b1), so
 W2[:, off] σ(b1[off]) is added to the bias of the down projection first. Sites of other kinds lose the rows
 and the bias of their silenced outputs and are never cut.
+
+The copy shares all weights that are not changed with the model, so that it takes little memory beside it.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +39,7 @@ def zeroed(model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str =
         UnsupportedModelError: If a layer cannot be written to (LoRA, quantized), or
             `weights` cannot be baked.
     """
-    if silence not in ("neuron", "weights"):
-        raise ConfigError(f"silence is 'neuron' or 'weights', got {silence!r}")
-    sites = find_sites(plain_model(model), {site.kind for site in masks.sites})
-    masks.check_model(sites)
-    keep = masks[pair]
-    baked = _plain_copy(plain_model(model))
-    gated = [site for site in sites if site.name in keep]
-    refuse_changed_linears(baked, gated)
-    # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
-    for site in sorted(gated, key=lambda site: site.kind != "ffn"):
-        _zero(baked, site, keep[site.name], silence)
-    return baked
+    return _baked(model, masks, pair, silence, None)
 
 
 def pruned(
@@ -63,18 +55,84 @@ def pruned(
         multiple_of: Round widths up to a multiple of this by leaving zeroed neurons in; each site keeps at
             least one multiple.
     """
-    baked = zeroed(model, masks, pair, silence)
+    keep = masks[pair]
+    widths = {
+        site.name: _rounded(keep[site.name], multiple_of)
+        for site in find_sites(plain_model(model))
+        if site.name in keep
+    }
+    return _baked(model, masks, pair, silence, widths.__getitem__), widths
+
+
+def padded(
+    model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron", multiple_of: int = 1
+) -> PreTrainedModel:
+    """Return a smaller copy whose layers are all as wide as the config says, so that any code loads it.
+
+    Layers that share a width in the config (those of a side, in T5 all) get that of the widest of them.
+
+    Args:
+        model: As `zeroed`, which also says what is raised.
+        masks: Which neurons the pair keeps.
+        pair: Whose masks to bake.
+        silence: What a gate does to a neuron.
+        multiple_of: Round widths up to a multiple of this.
+
+    Raises:
+        UnsupportedModelError: If the config does not say the width under a name that is known here.
+    """
+    plain, keep = plain_model(model), masks[pair]
     widths: dict[str, int] = {}
-    for site in find_sites(baked):
-        if site.name not in masks.keep:
-            continue
-        keep_F = masks[pair][site.name]
-        size = min(site.width, max(1, -(-int(keep_F.sum()) // multiple_of)) * multiple_of)
-        # Kept neurons first, so that what fills up to the multiple is zeroed ones; then in their order.
-        order_K = torch.argsort(keep_F.int(), descending=True, stable=True)[:size].sort().values
-        _narrow(baked, site, order_K)
-        widths[site.name] = size
-    return baked, widths
+    fields = {site.name: _width_field(plain, site) for site in find_sites(plain)}
+    for site in find_sites(plain):
+        own = _rounded(keep[site.name], multiple_of) if site.name in keep else site.width
+        widths[fields[site.name]] = max(own, widths.get(fields[site.name], 0))
+    baked = _baked(model, masks, pair, silence, lambda name: widths[fields[name]])
+    for field, width in widths.items():
+        setattr(baked.config, field, width)
+    return baked
+
+
+def _rounded(keep_F: Tensor, multiple_of: int) -> int:
+    """Return how many neurons stay: the kept ones, at least one, rounded up as far as there are so many."""
+    return min(len(keep_F), max(1, -(-int(keep_F.sum()) // multiple_of)) * multiple_of)
+
+
+def _width_field(model: PreTrainedModel, site: Site) -> str:
+    """Return the name under which the config says a site's width."""
+    for field in (f"{site.side}_ffn_dim", "d_ff"):
+        if getattr(model.config, field, None) == site.width:
+            return field
+    raise UnsupportedModelError(
+        f"the config of a {type(model).__name__} does not say the width of {site.name!r} under a name that "
+        "is known; export it as 'pruned'"
+    )
+
+
+def _baked(
+    model: PreTrainedModel,
+    masks: NeuronMasks,
+    pair: str,
+    silence: str,
+    width: Callable[[str], int] | None,
+) -> PreTrainedModel:
+    if silence not in ("neuron", "weights"):
+        raise ConfigError(f"silence is 'neuron' or 'weights', got {silence!r}")
+    sites = find_sites(plain_model(model), {site.kind for site in masks.sites})
+    masks.check_model(sites)
+    keep = masks[pair]
+    baked = plain_copy(plain_model(model))
+    gated = [site for site in sites if site.name in keep]
+    refuse_changed_linears(baked, gated)
+    # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
+    for site in sorted(gated, key=lambda site: site.kind != "ffn"):
+        keep_F = keep[site.name]
+        _zero(baked, site, keep_F, silence)
+        if width and site.kind == "ffn":
+            # Kept neurons first, so that what fills up to the width is zeroed ones; then in their order.
+            order_F = torch.argsort(keep_F.int(), descending=True, stable=True)
+            _narrow(baked, site, order_F[: width(site.name)].sort().values)
+    return baked
 
 
 def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
@@ -95,9 +153,10 @@ def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
         _narrow(model, sites[name], torch.arange(width))
 
 
-def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy a model without the gate that may be on it."""
-    plain = copy.deepcopy(model)
+def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model without the gate that may be on it; the copy shares its weights."""
+    shared = {id(weight): weight for weight in chain(model.parameters(), model.buffers())}
+    plain = copy.deepcopy(model, shared)  # type: ignore[arg-type]
     gate = attachment_of(plain)
     if gate is not None:
         gate.detach()
@@ -105,13 +164,13 @@ def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
-    linear = site.linear(model)
+    linear = _with_own_weights(site.linear(model))
     off_F = ~keep_F.to(linear.weight.device)
     with torch.no_grad():
         if site.kind != "ffn":
             _zero_rows(linear, off_F)
             return
-        down = linear_at(model, site.down)
+        down = _with_own_weights(linear_at(model, site.down))
         if silence == "weights" and linear.bias is not None and off_F.any():
             if site.up or down.bias is None:
                 raise UnsupportedModelError(
@@ -122,8 +181,13 @@ def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
             down.bias.add_(nn.functional.linear(constant_F, down.weight))
         _zero_rows(linear, off_F)
         if site.up:
-            _zero_rows(linear_at(model, site.up), off_F)
+            _zero_rows(_with_own_weights(linear_at(model, site.up)), off_F)
         down.weight[:, off_F] = 0
+
+
+def _with_own_weights(linear: nn.Linear) -> nn.Linear:
+    resize(linear, linear.weight.clone(), None if linear.bias is None else linear.bias.clone())
+    return linear
 
 
 def _zero_rows(linear: nn.Linear, off_F: Tensor) -> None:

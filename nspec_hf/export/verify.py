@@ -4,6 +4,7 @@ Decoding is greedy, and without the settings of a model's own `generation_config
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, cast
 
 import torch
@@ -72,26 +73,48 @@ def _made_up(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
 def gated_tokens(
     model: PreTrainedModel,
     tags: LanguageTags,
-    masks: NeuronMasks,
+    masks: NeuronMasks | None,
     sample: Tokens,
     silence: Literal["neuron", "weights"],
     max_new_tokens: int,
+    forbidden: Sequence[int] = (),
 ) -> Tokens:
-    """Return what a gate with the first of these masks' pairs writes, for each pair's sample."""
+    """Return what a gate with the first of these masks' pairs writes, for each pair's sample.
+
+    Args:
+        model: The model; a gate on it is off meanwhile.
+        tags: How the tokenizer spells languages.
+        masks: The masks; None: all neurons are used.
+        sample: Encoded sentences.
+        silence: What the gate does to a neuron.
+        max_new_tokens: Longest translation.
+        forbidden: Tokens that are not written.
+    """
     other = attachment_of(model)
     if other is not None:
         other.detach()
     try:
-        with eval_mode(model), NeuronGate(model, masks, GateConfig(silence=silence)) as gate:
-            gate.use(masks.pairs[0])
-            return {pair: greedy(model, tags, pair, rows, max_new_tokens) for pair, rows in sample.items()}
+        with ExitStack() as stack:
+            stack.enter_context(eval_mode(model))
+            if masks is not None:
+                gate = stack.enter_context(NeuronGate(model, masks, GateConfig(silence=silence)))
+                gate.use(masks.pairs[0])
+            return {
+                pair: greedy(model, tags, pair, rows, max_new_tokens, forbidden)
+                for pair, rows in sample.items()
+            }
     finally:
         if other is not None:
             other.attach()
 
 
 def greedy(
-    model: PreTrainedModel, tags: LanguageTags, pair: Pair, rows: list[list[int]], max_new_tokens: int
+    model: PreTrainedModel,
+    tags: LanguageTags,
+    pair: Pair,
+    rows: list[list[int]],
+    max_new_tokens: int,
+    forbidden: Sequence[int] = (),
 ) -> list[list[int]]:
     """Return the greedy translations of encoded sentences, without prompt and end of sentence."""
     prefix = decoder_prompt(model, tags, pair)
@@ -109,7 +132,7 @@ def greedy(
                 decoder_input_ids=torch.tensor([prefix] * len(ids_BL), device=model.device),
                 decoder_start_token_id=prefix[0],
                 max_new_tokens=max_new_tokens,
-                suppress_tokens=padding or None,
+                suppress_tokens=[*padding, *forbidden] or None,
                 **_GREEDY,
             )
         found += [until_end(row[len(prefix) :], tags.tokenizer) for row in outputs.tolist()]
