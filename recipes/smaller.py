@@ -5,12 +5,12 @@
 
 For each form (Hugging Face, CTranslate2 in float32 and in int8) four models: `dense`, with all neurons and
 all subwords; `neurons`, only the pairs' neurons; `vocabulary`, only the subwords of their training text;
-`both`. Each is exported and proved as `nspec export` does it, loaded as a user would load it, and translates
+`both`. Each is exported and proved as `nspec export` does it, loaded by `nspec_hf.load`, and translates
 the split with beams. `dense` and `vocabulary` are made of `--dense` where it is given, such as a fine-tuned
 model.
 
-Speed is tokens written a second of processor time, the best of interleaved rounds, so that other programs on
-the machine count little.
+Speed is tokens of the whole vocabulary written a second of processor time, the best of interleaved rounds, so
+that other programs on the machine count little.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ import torch
 
 from nspec_hf.core import Pair, Table, as_pairs, exit_status, require_writable, write_result
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, load_tokenizer, read_corpus
-from nspec_hf.evaluation import TranslateConfig, Translator, score
-from nspec_hf.export import ExportConfig, ExportReport, export_model, load_pruned
+from nspec_hf.evaluation import TranslateConfig, score
+from nspec_hf.export import ExportConfig, ExportReport, export_model
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import load_model
+from nspec_hf.serving import load
 
 FORMS = {
     "zeroed": {"format": "zeroed"},
@@ -47,8 +48,6 @@ MODELS = {
     "both": (True, True),
 }
 """Name in the result → whether it has only the pairs' neurons, and only their subwords."""
-
-Translate = Callable[[PairText], list[str]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,21 +130,32 @@ def _measured(
 ) -> dict[str, Any]:
     """Load each model of a form, translate with it, and say what it is worth beside the dense one."""
     loads, speeds, loaded = {}, dict.fromkeys(made, 0.0), {}
-    for name, report in made.items():
+    config = TranslateConfig(num_beams=options.beams, progress=False)
+    for name in made:
         start = time.process_time()
-        loaded[name] = _loaded(folder / f"{form}.{name}", report.config.format, options)
+        loaded[name] = load(folder / f"{form}.{name}", translate=config)
         loads[name] = time.process_time() - start
     timed = [first(text, options.timed) for text in texts]
+    tags = LanguageTags(loaded["dense"].tokenizer)
     for _ in range(options.rounds):
-        for name, (translate, tags) in loaded.items():
+        for name, each in loaded.items():
             start = time.process_time()
-            written = [tags.encode_target(translate(text), text.pair) for text in timed]
+            translations = [each.translate(text.sources, text.pair) for text in timed]
             seconds = time.process_time() - start
-            speeds[name] = max(speeds[name], sum(len(row) for rows in written for row in rows) / seconds)
+            written = [
+                row
+                for text, lines in zip(timed, translations, strict=True)
+                for row in tags.encode_target(lines, text.pair)
+            ]
+            speeds[name] = max(speeds[name], sum(map(len, written)) / seconds)
     found = {}
     for name, report in made.items():
-        translate, _ = loaded[name]
-        scores = {str(text.pair): score(translate(text), text.targets, "bleu", text.pair) for text in texts}
+        scores = {
+            str(text.pair): score(
+                loaded[name].translate(text.sources, text.pair), text.targets, "bleu", text.pair
+            )
+            for text in texts
+        }
         found[name] = {
             "density": report.density,
             "tokens": report.vocabulary.tokens if report.vocabulary else None,
@@ -161,35 +171,6 @@ def _measured(
             "resegmented": report.vocabulary.resegmented if report.vocabulary else 0.0,
         }
     return found
-
-
-def _loaded(folder: Path, form: str, options: argparse.Namespace) -> tuple[Translate, LanguageTags]:
-    """Load an exported model as its users do."""
-    tags = LanguageTags(load_tokenizer(folder))
-    if form != "ctranslate2":
-        model = load_pruned(folder) if form == "pruned" else load_model(folder)
-        config = TranslateConfig(num_beams=options.beams, progress=False)
-        translator = Translator(model, tags, None, config)
-        return lambda text: translator.translate(text.sources, text.pair), tags
-    import ctranslate2  # an extra; the export has missed it by name
-
-    library = ctranslate2.Translator(str(folder), device="cpu", intra_threads=options.threads)
-
-    def translate(text: PairText) -> list[str]:
-        start = -1  # which CTranslate2 puts before the prefix by itself
-        prefix = [number for number in tags.decoder_prefix(text.pair, start) if number != start]
-        spelled = tags.tokenizer.convert_ids_to_tokens
-        found = library.translate_batch(
-            [spelled(row) for row in tags.encode_source(text.sources, text.pair)],
-            target_prefix=[spelled(prefix)] * len(text) if prefix else None,
-            beam_size=options.beams,
-            max_batch_size=32,
-            max_decoding_length=options.max_new_tokens,
-        )
-        rows = [tags.tokenizer.convert_tokens_to_ids(each.hypotheses[0]) for each in found]
-        return tags.tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-    return translate, tags
 
 
 def table(form: str, found: Mapping[str, Mapping[str, Any]]) -> Table:

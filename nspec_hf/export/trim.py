@@ -17,7 +17,7 @@ from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.evaluation import Score, score
 from nspec_hf.export.tokenizer_cut import cut_tokenizer
 from nspec_hf.export.verify import Tokens
-from nspec_hf.export.vocabulary import cut_vocabulary, kept_tokens
+from nspec_hf.export.vocabulary import cut_vocabulary, kept_tokens, token_count
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def trim(
     Raises:
         UnsupportedModelError: If the tokenizer or the model cannot be cut.
     """
-    size = model.get_input_embeddings().weight.shape[0]
+    size = token_count(model)
     kept = kept_tokens(model, tags, counted, least, folder)
     smaller = cut_tokenizer(folder, tags.tokenizer, kept)
     cut_vocabulary(model, kept)

@@ -66,8 +66,14 @@ def kept_tokens(
         or _BYTE.fullmatch(token)
         or (len(token) == 1 and (bytewise or not token.isalpha() or _script(token) in scripts))
     }
-    size = model.get_input_embeddings().weight.shape[0]
+    size = token_count(model)
     return sorted(number for token in reachable(folder, tokens) if (number := ids.get(token, size)) < size)
+
+
+def token_count(model: PreTrainedModel) -> int:
+    """Return how many tokens a model's embeddings have; a tokenizer may know fewer."""
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.weight.shape[0]
 
 
 def cut_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
@@ -82,7 +88,7 @@ def cut_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
     Raises:
         UnsupportedModelError: If it has a vocabulary for each side, or ids that are not known here.
     """
-    size = model.get_input_embeddings().weight.shape[0]
+    size = token_count(model)
     modules = _token_modules(model)
     if model.config.model_type.startswith("seamless") or any(
         module.weight.shape[0] != size for module in modules
