@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         require as require,
         require_count as require_count,
         require_share as require_share,
+        warn as warn,
     )
     from nspec_hf.core.pairs import (
         MANY_TO_ONE as MANY_TO_ONE,
@@ -83,7 +84,15 @@ if TYPE_CHECKING:
         real_rows as real_rows,
         world_size as world_size,
     )
-    from nspec_hf.core.provenance import versions as versions, write_result as write_result
-    from nspec_hf.core.invocation import exit_status as exit_status, program as program
+    from nspec_hf.core.provenance import (
+        adapter_base as adapter_base,
+        versions as versions,
+        write_result as write_result,
+    )
+    from nspec_hf.core.invocation import (
+        exit_status as exit_status,
+        program as program,
+        quiet_libraries as quiet_libraries,
+    )
 
 __getattr__, __dir__, __all__ = attach(__name__)

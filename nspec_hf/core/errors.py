@@ -1,11 +1,20 @@
-"""The errors of the package: each says what was found, what was expected and what to do.
+"""The errors and warnings of the package: each says what was found, what was expected and what to do.
 
 Each is also a builtin (`UnknownPairError` is a `KeyError`), so that code which does not know this package
 still catches the right thing.
 """
 
+import sys
+import warnings
 from collections.abc import Iterable
 from numbers import Integral
+
+LIBRARIES = (
+    "accelerate datasets huggingface_hub jsonargparse numpy peft tokenizers torch torchao transformers"
+)
+"""The libraries that call this package, or that it calls: no warning of ours points into them."""
+
+_NO_USERS = {__name__.partition(".")[0], *LIBRARIES.split()}
 
 
 class NspecError(Exception):
@@ -74,6 +83,14 @@ class OverloadError(NspecError, RuntimeError):
 
 class ExportError(NspecError, RuntimeError):
     """A model that was baked for a pair does not write what the gate writes, so it is not handed out."""
+
+
+def warn(message: str) -> None:
+    """Warn, and point at the line of the user's code that led here: neither ours nor one of LIBRARIES."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NO_USERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def require(condition: bool, message: str) -> None:

@@ -2,14 +2,16 @@
 
 import contextlib
 import errno
+import logging
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nspec_hf.core.errors import NspecError
+from nspec_hf.core.errors import LIBRARIES, NspecError
 
 
 def program() -> str:
@@ -46,6 +48,29 @@ def exit_status(name: str, call: Callable[[], int | None]) -> int:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             _drop_output()
         return 2
+
+
+@contextlib.contextmanager
+def quiet_libraries(name: str) -> Iterator[None]:
+    """Keep back what libraries log and warn of, short of errors; a warning of ours is one line.
+
+    Args:
+        name: What that line begins with.
+    """
+
+    def line(message: Warning | str, *_place: object) -> str:
+        return f"{name}: warning: {' '.join(str(message).split())}\n"
+
+    disabled, format_warning = logging.root.manager.disable, warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES.split())})(\.|$)")
+        warnings.formatwarning = line
+        logging.disable(max(disabled, logging.WARNING))
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            warnings.formatwarning = format_warning
 
 
 def _drop_output() -> None:

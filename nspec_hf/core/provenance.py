@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from nspec_hf import __version__
-from nspec_hf.core.files import write_json
+from nspec_hf.core.errors import ArtifactError
+from nspec_hf.core.files import read_json, write_json
 
 _PACKAGES = ("torch", "transformers", "accelerate", "sacrebleu", "sentencepiece", "tokenizers")
 
@@ -43,6 +44,25 @@ def _processor() -> str:
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def adapter_base(folder: str | os.PathLike) -> str | None:
+    """Return the model that a PEFT adapter's folder is for; None where the folder holds no adapter.
+
+    Raises:
+        ArtifactError: If the adapter does not say.
+    """
+    path = Path(folder) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    content = read_json(path, ArtifactError)
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    if not base or not isinstance(base, str):
+        raise ArtifactError(
+            f"{folder} holds a PEFT adapter that names no base; load its base, put the adapter on it with "
+            "peft.PeftModel.from_pretrained, and save the result of merge_and_unload()"
+        )
+    return base
 
 
 def write_result(path: str | os.PathLike, result: Mapping[str, Any], config: Any) -> None:

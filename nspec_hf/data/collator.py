@@ -7,7 +7,6 @@ inputs without a word, so they are always there; and the Trainer strips a column
 name, so a row without a pair is an error.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownPairError, as_pairs, pair_index
+from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownPairError, as_pairs, pair_index, warn
 from nspec_hf.data.language_tags import LanguageTags, as_tags, special_id
 
 IGNORED = -100
@@ -58,10 +57,9 @@ class PairCollator:
             self.tags.check(pair)
         targets = sorted({pair.target for pair in self.pairs})
         if self.tags.family == "untagged" and len(targets) > 1:
-            warnings.warn(
+            warn(
                 "the tokenizer has no language tags, so nothing tells the model which language to write: "
-                + ", ".join(targets),
-                stacklevel=2,
+                + ", ".join(targets)
             )
         if decoder_start_token_id is None:
             decoder_start_token_id = _usual_start(self.tags)
@@ -192,9 +190,8 @@ def _usual_start(tags: LanguageTags) -> int:
             "decoder_start_token_id=model.config.decoder_start_token_id"
         )
     if tags.family == "untagged":
-        warnings.warn(
+        warn(
             f"nothing shows what the decoder starts from, so it is taken to be {tokenizer.eos_token}; give "
-            "the collator decoder_start_token_id=model.config.decoder_start_token_id",
-            stacklevel=3,
+            "the collator decoder_start_token_id=model.config.decoder_start_token_id"
         )
     return special_id(tokenizer, "eos")

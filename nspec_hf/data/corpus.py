@@ -16,7 +16,6 @@ error.
 import importlib
 import json
 import unicodedata
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -33,6 +32,7 @@ from nspec_hf.core import (
     decode_line,
     read_raw_lines,
     require_count,
+    warn,
 )
 
 
@@ -330,10 +330,9 @@ def _clean(pair: Pair, sides: _Sides, config: CorpusConfig) -> PairText:
         if config.bad_lines == "error":
             raise CorpusError(f"{first}; mend the text, or leave such lines out with bad_lines='skip'")
         undecoded = sum(None in row for row in rows)
-        warnings.warn(
+        warn(
             f"{pair}: left out {len(rows) - len(good)} of {len(rows)} lines, {undecoded} not UTF-8 and "
-            f"{len(rows) - len(good) - undecoded} empty on a side; the first is {first}",
-            stacklevel=4,
+            f"{len(rows) - len(good) - undecoded} empty on a side; the first is {first}"
         )
     if not good:
         raise CorpusError(f"{pair}: no line is left of {source.place}")

@@ -4,7 +4,6 @@ Text is encoded once, pair by pair, before training: batches by token budget nee
 tokenizers that keep a language in their state must not be shared by pairs.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +14,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.core import CorpusError, EmptyPairError, as_pairs, digest, pair_index
+from nspec_hf.core import CorpusError, EmptyPairError, as_pairs, digest, pair_index, warn
 from nspec_hf.data.corpus import PairText
 from nspec_hf.data.language_tags import LanguageTags, as_tags
 
@@ -168,10 +167,9 @@ def encode_corpus(
                     f"{text.pair}: none of {len(text)} sentence pairs is within {max_length} tokens"
                 )
             if left_out:
-                warnings.warn(
+                warn(
                     f"{text.pair}: left out {left_out} of {len(text)} sentence pairs, since a side is longer "
-                    f"than {max_length} tokens",
-                    stacklevel=2,
+                    f"than {max_length} tokens"
                 )
     return corpus
 

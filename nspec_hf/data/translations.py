@@ -7,11 +7,10 @@ COMET read from here.
 """
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nspec_hf.core import PACKED, ConfigError, CorpusError, Pair, read_lines, write_lines
+from nspec_hf.core import PACKED, ConfigError, CorpusError, Pair, read_lines, warn, write_lines
 
 Outputs = dict[Pair, list[str]]
 
@@ -55,7 +54,7 @@ def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
             f"{folder} has no file of a pair{_with(ending)}; expected names such as en-de.txt or de-en.xz"
         )
     if nameless:
-        warnings.warn(f"{folder}: not read, since they name no pair: {', '.join(nameless)}", stacklevel=2)
+        warn(f"{folder}: not read, since they name no pair: {', '.join(nameless)}")
     return {pair: read_lines(path) for pair, path in sorted(paths.items())}
 
 

@@ -8,14 +8,13 @@ know has no share at all, with a warning.
 """
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, warn
 from nspec_hf.data import require_parallel
 
 # Codes of M2M-100, NLLB and mBART for languages that lingua lists under another code.
@@ -100,10 +99,9 @@ def off_target(
         )
     unknown = sorted({pair.target for pair, result in results.items() if result.share is None})
     if unknown:
-        warnings.warn(
+        warn(
             f"no off-target share for {', '.join(unknown)}: {identifier.description} does not know "
-            f"{'it' if len(unknown) == 1 else 'them'}",
-            stacklevel=2,
+            f"{'it' if len(unknown) == 1 else 'them'}"
         )
     return results
 
@@ -148,10 +146,7 @@ class _Identifier:
         codes = {language: self.codes_of(language) for language in languages}
         unknown = [language for language, known in codes.items() if not known]
         if unknown:
-            warnings.warn(
-                f"lingua does not know {', '.join(unknown)}; such text will be taken for another language",
-                stacklevel=4,
-            )
+            warn(f"lingua does not know {', '.join(unknown)}; such text will be taken for another language")
         chosen = frozenset().union(*codes.values())
         if len(chosen) < 2:
             raise ConfigError(

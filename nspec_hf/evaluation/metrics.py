@@ -18,7 +18,6 @@ authors.
 import inspect
 import math
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from nspec_hf.core import ConfigError, Pair, digest
+from nspec_hf.core import ConfigError, Pair, digest, warn
 from nspec_hf.data import require_parallel
 
 # By the first part of a code, so that zh, zh-CN, zh_CN and zho_Hans are all Chinese.
@@ -172,10 +171,9 @@ def _choose_tokenizer(language: str) -> str:
     chosen = _TOKENIZER_OF.get(language, "13a")
     _warn_of_unspaced(language, "BLEU's 13a tokenizer")
     if chosen in _EXTRA_OF and not _loads(chosen):
-        warnings.warn(
+        warn(
             f"BLEU of {language} needs the tokenizer {chosen} (pip install '{_EXTRA_OF[chosen]}'); it is not "
-            "installed, so characters are counted as words and the signature says tok:char",
-            stacklevel=4,
+            "installed, so characters are counted as words and the signature says tok:char"
         )
         return "char"
     return chosen
@@ -183,10 +181,9 @@ def _choose_tokenizer(language: str) -> str:
 
 def _warn_of_unspaced(language: str, tokenizer: str) -> None:
     if language in _UNSPACED:
-        warnings.warn(
+        warn(
             f"{language} is written without spaces, so {tokenizer} sees a phrase as one word; trust chrf++ "
-            "or spbleu instead",
-            stacklevel=5,
+            "or spbleu instead"
         )
 
 
@@ -224,10 +221,9 @@ def _evaluate_score(
     module, version = _load_evaluate(name)
     language = _language(pair)
     if Path(name).stem in _BLIND_TO_LANGUAGE and (language in _TOKENIZER_OF or language in _UNSPACED):
-        warnings.warn(
+        warn(
             f"{metric} cuts every language at spaces and punctuation, {language} too; name bleu, chrf or ter "
-            "without `evaluate:`, which choose the tokenizer by the language",
-            stacklevel=3,
+            "without `evaluate:`, which choose the tokenizer by the language"
         )
     inputs: dict[str, Any] = {"predictions": list(hypotheses), "references": list(references)}
     if "sources" in _feature_names(module):

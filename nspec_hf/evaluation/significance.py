@@ -8,7 +8,6 @@ report it, and after Holm's correction, since of sixty directions three would pa
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from functools import partial
 from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from nspec_hf.core import ConfigError, Pair, Table, UnknownPairError, as_pairs, require_count
+from nspec_hf.core import ConfigError, Pair, Table, UnknownPairError, as_pairs, require_count, warn
 from nspec_hf.data import Outputs, require_parallel
 from nspec_hf.evaluation.metrics import SacrebleuMetric, sacrebleu_metric
 from nspec_hf.evaluation.paired_test import PairedResult, PairedTest, paired_test
@@ -211,7 +210,7 @@ def compare(
             rows += _judge(by_pair, name, metric, comparison.alpha)
     comparison = replace(comparison, rows=tuple(rows))
     if comparison.doubts():
-        warnings.warn(comparison.doubts(), stacklevel=2)
+        warn(comparison.doubts())
     return comparison
 
 
@@ -294,10 +293,9 @@ def _check_settings(metrics: Sequence[str], n_samples: int, n_jobs: int | None) 
     if n_samples < 1 or (n_jobs is not None and n_jobs < 1):
         raise ConfigError(f"n_samples and n_jobs are at least 1, got {n_samples} and {n_jobs}")
     if n_samples < 100:
-        warnings.warn(
+        warn(
             f"{n_samples} trials: no p-value can be below {1 / (n_samples + 1):.3f}; papers use 1,000 to "
-            "10,000",
-            stacklevel=3,
+            "10,000"
         )
 
 

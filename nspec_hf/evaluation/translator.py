@@ -9,7 +9,6 @@ translation depend on its neighbours, so every row has its own.
 """
 
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from nspec_hf.core import ConfigError, NspecError, Pair, UnsupportedModelError
+from nspec_hf.core import ConfigError, NspecError, Pair, UnsupportedModelError, warn
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import by_number, check_generation, check_texts, sees_rows
@@ -133,10 +132,9 @@ class Translator:
         with _lock_of(self.model):
             results, unfinished = self._translate(texts, pairs, asked)
         if unfinished:
-            warnings.warn(
+            warn(
                 f"{unfinished} of {len(texts)} translations reached their longest length without an end of "
-                "sentence; raise length_ratio or max_new_tokens if their ends are missing",
-                stacklevel=2,
+                "sentence; raise length_ratio or max_new_tokens if their ends are missing"
             )
         return results
 
@@ -190,10 +188,9 @@ class Translator:
         if limit is None or not long:
             return rows
         worst = max(long, key=lambda row: len(row.ids))
-        warnings.warn(
+        warn(
             f"{len(long)} texts are longer than {limit} tokens and their ends are not translated (the "
-            f"longest is text {worst.number} with {len(worst.ids)} tokens); split them into sentences",
-            stacklevel=3,
+            f"longest is text {worst.number} with {len(worst.ids)} tokens); split them into sentences"
         )
         tags = {pair: self.tags.encode_source([""], pair)[0] for pair in {row.pair for row in long}}
         return [_cut(row, limit, tags[row.pair]) if len(row.ids) > limit else row for row in rows]

@@ -1,10 +1,9 @@
 """How masks act on a model."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nspec_hf.core import require
+from nspec_hf.core import require, warn
 
 GateMode = Literal["mask", "slice", "gradient"]
 """The modes; what one does stands in the file with its name, `mask_mode.py` for `mask`."""
@@ -54,8 +53,7 @@ class GateConfig:
         require(self.multiple_of is None or self.multiple_of > 0, "multiple_of is a positive number or None")
         require(self.cache_bytes >= 0, "cache_bytes is not negative")
         if self.mode == "gradient" and self.silence != "neuron":
-            warnings.warn(
+            warn(
                 f"silence={self.silence!r} has no effect in mode 'gradient', which silences no neuron: its "
-                "forward pass is dense; leave it out, or use mode 'mask' or 'slice'",
-                stacklevel=3,
+                "forward pass is dense; leave it out, or use mode 'mask' or 'slice'"
             )

@@ -7,7 +7,6 @@ themselves. Whichever is entered first decides, the ones inside it follow (`Rout
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from nspec_hf.core import RoutingError
+from nspec_hf.core import RoutingError, warn
 from nspec_hf.gating.internals import generation_setting, hooks_of, is_replica, runs_layers_again
 from nspec_hf.gating.route import Route
 from nspec_hf.gating.routing import Routing, tensors_in
@@ -75,10 +74,9 @@ class Takeover:
         """Put the original back; where another library has wrapped this since, it runs the original."""
         self._replacement = None
         if vars(self.module).get(self._name) is not self:
-            warnings.warn(
+            warn(
                 f"{type(self.module).__name__}.{self._name} was replaced again after the gate was attached, "
-                "so it cannot be given back; the gate inside it now lets everything pass",
-                stacklevel=4,
+                "so it cannot be given back; the gate inside it now lets everything pass"
             )
         elif self._was_on_instance:
             setattr(self.module, self._name, self.original)

@@ -26,7 +26,6 @@ down projection's bias; dropout between the two leaves it alone.
 """
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
+from nspec_hf.core import warn
 from nspec_hf.gating.config import GateConfig
 from nspec_hf.gating.linears import (
     Slice,
@@ -112,10 +112,7 @@ class SlicedSite(MaskedSite):
         reasons = {site: _why_masked(model, site, config) for site in sites if site.kind == "ffn"}
         for reason in filter(None, dict.fromkeys(reasons.values())):
             names = [site.name for site, own in reasons.items() if own == reason]
-            warnings.warn(
-                f"mode 'slice' computes all neurons of {', '.join(names)} and masks them: {reason}",
-                stacklevel=4,
-            )
+            warn(f"mode 'slice' computes all neurons of {', '.join(names)} and masks them: {reason}")
         gated: list[GatedSite] = []
         for site in sites:
             kind = cls if reasons.get(site) == "" else MaskedSite

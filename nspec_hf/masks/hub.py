@@ -13,7 +13,6 @@ Shape letters: P = pairs, F = neurons of a site.
 import json
 import os
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from nspec_hf.core import (
     read_json,
     require,
     unpack,
+    warn,
     write_artifact,
     write_text,
 )
@@ -271,10 +271,9 @@ class SavedMasks:
         """
         loaded = model or self.recipe.base_model
         if last_part(loaded) != loaded:
-            warnings.warn(
+            warn(
                 f"the card that is uploaded names a folder of this machine, {loaded}, which others cannot "
-                "load; give the id of the model's repository: push_to_hub(…, model='user/name')",
-                stacklevel=3,
+                "load; give the id of the model's repository: push_to_hub(…, model='user/name')"
             )
         base, corpus = self.recipe.base_model, facts_without_paths(self.recipe.corpus)
         recipe = replace(self.recipe, base_model=last_part(base) if model else base, corpus=corpus)
@@ -325,18 +324,15 @@ def _warn_of_other_copy(path: Path, fingerprint: str) -> None:
     except ArtifactError:
         stated = {"fingerprint": "unreadable"}
     if isinstance(stated, dict) and stated.get("fingerprint", fingerprint) != fingerprint:
-        warnings.warn(
+        warn(
             f"{path.name} and the card in {path.parent} are of other masks than {MASKS_FILE}, which counts; "
-            "a save was broken off: call save_pretrained again",
-            stacklevel=3,
+            "a save was broken off: call save_pretrained again"
         )
 
 
 def _replace_own(path: Path, text: str, mark: str) -> None:
     if path.exists() and mark.encode() not in path.read_bytes():
-        warnings.warn(
-            f"{path} is not of these masks and stays as it is; save into a folder of their own", stacklevel=4
-        )
+        warn(f"{path} is not of these masks and stays as it is; save into a folder of their own")
         return
     write_text(path, text)
 

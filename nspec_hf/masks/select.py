@@ -6,7 +6,6 @@ Shape letters: P = pairs, F = neurons of a site, G = groups of pairs.
 """
 
 import importlib.metadata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, Pair, digest, require
+from nspec_hf.core import ConfigError, Pair, digest, require, warn
 from nspec_hf.masks.config import SelectConfig
 from nspec_hf.masks.rules import allocate_by_importance, select_by_coverage, select_random
 from nspec_hf.recording import ActivationStats, Site
@@ -184,10 +183,7 @@ def _warn_silent(pairs: Sequence[Pair], values: Mapping[str, Tensor], keeps: str
     ]
     if silent:
         more = f" and {len(silent) - _LISTED} more" if len(silent) > _LISTED else ""
-        warnings.warn(
-            f"no neuron ever fired, so {keeps} is kept, for: {', '.join(silent[:_LISTED])}{more}",
-            stacklevel=4,
-        )
+        warn(f"no neuron ever fired, so {keeps} is kept, for: {', '.join(silent[:_LISTED])}{more}")
 
 
 def _recipe(stats: ActivationStats, config: SelectConfig, *names: str) -> Recipe:

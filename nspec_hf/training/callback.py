@@ -12,7 +12,6 @@ inflates; a collator that numbers the pairs differently from the masks; one targ
 evaluation; other masks than the checkpoint was trained with; and those of `setup_checks.py`.
 """
 
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nspec_hf.core import TrainingSetupError, plain
+from nspec_hf.core import TrainingSetupError, plain, warn
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating import MASKS_FOLDER, Attachment
 from nspec_hf.training.checkpoints import STATE_NAME
@@ -110,9 +109,7 @@ class SpecializationCallback(TrainerCallback):
                 f"M2M-100, mBART, Marian and T5, loss and gradients are {factor} times too large here. Pass "
                 "compute_loss_func=callback.loss, or call callback.loss in a loss function of your own"
             )
-        warnings.warn(
-            "the loss of single pairs is not logged; pass compute_loss_func=callback.loss", stacklevel=2
-        )
+        warn("the loss of single pairs is not logged; pass compute_loss_func=callback.loss")
 
     def on_log(
         self,

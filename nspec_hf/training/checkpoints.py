@@ -9,7 +9,6 @@ newest folder, whole or not; here a checkpoint counts only if every file in it i
 import os
 import re
 import time
-import warnings
 import zipfile
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from nspec_hf.core import ArtifactError, digest, read_json
+from nspec_hf.core import ArtifactError, digest, read_json, warn
 from nspec_hf.gating import OWN_WEIGHTS, attachment_of
 from nspec_hf.recording import plain_model
 
@@ -46,7 +45,7 @@ def last_checkpoint(folder: str | os.PathLike) -> str | None:
         flaw = what_is_broken(steps[step])
         if flaw is None:
             return str(steps[step])
-        warnings.warn(f"{steps[step]} is not whole ({flaw}) and is passed over", stacklevel=2)
+        warn(f"{steps[step]} is not whole ({flaw}) and is passed over")
     return None
 
 

@@ -4,7 +4,6 @@
 gate.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
-from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError
+from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, warn
 from nspec_hf.data import IGNORED, EncodedCorpus, LanguageTags, PairCollator
 
 
@@ -47,9 +46,7 @@ def check_precision(model: nn.Module) -> None:
     if torch.float16 in dtypes:
         raise TrainingSetupError(f"weights in float16 train to NaN (Adam's ε is 0 there); {advice}")
     if torch.bfloat16 in dtypes:
-        warnings.warn(
-            f"weights in bfloat16 lose updates smaller than 1/256 of a weight; {advice}", stacklevel=3
-        )
+        warn(f"weights in bfloat16 lose updates smaller than 1/256 of a weight; {advice}")
 
 
 def check_finite(model: nn.Module) -> None:
@@ -92,7 +89,7 @@ def check_layerdrop(model: nn.Module, world_size: int) -> None:
     message = f"model.config.{' and '.join(dropped)} drop whole layers in training; set them to 0"
     if world_size > 1:
         raise TrainingSetupError(f"{message}, since processes would drop different ones")
-    warnings.warn(message, stacklevel=3)
+    warn(message)
 
 
 def check_same_pairs(
@@ -205,7 +202,7 @@ def check_one_target_language(tags: LanguageTags | None, pairs: Sequence[Pair], 
     )
     if evaluates:
         raise TrainingSetupError(message)
-    warnings.warn(f"{message}, or generate one target language at a time", stacklevel=3)
+    warn(f"{message}, or generate one target language at a time")
 
 
 def collator_of(loader: DataLoader | None) -> object:

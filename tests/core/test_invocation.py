@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,29 @@ def test_a_module_is_called_by_its_interpreter(monkeypatch):
 def test_elsewhere_the_name_stands_alone(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pytest"])
     assert program() == "nspec"
+
+
+LIBRARY = """
+import logging, warnings
+def remind():
+    logging.getLogger(__name__).warning("a reminder")
+    warnings.warn("a warning of torch")
+def fail():
+    logging.getLogger(__name__).error("an error")
+"""
+
+
+def test_libraries_are_quiet_and_a_warning_of_ours_is_one_line():
+    code = (
+        "from nspec_hf.core import quiet_libraries, warn\n"
+        f"library = {{'__name__': 'torch.optim'}}; exec({LIBRARY!r}, library)\n"
+        "with quiet_libraries('nspec train'):\n"
+        "    library['remind'](); library['fail'](); warn('two\\n  lines')\n"
+        "print('now', file=__import__('sys').stderr)\n"
+        "library['remind']()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    quiet, _, loud = ended.stderr.partition("now\n")
+    assert quiet == "an error\nnspec train: warning: two lines\n"
+    assert "a reminder" in loud
+    assert "a warning of torch" in loud
