@@ -5,17 +5,14 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
+    from nspec_hf.data.config import VocabularyConfig as VocabularyConfig
     from nspec_hf.data.language_tags import (
         LanguageTags as LanguageTags,
         as_tags as as_tags,
         special_id as special_id,
         vocabularies as vocabularies,
     )
-    from nspec_hf.data.tokenizer import (
-        VocabularyConfig as VocabularyConfig,
-        load_tokenizer as load_tokenizer,
-        train_vocabulary as train_vocabulary,
-    )
+    from nspec_hf.data.tokenizer import load_tokenizer as load_tokenizer, train_vocabulary as train_vocabulary
     from nspec_hf.data.corpus import (
         CorpusConfig as CorpusConfig,
         PairText as PairText,

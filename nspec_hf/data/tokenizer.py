@@ -7,52 +7,21 @@ spelled as M2M-100 spells them (`__en__`), for any code; `language_tags.py` puts
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from nspec_hf.core import (
-    ArtifactError,
-    ConfigError,
-    UnsupportedModelError,
-    require,
-    require_count,
-    require_share,
-)
+from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError, adapter_base
+from nspec_hf.data.config import VocabularyConfig
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
 
 # In the order of their ids, 0 to 3, as M2M-100 and mBART have them.
 _SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
 _LONGEST_LINE = 1 << 20  # bytes; SentencePiece would leave lines over 4,192 out without a word
-
-
-@dataclass(frozen=True, kw_only=True)
-class VocabularyConfig:
-    """A joint subword vocabulary of all languages."""
-
-    size: int = 32000
-    """Number of subwords, the four special tokens included and language tags not; fewer where the text does
-    not give so many."""
-
-    kind: Literal["unigram", "bpe"] = "unigram"
-    """`unigram` (Tan et al.) or `bpe` (Xie et al.)."""
-
-    target_on_source: bool = False
-    """Put the target's tag on the source and none on the target (Xie et al.); else both sides have one."""
-
-    coverage: float = 0.9999
-    """Share of characters that get a piece, in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        require(self.kind in ("unigram", "bpe"), f"kind is 'unigram' or 'bpe', got {self.kind!r}")
-        require_count("size", self.size, least=8)
-        require_share("coverage", self.coverage, above_zero=True)
 
 
 def load_tokenizer(
@@ -69,6 +38,9 @@ def load_tokenizer(
         ArtifactError: If there is no tokenizer, its files are damaged, or it knows no subwords.
         UnsupportedModelError: If it needs code of its own and `trust_remote_code` is not given.
     """
+    base = adapter_base(name)
+    if base and not any(Path(name).glob("tokenizer*")):
+        name = base  # an adapter of PEFT without a tokenizer beside it
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
     except BaseException as error:

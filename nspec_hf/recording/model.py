@@ -1,10 +1,13 @@
 """The one place that loads a model: whole, in the precision that its use needs, running no code of its own.
 
+A folder of a PEFT adapter stands for its base with the adapter merged into it: a plain model again.
+
 Transformers fills weights that a checkpoint lacks with random numbers and says so in its log alone, loads
 half precision where half precision was saved, and asks on standard input whether it may run a repository's
 code. Here each of these is an error or an argument.
 """
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +24,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    MissingPartError,
+    UnsupportedModelError,
+    adapter_base,
+)
 from nspec_hf.data import LanguageTags
 
 ATTACHED = "_nspec_attachment"
@@ -52,11 +61,13 @@ def load_config(
         hub: `revision`, `token`, `cache_dir`, `local_files_only` …
 
     Raises:
-        ArtifactError: If there is no model, or Git LFS pointers or a PEFT adapter in its place.
+        ArtifactError: If there is no model, or Git LFS pointers in its place, or a PEFT adapter that does
+            not name its base.
         ConfigError: If the config has no such field.
         UnsupportedModelError: If it needs code of its own and `trust_remote_code` is not given.
     """
     _refuse_folder(Path(name))
+    name = adapter_base(name) or name
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
     except Exception as error:  # whatever the library makes of a damaged file
@@ -101,6 +112,20 @@ def load_model(
         ArtifactError: If there is no model, or its weights are damaged, not finite, or do not fit its config.
         UnsupportedModelError: If it is no translation model, or needs code of its own.
     """
+    base = adapter_base(name)
+    if base is not None:
+        plain = load_model(
+            base,
+            changes,
+            dtype=dtype,
+            for_training=for_training,
+            trust_remote_code=trust_remote_code,
+            decoder_only=decoder_only,
+            device=device,
+            reshape=reshape,
+            **options,
+        )
+        return _merged(plain, name)
     hub = {key: value for key, value in options.items() if key in _HUB}
     config = load_config(name, changes, for_training=for_training, trust_remote_code=trust_remote_code, **hub)
     if not (config.is_encoder_decoder or decoder_only):
@@ -276,11 +301,26 @@ def _refuse_folder(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_POINTER):
             raise ArtifactError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`")
-    if (folder / "adapter_config.json").is_file():
-        raise ArtifactError(
-            f"{folder} holds a PEFT adapter, no model; load its base, put the adapter on it with "
-            "peft.PeftModel.from_pretrained, and save the result of merge_and_unload()"
+
+
+def _merged(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """Return the base with an adapter merged into its weights; what PEFT wrapped is taken off again."""
+    if importlib.util.find_spec("peft") is None:
+        raise MissingPartError(f"{folder} is a PEFT adapter, and peft is not installed: pip install peft")
+    peft: Any = importlib.import_module("peft")
+    try:
+        wrapped = peft.PeftModel.from_pretrained(base, str(folder))
+    except Exception as error:
+        raise ArtifactError(f"the PEFT adapter in {folder} does not go onto its base: {error}") from error
+    if wrapped.active_peft_config.is_prompt_learning:
+        raise UnsupportedModelError(
+            f"the PEFT adapter in {folder} tunes a prompt, which cannot be merged into weights; call the "
+            "wrapper's own generate"
         )
+    model: PreTrainedModel = wrapped.merge_and_unload()
+    model.name_or_path = str(folder)
+    refuse_unfit(model, folder)
+    return model.eval()
 
 
 def _explained(error: Exception, name: str | Path) -> Exception:

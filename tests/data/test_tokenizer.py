@@ -20,6 +20,7 @@ from nspec_hf.data import (
     train_vocabulary,
 )
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
+from tests.helpers import tiny_text
 from tests.helpers.tiny_tokenizers import make_tokenizers
 
 WORDS = (
@@ -182,3 +183,11 @@ def test_a_tokenizer_with_code_of_its_own_asks_nothing_and_runs_nothing(tmp_path
     with pytest.raises((UnsupportedModelError, ArtifactError), match=str(tmp_path)):
         load_tokenizer(tmp_path)
     assert not Path("ran").exists()
+
+
+def test_an_adapter_without_a_tokenizer_has_its_base_s(tmp_path):
+    tiny_text.tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    content = json.dumps({"base_model_name_or_path": str(tmp_path / "base")})
+    (tmp_path / "adapter" / "adapter_config.json").write_text(content, encoding="utf-8")
+    assert load_tokenizer(tmp_path / "adapter").get_vocab() == tiny_text.tokenizer().get_vocab()

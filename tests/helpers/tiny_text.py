@@ -48,9 +48,9 @@ def write_text(folder, **counts):
 
 
 @cache
-def tokenizer(target_on_source=False):
+def tokenizer(target_on_source=False, languages=LANGUAGES):
     text = [line for lines in sentences(60, seed=9).values() for line in lines]
-    return train_vocabulary(text, LANGUAGES, VocabularyConfig(size=70, target_on_source=target_on_source))
+    return train_vocabulary(text, languages, VocabularyConfig(size=70, target_on_source=target_on_source))
 
 
 def corpus(count=24, seed=0, pairs=PAIRS) -> EncodedCorpus:

@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -116,6 +117,38 @@ def test_an_adapter_in_place_of_a_model_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"PEFT adapter.*merge_and_unload"):
         load_model(tmp_path)
+
+
+def adapter(folder, config):
+    """Save a base and an adapter of it; return PEFT's wrapper."""
+    tiny_m2m100().save_pretrained(folder / "base")
+    wrapped = peft.get_peft_model(load_model(folder / "base"), config)
+    wrapped.save_pretrained(folder / "adapter")
+    return wrapped.eval()
+
+
+def test_an_adapter_s_folder_is_its_base_with_the_adapter_merged(tmp_path):
+    kinds = {"r": 2, "target_modules": ["q_proj", "fc1"], "init_lora_weights": False}
+    wrapped = adapter(tmp_path, peft.LoraConfig(**kinds))
+    model, base = load_model(tmp_path / "adapter"), load_model(tmp_path / "base")
+    batch = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 9]])}
+    with torch.no_grad():
+        expected, got, plain = (each(**batch).logits for each in (wrapped, model, base))
+    torch.testing.assert_close(got, expected)
+    assert (got - plain).abs().max() > 0.01
+    assert model.state_dict().keys() == base.state_dict().keys()
+    assert not any(module.training for module in model.modules())
+    assert len(find_sites(model)) == len(find_sites(base))
+    assert load_config(tmp_path / "adapter").d_model == base.config.d_model
+
+
+def test_an_adapter_that_tunes_a_prompt_or_whose_base_is_gone_is_refused(tmp_path):
+    adapter(tmp_path, peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2))
+    with pytest.raises(UnsupportedModelError, match="tunes a prompt"):
+        load_model(tmp_path / "adapter")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ArtifactError, match="no model's folder"):
+        load_model(tmp_path / "adapter")
 
 
 def test_a_folder_without_a_model_and_a_decoder_alone_are_refused(tmp_path):
