@@ -21,6 +21,8 @@ from nspec_hf.systems.result import write_scores
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
 from nspec_hf.training import (
+    TrainConfig,
+    check_arguments,
     check_model_settings,
     join_processes,
     make_model,
@@ -51,7 +53,7 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
     folder, state = Path(config.work) / "base", join_processes()
     result = Path(config.results) / f"{config.name}.base.json"
     # Nothing is written before all settings and text are found right.
-    training_arguments(config.pretrain, folder, evaluates=True)
+    check_training(config.pretrain, folder, config)
     check_model_settings(config.model)
     texts, validation = config.data.read(config.data.train_split), config.data.read(config.data.valid_split)
     with _one_writer(folder, result):
@@ -95,6 +97,12 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
     return scores
 
 
+def check_training(budget: TrainConfig, folder: Path, config: ExperimentConfig) -> None:
+    """Refuse arguments of the Trainer that it would refuse, or not follow, only after the work before it."""
+    evaluates, pairs = bool(config.data.valid_split), config.data.trained_pairs()
+    check_arguments(training_arguments(budget, folder, evaluates, pairs), budget.batches)
+
+
 @contextmanager
 def _one_writer(folder: Path, result: Path) -> Iterator[None]:
     """Hold the folder of a run, and see that its result can be written, before any work.
@@ -116,9 +124,11 @@ def claimed(run: Run, system: System) -> Iterator[None]:
     """Hold the run's folder for this system; one of other settings, or of another base, is refused.
 
     Raises:
-        ConfigError: If the folder holds one, or the system cannot work.
+        ConfigError: If the folder holds one, or the system cannot work, or an argument of its training
+            cannot be used.
         FolderInUseError: If another process writes into the folder.
     """
+    check_training(run.budget(), run.folder, run.config)
     with _one_writer(run.folder, run.result_file):
         base, begun_with = run.base(), run.config.begun_with("base", "record", "select", "gate")
         begun_with |= {"system": system.name, "settings": dataclasses.asdict(system), "seed": run.seed}

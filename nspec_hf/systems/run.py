@@ -48,6 +48,9 @@ class Run:
     bar: TrainerCallback | None = None
     """Shows training in the place of the Trainer's own bar or printed log."""
 
+    tell: Callable[[str], None] | None = None
+    """Told in a line what begins."""
+
     @classmethod
     def of(cls, config: ExperimentConfig, row: str, seed: int = 1, inside: str = "", **more: Any) -> Self:
         """Return the run of a row with a seed, in the folder `work/ROW/sSEED`, or `work/INSIDE/ROW/sSEED`."""
@@ -120,6 +123,7 @@ class Run:
         if kept and self._is_there(path):
             return ActivationStats.load(path)
         config = self.config
+        self._tell(f"records {len(self.validation):,} sentences of {len(self.pairs)} directions")
         about = {"name": config.name, "split": config.data.valid_split}
         budget = config.specialize.batches.max_tokens
         stats = record_corpus(model, self.tags, self.validation, record, budget, about)
@@ -152,10 +156,12 @@ class Run:
             make_trainer: What makes the Trainer.
             arguments: Arguments of the Trainer in the place of the experiment's.
         """
+        corpus = self.corpus if corpus is None else corpus
+        self._tell(f"trains on {len(corpus):,} sentences of {len(corpus.pairs)} directions")
         return train(
             model,
             self.tags,
-            self.corpus if corpus is None else corpus,
+            corpus,
             self.budget(phase, **arguments),
             self.folder / folder,
             self.validation if validation is None else validation,
@@ -197,6 +203,7 @@ class Run:
         translator = Translator(model, self.tags, attachment, config.translate)
         texts = [text for text in self.tests if pairs is None or text.pair in pairs]
         known = [text for text in texts if attachment is None or attachment.knows(text.pair)]
+        self._tell(f"translates {sum(map(len, known)):,} sentences of {len(known)} directions")
         return translate_test_set(translator, known, self.folder / folder)
 
     def score(self, outputs: Outputs) -> SystemScores | None:
@@ -204,6 +211,7 @@ class Run:
         texts = [text for text in self.tests if text.pair in outputs]
         if not texts:
             return None
+        self._tell(f"is scored by {', '.join(self.config.metrics)}")
         data, decoding = self.config.data, plain(self.config.translate)
         return score_system(
             self.row,
@@ -229,6 +237,10 @@ class Run:
         facts = {"seconds": round(time.perf_counter() - started, 2), **facts}
         self.save(lambda: write_json(path, facts))
         return facts
+
+    def _tell(self, what: str) -> None:
+        if self.tell is not None:
+            self.tell(f"{self.row} {what}")
 
     def _is_there(self, path: Path) -> bool:
         """Return whether a file is there; asked by all processes before any goes on and writes it."""

@@ -7,7 +7,7 @@ test fails when the library has one that does not.
 
 import re
 import sys
-import warnings
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from transformers import GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArgume
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from nspec_hf.core import ConfigError, TrainingSetupError, plain, require
+from nspec_hf.core import ConfigError, TrainingSetupError, plain, require, warn
 from nspec_hf.data import BatchConfig
 from nspec_hf.training.config import TrainConfig
 
@@ -130,7 +130,7 @@ def check_arguments(args: Seq2SeqTrainingArguments, batches: BatchConfig) -> Non
         message = f"{name} is not used: {reason.format(**settings)}"
         if name in REFUSED:
             raise TrainingSetupError(message)
-        warnings.warn(message, stacklevel=3)
+        warn(message)
 
 
 def join_processes() -> PartialState:
@@ -159,7 +159,7 @@ def minimize_losses(args: Seq2SeqTrainingArguments) -> None:
     """
     name = args.metric_for_best_model or ""
     if args.greater_is_better and re.search(r"(^|_)loss_.+-.+$", name):
-        warnings.warn(f"{name} is a loss, so the smallest is the best: greater_is_better=False", stacklevel=3)
+        warn(f"{name} is a loss, so the smallest is the best: greater_is_better=False")
         args.greater_is_better = False
 
 
@@ -174,13 +174,19 @@ def _whole(name: str, value: Any) -> Any:
 
 
 def training_arguments(
-    config: TrainConfig, output: Path, evaluates: bool = False
+    config: TrainConfig, output: Path, evaluates: bool = False, pairs: Sequence[str] = ()
 ) -> Seq2SeqTrainingArguments:
     """Return the Trainer's arguments: ours where the run is silent. To be called before any work.
 
+    Args:
+        config: The run.
+        output: Its folder.
+        evaluates: Whether there is validation text.
+        pairs: The directions of that text: each has a loss that a checkpoint may be chosen by.
+
     Raises:
         ConfigError: If an argument is unknown to the Trainer or has a value that it cannot have, or patience
-            has nothing to look at.
+            or the choice of the best checkpoint has nothing to look at.
     """
     types = {field.name: get_args(field.type) or (field.type,) for field in fields(Seq2SeqTrainingArguments)}
     unknown = sorted(set(config.arguments) - set(types))
@@ -213,6 +219,9 @@ def training_arguments(
         _try_out(arguments)
     except Exception as error:  # of whatever type the library and its optional parts raise
         raise ConfigError(f"training arguments cannot be used: {' '.join(str(error).split())}") from error
+    metric, known = arguments.metric_for_best_model, ["loss", "text_loss", *(f"loss_{one}" for one in pairs)]
+    if evaluates and pairs and metric is not None and metric.removeprefix("eval_") not in known:
+        raise ConfigError(f"there is no metric {metric!r} to choose by; there are: {', '.join(known)}")
     return arguments
 
 

@@ -1,10 +1,10 @@
 """The settings of one training run. Importing them loads no torch, so that a command's help comes at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from nspec_hf.core import require
+from nspec_hf.core import require, require_count
 from nspec_hf.data import BatchConfig
 
 
@@ -13,9 +13,10 @@ class TrainConfig:
     """One training run."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Any `Seq2SeqTrainingArguments` by name: `max_steps`, `learning_rate`, `bf16` … Where it is silent:
-    Adam with β 0.9/0.98 and ε 1e-9, learning rate 5e-4 after 4,000 warm-up updates, inverse square root,
-    label smoothing 0.1 (Tan et al. 2024, A.2)."""
+    """Any `Seq2SeqTrainingArguments` by name: `max_steps`, `learning_rate`, `bf16` … On the command line it
+    may go without this word: `--train.warmup_steps 200`. Where it is silent: Adam with β 0.9/0.98 and ε 1e-9,
+    learning rate 5e-4 after 4,000 warm-up updates, inverse square root, label smoothing 0.1 (Tan et al. 2024,
+    A.2)."""
 
     batches: BatchConfig = field(default_factory=BatchConfig)
     """How sentences are put into batches."""
@@ -23,6 +24,32 @@ class TrainConfig:
     patience: int | None = None
     """Stop after this many evaluations in a row without a better validation loss, and keep the best; None
     trains to the end."""
+
+    def changed(
+        self,
+        max_steps: int | None = None,
+        learning_rate: float | None = None,
+        batch_tokens: int | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """Return the run with other values of what is changed most; None leaves a setting as it is.
+
+        Args:
+            max_steps: Updates.
+            learning_rate: The highest learning rate.
+            batch_tokens: Token budget of a batch; a longer sentence is then left out, with a warning.
+            seed: Of the order of the text, and of dropout.
+        """
+        given = {"max_steps": max_steps, "learning_rate": learning_rate, "seed": seed}
+        arguments = {name: value for name, value in given.items() if value is not None}
+        batches = self.batches
+        if batch_tokens is not None:
+            require_count("batch_tokens", batch_tokens)
+            longest = min(batches.max_length or batch_tokens, batch_tokens)
+            batches = replace(batches, max_tokens=batch_tokens, max_length=longest)
+        if seed is not None:
+            batches = replace(batches, seed=seed)
+        return replace(self, arguments={**self.arguments, **arguments}, batches=batches)
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -25,7 +25,6 @@ from transformers import (
 
 from nspec_hf.core import (
     ArtifactError,
-    ConfigError,
     EmptyPairError,
     claim_folder,
     lock_folder,
@@ -123,9 +122,8 @@ def train(
         TrainingSetupError: If the set-up would silently train another model; see `SpecializationCallback`.
     """
     output, validation = Path(output), validation if validation is not None and len(validation) else None
-    arguments = training_arguments(config, output, evaluates=validation is not None)
-    if validation is not None:
-        _check_metric(arguments.metric_for_best_model, validation)
+    pairs = () if validation is None else validation.pairs
+    arguments = training_arguments(config, output, validation is not None, pairs)
     if gate is not None:
         gate.attach()
     made_by = partial(_made_by, weights_digest(model), corpus, config, result_settings(arguments), gate)
@@ -152,12 +150,6 @@ def train(
         done = {"until": until, "updates": trainer.state.global_step, "seconds": seconds}
         _save(trainer, output, done, made_by)
     return TrainResult(trainer.state.global_step, seconds, trainer.state.log_history)
-
-
-def _check_metric(name: str | None, validation: EncodedCorpus) -> None:
-    known = ["loss", "text_loss", *(f"loss_{pair}" for pair in validation.pairs)]
-    if name is not None and name.removeprefix("eval_") not in known:
-        raise ConfigError(f"there is no metric {name!r} to choose by; there are: {', '.join(known)}")
 
 
 def _save(
