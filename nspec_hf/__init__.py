@@ -73,7 +73,8 @@ __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
     "core": "errors lazy pairs tables files folders artifact distributed provenance invocation",
-    "data": "language_tags tokenizer corpus dataset sampler collator translations sound_changes synthetic",
+    "data": "config language_tags tokenizer corpus dataset sampler collator translations sound_changes "
+    "synthetic",
     "recording": "config model sites stats accumulator recorder",
     "masks": "config rules select model_card repository hub masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
@@ -85,14 +86,14 @@ ROOMS: dict[str, str] = {
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
     "analysis figures.style figures.neurons figures.gains figures.tradeoffs figures.registry report.page",
     "export": "config prune ctranslate2 tokenizer_cut vocabulary verify trim export",
-    "systems": "plan experiment result run system parts.rowwise parts.zero_shot parts.subnetworks "
+    "systems": "plan experiment result display run system parts.rowwise parts.zero_shot parts.subnetworks "
     "parts.clones baseline masked controls elastic own_neurons individual lass differentiation families "
-    "adapters target_attention architectures registry pipeline before_training",
+    "adapters target_attention architectures registry pipeline before_training whole_run",
     "comparison": "jobs runs table_data aggregate tables",
     "serving": "config exported layout loading batching app publishing",
     "doctor": "setup environment model tokenizer config masks text examination",
     "demo": "settings display demo",
-    "cli": "pipeline evaluate analyze probe doctor serve publish demo main",
+    "cli": "pipeline translate run evaluate analyze probe doctor serve publish demo main",
 }
 """Room → its files as a newcomer reads them. A room imports only from the public names of rooms above it, a
 file only from files above it in its room; `tests/test_layers.py` holds both."""

@@ -24,6 +24,8 @@ PAIRS = ["en-de", "de-en"]
 STEPS = "{max_steps: 2, learning_rate: 0.01, warmup_steps: 1, logging_steps: 1, eval_steps: 2, save_steps: 2}"
 DECODING = "--translate.num_beams 1 --translate.length_ratio 0.5 --translate.length_extra 6"
 SMALL = {
+    "run": "--max_steps 2 --batch_tokens 60 --compare.n_samples 50 --specialize.arguments.logging_steps 1 "
+    f"--specialize.eval_steps 2 --specialize.save_steps 2 {DECODING}",
     "train": f"--train.batches.max_tokens 60 --train.batches.max_length 60 --train.arguments '{STEPS}'",
     "translate": DECODING,
     "compare": "--n_samples 50 --n_jobs 1",
@@ -104,6 +106,9 @@ def test_every_nspec_command_has_these_settings(line):
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False, as_group=False)
+    if "--config" in arguments:  # its file is run below; here, what stands beside it
+        parser.add_argument("--config")
+        arguments += ["--data.corpus.path", "data"] if name == "run" else []
     parser.parse_args(spelled_out(function, [underscored(argument) for argument in arguments]))
 
 
@@ -161,6 +166,12 @@ def test_the_nspec_commands_of_a_page_run_one_after_the_other_as_they_stand(page
     (tmp_path / "facebook").mkdir()
     for part in (tiny_text.model(), tiny_text.tokenizer()):
         part.save_pretrained("facebook/m2m100_418M")
+    for part in (tiny_text.model(), tiny_text.tokenizer(languages=("eng_Latn", "deu_Latn", "fra_Latn"))):
+        part.save_pretrained("facebook/nllb-200-distilled-600M")
+    for block in blocks(page, "yaml"):
+        file = re.match(r"# (\w+\.yaml)\n", block)
+        if file:
+            Path(file[1]).write_text(block, encoding="utf-8")
     for line in shell(page):
         program, *arguments = shlex.split(line)
         if program == "mkdir":

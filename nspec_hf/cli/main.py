@@ -5,21 +5,24 @@ load matplotlib. This is the one file of the package that imports inside functio
 """
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
+from typing import Any
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, check_settings_files, exit_status
+from nspec_hf.core import ConfigError, check_settings_files, exit_status, quiet_libraries
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("cli.run", "do it all from one file: record, select, train, translate, evaluate, report"),
     "record": ("cli.pipeline", "count which neurons a trained model uses for which pair"),
     "select": ("cli.pipeline", "choose each pair's neurons from those counts"),
     "train": ("cli.pipeline", "continue training, each pair with its own neurons"),
-    "translate": ("cli.pipeline", "translate, each sentence with its pair's neurons"),
+    "translate": ("cli.translate", "translate, each sentence with its pair's neurons"),
     "inspect": ("cli.pipeline", "show what masks, statistics or a model hold"),
     "serve": ("cli.serve", "answer requests over HTTP, texts of different pairs together"),
     "export": ("cli.pipeline", "make a smaller model of a pair's own neurons, also for CTranslate2"),
@@ -34,7 +37,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command → the file that holds its function, and what it does."""
 
+_LOUD = ("-v", "--verbose")
+_WITHOUT_MODELS = ("cli.evaluate",)
+_TRAININGS = ("train", "pretrain", "specialize")
+_OF_A_TRAINING = ("arguments", "batches", "patience")  # the fields of `TrainConfig`
+
 _EXAMPLES = """
+All of it, from text to a report, and again after a stop:
+
+  nspec run       --config mine.yaml
+
 The pipeline, step by step:
 
   nspec record    --model MODEL --pairs en-de,de-en --corpus.path data --split valid
@@ -43,7 +55,7 @@ The pipeline, step by step:
   nspec translate --model runs/mine/model --masks masks --pair en-de < input > output
 
 Every setting can also stand in a YAML file: nspec train --config mine.yaml
-`nspec COMMAND --help` shows a command's settings.
+`nspec COMMAND --help` shows a command's settings; -v shows what the libraries below say.
 """
 
 
@@ -77,6 +89,10 @@ def _run(name: str, arguments: list[str]) -> int:
     """Run a command; return its exit status, 0 where it has none to tell."""
     import jsonargparse
 
+    loud = [each for each in arguments if each in _LOUD]
+    arguments = [each for each in arguments if each not in _LOUD]
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        arguments.insert(0, "--config")  # `nspec run mine.yaml`
     check_settings_files(arguments)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
@@ -90,7 +106,11 @@ def _run(name: str, arguments: list[str]) -> int:
     arguments = spelled_out(function, arguments)
     if arguments and not arguments[0].startswith("-") and first.default is first.empty:
         arguments = [f"--{first.name}", *arguments]  # `nspec inspect masks`
-    status = jsonargparse.auto_cli(function, args=arguments, as_positional=False, **said)
+    parser = jsonargparse.auto_parser(function, as_positional=False, **said)
+    settings = parser.instantiate(parser.parse_args(arguments))
+    settings.pop("config", None)
+    with contextlib.nullcontext() if loud else _quiet(name):
+        status = function(**settings)
     return status if isinstance(status, int) else 0
 
 
@@ -109,12 +129,40 @@ def spelled_out(function: Callable[..., object], arguments: Sequence[str]) -> li
     return spelled
 
 
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Show only what is ours: no reminders of the libraries below, and no bars for weights that are read."""
+    with quiet_libraries(f"nspec {name}"):
+        if COMMANDS[name][0] in _WITHOUT_MODELS:
+            yield
+            return
+        from transformers.utils import logging
+
+        def hidden(make: Callable[..., Any], given: tuple[Any, ...], more: dict[str, Any]) -> Any:
+            return make(*given, **{**more, "disable": True})
+
+        # Not `disable_progress_bar`, which takes those of downloads away too.
+        before = logging.set_tqdm_hook(hidden)
+        try:
+            yield
+        finally:
+            logging.set_tqdm_hook(before)
+
+
 def underscored(argument: str) -> str:
-    """Return an option's name as the functions spell it: `--comet-out` is `--comet_out`."""
+    """Return an option as the functions spell it: `--comet-out` is `--comet_out`.
+
+    An argument of the Trainer may stand without the name of what holds it: `--train.max_steps` is
+    `--train.arguments.max_steps`.
+    """
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+    name = name[2:].replace("-", "_")
+    room, dot, rest = name.partition(".")
+    if dot and room in _TRAININGS and rest.partition(".")[0] not in _OF_A_TRAINING:
+        name = f"{room}.arguments.{rest}"
+    return f"--{name}{equals}{value}"
 
 
 def _help() -> str:

@@ -1,4 +1,4 @@
-"""What `nspec record`, `select`, `train`, `translate`, `inspect` and `export` do, one function a command.
+"""What `nspec record`, `select`, `train`, `inspect` and `export` do, one function a command.
 
 Each is one step of the pipeline on files: statistics, masks, models and text. A function's arguments are the
 command's, and the string under a field of a configuration class is that setting's help. Rooms are imported
@@ -12,20 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nspec_hf import data, evaluation, export as exporting, gating, masks as masks_room, recording, training
+from nspec_hf import data, export as exporting, gating, masks as masks_room, recording, training
 from nspec_hf.core import (
     ArtifactError,
     ConfigError,
     NspecError,
     Pair,
     Table,
-    as_line,
     as_pairs,
     program,
-    read_lines,
+    require,
     require_count,
     require_writable,
-    write_lines,
 )
 
 if TYPE_CHECKING:
@@ -75,17 +73,22 @@ def record(
 def select(
     stats: str = "nspec_stats.safetensors",
     output: str = "masks",
+    coverage: float | None = None,
     select: masks_room.SelectConfig = masks_room.SelectConfig(),
 ) -> None:
     """Choose each pair's neurons from recorded statistics; takes no time, so try several coverages.
 
-    Example: nspec select --stats nspec_stats.safetensors --select.coverage 0.9 --output masks-90
+    Example: nspec select --stats nspec_stats.safetensors --coverage 0.9 --output masks-90
 
     Args:
         stats: What `nspec record` wrote.
         output: Folder of the masks.
+        coverage: Share of a layer's activations that the kept neurons cover, in (0, 1]; lower keeps fewer.
         select: The rule.
     """
+    if coverage is not None:
+        require(select.method == "coverage", f"method {select.method} has no coverage")
+        select = dataclasses.replace(select, coverage=coverage)
     require_writable(output, is_folder=True)
     masks = masks_room.NeuronMasks.from_config(recording.ActivationStats.load(stats), select)
     masks.save_pretrained(output)
@@ -99,6 +102,10 @@ def train(
     output: str,
     masks: str | None = None,
     pairs: str | Sequence[str] | None = None,
+    max_steps: int | None = None,
+    learning_rate: float | None = None,
+    batch_tokens: int | None = None,
+    seed: int | None = None,
     train: training.TrainConfig = training.TrainConfig(),
     gate: gating.GateConfig = gating.GateConfig(),
     train_split: str = "train",
@@ -109,7 +116,7 @@ def train(
     """Continue training, each pair with its own neurons. A run that was stopped goes on.
 
     Example: nspec train --model facebook/m2m100_418M --masks masks --corpus.path data --output runs/mine
-    --train.arguments '{max_steps: 5000, learning_rate: 5e-5, warmup_steps: 200}'
+    --max_steps 5000 --learning_rate 5e-5 --train.warmup_steps 200
 
     Args:
         model: Hub id or folder of the model that was recorded.
@@ -117,7 +124,11 @@ def train(
         output: Folder of the run; the trained model is left in its `model/`.
         masks: Folder or Hub repository of masks; without masks all neurons train for all `pairs`.
         pairs: The directions, where there are no masks to name them.
-        train: The training run.
+        max_steps: Updates.
+        learning_rate: The highest learning rate.
+        batch_tokens: Token budget of a batch.
+        seed: Of the order of the text, and of dropout.
+        train: The training run; any argument of the Trainer by its name, `--train.warmup_steps 200`.
         gate: How masks act.
         train_split: Text to train on.
         valid_split: Text whose loss is watched; none: it is not.
@@ -129,11 +140,12 @@ def train(
         raise ConfigError(
             "give masks, whose pairs are then trained, or pairs, to train them with all neurons"
         )
-    arguments = training.training_arguments(train, Path(output), evaluates=bool(valid_split))
-    training.check_arguments(arguments, train.batches)  # before any work
-    network, tags = load(model, codes, trust_remote_code, training=True)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
     trained = chosen.pairs if chosen else directions(pairs or ())
+    train = train.changed(max_steps, learning_rate, batch_tokens, seed)
+    arguments = training.training_arguments(train, Path(output), bool(valid_split), trained)
+    training.check_arguments(arguments, train.batches)  # before any work
+    network, tags = load(model, codes, trust_remote_code, training=True)
     longest = train.batches.max_length or train.batches.max_tokens
     texts = data.encode_corpus(data.read_corpus(corpus, trained, train_split), tags, longest)
     valid_texts = None
@@ -143,42 +155,6 @@ def train(
     result = training.train(network, tags, texts, train, output, valid_texts, neuron_gate)
     done = "had ended already, after" if result.had_ended else "trained for"
     _say(f"{output}/model: {done} {result.updates} updates in {result.seconds:.0f} seconds")
-
-
-def translate(
-    model: str,
-    pair: str,
-    masks: str | None = None,
-    input: str = "-",
-    output: str = "-",
-    translate: evaluation.TranslateConfig = evaluation.TranslateConfig(),
-    gate: gating.GateConfig = gating.GateConfig(),
-    codes: Mapping[str, str] | None = None,
-    trust_remote_code: bool = False,
-) -> None:
-    """Translate text, one sentence a line, UTF-8; files that end in .gz, .xz or .bz2 are packed.
-
-    Example: echo 'A dog runs.' | nspec translate --model runs/mine/model --masks masks --pair en-de
-
-    Args:
-        model: Hub id or folder.
-        pair: The direction.
-        masks: Folder or Hub repository of masks; without masks all neurons are used.
-        input: A file, or - for standard input.
-        output: A file, or - for standard output.
-        translate: Decoding.
-        gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
-        codes: Your language codes → the tokenizer's, where they differ.
-        trust_remote_code: Whether code that the model's repository brings may run on this machine.
-    """
-    if output != "-":
-        require_writable(output)
-    lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
-    network, tags = load(model, codes, trust_remote_code)
-    chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
-    translator = evaluation.Translator(network, tags, chosen, translate, gate if chosen else None)
-    translations = [as_line(line) for line in translator.translate(lines, pair)]
-    write_lines(sys.stdout.buffer if output == "-" else output, translations)
 
 
 def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:

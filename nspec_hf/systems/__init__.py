@@ -17,14 +17,16 @@ if TYPE_CHECKING:
         signed_scores as signed_scores,
         without_places as without_places,
     )
+    from nspec_hf.systems.display import (
+        Speaker as Speaker,
+        TrainingBar as TrainingBar,
+        quiet_loading as quiet_loading,
+    )
     from nspec_hf.systems.run import Run as Run
     from nspec_hf.systems.system import System as System
     from nspec_hf.systems.architectures import Architecture as Architecture
-    from nspec_hf.systems.masked import Masked as Masked
-    from nspec_hf.systems.elastic import (
-        ElasticMasks as ElasticMasks,
-        NeuronSpecialization as NeuronSpecialization,
-    )
+    from nspec_hf.systems.masked import Masked as Masked, NeuronSpecialization as NeuronSpecialization
+    from nspec_hf.systems.elastic import ElasticMasks as ElasticMasks
     from nspec_hf.systems.registry import SYSTEMS as SYSTEMS, make_system as make_system
     from nspec_hf.systems.pipeline import pretrain as pretrain, run_system as run_system
     from nspec_hf.systems.before_training import (
@@ -32,5 +34,6 @@ if TYPE_CHECKING:
         untrained_table as untrained_table,
         was_measured as was_measured,
     )
+    from nspec_hf.systems.whole_run import run_to_report as run_to_report
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -8,18 +8,21 @@ overruled on the command line by its dotted name (`--data.corpus.path DIR --spec
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jsonargparse
 
 from nspec_hf.core import ConfigError, Pair, as_pairs, check_settings_files, english_centric, plain, zero_shot
-from nspec_hf.data import CorpusConfig, LanguageTags, PairText, VocabularyConfig, read_corpus
+from nspec_hf.data import CorpusConfig, PairText, VocabularyConfig, read_corpus
 from nspec_hf.evaluation import TranslateConfig
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import SelectConfig
 from nspec_hf.recording import RecordConfig
 from nspec_hf.systems.plan import ComparisonPlan
 from nspec_hf.training import TrainConfig
+
+if TYPE_CHECKING:
+    from nspec_hf.data import LanguageTags
 
 _Settings = TypeVar("_Settings")
 
@@ -37,8 +40,9 @@ class DataConfig:
     languages: Sequence[str] = ()
     """Language codes; all directions out of and into the pivot are trained. Or name `pairs`."""
 
-    pairs: Sequence[str] = ()
-    """The directions to train, where they are not simply all those of `languages` with the pivot."""
+    pairs: str | Sequence[str] = ()
+    """The directions to train, `en-de,de-en` or a list, where they are not simply all those of `languages`
+    with the pivot."""
 
     pivot: str = "en"
     """The language that the trained directions share."""
@@ -72,7 +76,8 @@ class DataConfig:
         Raises:
             ConfigError: If neither languages nor pairs are named.
         """
-        pairs = as_pairs(self.pairs) or english_centric(self.languages, self.pivot)
+        named = self.pairs.split(",") if isinstance(self.pairs, str) and self.pairs else self.pairs
+        pairs = as_pairs(named or ()) or english_centric(self.languages, self.pivot)
         if not pairs:
             raise ConfigError("data names no directions; give languages (de fr cs) or pairs (en-de de-en)")
         return pairs
@@ -93,7 +98,7 @@ class DataConfig:
             return []
         return read_corpus(self.corpus, self.trained_pairs() if pairs is None else pairs, split)
 
-    def read_tests(self, tags: LanguageTags) -> list[PairText]:
+    def read_tests(self, tags: "LanguageTags") -> list[PairText]:
         """Read the test text of all tested directions.
 
         Raises:

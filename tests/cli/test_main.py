@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -17,11 +18,12 @@ import pytest
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from nspec_hf import __version__
-from nspec_hf.cli.main import COMMANDS, main
+from nspec_hf.cli.main import _OF_A_TRAINING, COMMANDS, main, underscored
+from nspec_hf.training import TrainConfig
 from tests.helpers import killed
 
 FROZEN = (
-    "record select train translate inspect serve export evaluate compare analyze doctor probe "
+    "run record select train translate inspect serve export evaluate compare analyze doctor probe "
     "publish report demo"
 ).split()
 
@@ -77,14 +79,34 @@ def test_an_unknown_command_is_answered_with_those_there_are(capsys):
 
 def test_an_unknown_setting_leaves_with_status_2_and_is_named(capsys):
     with pytest.raises(SystemExit) as left:
-        main(["select", "--coverage", "0.9"])
+        main(["select", "--coverages", "0.9"])
     assert left.value.code == 2
     assert "coverage" in capsys.readouterr().err
 
 
 def test_a_setting_out_of_range_leaves_with_status_2_and_says_the_range(capsys, tmp_path):
-    assert main(["select", "--stats", str(tmp_path / "none"), "--select.coverage", "1.5"]) == 2
-    assert "(0, 1]" in capsys.readouterr().err
+    for flag in ("--select.coverage", "--coverage"):
+        assert main(["select", "--stats", str(tmp_path / "none"), flag, "1.5"]) == 2
+        assert "(0, 1]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--comet-out", "--comet_out"),
+        ("--train.max-steps=5", "--train.arguments.max_steps=5"),
+        ("--specialize.bf16", "--specialize.arguments.bf16"),
+        ("--train.arguments.seed", "--train.arguments.seed"),
+        ("--train.batches.max_tokens", "--train.batches.max_tokens"),
+        ("--train.patience", "--train.patience"),
+        ("--train", "--train"),
+        ("--select.coverage", "--select.coverage"),
+        ("en-de", "en-de"),
+    ],
+)
+def test_an_argument_of_the_trainer_needs_no_name_of_what_holds_it(typed, meant):
+    assert underscored(typed) == meant
+    assert {field.name for field in fields(TrainConfig)} == set(_OF_A_TRAINING)
 
 
 def test_an_error_of_ours_is_one_line_and_status_2(capsys, tmp_path):

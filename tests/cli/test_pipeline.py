@@ -41,11 +41,9 @@ def flow(tmp_path_factory):
 
     text = ["--corpus.path", "data"]
     nspec("record", "--model", "base", "--pairs", ",".join(PAIRS), *text, "--max_tokens", 60)
-    nspec("select", "--select.coverage", 0.8)
-    steps = (
-        "{max_steps: 3, learning_rate: 0.01, warmup_steps: 1, logging_steps: 1, eval_steps: 3, save_steps: 3}"
-    )
-    run = ["--train.arguments", steps, "--train.batches.max_tokens", 60, "--train.batches.max_length", 60]
+    nspec("select", "--coverage", 0.8)
+    run = ["--max-steps", 3, "--learning-rate", 0.01, "--batch-tokens", 60, "--train.warmup-steps", 1]
+    run += ["--train.logging_steps", 1, "--train.eval_steps", 3, "--train.arguments.save_steps", 3]
     nspec("train", "--model", "base", "--masks", "masks", *text, "--output", "ours", *run)
     nspec(
         "train", "--model", "base", "--pairs", ",".join(PAIRS), *text, "--output", "dense", *run, key="dense"

@@ -1,0 +1,108 @@
+"""What `nspec translate` does: lines of one pair, or the test text of many pairs at once."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nspec_hf import data, evaluation, gating, masks as masks_room
+from nspec_hf.cli.pipeline import directions, load
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    as_line,
+    program,
+    read_lines,
+    require,
+    require_writable,
+    write_lines,
+)
+
+
+def translate(
+    model: str,
+    pair: str | Sequence[str] | None = None,
+    masks: str | None = None,
+    input: str | None = None,
+    output: str | None = None,
+    corpus: data.CorpusConfig | None = None,
+    split: str = "test",
+    translate: evaluation.TranslateConfig = evaluation.TranslateConfig(),
+    gate: gating.GateConfig = gating.GateConfig(),
+    codes: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Translate text, one sentence a line, UTF-8; or, with a corpus, all pairs of it into a folder.
+
+    Example: echo 'A dog runs.' | nspec translate --model runs/mine/model --masks masks --pair en-de
+    Example: nspec translate --model runs/mine/model --masks masks --corpus.path data --output outputs/mine
+
+    The folder gets a file a pair, en-de.txt …, as `nspec evaluate` and `nspec compare` read it. What lies
+    there, made by the same model, masks and settings, is not translated again.
+
+    Args:
+        model: Hub id or folder.
+        pair: The direction; of a corpus one, several (`en-de,de-en`), or, left out, all that have masks.
+        masks: Folder or Hub repository of masks; without masks all neurons are used.
+        input: A file, packed (.gz, .xz, .bz2) or plain; left out or -: standard input.
+        output: A file, or - for standard output; with a corpus a folder, `outputs/NAME` if left out.
+        corpus: Where the text of many pairs lies: --corpus.path DIR with DIR/test.en, DIR/test.de …
+        split: Which text of the corpus.
+        translate: Decoding.
+        gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
+        codes: Your language codes → the tokenizer's, where they differ.
+        trust_remote_code: Whether code that the model's repository brings may run on this machine.
+    """
+    named = directions(pair) if pair else []
+    if corpus is None:
+        require(len(named) == 1, "give --pair en-de for lines of text, or --corpus.path DIR for many pairs")
+        output, input = output or "-", input or "-"
+        if output != "-":
+            require_writable(output)
+        lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
+        translator = _translator(model, masks, translate, gate, codes, trust_remote_code)
+        translations = [as_line(line) for line in translator.translate(lines, named[0])]
+        write_lines(sys.stdout.buffer if output == "-" else output, translations)
+        return
+    require(input is None, "give the text as --input FILE or as --corpus.path DIR, and not both")
+    output = output or f"outputs/{_name(model)}"
+    require(output != "-", "translations of a corpus go into a folder; give --output DIR")
+    require_writable(output, is_folder=True)
+    chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
+    pairs = named or (chosen.pairs if chosen else [])
+    require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
+    texts = data.read_corpus(corpus, pairs, split)
+    translator = _translator(model, chosen, translate, gate, codes, trust_remote_code)
+    outputs = evaluation.translate_test_set(translator, texts, Path(output))
+    _say_where(output, outputs, corpus, split)
+
+
+def _translator(
+    model: str,
+    masks: "str | masks_room.NeuronMasks | None",
+    config: evaluation.TranslateConfig,
+    gate: gating.GateConfig,
+    codes: Mapping[str, str] | None,
+    trust_remote_code: bool,
+) -> "evaluation.Translator":
+    network, tags = load(model, codes, trust_remote_code)
+    chosen = masks_room.NeuronMasks.from_pretrained(masks) if isinstance(masks, str) else masks
+    return evaluation.Translator(network, tags, chosen, config, gate if chosen else None)
+
+
+def _name(model: str) -> str:
+    """Return what a model's translations are called: `mine` for `runs/mine/model`."""
+    parts = [part for part in Path(model).parts if part not in ("model", "/", ".", "..")]
+    if not parts:
+        raise ConfigError("give --output DIR; this model's path gives no name")
+    return parts[-1]
+
+
+def _say_where(
+    output: str, outputs: Mapping[Pair, Sequence[str]], corpus: data.CorpusConfig, split: str
+) -> None:
+    count = sum(map(len, outputs.values()))
+    text = f"--corpus.path {corpus.path}" if corpus.path else f"--corpus.dataset {corpus.dataset}"
+    sys.stdout.write(
+        f"{output}: {count:,} sentences of {len(outputs)} directions; next: "
+        f"{program()} evaluate --hypotheses {output} {text} --split {split}\n"
+    )
