@@ -6,12 +6,12 @@ Each step is the recipes' own (`pipeline.py`), so a run that was stopped in what
 stood. Fine-tuning with the same budget is run beside it: without that control no gain means anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nspec_hf.analysis import analyze, write_report
 from nspec_hf.core import ConfigError, Pair, lock_folder, program, require, require_writable
-from nspec_hf.data import read_outputs
+from nspec_hf.data import PairText, read_outputs
 from nspec_hf.evaluation import Comparison, SystemScores, compare, sacrebleu_metric
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
@@ -67,6 +67,7 @@ def run_to_report(config: ExperimentConfig, system: System, seed: int = 1, contr
     # The base may take hours; what would stop a later step is found before it.
     check_training(run.budget(), run.folder, config)
     system.check(run)
+    texts = config.data.read(config.data.test_split, config.data.tested_pairs())
     with lock_folder(config.work), quiet_loading():
         scores: dict[str, SystemScores | None] = {}
         if not config.base:
@@ -75,7 +76,7 @@ def run_to_report(config: ExperimentConfig, system: System, seed: int = 1, contr
         for each in [*others, system]:
             scores[each.name] = run_system(runs[each.name], each)
         reference = "finetune" if control else next(iter(scores))
-        comparison = _tested(config, runs, scores, reference)
+        comparison = _tested(config, texts, runs, scores, reference)
         if comparison is not None:
             speaker.show(comparison.table())
             comparison.save(run.folder / "comparison.json")
@@ -87,24 +88,24 @@ def run_to_report(config: ExperimentConfig, system: System, seed: int = 1, contr
 
 def _tested(
     config: ExperimentConfig,
+    texts: Sequence[PairText],
     runs: Mapping[str, Run],
     scores: Mapping[str, SystemScores | None],
     reference: str,
 ) -> Comparison | None:
     """Test every system against the reference; None where there is no test text, or no metric to test by."""
     folders = {"base": Path(config.work) / "base"} | {name: run.folder for name, run in runs.items()}
-    held = {name: set(each.pairs) for name, each in scores.items() if each is not None}
-    pairs = [
-        pair for pair in config.data.tested_pairs() if held and all(pair in own for own in held.values())
+    held = [set(each.pairs) for each in scores.values() if each is not None]
+    tested = [text for text in texts if all(text.pair in pairs for pairs in held)]
+    metrics = [
+        name for name in config.metrics if tested and sacrebleu_metric(name, tested[0].pair) is not None
     ]
-    metrics = [name for name in config.metrics if pairs and sacrebleu_metric(name, pairs[0]) is not None]
     if not metrics:
         return None
     outputs = {name: read_outputs(folders[name] / "outputs") for name in scores}
-    references = {text.pair: text.targets for text in config.data.read(config.data.test_split, pairs)}
     return compare(
-        {name: {pair: lines[pair] for pair in pairs} for name, lines in outputs.items()},
-        references,
+        {name: {text.pair: lines[text.pair] for text in tested} for name, lines in outputs.items()},
+        {text.pair: text.targets for text in tested},
         reference,
         metrics,
         n_samples=config.compare.n_samples,

@@ -40,7 +40,7 @@ def made(folder):
     systems_ = ("finetune", "neuron_specialization")
     folders = {"base": work / "base", **{name: work / name / "s1" for name in systems_}}
     scores = {}
-    for path in sorted((work / "scores").glob("*.json")):
+    for path in sorted((folder / "results").glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         scores[path.name] = content["scores"], content["validation_loss"], content["updates"]
     return {
@@ -57,7 +57,7 @@ def made(folder):
 
 def test_one_command_leaves_base_control_masks_translations_tests_and_a_report(done):
     work = done / "work"
-    assert sorted(path.name for path in (work / "scores").iterdir()) == [
+    assert sorted(path.name for path in (done / "results").iterdir()) == [
         "tiny.base.json",
         "tiny.finetune.s1.json",
         "tiny.neuron_specialization.s1.json",
@@ -81,8 +81,7 @@ def test_it_does_what_the_recipes_do(done, tmp_path):
     recipe("pretrain")([file])
     recipe("specialize")([file])
     found = result(tmp_path, "neuron_specialization")
-    path = done / "work" / "scores" / "tiny.neuron_specialization.s1.json"
-    ours = json.loads(path.read_text(encoding="utf-8"))
+    ours = result(done, "neuron_specialization")
     assert (ours["scores"], ours["validation_loss"]) == (found["scores"], found["validation_loss"])
     assert scored(ours) == set(TESTED)
     place = "work/neuron_specialization/s1/model"
@@ -148,7 +147,7 @@ def test_what_people_change_most_has_flags_beside_the_dotted_names(tmp_path, ask
     assert (config.pretrain.arguments["max_steps"], config.pretrain.patience) == (9, 2)
     assert (config.select.coverage, asked["seed"], asked["control"]) == (0.8, 3, True)
     assert (config.model["d_model"], config.model["encoder_ffn_dim"]) == (32, 24)
-    assert config.results == str(tmp_path / "work" / "scores")
+    assert (config.work, config.results) == (str(tmp_path / "work"), str(tmp_path / "results"))
 
 
 def test_a_trained_model_takes_the_place_of_the_one_that_the_file_describes(tmp_path, asked):
@@ -157,13 +156,14 @@ def test_a_trained_model_takes_the_place_of_the_one_that_the_file_describes(tmp_
     )
     config = asked["config"]
     assert (config.base, config.model) == ("facebook/m2m100_418M", {})
-    assert (config.work, config.results) == ("runs/mine", "runs/mine/scores")
+    assert (config.work, config.results) == ("runs/mine", str(tmp_path / "results"))
 
 
 def test_no_file_is_needed(asked):
     line = "run --model facebook/m2m100_418M --data.corpus.path data --data.pairs en-de,de-en --output mine"
     assert main(line.split()) == 0
     assert asked["config"].data.trained_pairs() == ["en-de", "de-en"]
+    assert (asked["config"].work, asked["config"].results) == ("mine", "mine/scores")
     assert asked["system"].name == "neuron_specialization"
 
 
@@ -194,7 +194,7 @@ def test_text_without_a_test_gives_a_report_of_the_masks_alone(done, tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     base = str(done / "work" / "base" / "model")
     line = ["run", str(tmp_path / "mine.yaml"), "--model", base, "--output", str(tmp_path / "mine")]
-    assert main([*line, "--control", "false"]) == 0
+    assert main([*line, "--control", "false", "--results", str(tmp_path / "scores")]) == 0
     own = tmp_path / "mine" / "neuron_specialization" / "s1"
     assert (own / "report.html").is_file()
     assert not (own / "comparison.json").exists()

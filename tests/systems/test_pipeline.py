@@ -1,11 +1,12 @@
 """From text to scores, when something stands in the way: another process, a result that has no place."""
 
 import fcntl
+import json
 from pathlib import Path
 
 import pytest
 
-from nspec_hf.core import FolderInUseError
+from nspec_hf.core import FolderInUseError, NspecError
 from nspec_hf.systems import ExperimentConfig, Run, make_system, pretrain, read_settings, run_system
 from nspec_hf.training import SpecializationTrainer
 from tests.helpers.tiny_experiment import experiment, result, scored
@@ -40,6 +41,37 @@ def test_a_base_is_trained_by_one_process_at_a_time(tmp_path):
         with pytest.raises(FolderInUseError, match="another process"):
             pretrain(config_of(file))
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("system", ["base", "neuron_specialization"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"max_steps": 1.5}, "max_steps"),
+        ({"max_step": 3}, "max_step"),
+        ({"optim": "adamm"}, "adamm"),
+        ({"report_to": "nothing"}, "nothing"),
+        ({"lr_scheduler_type": "fast"}, "fast"),
+        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"nothing": 1}}, "nothing"),
+        ({"metric_for_best_model": "eval_bleu", "load_best_model_at_end": True}, "eval_bleu"),
+        ({"load_best_model_at_end": True, "save_steps": 3, "eval_steps": 2}, "saving steps"),
+        ({"deepspeed": "nowhere.json"}, "nowhere|deepspeed"),
+        ({"eval_strategy": "often"}, "often"),
+        ({"data_seed": 3}, "BatchConfig"),
+        ({"output_dir": "x"}, "output_dir"),
+    ],
+)
+def test_wrong_arguments_of_the_trainer_are_told_before_any_work(
+    tmp_path, monkeypatch, system, arguments, said
+):
+    for name in ("make_tokenizer", "load_model"):
+        monkeypatch.setattr(f"nspec_hf.systems.pipeline.{name}", None)
+    monkeypatch.setattr("nspec_hf.systems.run.load_model", None)
+    phase = "pretrain" if system == "base" else "specialize"
+    config = config_of(experiment(tmp_path), f"--{phase}.arguments", json.dumps(arguments))
+    with pytest.raises(NspecError, match=said):
+        pretrain(config) if system == "base" else run_system(Run.of(config, system), make_system(system))
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("system", ["base", "finetune"])
