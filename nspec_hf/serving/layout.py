@@ -9,13 +9,12 @@ The trap: masks go with the model that was trained with them, acting as they did
 how they acted, is read from what training and publishing wrote.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read_json
+from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read_json, warn
 from nspec_hf.export import REPORT_FILE
 from nspec_hf.gating import MASKS_FOLDER, GateConfig
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks
@@ -126,10 +125,9 @@ def _masks_of(here: Path, model: Path, trained: str) -> NeuronMasks | None:
 
 def _warn_of_other_masks(model: Path | str, trained: str, masks: NeuronMasks) -> None:
     if trained and masks.fingerprint() != trained:
-        warnings.warn(
+        warn(
             f"{model} was trained with masks {trained}, these are {masks.fingerprint()}: it may "
-            "translate worse than it did",
-            stacklevel=5,
+            "translate worse than it did"
         )
 
 

@@ -5,7 +5,6 @@ tells which it is. The weights of a named model are compared with those that wer
 """
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.core import ArtifactError, ConfigError, Pair, read_json
+from nspec_hf.core import ArtifactError, ConfigError, Pair, read_json, warn
 from nspec_hf.data import LanguageTags, load_tokenizer
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import REPORT_FILE, load_pruned
@@ -163,11 +162,10 @@ def _compared(model: Any, parts: Parts) -> str:
     now = weight_fingerprint(model, find_sites(model))
     if now == parts.fingerprint:
         return f"as stated ({now})"
-    warnings.warn(
+    warn(
         f"the weights of {parts.place} ({now}) are not those that the masks go with ({parts.fingerprint}): "
         "the model was trained or replaced since; give base= (and base_revision=) of the one that was "
-        "trained with them",
-        stacklevel=3,
+        "trained with them"
     )
     return f"others ({now}) than stated ({parts.fingerprint})"
 
