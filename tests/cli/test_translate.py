@@ -1,7 +1,5 @@
 """`nspec translate` of many pairs at once, into what `evaluate` and `compare` read."""
 
-import io
-
 import pytest
 
 from nspec_hf import NeuronMasks, TranslateConfig, Translator
@@ -26,7 +24,6 @@ def folder(tmp_path, monkeypatch):
     tiny_text.tokenizer().save_pretrained(tmp_path / "runs" / "mine" / "model")
     tiny_text.masks(model, density=0.4).save_pretrained(tmp_path / "masks")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdout", io.StringIO())
     return tmp_path
 
 
@@ -40,14 +37,14 @@ def translated(folder, pair, masks=True):
     return translator.translate(source.splitlines(), pair)
 
 
-def test_all_pairs_of_the_masks_are_translated_at_once_under_the_name_of_the_run(folder):
+def test_all_pairs_of_the_masks_are_translated_at_once_under_the_name_of_the_run(folder, capsys):
     assert main(ALL) == 0
+    printed = capsys.readouterr().out
     outputs = read_outputs(folder / "outputs" / "mine")
     assert sorted(outputs) == sorted(PAIRS)
     for pair in PAIRS:
         assert outputs[pair] == translated(folder, pair)
     assert outputs["en-de"] != translated(folder, "en-de", masks=False)
-    printed = main.__globals__["sys"].stdout.getvalue()
     assert "40 sentences of 4 directions" in printed
     assert "evaluate --hypotheses outputs/mine --corpus.path data --split test" in printed
 
