@@ -73,7 +73,7 @@ __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
     "core": "errors lazy pairs tables files folders artifact distributed provenance invocation",
-    "data": "config language_tags tokenizer corpus dataset sampler collator translations sound_changes "
+    "data": "config moses language_tags tokenizer corpus dataset sampler collator translations sound_changes "
     "synthetic",
     "recording": "config model sites stats accumulator recorder",
     "masks": "config rules select model_card repository hub masks",

@@ -6,6 +6,7 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.data.config import VocabularyConfig as VocabularyConfig
+    from nspec_hf.data.moses import learned as learned
     from nspec_hf.data.language_tags import (
         LanguageTags as LanguageTags,
         as_tags as as_tags,

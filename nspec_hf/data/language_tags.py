@@ -27,6 +27,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownLanguageError
+from nspec_hf.data.moses import preparation
 
 TARGET_ON_SOURCE = "target_on_source"
 """Value of a tokenizer's `language_style` that puts the target's tag on the source and none on the target."""
@@ -105,6 +106,7 @@ class LanguageTags:
         self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
         self._special = {*tokenizer.all_special_ids, *self._codes_by_id} - {self._unknown}
         self._around: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self.text = preparation(tokenizer)
 
     @property
     def family(self) -> str:
@@ -146,6 +148,7 @@ class LanguageTags:
     def encode_source(self, texts: Sequence[str], pair: str) -> list[list[int]]:
         """Return the encoder's token ids of each text, tags and end of sentence included."""
         pair = Pair(pair)
+        texts = self.text.before(texts, pair.source)
         return self._encode(texts, self._family.source, pair, "text", self._text_prefix(pair))
 
     def encode_target(self, texts: Sequence[str], pair: str) -> list[list[int]]:
@@ -153,6 +156,7 @@ class LanguageTags:
         # Families whose tokenizer keeps a target language would ask for it (M2M-100 with a KeyError); only
         # the others may split a target differently from a source.
         side = "text" if "target" in self._family.target else "text_target"
+        texts = self.text.before(texts, Pair(pair).target)
         return self._encode(texts, self._family.target, Pair(pair), side)
 
     def check_row(self, source_ids: Sequence[int], label_ids: Sequence[int], pair: str) -> None:

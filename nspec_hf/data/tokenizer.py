@@ -18,6 +18,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError, adapter_base
 from nspec_hf.data.config import VocabularyConfig
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
+from nspec_hf.data.moses import Moses, Untouched
 
 # In the order of their ids, 0 to 3, as M2M-100 and mBART have them.
 _SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
@@ -63,7 +64,10 @@ def load_tokenizer(
 
 
 def train_vocabulary(
-    sentences: Iterable[str], languages: Sequence[str], config: VocabularyConfig
+    sentences: Iterable[str],
+    languages: Sequence[str],
+    config: VocabularyConfig,
+    text: Untouched | Moses | None = None,
 ) -> PreTrainedTokenizerFast:
     """Train a joint subword vocabulary.
 
@@ -71,6 +75,7 @@ def train_vocabulary(
         sentences: Text of all languages, each as often as it should count.
         languages: Codes that get a tag.
         config: Size and kind.
+        text: What prepared the sentences, which is kept with the tokenizer.
 
     Raises:
         ConfigError: If the text does not give such a vocabulary; the message is SentencePiece's.
@@ -93,7 +98,8 @@ def train_vocabulary(
         )
     except RuntimeError as error:
         raise ConfigError(f"no vocabulary of {config.size} subwords comes from this text: {error}") from None
-    style = {"language_style": TARGET_ON_SOURCE} if config.target_on_source else {}
+    style: dict[str, Any] = {"language_style": TARGET_ON_SOURCE} if config.target_on_source else {}
+    style |= {"moses": text.casing} if isinstance(text, Moses) else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=_as_tokenizer(file.getvalue(), config.kind),
         additional_special_tokens=[f"__{code}__" for code in languages],

@@ -157,7 +157,8 @@ class Translator:
                     settings["pair_ids"] = torch.tensor(ids, device=self.model.device)
                 outputs, ended = self._generate(batch, settings)
                 for row, text in zip(batch, outputs, strict=True):
-                    results[row.number] = text if texts[row.number].strip() else ""
+                    written = self.tags.text.after(text, row.pair.target)
+                    results[row.number] = written if texts[row.number].strip() else ""
                 unfinished += len(batch) - ended
                 bar.update(len(batch))
         return results, unfinished

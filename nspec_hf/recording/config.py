@@ -32,6 +32,9 @@ class RecordConfig:
     """Also record |∂L/∂h · h| (importance by Taylor expansion, TE). Needs a backward pass, about three
     times the work."""
 
+    label_smoothing: float | None = None
+    """For `te`: label smoothing of the loss whose gradient is taken, in [0, 1); 0.1 is usual in training."""
+
     max_sentences: int | None = None
     """Stop counting a pair after this many sentences; None counts all."""
 
@@ -50,6 +53,8 @@ class RecordConfig:
         require(bool(self.kinds), f"kinds names at least one of: {', '.join(KINDS)}")
         unknown = sorted(set(self.kinds) - set(KINDS))
         require(not unknown, f"unknown kinds {unknown}; kinds are: {', '.join(KINDS)}")
+        smoothing = self.label_smoothing or 0.0
+        require(0 <= smoothing < 1, f"label_smoothing is a share in [0, 1), got {smoothing!r}")
         limit = self.max_sentences
         require(
             limit is None or (type(limit) is int and limit > 0),

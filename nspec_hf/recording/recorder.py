@@ -275,7 +275,13 @@ class _Recorder:
         if not self.two_sided:
             logits, labels = logits[:, :-1], labels[:, 1:]
         logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        loss = functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = functional.cross_entropy(
+            logits,
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.config.label_smoothing or 0.0,
+        )
         self.in_backward = True
         try:
             loss.backward()

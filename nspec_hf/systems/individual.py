@@ -1,15 +1,22 @@
 """Individual bilingual models: one for each direction, which shares nothing with the others."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair
+from nspec_hf.data import VocabularyConfig
+from nspec_hf.recording import load_config
+from nspec_hf.systems.experiment import DataConfig
 from nspec_hf.systems.run import Outputs, Run
 from nspec_hf.systems.system import System
-from nspec_hf.training import load_weights
+from nspec_hf.training import load_weights, make_tokenizer
+
+_LOW = "low"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +25,8 @@ class Individual(System):
 
     What a multilingual model loses against these is interference, what it wins is synergy (Tan et al. 2024,
     Table 4). They have the base's vocabulary, and the base's budget and then the continuation's, with the
-    schedule of each. Zero-shot directions have no model. Each lies in a folder of its own, named by its
+    schedule of each; those of low-resource pairs may be smaller, with a vocabulary of their own text, as the
+    paper has them. Zero-shot directions have no model. Each lies in a folder of its own, named by its
     direction; directions that are done are not trained again.
     """
 
@@ -30,7 +38,14 @@ class Individual(System):
     of `max_steps` means epochs of the direction's own text, and both are the same."""
 
     shape: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `M2M100Config` in which these models differ from the base, such as fewer layers."""
+    """Fields of the model's config in which these models differ from the base, such as fewer layers."""
+
+    small: Mapping[str, Any] | None = None
+    """The same for pairs of the tier `low` (`data.tiers`): 2 heads, d_ff 512 and dropout 0.3 in Tan et al.
+    2024, A.2.2 (1,024 in their Table 8). None: `shape`."""
+
+    small_vocabulary: int | None = None
+    """Subwords of a vocabulary that each pair of that tier learns from its own text; None: the base's."""
 
     @property
     def from_scratch(self) -> bool:
@@ -38,7 +53,7 @@ class Individual(System):
         return True
 
     def model(self, run: Run) -> PreTrainedModel:
-        """Return one of the models, untrained."""
+        """Return one of the models, untrained, of a pair that is not low-resource."""
         return run.scratch(**self.shape)
 
     def check(self, run: Run) -> None:
@@ -64,17 +79,39 @@ class Individual(System):
         """Return the translations of the trained directions, each by its own model."""
         outputs: Outputs = {}
         for pair in run.pairs:
-            model = self.model(run)
+            own, shape = self._own(pair, run)
+            model = own.scratch(**shape)
             load_weights(model, run.folder / pair.file_name / "model")
-            outputs |= run.translate(model, None, f"{pair.file_name}/outputs", [pair])
+            outputs |= own.translate(model, None, f"{pair.file_name}/outputs", [pair])
         return outputs
+
+    def _own(self, pair: Pair, run: Run) -> tuple[Run, Mapping[str, Any]]:
+        """Return the run that a pair's model belongs to, of its own vocabulary if any, and its shape."""
+        config = run.config
+        if _LOW not in {config.data.tiers.get(code) for code in (pair.source, pair.target)}:
+            return run, self.shape
+        shape = self.shape if self.small is None else self.small
+        if self.small_vocabulary is None:
+            return run, shape
+        folder = run.folder / pair.file_name / "vocabulary"
+        data = dataclasses.replace(config.data, pairs=[str(pair)], zero_shot=[])
+        if not (folder / "config.json").is_file():
+            settings = dataclasses.replace(config.vocabulary, size=self.small_vocabulary)
+            run.save(lambda: _make_vocabulary(data, settings, config.base_model, folder))
+        return dataclasses.replace(
+            run, config=dataclasses.replace(config, data=data, base=str(folder))
+        ), self.small
 
     def _train(self, pair: Pair, run: Run) -> dict[str, Any]:
         """Train the model of one direction, unless it is trained; return its facts, all phases together."""
-        model = self.model(run)
-        text = {"corpus": run.corpus.subset(pair), "validation": run.validation.subset(pair)}
+        own, shape = self._own(pair, run)
+        model = own.scratch(**shape)
+        # Encoded once for all pairs that share the base's vocabulary.
+        text: dict[str, Any] = {}
+        if own is run:
+            text = {"corpus": run.corpus.subset(pair), "validation": run.validation.subset(pair)}
         first, second = (
-            run.train(model, phase=phase, folder=folder, **text, **self._arguments(run, phase)).facts()
+            own.train(model, phase=phase, folder=folder, **text, **self._arguments(run, phase)).facts()
             for phase, folder in (
                 ("pretrain", f"{pair.file_name}/pretraining"),
                 ("specialize", pair.file_name),
@@ -103,3 +140,12 @@ class Individual(System):
         warmup = planned.get("warmup_steps", 0)
         # Below 1 it is a share of the run already.
         return {"max_steps": steps, **({"warmup_steps": warmup // len(run.pairs)} if warmup >= 1 else {})}
+
+
+def _make_vocabulary(data: DataConfig, settings: VocabularyConfig, base: str, folder: Path) -> None:
+    """Leave a tokenizer, and a config of the base's shape that goes with it, in a folder."""
+    tokenizer = make_tokenizer(data.read(data.train_split), settings, folder)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    ids |= {"decoder_start_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer)}
+    # Last, so that it says that all the rest is there.
+    load_config(base, ids).save_pretrained(folder)

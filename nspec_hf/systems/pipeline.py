@@ -5,6 +5,7 @@ several processes may run it together. All that made the numbers is written down
 """
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,7 +155,11 @@ def run_system(run: Run, system: System) -> SystemScores | None:
         facts = system.train(run)
         if not join_processes().is_main_process:
             return None
+        started = time.perf_counter()
         outputs = system.outputs(run)
+        # Noted once: what is translated already costs nothing.
+        decoding = run.once("decoding", lambda: {"seconds": round(time.perf_counter() - started, 1)})
+        facts["decoding_seconds"] = decoding["seconds"]
         scores = run.score(outputs) if tests else None
         about: dict[str, Any] = {"name": run.row, "system": system.name, "source": system.source}
         about |= {"settings": dataclasses.asdict(system), "seed": run.seed}

@@ -1,4 +1,9 @@
-"""The base model: its subwords and weights made from scratch."""
+"""The base model: its subwords and weights made from scratch.
+
+`model_type` among a model's settings chooses the architecture: `m2m_100` (pre-norm, as in Tan et al. 2024) or
+`marian` (post-norm, with ReLU and without any norm after the stacks, as in Vaswani et al. 2017 and Xie et al.
+2021). Embeddings are shared and scaled, positions are sinusoidal in both.
+"""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -9,16 +14,18 @@ import torch
 from transformers import (
     AutoModelForSeq2SeqLM,
     M2M100Config,
-    M2M100ForConditionalGeneration,
+    MarianConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
 from nspec_hf.core import ConfigError, atomic_folder
-from nspec_hf.data import PairText, VocabularyConfig, load_tokenizer, train_vocabulary
+from nspec_hf.data import PairText, VocabularyConfig, learned, load_tokenizer, train_vocabulary
 from nspec_hf.recording import load_config
 
+_A_MODEL = {M2M100Config.model_type: "an M2M-100", MarianConfig.model_type: "a Marian"}
 _NO_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop", "activation_dropout", "attention_dropout")
 
 
@@ -34,21 +41,20 @@ def make_tokenizer(
         for text in texts:
             sentences.setdefault(text.pair.source, {}).update(dict.fromkeys(text.sources))
             sentences.setdefault(text.pair.target, {}).update(dict.fromkeys(text.targets))
-        everything = (sentence for own in sentences.values() for sentence in own)
-        tokenizer = train_vocabulary(everything, list(sentences), settings)
+        text = learned(settings.moses, sentences)
+        everything = (each for code, own in sentences.items() for each in text.before(own, code))
+        tokenizer = train_vocabulary(everything, list(sentences), settings, text)
         with atomic_folder(folder) as unfinished:
             tokenizer.save_pretrained(unfinished)
     return load_tokenizer(folder)
 
 
-def make_model(
-    tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], seed: int
-) -> M2M100ForConditionalGeneration:
-    """Return a fresh model of the M2M-100 architecture (pre-norm, tied embeddings), without layer dropout.
+def make_model(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], seed: int) -> PreTrainedModel:
+    """Return a fresh model with tied embeddings, without layer dropout.
 
     Args:
         tokenizer: Says how many subwords there are, and which are special.
-        settings: Any field of `M2M100Config`.
+        settings: `model_type`, `m2m_100` if none is given, and any field of its config.
         seed: Seed of the weights.
     """
     check_model_settings(settings)
@@ -56,23 +62,35 @@ def make_model(
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     ids |= {"eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.eos_token_id}
     dropout = dict.fromkeys(_NO_DROPOUT, 0.0)
-    return M2M100ForConditionalGeneration(
-        M2M100Config(vocab_size=len(tokenizer), **{**dropout, **ids, **settings})
-    )
+    kind, own = _kind(settings)
+    return AutoModelForSeq2SeqLM.from_config(kind(vocab_size=len(tokenizer), **{**dropout, **ids, **own}))
 
 
 def check_model_settings(settings: Mapping[str, Any]) -> None:
     """Check the names of a fresh model's settings; the config would take any, and change nothing by it.
 
     Raises:
-        ConfigError: If `M2M100Config` has no such field.
+        ConfigError: If there is no such architecture here, or its config has no such field.
     """
-    known = M2M100Config()
-    unknown = [name for name in settings if not hasattr(known, name) and name != "attn_implementation"]
+    kind, own = _kind(settings)
+    known = kind()
+    unknown = [name for name in own if not hasattr(known, name) and name != "attn_implementation"]
     if unknown:
         near = get_close_matches(unknown[0], list(known.to_dict()), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"an M2M-100 model has no setting {', '.join(unknown)}{hint}")
+        raise ConfigError(f"{_A_MODEL[kind.model_type]} model has no setting {', '.join(unknown)}{hint}")
+
+
+def _kind(settings: Mapping[str, Any]) -> tuple[type[PretrainedConfig], dict[str, Any]]:
+    """Return the class of a fresh model's config, and the settings with what our architecture adds."""
+    name = settings.get("model_type", M2M100Config.model_type)
+    if name == M2M100Config.model_type:
+        return M2M100Config, {key: value for key, value in settings.items() if key != "model_type"}
+    if name != MarianConfig.model_type:
+        raise ConfigError(f"model_type is {' or '.join(_A_MODEL)}, got {name!r}")
+    # Marian's own default is the token 0, with which every longest translation would end.
+    ours = {"activation_function": "relu", "scale_embedding": True, "forced_eos_token_id": None}
+    return MarianConfig, {key: value for key, value in {**ours, **settings}.items() if key != "model_type"}
 
 
 def fresh_model(

@@ -37,6 +37,8 @@ def test_settings_are_frozen_keyword_only_and_every_field_says_what_it_means(kin
             r"unknown kinds \['fc1'\]; kinds are: ffn, attention, ffn_out",
         ),
         (RecordConfig, {"max_sentences": 0}, "positive"),
+        (RecordConfig, {"label_smoothing": 1}, r"share in \[0, 1\), got 1"),
+        (VocabularyConfig, {"moses": "lower"}, "'tokenize', 'truecase' or None, got 'lower'"),
         (RecordConfig, {"max_sentences": float("inf")}, "positive whole number or None, got inf"),
         (SelectConfig, {"seed": -3}, "seed is an integer from 0, got -3"),
         (SelectConfig, {"method": "magnitude"}, "one of coverage, te, av, random, got 'magnitude'"),

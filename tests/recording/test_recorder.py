@@ -115,6 +115,24 @@ def test_recording_equals_a_loop_over_unpadded_sentences(name):
     assert not same(stats.counts, expected["sentences"])
 
 
+def test_importance_may_be_that_of_the_smoothed_loss():
+    """The loss by its equation: 1 − ε of the word's, and ε of the mean over the whole vocabulary."""
+    model, batches = TWO_SIDED["m2m100"]().double(), batches_of()
+    plain = functional.cross_entropy
+
+    def smoothed(logits, labels, reduction):
+        assert reduction == "sum"
+        logs = logits.log_softmax(-1)
+        return 0.9 * plain(logits, labels, reduction="sum") - 0.1 * logs.mean(-1).sum()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "cross_entropy", smoothed)
+        expected = plain_loop(model, batches, KINDS)
+    found = record(model, batches, PAIRS, RecordConfig(kinds=KINDS, te=True, label_smoothing=0.1))
+    assert close(found.sums["te"], expected["te"])
+    assert not close(found.sums["te"], plain_loop(model, batches, KINDS)["te"])
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoder_only_models_count_every_token_that_is_no_padding(name):
     model, batches = DECODERS[name]().double(), batches_of()

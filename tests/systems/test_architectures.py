@@ -97,6 +97,30 @@ def test_how_attention_is_computed_may_be_chosen_for_loaded_and_fresh_models_ali
         assert load_model(tmp_path, settings).config._attn_implementation == name
 
 
+def test_a_post_norm_base_is_that_of_vaswani_et_al():
+    """Its layer, written out: LayerNorm(x + sublayer(x)), twice in an encoder, no norm after the stack."""
+    settings = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24}
+    settings |= {"decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = make_model(tokenizer(), {"model_type": "marian", **settings}, seed=4).eval()
+    encoder = model.model.encoder
+    layer, ids = encoder.layers[0], torch.tensor([[5, 6, 7, 2]])
+    with torch.no_grad():
+        x = 16**0.5 * model.model.shared(ids) + encoder.embed_positions(ids.shape)
+        x = layer.self_attn_layer_norm(x + layer.self_attn(x)[0])
+        x = layer.final_layer_norm(x + layer.fc2(torch.relu(layer.fc1(x))))
+        assert torch.allclose(encoder(ids).last_hidden_state, x, atol=1e-6)
+    assert not hasattr(encoder, "layer_norm")
+    # The longest translation ends as it was written, not in the token 0.
+    assert model.generation_config.forced_eos_token_id is None
+    assert model.config.decoder_start_token_id == model.config.eos_token_id == 2
+    with pytest.raises(
+        ConfigError, match="a Marian model has no setting encoder_layer; did you mean encoder_l"
+    ):
+        make_model(tokenizer(), {"model_type": "marian", "encoder_layer": 1}, seed=4)
+    with pytest.raises(ConfigError, match="model_type is m2m_100 or marian, got 't5'"):
+        make_model(tokenizer(), {"model_type": "t5"}, seed=4)
+
+
 @pytest.mark.parametrize("make", [tiny_marian, tiny_t5])
 def test_a_fresh_model_is_of_the_trained_ones_architecture(tmp_path, make):
     base = make()

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nspec_hf.core import ConfigError
+from nspec_hf.data import load_tokenizer
 from nspec_hf.evaluation import Translator
 from nspec_hf.systems import SYSTEMS, ExperimentConfig, Run, make_system, read_settings
 from nspec_hf.training import SpecializationTrainer
@@ -103,6 +105,33 @@ def test_each_direction_is_translated_by_its_own_model(based, tmp_path, monkeypa
     for pair, (_, weights) in zip(PAIRS, asked, strict=True):
         saved = type(own.base()).from_pretrained(tmp_path / pair / "model").state_dict()
         assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
+
+
+def test_models_of_low_resource_pairs_are_smaller_and_have_a_vocabulary_of_their_own_text(based, tmp_path):
+    own = bench(based, tmp_path, "--data.tiers", '{"de": "high", "fr": "low"}')
+    small = {"encoder_ffn_dim": 12, "encoder_attention_heads": 1, "dropout": 0.3}
+    system = make_system(SYSTEMS["individual"], {"small": small, "small_vocabulary": 40})
+    facts = system.train(own)
+    sizes = {}
+    for pair in PAIRS:
+        weights = load_file(tmp_path / pair / "model" / "model.safetensors")
+        sizes[pair] = tuple(
+            weights[name].shape[0] for name in ("model.shared.weight", "model.encoder.layers.0.fc1.weight")
+        )
+        saved = json.loads((tmp_path / pair / "model" / "config.json").read_text())
+        low = "fr" in pair
+        assert (saved["encoder_attention_heads"], saved["dropout"]) == ((1, 0.3) if low else (2, 0.1))
+        assert sum(each.numel() for each in weights.values()) <= facts["models"][pair]["parameters"]
+    base = own.base().state_dict()["model.shared.weight"].shape[0]
+    assert sizes["en-de"] == sizes["de-en"] == (base, 24)
+    assert sizes["en-fr"][1] == 12
+    assert sizes["en-fr"][0] < base
+    # Its tokenizer knows the tags of its own two languages.
+    tokens = load_tokenizer(tmp_path / "en-fr" / "model").get_vocab()
+    assert {"__en__", "__fr__"} <= tokens.keys()
+    assert "__de__" not in tokens
+    outputs = system.outputs(own)
+    assert {str(pair): len(lines) for pair, lines in outputs.items()} == dict.fromkeys(PAIRS, 4)
 
 
 @pytest.mark.slow
