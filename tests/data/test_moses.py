@@ -5,7 +5,7 @@ import sys
 import pytest
 import sacremoses
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import LanguageTags, PairText, VocabularyConfig, learned, load_tokenizer
 from nspec_hf.data.moses import Moses, preparation
 from nspec_hf.training import make_tokenizer
@@ -37,7 +37,7 @@ def test_casing_is_what_the_library_learns_of_words_that_were_seen_twice():
     # `the` and `Berlin` stand in the text's middle twice or more; `A` and `Dogs` only begin sentences.
     assert (
         {forms[0] for forms in moses.casing["en"]}
-        == {"the", "Berlin", "in", "dog"}
+        == {"the", "Berlin", "in", "dog", "man"}
         <= set(alone.model["best"].values())
     )
     assert moses.before(["The Dog runs."], "en") == ["the dog runs ."]
@@ -49,8 +49,8 @@ def test_casing_is_what_the_library_learns_of_words_that_were_seen_twice():
 
 @pytest.mark.parametrize("kind", ["tokenize", "truecase"])
 def test_a_tokenizer_keeps_how_text_is_prepared_wherever_it_is_saved(tmp_path, kind):
-    texts = [PairText("en-de", ENGLISH[:3], GERMAN)]
-    settings = VocabularyConfig(size=60, kind="bpe", target_on_source=True, moses=kind)
+    texts = [PairText(Pair("en-de"), ENGLISH[:3], GERMAN)]
+    settings = VocabularyConfig(size=90, kind="bpe", target_on_source=True, moses=kind)
     make_tokenizer(texts, settings, tmp_path / "one").save_pretrained(tmp_path / "two")
     tokenizer = load_tokenizer(tmp_path / "two")
     tags, plain = LanguageTags(tokenizer), tokenizer
@@ -67,7 +67,7 @@ def test_a_tokenizer_keeps_how_text_is_prepared_wherever_it_is_saved(tmp_path, k
 
 def test_text_of_other_tokenizers_stays_as_it_is(tmp_path):
     tokenizer = make_tokenizer(
-        [PairText("en-de", ENGLISH[:3], GERMAN)], VocabularyConfig(size=60), tmp_path / "x"
+        [PairText(Pair("en-de"), ENGLISH[:3], GERMAN)], VocabularyConfig(size=90), tmp_path / "x"
     )
     text = preparation(tokenizer)
     assert text.before(["A (b), c."], "en") == ["A (b), c."]

