@@ -44,7 +44,12 @@ PLAN = {
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     """Return compare.py with a stand-in for specialize.py whose results lie ready, and its settings' file."""
-    config = experiment(tmp_path, PLAN)
+    return scripted(tmp_path, monkeypatch, PLAN)
+
+
+def scripted(tmp_path, monkeypatch, plan):
+    """Return the same for any plan."""
+    config = experiment(tmp_path, plan)
     for row in planned_rows(config):
         for run in row.runs:
             finish(run, 0.3)
@@ -61,6 +66,21 @@ def script(tmp_path, monkeypatch):
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "SPECIALIZE", stand_in)
     return module.main, str(path), tmp_path
+
+
+def test_a_row_that_goes_on_from_another_waits_for_it_however_many_run_at_a_time(
+    tmp_path, monkeypatch, capsys
+):
+    plan = {
+        "ns_shallow": RowPlan(system="neuron_specialization", base="shallow", seeds=[1]),
+        "baseline": RowPlan(seeds=[1]),
+        "shallow": RowPlan(seeds=[1]),
+    }
+    main, file, _ = scripted(tmp_path, monkeypatch, plan)
+    main([file, "--jobs", "3"])
+    said = capsys.readouterr().out
+    assert said.index("shallow s1: done") < said.index("ns_shallow s1: started")
+    assert "--base @shallow/s1" in (tmp_path / "work/compare/ns_shallow.s1.log").read_text()
 
 
 def starts(folder):
