@@ -146,6 +146,9 @@ def _make_vocabulary(data: DataConfig, settings: VocabularyConfig, base: str, fo
     """Leave a tokenizer, and a config of the base's shape that goes with it, in a folder."""
     tokenizer = make_tokenizer(data.read(data.train_split), settings, folder)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    ids |= {"decoder_start_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer)}
+    ids |= {"decoder_start_token_id": tokenizer.eos_token_id}
+    ids |= dict.fromkeys(("vocab_size", "decoder_vocab_size"), len(tokenizer))
+    config = load_config(base)
+    config.update({name: value for name, value in ids.items() if hasattr(config, name)})
     # Last, so that it says that all the rest is there.
-    load_config(base, ids).save_pretrained(folder)
+    config.save_pretrained(folder)

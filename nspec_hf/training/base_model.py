@@ -41,9 +41,9 @@ def make_tokenizer(
         for text in texts:
             sentences.setdefault(text.pair.source, {}).update(dict.fromkeys(text.sources))
             sentences.setdefault(text.pair.target, {}).update(dict.fromkeys(text.targets))
-        text = learned(settings.moses, sentences)
-        everything = (each for code, own in sentences.items() for each in text.before(own, code))
-        tokenizer = train_vocabulary(everything, list(sentences), settings, text)
+        prepared = learned(settings.moses, sentences)
+        everything = (each for code, own in sentences.items() for each in prepared.before(own, code))
+        tokenizer = train_vocabulary(everything, list(sentences), settings, prepared)
         with atomic_folder(folder) as unfinished:
             tokenizer.save_pretrained(unfinished)
     return load_tokenizer(folder)

@@ -97,7 +97,7 @@ def test_how_attention_is_computed_may_be_chosen_for_loaded_and_fresh_models_ali
         assert load_model(tmp_path, settings).config._attn_implementation == name
 
 
-def test_a_post_norm_base_is_that_of_vaswani_et_al():
+def test_a_post_norm_base_is_that_of_vaswani_et_al(tmp_path):
     """Its layer, written out: LayerNorm(x + sublayer(x)), twice in an encoder, no norm after the stack."""
     settings = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24}
     settings |= {"decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -110,6 +110,10 @@ def test_a_post_norm_base_is_that_of_vaswani_et_al():
         x = layer.final_layer_norm(x + layer.fc2(torch.relu(layer.fc1(x))))
         assert torch.allclose(encoder(ids).last_hidden_state, x, atol=1e-6)
     assert not hasattr(encoder, "layer_norm")
+    model.save_pretrained(tmp_path)
+    again = fresh_model(str(tmp_path), {"model_type": "marian", **settings}, seed=4)
+    assert type(again) is type(model)
+    assert same_weights(again, model)
     # The longest translation ends as it was written, not in the token 0.
     assert model.generation_config.forced_eos_token_id is None
     assert model.config.decoder_start_token_id == model.config.eos_token_id == 2
