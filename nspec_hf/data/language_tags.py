@@ -110,10 +110,7 @@ class LanguageTags:
 
     @property
     def family(self) -> str:
-        """Name of the family.
-
-        One of m2m100, nllb, mbart50, mbart, plbart, marian, target_on_source, madlad, t5, untagged.
-        """
+        """m2m100, nllb, mbart50, mbart, plbart, marian, target_on_source, madlad, t5 or untagged."""
         return self._family.name
 
     @property
@@ -147,8 +144,7 @@ class LanguageTags:
 
     def encode_source(self, texts: Sequence[str], pair: str) -> list[list[int]]:
         """Return the encoder's token ids of each text, tags and end of sentence included."""
-        pair = Pair(pair)
-        texts = self.text.before(texts, pair.source)
+        texts, pair = self.text.before(texts, Pair(pair).source), Pair(pair)
         return self._encode(texts, self._family.source, pair, "text", self._text_prefix(pair))
 
     def encode_target(self, texts: Sequence[str], pair: str) -> list[list[int]]:
