@@ -73,10 +73,10 @@ __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
     "core": "errors lazy pairs tables files folders artifact distributed provenance invocation",
-    "data": "config moses language_tags tokenizer corpus dataset sampler collator translations sound_changes "
-    "synthetic",
+    "data": "config moses language_tags tokenizer stored corpus dataset sampler collator translations "
+    "sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder",
-    "masks": "config rules select model_card repository hub masks",
+    "masks": "config rules bits select model_card repository hub masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
     "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic run "

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         Pair as Pair,
         as_pairs as as_pairs,
         english_centric as english_centric,
+        in_short as in_short,
+        numbered as numbered,
         pair_index as pair_index,
         zero_shot as zero_shot,
     )
@@ -52,7 +54,9 @@ if TYPE_CHECKING:
         check_settings_files as check_settings_files,
         decode_line as decode_line,
         digest as digest,
+        file_digest as file_digest,
         plain as plain,
+        raw_lines as raw_lines,
         read_json as read_json,
         read_lines as read_lines,
         read_raw_lines as read_raw_lines,
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.core.artifact import (
         FORMAT as FORMAT,
+        check_packed as check_packed,
         pack as pack,
         packed_width as packed_width,
         read_artifact as read_artifact,

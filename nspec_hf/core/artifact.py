@@ -53,8 +53,17 @@ def write_artifact(
         file.write(safetensors.torch.save(stored, {"content": content}))
 
 
-def read_artifact(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_artifact(
+    path: str | os.PathLike, kind: str, mapped: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that `write_artifact` wrote, and check every byte of it.
+
+    Args:
+        path: The file.
+        kind: What it must be.
+        mapped: Leave the tensors in the file, which the system reads when they are used, once for all
+            processes, and may drop when memory is short. `write_artifact` may replace the file meanwhile;
+            other programs must not write into it.
 
     Returns:
         The tensors on the CPU, and the metadata.
@@ -67,8 +76,9 @@ def read_artifact(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor]
         raise ArtifactError(f"{path} is a folder; give the file in it")
     try:
         with safe_open(path, framework="pt") as file:
-            # Copies: the file may be replaced while its tensors are in use.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            if not (mapped and os.name == "posix"):  # Windows would not let it be replaced
+                tensors = {name: tensor.clone() for name, tensor in tensors.items()}
             header = file.metadata() or {}
     except SafetensorError as error:
         raise ArtifactError(
@@ -148,12 +158,21 @@ def unpack(bytes_B: Tensor, width: int) -> Tensor:
     Raises:
         ArtifactError: If the tensor is not of that type and shape, or a bit behind the last boolean is set.
     """
+    check_packed(bytes_B, width)
+    bits = np.unpackbits(bytes_B.cpu().numpy(), axis=-1, count=width, bitorder="little")
+    return torch.from_numpy(bits.view(bool))
+
+
+def check_packed(bytes_B: Tensor, width: int) -> None:
+    """Check that a tensor is what `pack` makes of so many booleans, without unpacking it.
+
+    Raises:
+        ArtifactError: If it has another type or shape, or a bit behind the last boolean is set.
+    """
     if bytes_B.dtype != torch.uint8 or bytes_B.dim() == 0 or bytes_B.shape[-1] != packed_width(width):
         raise ArtifactError(
             f"packed bits of {width} neurons are uint8 of shape [..., {packed_width(width)}], "
             f"found {bytes_B.dtype} of shape {list(bytes_B.shape)}; make the file again"
         )
-    bits = np.unpackbits(bytes_B.cpu().numpy(), axis=-1, bitorder="little")
-    if bits[..., width:].any():
+    if width % 8 and (bytes_B[..., -1] >> width % 8).any():
         raise ArtifactError(f"bits are set behind the last of {width} neurons; the file was altered")
-    return torch.from_numpy(bits[..., :width].astype(bool))

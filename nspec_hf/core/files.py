@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import math
@@ -37,8 +38,8 @@ _MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ", ".bz2": b"BZh"}
 _LINE = 110
 
 
-def read_raw_lines(source: Path | BinaryIO) -> list[bytes]:
-    """Return a file's lines as bytes; a last line need not end with a newline.
+def raw_lines(source: Path | BinaryIO) -> Iterator[bytes]:
+    """Yield a file's lines as bytes, read as they are asked for; a last line need not end with a newline.
 
     Args:
         source: A file, unpacked as its name says; or an open one such as standard input, as its content says.
@@ -48,21 +49,39 @@ def read_raw_lines(source: Path | BinaryIO) -> list[bytes]:
     """
     name = source if isinstance(source, Path) else getattr(source, "name", "standard input")
     try:
-        content = source.read_bytes() if isinstance(source, Path) else source.read()
-        if isinstance(source, Path):
-            packing = source.suffix
-        else:
-            packing = next((each for each, magic in _MAGIC.items() if content.startswith(magic)), "")
-        text = _LIBRARIES[packing].decompress(content) if packing in _LIBRARIES else content
+        with _opened(source) as file:
+            for number, line in enumerate(file):
+                if number == 0:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                    if not line:
+                        continue
+                if b"\0" in line or (
+                    number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+                ):
+                    for _ in file:
+                        pass  # what cannot be unpacked to its end is named as that
+                    raise CorpusError(
+                        f"{name} is UTF-16 or no text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
+                    )
+                yield line.removesuffix(b"\n").removesuffix(b"\r")
+    except CorpusError:
+        raise
     except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise CorpusError(f"{name} cannot be read: {error}") from None
-    text = text.removeprefix(codecs.BOM_UTF8)
-    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in text:
-        raise CorpusError(f"{name} is UTF-16 or no text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
-    lines = text.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix(b"\r") for line in lines]
+
+
+def _opened(source: Path | BinaryIO) -> Any:
+    """Return an open file of what is in it, unpacked."""
+    if isinstance(source, Path):
+        return _LIBRARIES[source.suffix].open(source) if source.suffix in _LIBRARIES else source.open("rb")
+    content = source.read()
+    packing = next((each for each, magic in _MAGIC.items() if content.startswith(magic)), "")
+    return io.BytesIO(_LIBRARIES[packing].decompress(content) if packing else content)
+
+
+def read_raw_lines(source: Path | BinaryIO) -> list[bytes]:
+    """Return what `raw_lines` yields."""
+    return list(raw_lines(source))
 
 
 def decode_line(line: bytes) -> str | None:
@@ -275,6 +294,12 @@ def digest(*parts: Any) -> str:
     for part in _flat_parts(parts):
         sha.update(part)
     return sha.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flat_parts(parts: Iterable[Any]) -> Iterator[Any]:

@@ -4,13 +4,16 @@ A `Pair` is a string, its printed name, so it can stand wherever `"en-de"` can: 
 in a file name. All functions of this package take either.
 """
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from nspec_hf.core.errors import ConfigError, UnknownPairError
 
 ONE_TO_MANY = "one-to-many"
 MANY_TO_ONE = "many-to-one"
 ZERO_SHOT = "zero-shot"
+
+_LISTED = 60  # so many pairs are named in a message
 
 
 class Pair(str):
@@ -35,7 +38,8 @@ class Pair(str):
             source, target = _split(source)
         if not isinstance(source, str) or not isinstance(target, str):
             raise ConfigError(f"language codes are strings, got {source!r} and {target!r}")
-        source, target = source.strip(" "), target.strip(" ")
+        # One object a code: forty thousand pairs are made of two hundred languages.
+        source, target = sys.intern(source.strip(" ")), sys.intern(target.strip(" "))
         if not source or not target:
             raise ConfigError(f"a pair needs two language codes, got source {source!r} and target {target!r}")
         for code in (source, target):
@@ -100,17 +104,36 @@ def as_pairs(pairs: Iterable[str]) -> list[Pair]:
     return named
 
 
-def pair_index(pairs: Sequence[Pair], pair: str, holder: str) -> int:
-    """Return the position of `pair` in `pairs`; `holder` names whose pairs they are in the error.
+def numbered(pairs: Sequence[Pair]) -> dict[Pair, int]:
+    """Return each pair's position, which is its index in `pair_ids`."""
+    return {pair: number for number, pair in enumerate(pairs)}
+
+
+def pair_index(pairs: Sequence[Pair] | Mapping[Pair, int], pair: str, holder: str) -> int:
+    """Return the position of a pair.
+
+    Args:
+        pairs: Those there are; `numbered` ones where it is asked again and again.
+        pair: The pair.
+        holder: Whose pairs they are, for the error.
 
     Raises:
         UnknownPairError: If it is not among them; the message lists those that are.
     """
-    try:
-        return list(pairs).index(Pair(pair))
-    except ValueError:
-        known = ", ".join(sorted(pairs)) or "none"
-        raise UnknownPairError(f"pair {str(pair)!r} is not in the {holder}; {holder} hold: {known}") from None
+    numbers = pairs if isinstance(pairs, Mapping) else numbered(pairs)
+    number = numbers.get(Pair(pair))
+    if number is None:
+        raise UnknownPairError(
+            f"pair {str(pair)!r} is not in the {holder}; {holder} hold: {in_short(sorted(pairs)) or 'none'}"
+        )
+    return number
+
+
+def in_short(names: Collection[str]) -> str:
+    """Return the names as `a, b, c`; of very many the first ones, and how many more there are."""
+    listed = list(names)[:_LISTED]
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(listed) + more
 
 
 def english_centric(languages: Iterable[str], pivot: str = "en") -> list[Pair]:

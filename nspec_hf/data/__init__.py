@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.data.config import VocabularyConfig as VocabularyConfig
+    from nspec_hf.data.config import CorpusConfig as CorpusConfig, VocabularyConfig as VocabularyConfig
     from nspec_hf.data.moses import learned as learned
     from nspec_hf.data.language_tags import (
         LanguageTags as LanguageTags,
@@ -14,11 +14,8 @@ if TYPE_CHECKING:
         vocabularies as vocabularies,
     )
     from nspec_hf.data.tokenizer import load_tokenizer as load_tokenizer, train_vocabulary as train_vocabulary
-    from nspec_hf.data.corpus import (
-        CorpusConfig as CorpusConfig,
-        PairText as PairText,
-        read_corpus as read_corpus,
-    )
+    from nspec_hf.data.stored import PairText as PairText, StoredText as StoredText
+    from nspec_hf.data.corpus import read_corpus as read_corpus
     from nspec_hf.data.dataset import EncodedCorpus as EncodedCorpus, encode_corpus as encode_corpus
     from nspec_hf.data.sampler import BatchConfig as BatchConfig, PairBatchSampler as PairBatchSampler
     from nspec_hf.data.collator import IGNORED as IGNORED, PairCollator as PairCollator

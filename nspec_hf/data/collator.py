@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownPairError, as_pairs, pair_index, warn
+from nspec_hf.core import (
+    ConfigError,
+    CorpusError,
+    Pair,
+    UnknownPairError,
+    as_pairs,
+    in_short,
+    numbered,
+    pair_index,
+    warn,
+)
 from nspec_hf.data.language_tags import LanguageTags, as_tags, special_id
 
 IGNORED = -100
@@ -52,7 +62,7 @@ class PairCollator:
         pad_to_multiple_of: int | None = None,
     ) -> None:
         self.tags, self.pairs = as_tags(tokenizer), as_pairs(pairs)
-        self.tokenizer = self.tags.tokenizer
+        self.tokenizer, self._numbers = self.tags.tokenizer, numbered(self.pairs)
         for pair in self.pairs:
             self.tags.check(pair)
         targets = sorted({pair.target for pair in self.pairs})
@@ -111,7 +121,7 @@ class PairCollator:
     def _index(self, row: Mapping[str, Any]) -> int:
         number = row.get("pair_ids")
         if "pair" in row:
-            index = pair_index(self.pairs, row["pair"], "collator's pairs")
+            index = pair_index(self._numbers, row["pair"], "collator's pairs")
             if number is not None and int(number) != index:
                 raise CorpusError(
                     f"a row has pair {str(row['pair'])!r}, which is number {index}, but pair_ids {number}; "
@@ -125,7 +135,7 @@ class PairCollator:
                 "that the model does not name"
             )
         if not 0 <= int(number) < len(self.pairs):
-            known = ", ".join(f"{i} {pair}" for i, pair in enumerate(self.pairs))
+            known = in_short([f"{i} {pair}" for i, pair in enumerate(self.pairs)])
             raise UnknownPairError(f"pair_ids {int(number)} is none of the collator's pairs: {known}")
         return int(number)
 

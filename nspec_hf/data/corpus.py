@@ -1,4 +1,4 @@
-"""Parallel text: read from files or from `datasets`, checked line by line.
+"""Parallel text: read from files or from the `datasets` library, checked line by line.
 
 Files may be plain, `.gz`, `.xz` or `.bz2`. For a split such as `train` and a pair `en-de`, a folder may hold,
 and the first of these that is there is read:
@@ -9,90 +9,34 @@ and the first of these that is there is read:
   columns are not looked at.
 
 A bad line (on a side empty, of characters without width alone, or not UTF-8) is an error that names file and
-line, or, with `bad_lines="skip"`, left out and counted in a warning. Files of different length are always an
-error.
+line, or, with `bad_lines="skip"`, left out and counted in a warning. Files of different length are an error,
+as far as they are read: no further than the number of lines that is asked for.
+
+With `store` text goes to disk while it is read, and stays there: see `stored.py`.
 """
 
-import importlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from nspec_hf.core import (
     PACKED,
-    ConfigError,
     CorpusError,
     Pair,
     as_pairs,
     decode_line,
-    read_raw_lines,
-    require_count,
+    digest,
+    file_digest,
+    raw_lines,
     warn,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
-    """Where parallel text lies and what to do with bad lines."""
-
-    path: str = ""
-    """Folder of text files, or empty where `dataset` is given."""
-
-    dataset: str = ""
-    """A dataset on the Hub, or a folder that `datasets` can load, with a `translation` column or with one
-    column a language."""
-
-    dataset_name: str | None = None
-    """Configuration of that dataset. `{source}` and `{target}` stand for the codes of a pair, `{a}` and `{b}`
-    for the same in alphabetical order: OPUS-100 names its configurations `{a}-{b}`."""
-
-    streaming: bool = False
-    """Read the dataset without downloading all of it first; needs `max_lines`."""
-
-    bad_lines: Literal["error", "skip"] = "error"
-    """What to do with a line that is empty or not UTF-8 on a side."""
-
-    max_lines: int | None = None
-    """Take at most the first so many lines of each pair; None takes all."""
-
-    lines_by_language: Mapping[str, int] = field(default_factory=dict)
-    """Lines that pairs of a language take, which makes it a low-resource one: `{"da": 1250}`. A pair takes
-    the smaller number of its two languages."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if bool(self.path) == bool(self.dataset):
-            raise ConfigError("give either path (a folder of text files) or dataset (a Hub id), and not both")
-        if self.bad_lines not in ("error", "skip"):
-            raise ConfigError(f"bad_lines is 'error' or 'skip', got {self.bad_lines!r}")
-        if self.streaming and not (self.dataset and self.max_lines):
-            raise ConfigError("streaming is for a dataset, and needs max_lines to know when to stop")
-        for name, limit in {"max_lines": self.max_lines, **self.lines_by_language}.items():
-            if limit is not None:
-                require_count(f"the number of lines ({name})", limit)
-
-    def limit(self, pair: Pair) -> int | None:
-        """Return the most lines that a pair takes."""
-        by_language = (self.lines_by_language.get(code) for code in (pair.source, pair.target))
-        return min((limit for limit in (*by_language, self.max_lines) if limit is not None), default=None)
-
-
-@dataclass(frozen=True)
-class PairText:
-    """The sentences of one pair, aligned line by line."""
-
-    pair: Pair
-    sources: Sequence[str]
-    targets: Sequence[str]
-
-    def __len__(self) -> int:
-        """Return the number of sentence pairs."""
-        return len(self.sources)
+from nspec_hf.data.config import CorpusConfig
+from nspec_hf.data.stored import PairText, extra, stored_text
 
 
 def read_corpus(config: CorpusConfig, pairs: Iterable[str], split: str) -> list[PairText]:
@@ -112,25 +56,46 @@ def read_corpus(config: CorpusConfig, pairs: Iterable[str], split: str) -> list[
             not to be skipped, or no line is left.
     """
     pairs = as_pairs(pairs)
-    read = _DatasetReader(config, pairs, split) if config.dataset else _FileReader(config, split)
-    return [_clean(pair, read(pair), config) for pair in pairs]
+    reader = _DatasetReader if config.dataset else _FileReader
+    read = reader(config, pairs, split)
+    return [_text(pair, read(pair), config) for pair in pairs]
 
 
 @dataclass(frozen=True)
 class _Column:
     """The lines of one language; None stands for a line that is not UTF-8."""
 
-    lines: Sequence[str | None]
+    lines: Iterable[str | None]
     place: str
     first: int = 1
     """Number of the first line in the file, for errors."""
+    content: Callable[[], str] = str
+    """Returns what stands for the lines' content."""
+
+
+class _Again:
+    """What can be gone through again and again, made anew each time."""
+
+    def __init__(self, make: Callable[[], Iterable[Any]], most: int | None) -> None:
+        self.make, self.most = make, most
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.make(), self.most)
 
 
 class _Table:
     """Rows with one entry a language (None: a row that is not UTF-8); a column is made when asked for."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any] | None], place: str, first: int = 1) -> None:
-        self._rows, self._place, self._first = list(rows), place, first
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any] | None],
+        place: str,
+        first: int,
+        content: Callable[[], str],
+        lazy: bool,
+    ) -> None:
+        self._rows, self._place, self._first = rows if lazy else list(rows), place, first
+        self._content, self._lazy = content, lazy
         self._columns: dict[str, _Column] = {}
 
     def column(self, code: str) -> _Column:
@@ -139,12 +104,15 @@ class _Table:
             if not any(code in row for row in self._rows if row is not None):
                 have = ", ".join(sorted({name for row in self._rows for name in row or ()})) or "nothing"
                 raise CorpusError(f"{self._place} has no language {code!r}; it has: {have}")
-            lines = [
-                None if row is None else self._sentence(row.get(code), code, number)
-                for number, row in enumerate(self._rows)
-            ]
-            self._columns[code] = _Column(lines, self._place, self._first)
+            lines = _Again(partial(self._lines, code), None)
+            lines = lines if self._lazy else list(lines)
+            content = lambda: f"{self._content()} {code}"  # noqa: E731
+            self._columns[code] = _Column(lines, self._place, self._first, content)
         return self._columns[code]
+
+    def _lines(self, code: str) -> Iterator[str | None]:
+        for number, row in enumerate(self._rows):
+            yield None if row is None else self._sentence(row.get(code), code, number)
 
     def _sentence(self, value: Any, code: str, number: int) -> str | None:
         if value is None:
@@ -162,14 +130,17 @@ _Sides = tuple[_Column, _Column]
 class _FileReader:
     """Reads pairs from a folder, each file once, since a pivot language is part of many pairs."""
 
-    def __init__(self, config: CorpusConfig, split: str) -> None:
+    def __init__(self, config: CorpusConfig, pairs: Sequence[Pair], split: str) -> None:
         self.folder, self.split = Path(config.path), split
+        self._most, self._lazy = config.most(pairs), bool(config.store)
         if not self.folder.is_dir():
             raise CorpusError(f"there is no folder {config.path}")
+        self._contents: dict[Path, str] = {}
         self._columns: dict[Path, _Column] = {}
         self._tables: dict[Path, _Table] = {}
 
     def __call__(self, pair: Pair) -> _Sides:
+        """Return both sides of a pair."""
         names = dict.fromkeys([pair, pair.file_name, pair.reverse, pair.reverse.file_name])
         stems = [*(f"{self.split}.{name}" for name in names), self.split]
         for stem in stems:
@@ -194,15 +165,22 @@ class _FileReader:
 
     def _text(self, path: Path) -> _Column:
         if path not in self._columns:
-            lines = [decode_line(line) for line in read_raw_lines(path)]
-            self._columns[path] = _Column([line and _clean_line(line) for line in lines], str(path))
+            lines = _Again(partial(_text_lines, path), self._most)
+            content = partial(self._content, path)
+            self._columns[path] = _Column(lines if self._lazy else list(lines), str(path), content=content)
         return self._columns[path]
 
     def _table(self, path: Path, kind: str) -> _Table:
         if path not in self._tables:
-            first = 2 if kind == ".tsv" else 1
-            self._tables[path] = _Table(_TABLES[kind](path), str(path), first)
+            rows, first = _Again(partial(_TABLES[kind], path), self._most), 2 if kind == ".tsv" else 1
+            content = partial(self._content, path)
+            self._tables[path] = _Table(rows, str(path), first, content, self._lazy)
         return self._tables[path]
+
+    def _content(self, path: Path) -> str:
+        if path not in self._contents:
+            self._contents[path] = file_digest(path)
+        return self._contents[path]
 
 
 class _DatasetReader:
@@ -215,6 +193,7 @@ class _DatasetReader:
             self._tables[name] = self._read(name, [pair for pair in pairs if self._name(pair) == name])
 
     def __call__(self, pair: Pair) -> _Sides:
+        """Return both sides of a pair."""
         table = self._tables[self._name(pair)]
         return table.column(pair.source), table.column(pair.target)
 
@@ -227,21 +206,21 @@ class _DatasetReader:
         return name
 
     def _read(self, name: str | None, pairs: Sequence[Pair]) -> _Table:
-        limits = [self.config.limit(pair) for pair in pairs]
-        most = max(limit or 0 for limit in limits) if None not in limits else None
+        most, lazy = self.config.most(pairs), bool(self.config.store)
         codes = {code for pair in pairs for code in (pair.source, pair.target)}
         place = f"dataset {self.config.dataset}"
         # Else the words "NA", "None" and "null" of a CSV file would be read as nothing.
         is_csv = any(path.suffix in (".csv", ".tsv") for path in Path(self.config.dataset).glob("**/*"))
         options: dict[str, Any] = {"keep_default_na": False} if is_csv else {}
-        library = _extra("datasets")
+        library = extra("datasets")
         try:
             rows = library.load_dataset(
                 self.config.dataset, name, split=self.split, streaming=self.config.streaming, **options
             )
-            entries = (_entries(row, place) for row in islice(rows, most))
-            # Copies of what is wanted alone, since a data set can have much more.
-            return _Table([{code: row[code] for code in codes & row.keys()} for row in entries], place)
+            made = [self.config.dataset, name, self.split, self.config.streaming, options]
+            stands_for = partial(digest, getattr(rows, "_fingerprint", ""), made)
+            wanted = _Again(lambda: (_wanted(row, codes, place) for row in rows), most)
+            return _Table(wanted, place, 1, stands_for, lazy)
         except CorpusError:
             raise
         except Exception as error:  # a broken file comes as whatever its reader raised
@@ -258,6 +237,12 @@ def _clean_line(line: str) -> str:
     return line if shown else ""
 
 
+def _wanted(row: Any, codes: set[str], place: str) -> dict[str, Any]:
+    """Return the entries of some languages alone, since a data set can have many more."""
+    entries = _entries(row, place)
+    return {code: entries[code] for code in codes & entries.keys()}
+
+
 def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= each <= "\udfff" for each in text)
 
@@ -269,9 +254,15 @@ def _entries(row: Any, place: str) -> Mapping[str, Any]:
     return row
 
 
+def _text_lines(path: Path) -> Iterator[str | None]:
+    for raw in raw_lines(path):
+        line = decode_line(raw)
+        yield line and _clean_line(line)
+
+
 def _tsv_rows(path: Path) -> Iterator[Mapping[str, str] | None]:
-    head, *lines = [decode_line(line) for line in read_raw_lines(path)] or [""]
-    names = [name.strip() for name in (head or "").split("\t")]
+    lines = map(decode_line, raw_lines(path))
+    names = [name.strip() for name in (next(lines, "") or "").split("\t")]
     for number, line in enumerate(lines, start=2):
         cells = line.split("\t") if line else [""] * len(names)
         if len(cells) != len(names):
@@ -285,7 +276,7 @@ def _tsv_rows(path: Path) -> Iterator[Mapping[str, str] | None]:
 
 
 def _json_rows(path: Path) -> Iterator[Mapping[str, Any] | None]:
-    for number, raw in enumerate(read_raw_lines(path), start=1):
+    for number, raw in enumerate(raw_lines(path), start=1):
         line, place = decode_line(raw), f"{path}, line {number}"
         try:
             yield None if line is None else _entries(json.loads(line.strip() or "{}"), place)
@@ -295,45 +286,57 @@ def _json_rows(path: Path) -> Iterator[Mapping[str, Any] | None]:
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        rows = _extra("pyarrow.parquet").read_table(path).to_pylist()
+        for batch in extra("pyarrow.parquet").ParquetFile(path).iter_batches():
+            yield from (_entries(row, str(path)) for row in batch.to_pylist())
+    except CorpusError:
+        raise
     except (ValueError, OSError, NotImplementedError) as error:
         raise CorpusError(f"{path} cannot be read: {error}") from None
-    return (_entries(row, str(path)) for row in rows)
 
 
 _TABLES = {".tsv": _tsv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
 
 
-def _extra(module: str) -> ModuleType:
-    """Import what must be installed only where such a corpus is read."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise CorpusError(f"this corpus needs {module}: pip install 'nspec-hf[data]'") from None
+def _text(pair: Pair, sides: _Sides, config: CorpusConfig) -> PairText:
+    """Return a pair's good lines, in memory or on disk."""
+    told: list[str] = []
+    rows = _good_rows(pair, sides, config, told.append)
+    if config.store:
+        contents = (side.content() for side in sides)
+        key = digest(str(pair), *contents, config.limit(pair), config.bad_lines)
+        text, told = stored_text(pair, rows, told, Path(config.store), key, config.num_proc)
+    else:
+        good = list(rows)
+        text = PairText(pair, [row[0] for row in good], [row[1] for row in good])
+    for message in told:
+        warn(message)
+    return text
 
 
-def _clean(pair: Pair, sides: _Sides, config: CorpusConfig) -> PairText:
-    """Check a pair's lines, and leave the bad ones out where that is wanted."""
-    source, target = sides
-    if len(source.lines) != len(target.lines):
-        raise CorpusError(
-            f"{pair} is not parallel: {source.place} has {len(source.lines)} lines, "
-            f"{target.place} has {len(target.lines)}"
+def _good_rows(
+    pair: Pair, sides: _Sides, config: CorpusConfig, tell: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    """Check a pair's lines one by one, and leave the bad ones out where that is wanted."""
+    nothing, number, bad, undecoded, first = object(), -1, 0, 0, ""
+    lines = zip_longest(*(side.lines for side in sides), fillvalue=nothing)
+    for number, row in enumerate(islice(lines, config.limit(pair))):
+        if row[0] is nothing or row[1] is nothing:
+            counts = [f"{side.place} has {sum(1 for _ in side.lines)} lines" for side in sides]
+            raise CorpusError(f"{pair} is not parallel: {', '.join(counts)}")
+        if row[0] and row[1]:
+            yield row
+            continue
+        bad, undecoded = bad + 1, undecoded + (None in row)
+        if not first:
+            column, text = next((side, text) for side, text in zip(sides, row, strict=True) if not text)
+            wrong = "not UTF-8" if text is None else "empty"
+            first = f"{column.place}, line {column.first + number}: {wrong}"
+            if config.bad_lines == "error":
+                raise CorpusError(f"{first}; mend the text, or leave such lines out with bad_lines='skip'")
+    if bad:
+        tell(
+            f"{pair}: left out {bad} of {number + 1} lines, {undecoded} not UTF-8 and {bad - undecoded} "
+            f"empty on a side; the first is {first}"
         )
-    limit = config.limit(pair)
-    rows = list(zip(source.lines[:limit], target.lines[:limit], strict=True))
-    good = [(one, other) for one, other in rows if one and other]
-    if len(good) < len(rows):
-        number = next(index for index, row in enumerate(rows) if not all(row))
-        column, text = next((side, text) for side, text in zip(sides, rows[number], strict=True) if not text)
-        first = f"{column.place}, line {column.first + number}: {'not UTF-8' if text is None else 'empty'}"
-        if config.bad_lines == "error":
-            raise CorpusError(f"{first}; mend the text, or leave such lines out with bad_lines='skip'")
-        undecoded = sum(None in row for row in rows)
-        warn(
-            f"{pair}: left out {len(rows) - len(good)} of {len(rows)} lines, {undecoded} not UTF-8 and "
-            f"{len(rows) - len(good) - undecoded} empty on a side; the first is {first}"
-        )
-    if not good:
-        raise CorpusError(f"{pair}: no line is left of {source.place}")
-    return PairText(pair, [row[0] for row in good], [row[1] for row in good])
+    if bad == number + 1:
+        raise CorpusError(f"{pair}: no line is left of {sides[0].place}")

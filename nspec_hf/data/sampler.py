@@ -11,6 +11,9 @@ largest batches are halved until it does: then the cuts differ, the sentences of
 An epoch is a row of slots, sorted by the longest sentence that each may hold. Which sentence fills a slot
 changes from epoch to epoch, the slots do not. Batches are cut from the slots, so every epoch has the same
 number of them, and no draw can exceed the budget.
+
+Planning needs the lengths alone. Numbers are kept in as few bytes as hold them, and sorted in linear time
+where these are two: for 50 million sentence pairs see `recipes/SPEED.md`.
 """
 
 import heapq
@@ -99,15 +102,14 @@ class PairBatchSampler:
         self.config = config or BatchConfig()
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self.epoch = 0
-        self._pair_ids_N = np.asarray(pair_ids, dtype=np.int64)
-        lengths = np.asarray(lengths, dtype=np.int64)
-        self._check(lengths, rank, world_size)
-        self._longest_N = lengths.reshape(len(lengths), -1).max(axis=1)
-        if self._longest_N.max() > self.config.max_tokens:
+        lengths, pair_ids = np.asarray(lengths), np.asarray(pair_ids)
+        self._check(lengths, pair_ids, rank, world_size)
+        longest_N = lengths.reshape(len(lengths), -1).max(axis=1)
+        if longest_N.max() > self.config.max_tokens:
             raise ConfigError(
-                f"a sentence of {self._longest_N.max()} tokens exceeds max_tokens {self.config.max_tokens}"
+                f"a sentence of {longest_N.max()} tokens exceeds max_tokens {self.config.max_tokens}"
             )
-        self._slots = self._make_slots()
+        self._slots = self._make_slots(_small(longest_N), _small(pair_ids))
         self._bounds = self._cut()
         self._planned: tuple[int, list[np.ndarray]] | None = None
 
@@ -144,42 +146,42 @@ class PairBatchSampler:
     def _trade_places(self, rng: np.random.Generator) -> np.ndarray:
         """Return slots in an order in which equals have traded places, so that they seldom meet again."""
         groups_S = self._slots.group_S
-        groups_S = groups_S.astype(np.min_scalar_type(groups_S[-1]))  # numpy sorts 16 bits in linear time
-        order_S = rng.permutation(len(groups_S))
-        return order_S[np.argsort(groups_S[order_S], kind="stable")]
+        return _sorted_by(rng.permutation(_numbers(len(groups_S))), groups_S)
 
-    def _check(self, lengths: np.ndarray, rank: int, world_size: int) -> None:
-        if len(lengths) != len(self._pair_ids_N):
-            raise ConfigError(f"{len(lengths)} lengths but {len(self._pair_ids_N)} pair ids")
+    def _check(self, lengths: np.ndarray, pair_ids: np.ndarray, rank: int, world_size: int) -> None:
+        if len(lengths) != len(pair_ids):
+            raise ConfigError(f"{len(lengths)} lengths but {len(pair_ids)} pair ids")
         if not len(lengths):
             raise ConfigError("there is no sentence to put into batches")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is none of {world_size} processes, which are numbered from 0")
 
-    def _make_slots(self) -> "_Slots":
-        sizes = np.bincount(self._pair_ids_N)
+    def _make_slots(self, longest_N: np.ndarray, pair_ids_N: np.ndarray) -> "_Slots":
+        sizes = np.bincount(pair_ids_N)
         temperature = self.config.temperature if self.shuffle else 1
         shares = sizes if temperature == 1 else _shares(sizes, temperature)
         rng = np.random.default_rng(self.config.seed)
-        order_N = np.lexsort((rng.random(len(self._longest_N)), self._longest_N, self._pair_ids_N))
+        order_N = np.argsort(rng.random(len(longest_N))).astype(_numbers(0).dtype)
+        order_N = _sorted_by(_sorted_by(order_N, longest_N), pair_ids_N)
         ends = np.cumsum(sizes)
         parts = []
         for size, share, end in zip(sizes.tolist(), shares.tolist(), ends.tolist(), strict=True):
             members = order_N[end - size : end]
             rounds, rest = divmod(share, size) if size else (0, 0)
-            parts += [_Slots.one_each(members, self._longest_N)] * rounds
+            parts += [_Slots.one_each(members, longest_N)] * rounds
             if rest:
-                parts.append(_Slots.in_turn(members, rest, self._longest_N, rng))
-        return _Slots.joined(parts, None if self.config.mixed else self._pair_ids_N)
+                parts.append(_Slots.in_turn(members, rest, longest_N, rng))
+        return _Slots.joined(parts, None if self.config.mixed else pair_ids_N)
 
     def _cut(self) -> np.ndarray:
         """Return where batches begin and end among the slots: full ones, then some halved for the ranks."""
-        edges = [0, *(np.flatnonzero(np.diff(self._slots.part_S)) + 1).tolist(), len(self._slots.part_S)]
+        part_S = self._slots.part_S
+        edges = [0, *(np.flatnonzero(part_S[1:] != part_S[:-1]) + 1).tolist(), len(part_S)]
         bounds = [0]
         for start, stop in pairwise(edges):
             bounds += _cut_sorted(self._slots.limit_S[start:stop], self.config.max_tokens, start)
         wanted = -(-(len(bounds) - 1) // self.world_size) * self.world_size
-        return np.array(_halve_largest(bounds, wanted))
+        return np.array(_halve_largest(bounds, wanted) if wanted >= len(bounds) else bounds)
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,7 @@ class _Slots:
     @classmethod
     def one_each(cls, members: np.ndarray, longest_N: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return a slot for each member: members, first, count, limit."""
-        numbers = np.arange(len(members))
-        return members, numbers, np.ones_like(numbers), longest_N[members]
+        return members, _numbers(len(members)), np.ones(len(members), np.uint8), longest_N[members]
 
     @classmethod
     def in_turn(
@@ -212,26 +213,43 @@ class _Slots:
         count = np.diff(bounds)
         slot_of_member = np.repeat(np.arange(slots), count)
         turns = members[np.lexsort((rng.random(len(members)), slot_of_member))]
-        return turns, bounds[:-1], count, longest_N[members[bounds[1:] - 1]]
+        first = bounds[:-1].astype(members.dtype)
+        return turns, first, _small(count), longest_N[members[bounds[1:] - 1]]
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[np.ndarray, ...]], pair_ids_N: np.ndarray | None) -> "_Slots":
         """Join the slots of all pairs and sort them; `pair_ids_N` keeps pairs apart."""
-        offsets = np.cumsum([0, *(len(part[0]) for part in parts)])
+        # Python's integers, which leave an array its type.
+        offsets = np.cumsum([0, *(len(part[0]) for part in parts)]).tolist()
         members = np.concatenate([part[0] for part in parts])
         first = np.concatenate([part[1] + start for part, start in zip(parts, offsets[:-1], strict=True)])
         count, limit = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
-        part = np.zeros_like(first) if pair_ids_N is None else pair_ids_N[members[first]]
-        order = np.lexsort((limit, part))
+        part = np.zeros(len(first), np.uint8) if pair_ids_N is None else pair_ids_N[members[first]]
+        order = _sorted_by(_sorted_by(_numbers(len(first)), limit), part)
         part, limit = part[order], limit[order]
-        changes = (np.diff(part) != 0) | (np.diff(limit) != 0)
-        return cls(
-            members, first[order], count[order], limit, part, np.concatenate([[0], np.cumsum(changes)])
-        )
+        changes = (part[1:] != part[:-1]) | (limit[1:] != limit[:-1])
+        group = _small(np.concatenate([[0], np.cumsum(changes, dtype=order.dtype)]))
+        return cls(members, first[order], count[order], limit, part, group)
 
     def fill(self, epoch: int) -> np.ndarray:
         """Return the sentence number in each slot, shape [S]."""
-        return self.members[self.first_S + epoch % self.count_S]
+        turn_S = (epoch % self.count_S.astype(self.first_S.dtype)).astype(self.first_S.dtype, copy=False)
+        return self.members[self.first_S + turn_S]
+
+
+def _numbers(count: int) -> np.ndarray:
+    """Return the numbers from 0, of the type that sentences are numbered in."""
+    return np.arange(count, dtype=np.int32)
+
+
+def _small(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers that are not negative in as few bytes as hold them."""
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))), copy=False)
+
+
+def _sorted_by(order: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return an order sorted by each number's key; equal ones stay as they are."""
+    return order[np.argsort(keys[order], kind="stable")]
 
 
 def _shares(sizes: np.ndarray, temperature: float) -> np.ndarray:
@@ -253,7 +271,7 @@ def _cut_sorted(limits: np.ndarray, max_tokens: int, offset: int) -> list[int]:
     ends, start = [], 0
     while start < len(limits):
         most = max_tokens // max(int(limits[start]), 1)
-        padded = np.arange(1, min(most, len(limits) - start) + 1) * limits[start : start + most]
+        padded = np.arange(1, min(most, len(limits) - start) + 1) * limits[start : start + most].astype(int)
         start += int(np.searchsorted(padded, max_tokens, side="right"))
         ends.append(offset + start)
     return ends

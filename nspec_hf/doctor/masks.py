@@ -25,10 +25,9 @@ def check_masks(setup: Setup) -> Iterator[Finding]:
     yield from _sites(setup)
     yield from _pairs(setup)
     empty = [
-        f"{pair} at {site.name}"
-        for pair in held.pairs
+        f"{held.pairs[number]} at {site.name}"
         for site in held.sites
-        if not held.density(pair, site.name)
+        for number in (held.keep.at(site.name).kept_P == 0).nonzero()[0]
     ]
     if empty:
         yield Finding(
@@ -44,7 +43,7 @@ def check_masks(setup: Setup) -> Iterator[Finding]:
             mend="select with a smaller coverage: 0.6 kept 42 % of the neurons at the quality of fine-tuning",
             level="note",
         )
-    if len(held.pairs) > 1 and all(bool((keep[0] == keep).all()) for keep in held.keep.values()):
+    if len(held.pairs) > 1 and held.keep.is_alike():
         yield Finding(
             what=f"all {len(held.pairs)} pairs have the same neurons",
             why="a mask that all share is pruning, not specialization",
@@ -80,7 +79,7 @@ def _sites(setup: Setup) -> Iterator[Finding]:
 
 
 def _pairs(setup: Setup) -> Iterator[Finding]:
-    missing = [pair for pair in setup.directions if pair not in setup.held.pairs]
+    missing = [pair for pair in setup.directions if pair not in setup.held]
     if missing:
         yield Finding(
             what=f"{len(missing)} pairs have no mask: "

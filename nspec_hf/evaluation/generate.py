@@ -54,8 +54,8 @@ def translate_test_set(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if translator.acting_gate is not None:
-        for text in texts:
-            translator.acting_gate.include(text.pair)  # composed now, if need be, not halfway
+        # Composed now, if need be, not halfway.
+        translator.acting_gate.include_all([text.pair for text in texts])
     maker, kept = _maker(translator), _read_maker(folder)
     # Text that was made otherwise is forgotten first: a run that is stopped leaves nothing of two makers.
     done = kept["texts"] if kept["maker"] == maker else {}

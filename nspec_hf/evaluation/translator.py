@@ -143,7 +143,9 @@ class Translator:
     ) -> tuple[list[str], int]:
         """Return the translations, and how many of them have no end."""
         gate = self.acting_gate
-        pair_ids = {pair: gate.include(pair) if gate else 0 for pair in dict.fromkeys(pairs)}
+        different = list(dict.fromkeys(pairs))
+        numbers = gate.include_all(different) if gate else [0] * len(different)
+        pair_ids = dict(zip(different, numbers, strict=True))
         rows = self._shortened(self._encode(texts, pairs, blank=bool(sees_rows(asked))))
         batches = self._batches(rows, asked, one_pair=gate is not None and gate.one_pair_a_batch)
         results, unfinished = [""] * len(texts), 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.core import ConfigError, Pair, UnknownPairError, UnsupportedModelError
+from nspec_hf.core import ConfigError, Pair, UnknownPairError, UnsupportedModelError, in_short
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating.entry_points import entries_of
 from nspec_hf.gating.route import Route, TokenReader
@@ -90,7 +90,7 @@ class Attachment:
         other = attachment_of(self.model)
         if other is not None:
             raise ConfigError(
-                f"this {type(self.model).__name__} has a gate already, for {', '.join(other.pairs)}; "
+                f"this {type(self.model).__name__} has a gate already, for {in_short(other.pairs)}; "
                 "take it off first: attachment_of(model).detach()"
             )
         try:
@@ -149,7 +149,7 @@ class Attachment:
             UnknownLanguageError: If it has no tag for a language of the pairs.
         """
         tags = tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer, codes)
-        self._routing.reader = TokenReader(tags, self.pairs, self.include)
+        self._routing.reader = TokenReader(tags, self.pairs, self.include_all)
 
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run: it was trained, or all that it needs is there."""
@@ -166,8 +166,12 @@ class Attachment:
             if pair not in pairs and self.knows(pair):
                 self._routing.pairs = pairs = [*pairs, Pair(pair)]
         if pair not in pairs:
-            raise UnknownPairError(f"there is no pair {str(pair)!r}; there are: {', '.join(pairs)}")
+            raise UnknownPairError(f"there is no pair {str(pair)!r}; there are: {in_short(pairs)}")
         return pairs.index(Pair(pair))
+
+    def include_all(self, pairs: Iterable[str]) -> list[int]:
+        """Return the indices of several pairs, as `include` does of one."""
+        return [self.include(pair) for pair in pairs]
 
     @property
     def last_rows(self) -> Tensor | None:

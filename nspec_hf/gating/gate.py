@@ -8,6 +8,7 @@ stay those of the plain model.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,14 @@ from typing import Any, Self, get_args
 
 from torch import nn
 
-from nspec_hf.core import ArtifactError, ConfigError, Pair, TrainingSetupError, UnknownPairError
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    Pair,
+    TrainingSetupError,
+    UnknownPairError,
+    in_short,
+)
 from nspec_hf.gating.attachment import Attachment
 from nspec_hf.gating.config import GateConfig, GateMode
 from nspec_hf.gating.mask_mode import GatedSite
@@ -63,7 +71,7 @@ class GateStatus:
             "mode": f"{self.mode}, silence {self.silence}",
             "in place": f"{self.in_place} of {self.expected} (forwards, hooks, generate)",
             "sites": f"{self.gated_sites} gated, {self.dense_sites} dense",
-            "pairs": f"{len(self.pairs)}: {', '.join(self.pairs)}",
+            "pairs": f"{len(self.pairs)}: {in_short(self.pairs)}",
             "density": f"{self.density:.3f}",
             "route": self.route,
             "weights": self.weights,
@@ -146,15 +154,21 @@ class NeuronGate(Attachment):
         if pair in self.masks or self.config.zero_shot != "compose":
             return pair in self.masks
         pair, pivot = Pair(pair), self.config.pivot
-        return {Pair(pair.source, pivot), Pair(pivot, pair.target)} <= set(self.masks.pairs)
+        return all(part in self.masks for part in (Pair(pair.source, pivot), Pair(pivot, pair.target)))
 
     def include(self, pair: str) -> int:
         """Return the index of a pair, once its masks are composed where that is wanted."""
+        return self.include_all([pair])[0]
+
+    def include_all(self, pairs: Iterable[str]) -> list[int]:
+        """Return the indices of pairs; the masks of those that have none are composed together."""
+        pairs = list(pairs)
         with self._routing.lock:
-            if pair not in self.masks and self.config.zero_shot == "compose":
-                self._take(self.masks.compose(pair, pivot=self.config.pivot))
+            new = [pair for pair in dict.fromkeys(pairs) if pair not in self.masks]
+            if new and self.config.zero_shot == "compose":
+                self._take(self.masks.compose(new, pivot=self.config.pivot))
         try:
-            return self.masks.index(pair)
+            return [self.masks.index(pair) for pair in pairs]
         except UnknownPairError as error:
             hint = f"; GateConfig(zero_shot='compose') composes its masks through {self.config.pivot!r}"
             raise UnknownPairError(f"{error}{hint}") from None
@@ -197,16 +211,21 @@ class NeuronGate(Attachment):
     def replace_masks(self, masks: NeuronMasks) -> None:
         """Go on with other masks for the same pairs and sites, as when they are selected anew in training.
 
+        Zero-shot pairs that the gate has composed, and that the new masks lack, are composed of those anew.
+
         Raises:
             ConfigError: If pairs or sites differ.
         """
+        count = len(masks.pairs)
+        if count < len(self.masks.pairs) and masks.pairs == self.masks.pairs[:count]:
+            masks = masks.compose_like(self.masks)
         if masks.pairs != self.masks.pairs or set(masks.keep) != set(self.masks.keep):
             raise ConfigError("other masks must be for the same pairs and sites; make a new gate for others")
         self._take(masks)
 
     def _take(self, masks: NeuronMasks) -> None:
         for site in self._sites:
-            site.take_masks(masks.keep[site.site.name])
+            site.take_masks(masks.keep.at(site.site.name))
         self.masks, self._routing.pairs = masks, masks.pairs
 
     def _compare_weights(self) -> str:

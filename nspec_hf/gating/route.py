@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nspec_hf.core import ConfigError, Pair, RoutingError
+from nspec_hf.core import ConfigError, Pair, RoutingError, in_short
 from nspec_hf.data import LanguageTags
 
 HOW_TO_ROUTE = (
@@ -82,14 +82,16 @@ class TokenReader:
     Args:
         tags: How the tokenizer spells languages.
         pairs: Pairs whose languages are looked for.
-        index_of: Returns a pair's index, or raises `UnknownPairError`.
+        index_of: Returns the indices of pairs, or raises `UnknownPairError`.
 
     Raises:
         ConfigError: If the tokenizer's family does not show both languages (Marian, MADLAD, T5 …).
         UnknownLanguageError: If the tokenizer has no tag for a pair's language.
     """
 
-    def __init__(self, tags: LanguageTags, pairs: Sequence[Pair], index_of: Callable[[Pair], int]) -> None:
+    def __init__(
+        self, tags: LanguageTags, pairs: Sequence[Pair], index_of: Callable[[list[Pair]], list[int]]
+    ) -> None:
         """Look the tags up once."""
         if not tags.shows_both:
             raise ConfigError(
@@ -119,7 +121,8 @@ class TokenReader:
         if len(targets) != len(sources):
             raise RoutingError(f"{len(sources)} sources but {len(targets)} targets show their languages")
         pairs = [Pair(source, target) for source, target in zip(sources, targets, strict=True)]
-        index = {pair: self._index_of(pair) for pair in dict.fromkeys(pairs)}
+        different = list(dict.fromkeys(pairs))
+        index = dict(zip(different, self._index_of(different), strict=True))
         rows = torch.tensor([index[pair] for pair in pairs])
         return Route(rows, int(rows[0]) if len(index) == 1 else None, "language tokens")
 
@@ -132,7 +135,7 @@ class TokenReader:
                 seen = f"{count} languages" if count else "no language"
                 raise RoutingError(
                     f"row {row} of {name} shows {seen} of those that the masks hold "
-                    f"({', '.join(self._codes)}). {HOW_TO_ROUTE}"
+                    f"({in_short(self._codes)}). {HOW_TO_ROUTE}"
                 )
         return [self._codes[column] for column in shown.int().argmax(dim=1).tolist()]
 

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor
 
-from nspec_hf.core import Pair, RoutingError, UnknownPairError, pair_index
+from nspec_hf.core import Pair, RoutingError, UnknownPairError, in_short, numbered, pair_index
 from nspec_hf.gating.internals import WeakTensorKeyDictionary, backward_pass, when_backward_ends
 from nspec_hf.gating.route import HOW_TO_ROUTE, Route, TokenReader, first_of
 
@@ -277,7 +277,7 @@ class Routing:
         # One look for both: on a GPU each waits for all that it has to do.
         low, high = torch.stack(torch.aminmax(rows)).tolist()
         if low < 0 or high >= count:
-            known = ", ".join(f"{index} {pair}" for index, pair in enumerate(self.pairs))
+            known = in_short([f"{index} {pair}" for index, pair in enumerate(self.pairs)])
             raise UnknownPairError(f"pair_ids holds {low if low < 0 else high}, but masks hold: {known}")
         return Route(rows, low if low == high else None, "pair_ids")
 
@@ -287,7 +287,8 @@ class Routing:
                 f"pair_ids is one index a row, got {pair_ids!r}; gate.use takes one pair for all rows"
             )
         if isinstance(pair_ids, (list, tuple)) and all(isinstance(pair, str) for pair in pair_ids):
-            pair_ids = [pair_index(self.pairs, pair, "masks") for pair in pair_ids]
+            numbers = numbered(self.pairs)
+            pair_ids = [pair_index(numbers, pair, "masks") for pair in pair_ids]
         try:
             return torch.as_tensor(pair_ids)
         except (TypeError, ValueError, RuntimeError) as error:

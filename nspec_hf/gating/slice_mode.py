@@ -1,7 +1,7 @@
 """Mode `slice`: a pair's silenced neurons are not computed, in training and in decoding.
 
-Shape letters: P = pairs, R = rows along the first axis, L = tokens, D = model width, F = neurons of the site,
-K = kept neurons, rounded up to a multiple that the hardware likes.
+Shape letters: U = masks that are stored, R = rows along the first axis, L = tokens, D = model width, F =
+neurons of the site, K = kept neurons, rounded up to a multiple that the hardware likes.
 
 The up projection multiplies with K of its F rows and the down projection with K of its F columns, so between
 them a feed-forward block is narrower; activation and dropout act on what they are given. The numbers are
@@ -26,7 +26,7 @@ down projection's bias; dropout between the two leaves it alone.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -47,6 +47,7 @@ from nspec_hf.gating.linears import (
 )
 from nspec_hf.gating.mask_mode import GatedSite, MaskedSite
 from nspec_hf.gating.routing import Routing
+from nspec_hf.masks import PackedMasks, SiteBits
 from nspec_hf.recording import Site, linear_at, site_activation
 
 logger = logging.getLogger(__name__)
@@ -87,9 +88,9 @@ class SlicedSite(MaskedSite):
     """One feed-forward site whose silenced neurons are not computed; for arguments see `GatedSite`."""
 
     def __init__(
-        self, model: nn.Module, site: Site, keep_PF: Tensor, routing: Routing, config: GateConfig
+        self, model: nn.Module, site: Site, masks: SiteBits, routing: Routing, config: GateConfig
     ) -> None:
-        super().__init__(model, site, keep_PF, routing, config)
+        super().__init__(model, site, masks, routing, config)
         self.down = linear_at(model, site.down)
         self.is_kept = site.side != "encoder"
         """Whether `generate` runs it again and again."""
@@ -97,14 +98,14 @@ class SlicedSite(MaskedSite):
         self._folds = config.silence == "weights" and self.linear.bias is not None
         self._shared = _Shared(config.cache_bytes, [self])
         self.facts = ""
-        self.take_masks(keep_PF)
+        self.take_masks(masks)
 
     @classmethod
     def at_all(
         cls,
         model: nn.Module,
         sites: Sequence[Site],
-        keep: Mapping[str, Tensor],
+        keep: PackedMasks,
         routing: Routing,
         config: GateConfig,
     ) -> list[GatedSite]:
@@ -116,7 +117,7 @@ class SlicedSite(MaskedSite):
         gated: list[GatedSite] = []
         for site in sites:
             kind = cls if reasons.get(site) == "" else MaskedSite
-            gated.append(kind(model, site, keep[site.name], routing, config))
+            gated.append(kind(model, site, keep.at(site.name), routing, config))
         sliced = [site for site in gated if isinstance(site, SlicedSite)]
         shared = _Shared(config.cache_bytes, sliced)
         for site in sliced:
@@ -124,10 +125,10 @@ class SlicedSite(MaskedSite):
             site.facts = f"{len(sliced)} of {len(sites)} gated sites"
         return gated
 
-    def take_masks(self, keep_PF: Tensor) -> None:
+    def take_masks(self, masks: SiteBits) -> None:
         """Go on with these masks."""
-        super().take_masks(keep_PF)
-        self._kept_P = keep_PF.sum(dim=1).tolist()
+        super().take_masks(masks)
+        self._kept_U, self._rows = masks.bits.ones.tolist(), masks.rows.tensor.numpy()
         self._round_sizes()
 
     @property
@@ -135,7 +136,7 @@ class SlicedSite(MaskedSite):
         """Memory of the slices of the pair that keeps most, in bytes."""
         linears = [self.linear, self.down, *([self.up] if self.up is not None else [])]
         whole = sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)
-        return whole * max(self._size_P) // self.site.width
+        return whole * max(self._size_U) // self.site.width
 
     def attach(self) -> None:
         """Take the site's modules over."""
@@ -211,7 +212,7 @@ class SlicedSite(MaskedSite):
         return [(rows, pair) for pair, rows in entries.items()]
 
     def _share_saved(self, pair: int) -> float:
-        return 1 - self._size_P[pair] / self.site.width
+        return 1 - self._size_U[self._rows[pair]] / self.site.width
 
     def _keeps(self) -> bool:
         """Return whether slices that are cut now are kept: by `generate`, at a site that it runs again."""
@@ -224,14 +225,14 @@ class SlicedSite(MaskedSite):
         A Trainer moves the model after the gate was made. That is noticed before a block's first product,
         since all of its products must agree on the size.
         """
-        if self.keep_PF.device != there.device and not there.is_meta:
-            self._keep_on(there.device)
+        if self.placed.device != there.device and not there.is_meta:
+            self._on(there.device)
             self._round_sizes()
 
     def _round_sizes(self) -> None:
-        step = self._config.multiple_of or (64 if self.keep_PF.is_cuda else 8)
+        step = self._config.multiple_of or (64 if self.placed.device.type == "cuda" else 8)
         full = self.site.width
-        self._size_P = [min(full, max(1, -(-kept // step)) * step) for kept in self._kept_P]
+        self._size_U = [min(full, max(1, -(-kept // step)) * step) for kept in self._kept_U]
         vars(self._shared).pop("pair_bytes", None)
 
     def _product(self, linear: nn.Linear, x: Tensor, plan: _Plan) -> Tensor:
@@ -256,17 +257,17 @@ class SlicedSite(MaskedSite):
         kept = self._routing.kept if self._keeps() else None
         if kept is not None and (linear, pair) in kept:
             return kept[linear, pair]
-        keep_F = self._keep_on(linear.weight.device)[pair]
-        index_K = torch.nonzero_static(keep_F, size=self._size_P[pair], fill_value=0)[:, 0]
+        keep_F, row = self._keep_of(pair, linear.weight.device), self._rows[pair]
+        index_K = torch.nonzero_static(keep_F, size=self._size_U[row], fill_value=0)[:, 0]
         bias = self._folded_bias(pair) if self._folds and linear is self.down else linear.bias
-        made = cut(linear, index_K, self._kept_P[pair], int(linear is self.down), dtype, bias)
+        made = cut(linear, index_K, self._kept_U[row], int(linear is self.down), dtype, bias)
         if kept is not None:
             kept[linear, pair] = made
         return made
 
     def _folded_bias(self, pair: int) -> Tensor:
         """Return b2 + W2[:, off] σ(b1[off]), [D]."""
-        return self._fold(self._keep_on(self.linear.bias.device)[pair])
+        return self._fold(self._keep_of(pair, self.linear.bias.device))
 
     def _fold(self, keep_F: Tensor) -> Tensor:
         check_whole(self.site, self.linear.bias)
@@ -277,8 +278,8 @@ class SlicedSite(MaskedSite):
     def _compiled_index(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return neuron numbers [K], None to mask; and the mask [F] that they are read from."""
         rows = self._routing.current().rows_for(x)
-        size = max(self._size_P)
-        keep_F = self._keep_on(x.device)[rows][0]
+        size = max(self._size_U)
+        keep_F = self._keep_of(rows, x.device)[0]
         if rows.shape[0] != 1 or size == self.site.width:
             return None, keep_F
         # Kept neurons first, in their order; what follows up to K is masked.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         select_by_coverage as select_by_coverage,
         select_random as select_random,
     )
+    from nspec_hf.masks.bits import Held as Held, PackedMasks as PackedMasks, SiteBits as SiteBits
     from nspec_hf.masks.select import Recipe as Recipe, group_numbers as group_numbers
     from nspec_hf.masks.model_card import card_text as card_text, languages_of as languages_of
     from nspec_hf.masks.repository import (

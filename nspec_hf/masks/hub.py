@@ -19,7 +19,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from nspec_hf.core import (
     as_pairs,
     atomic_write,
     digest,
+    file_digest,
     pack,
     read_artifact,
     read_json,
@@ -41,6 +41,7 @@ from nspec_hf.core import (
     write_artifact,
     write_text,
 )
+from nspec_hf.masks.bits import PackedMasks, check_booleans
 from nspec_hf.masks.model_card import card_text
 from nspec_hf.masks.repository import (
     facts_without_paths,
@@ -67,7 +68,7 @@ class SavedMasks:
     Attributes:
         pairs: In the order of `pair_ids`.
         sites: The gated linears. Sites of the model that are not among them stay dense.
-        keep: Site name → boolean [P, F].
+        keep: Site name → boolean [P, F], made of the bits that are kept each time it is asked for.
         general: Masks by importance: site name → boolean [F], the neurons that all pairs keep. Else None.
         recipe: Where the masks come from.
     """
@@ -80,11 +81,11 @@ class SavedMasks:
         general: Mapping[str, Tensor] | None = None,
         recipe: Recipe | None = None,
     ) -> None:
-        """Make masks from tensors, which are copied.
+        """Make masks from tensors, which are packed.
 
         Args:
             pairs: At least one.
-            keep: Site name → boolean [P, F], on any device.
+            keep: Site name → boolean [P, F], on any device; or the `keep` of other masks.
             general: Site name → boolean [F] for the same sites, or None.
             recipe: Where the masks come from.
 
@@ -95,22 +96,24 @@ class SavedMasks:
         self.pairs: list[Pair] = as_pairs(pairs)
         if not self.pairs or not keep:
             raise ConfigError(f"masks need a pair and a site, got {len(self.pairs)} pairs, {len(keep)} sites")
-        self.keep: Mapping[str, Tensor] = _copies(keep)
-        for name, keep_PF in self.keep.items():
-            if keep_PF.dim() != 2 or len(keep_PF) != len(self.pairs) or keep_PF.shape[1] == 0:
-                shape = list(keep_PF.shape)
-                raise ConfigError(f"keep[{name!r}] must have shape [{len(self.pairs)} pairs, F], got {shape}")
+        self.keep = keep if isinstance(keep, PackedMasks) else PackedMasks.of(keep, len(self.pairs))
         self.general: Mapping[str, Tensor] | None = None if general is None else _copies(general)
         self.recipe: Recipe = recipe or Recipe()
-        self.sites: list[Site] = [site_from_name(name, keep_PF.shape[1]) for name, keep_PF in keep.items()]
+        self.sites: list[Site] = [site_from_name(name, self.keep.at(name).width) for name in self.keep]
+        self._fingerprint = ""
         self._check_general()
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that stand for pairs, sites and neurons, whatever the order of the sites."""
-        widths = {name: keep_PF.shape[1] for name, keep_PF in self.keep.items()}
-        bits = sorted(self._packed().items())
-        parts = (part for name, packed in bits for part in (json.dumps(name), packed.numpy()))
-        return digest(list(self.pairs), sorted(widths.items()), parts)
+        if not self._fingerprint:
+            general = sorted((self.general or {}).items())
+            parts = (
+                *((json.dumps(f"general/{name}"), pack(general_F).numpy()) for name, general_F in general),
+                *((json.dumps(f"keep/{name}"), self.keep.at(name).in_order()) for name in sorted(self.keep)),
+            )
+            widths = sorted((site.name, site.width) for site in self.sites)
+            self._fingerprint = digest(list(self.pairs), widths, (each for part in parts for each in part))
+        return self._fingerprint
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the masks' file alone, `nspec_masks.safetensors` by custom (into a checkpoint, say).
@@ -155,12 +158,8 @@ class SavedMasks:
             raise ConfigError(f"two figures have one file name: {', '.join(map(str, figures))}")
         card = card_text(self, repo=repo or folder.resolve().name, model=model, figures=list(images))
         self.save(folder / MASKS_FILE)
-        _write_texts(
-            folder,
-            {"fingerprint": self.fingerprint(), **self._described()},
-            card,
-            {"model": model, **(use or {})},
-        )
+        same = {"fingerprint": self.fingerprint(), "file": file_digest(folder / MASKS_FILE)}
+        _write_texts(folder, {**same, **self._described()}, card, {"model": model, **(use or {})})
         for name, image in images.items():
             with atomic_write(folder / name) as file:
                 file.write(image)
@@ -196,22 +195,22 @@ class SavedMasks:
             if not path.is_file():
                 where = f"{folder_or_repo}{f' ({subfolder})' if subfolder else ''}"
                 raise FileNotFoundError(f"{where} holds no {MASKS_FILE}; was it made by save_pretrained?")
-        tensors, stated = read_artifact(path, KIND)
+        tensors, stated = read_artifact(path, KIND, mapped=True)
         try:
             widths = {str(site["name"]): int(site["width"]) for site in stated["sites"]}
             recipe = Recipe(**{**stated["recipe"], "derived": tuple(stated["recipe"]["derived"])})
-            kinds = ("keep", "general") if stated["general"] else ("keep",)
-            keep, *general = (
-                {name: unpack(tensors.pop(f"{kind}/{name}"), width) for name, width in widths.items()}
-                for kind in kinds
-            )
-            masks = cls(stated["pairs"], keep, general=general[0] if general else None, recipe=recipe)
+            require(bool(stated["pairs"]), "masks need a pair")
+            keep = PackedMasks.read(tensors, widths, len(stated["pairs"]))
+            general = None
+            if stated["general"]:
+                general = {name: unpack(tensors.pop(f"general/{name}"), widths[name]) for name in widths}
+            masks = cls(stated["pairs"], keep, general=general, recipe=recipe)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} does not describe masks ({error!r}); save them again") from error
         if tensors:
             others = ", ".join(sorted(tensors))
             raise ArtifactError(f"{path} holds tensors that it does not describe: {others}")
-        _warn_of_other_copy(path.with_name(COPY_FILE), masks.fingerprint())
+        _warn_of_other_copy(path)
         return masks
 
     def push_to_hub(
@@ -280,17 +279,15 @@ class SavedMasks:
         return type(self)(self.pairs, self.keep, general=self.general, recipe=recipe)
 
     def _packed(self) -> dict[str, Tensor]:
-        """Return the packed bits: `keep/<site>` uint8 [P, ceil(F / 8)], `general/<site>` [ceil(F / 8)]."""
-        named = {f"keep/{name}": pack(keep_PF) for name, keep_PF in self.keep.items()}
-        return named | {
-            f"general/{name}": pack(general_F) for name, general_F in (self.general or {}).items()
-        }
+        """Return the packed bits: those of `PackedMasks.tensors`, and `general/<site>` [ceil(F / 8)]."""
+        general = {f"general/{name}": pack(general_F) for name, general_F in (self.general or {}).items()}
+        return self.keep.tensors() | general
 
     def _described(self) -> dict[str, Any]:
         """Return all that is not bits, as JSON values."""
         return {
             "pairs": [str(pair) for pair in self.pairs],
-            "sites": [{"name": name, "width": keep_PF.shape[1]} for name, keep_PF in self.keep.items()],
+            "sites": [{"name": site.name, "width": site.width} for site in self.sites],
             "general": self.general is not None,
             "recipe": asdict(self.recipe),
         }
@@ -301,11 +298,11 @@ class SavedMasks:
         other = sorted(set(self.general) ^ set(self.keep))
         require(not other, f"general neurons must be of the same sites; not in both: {', '.join(other)}")
         for name, general_F in self.general.items():
-            width = self.keep[name].shape[1]
+            width = self.keep.at(name).width
             shape = list(general_F.shape)
             require(shape == [width], f"general[{name!r}] must have shape [{width}], got {shape}")
-            silenced = bool((general_F & ~self.keep[name]).any())
-            require(not silenced, f"a general neuron of {name!r} is silenced for a pair; all pairs keep it")
+            kept = self.keep.keeps(name, general_F)
+            require(kept, f"a general neuron of {name!r} is silenced for a pair; all pairs keep it")
 
 
 def _write_texts(folder: Path, described: Mapping[str, Any], card: str, use: Mapping[str, Any]) -> None:
@@ -317,13 +314,14 @@ def _write_texts(folder: Path, described: Mapping[str, Any], card: str, use: Map
     _replace_own(folder / "README.md", card, f"\nlibrary_name: {LIBRARY}\n")
 
 
-def _warn_of_other_copy(path: Path, fingerprint: str) -> None:
+def _warn_of_other_copy(masks: Path) -> None:
     """Warn where the readable files beside masks are of other masks: a save was broken off between them."""
+    path = masks.with_name(COPY_FILE)
     try:
         stated = read_json(path, ArtifactError) if path.is_file() else {}
     except ArtifactError:
-        stated = {"fingerprint": "unreadable"}
-    if isinstance(stated, dict) and stated.get("fingerprint", fingerprint) != fingerprint:
+        stated = {"file": "unreadable"}
+    if isinstance(stated, dict) and "file" in stated and stated["file"] != file_digest(masks):
         warn(
             f"{path.name} and the card in {path.parent} are of other masks than {MASKS_FILE}, which counts; "
             "a save was broken off: call save_pretrained again"
@@ -339,6 +337,5 @@ def _replace_own(path: Path, text: str, mark: str) -> None:
 
 def _copies(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.bool:
-            raise ConfigError(f"masks are booleans, True = keep; those of {name!r} are {tensor.dtype}")
+        check_booleans(name, tensor)
     return MappingProxyType({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})

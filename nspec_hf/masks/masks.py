@@ -8,7 +8,7 @@ part of the masks: a pair's position is its index in `pair_ids`.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, Self
 
 from torch import Tensor
@@ -20,22 +20,28 @@ from nspec_hf.core import (
     UnknownPairError,
     as_names,
     as_pairs,
+    in_short,
+    numbered,
     pair_index,
     require,
     require_count,
 )
+from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.config import Grouping, SelectConfig
 from nspec_hf.masks.hub import SavedMasks
 from nspec_hf.masks.select import Recipe, choose, draw
 from nspec_hf.recording import SIDES, ActivationStats, Site, as_sites
 
+_NOTED = 10  # so many composed pairs are named in the recipe
+
 
 class NeuronMasks(SavedMasks):
     """Boolean masks, True = keep, for every pair at every site.
 
-    `masks[pair][site name]` is a boolean tensor [F]. Treat masks as read-only: every method returns new
-    ones. Two are equal when pairs (with their order), sites and neurons are. Attributes,
-    saving, loading and publishing: `SavedMasks`.
+    `masks[pair][site name]` is a boolean tensor [F], made when it is asked for: in memory and in the file a
+    neuron is one bit, and composed pairs share the rows of their parts (`bits.py`). Treat masks as read-only:
+    every method returns new ones. Two are equal when pairs (with their order), sites and neurons are.
+    Attributes, saving, loading and publishing: `SavedMasks`.
     """
 
     @classmethod
@@ -132,7 +138,7 @@ class NeuronMasks(SavedMasks):
         if like is not None:
             if (sites, pairs, density) != (None, None, None):
                 raise ConfigError("`like` states sites, pairs and density; leave those out")
-            kept = {name: keep_PF.sum(dim=1).tolist() for name, keep_PF in like.keep.items()}
+            kept = {name: like.keep.at(name).kept_P.tolist() for name in like.keep}
             settings = {"density_like": like.fingerprint(), "seed": seed}
             recipe = replace(like.recipe, method="random", settings=settings, derived=())
             widths = {site.name: site.width for site in like.sites}
@@ -154,12 +160,11 @@ class NeuronMasks(SavedMasks):
         Raises:
             UnknownPairError: If the pair has no masks.
         """
-        row = self.index(pair)
-        return {name: keep_PF[row] for name, keep_PF in self.keep.items()}
+        return self.keep.of_pair(self.index(pair))
 
     def __contains__(self, pair: object) -> bool:
         """Return whether a pair has masks."""
-        return pair in self.pairs
+        return pair in self._numbers
 
     def __iter__(self) -> Iterator[Pair]:
         """Go through the pairs."""
@@ -173,7 +178,7 @@ class NeuronMasks(SavedMasks):
         """Let copy and pickle make the masks again, as they do with a model that has a gate on it."""
         general = None if self.general is None else dict(self.general)
         again = partial(NeuronMasks, general=general, recipe=self.recipe)
-        return again, (list(self.pairs), dict(self.keep))
+        return again, (list(self.pairs), self.keep)
 
     def __repr__(self) -> str:
         """Say in a line what the masks are."""
@@ -196,7 +201,7 @@ class NeuronMasks(SavedMasks):
         Raises:
             UnknownPairError: If the pair has no masks; the message lists those that have.
         """
-        return pair_index(self.pairs, _named(pair), "masks")
+        return pair_index(self._numbers, _named(pair), "masks")
 
     def density(self, pair: str | None = None, site: str | None = None) -> float:
         """Return the share of neurons kept: over everything, or by one pair, at one site, or both.
@@ -207,9 +212,10 @@ class NeuronMasks(SavedMasks):
         """
         if site is not None and site not in self.keep:
             raise SiteMismatchError(f"masks hold no site {site!r}; they hold: {', '.join(self.keep)}")
-        rows = slice(None) if pair is None else self.index(pair)
-        chosen = [keep_PF[rows] for name, keep_PF in self.keep.items() if site in (None, name)]
-        return sum(int(keep.sum()) for keep in chosen) / sum(keep.numel() for keep in chosen)
+        rows = slice(None) if pair is None else slice(self.index(pair), self.index(pair) + 1)
+        sites = [self.keep.at(name) for name in self.keep if site in (None, name)]
+        kept = sum(int(each.kept_P[rows].sum()) for each in sites)
+        return kept / sum(each.width * len(self.pairs[rows]) for each in sites)
 
     def check_model(self, sites: Iterable[Site]) -> None:
         """Check that these masks are for a model with these sites.
@@ -244,7 +250,7 @@ class NeuronMasks(SavedMasks):
         if isinstance(pairs, str):
             raise ConfigError(f"expected a list of pairs, got one string; write [{str(pairs)!r}]")
         rows = [self.index(pair) for pair in pairs]
-        keep = {name: keep_PF[rows] for name, keep_PF in self.keep.items()}
+        keep = self.keep.subset(rows)
         return self._derived([self.pairs[row] for row in rows], keep, f"subset of {len(self.pairs)} pairs")
 
     def compose(self, pairs: str | Iterable[str], pivot: str = "en") -> Self:
@@ -253,7 +259,7 @@ class NeuronMasks(SavedMasks):
         As in the paper: the encoder's neurons of source → pivot, the decoder's of pivot → target.
 
         Args:
-            pairs: One pair or several; several at once copy the masks once.
+            pairs: One pair or several. They take no memory of their own: see `PackedMasks.compose`.
             pivot: The language that both sides were trained with.
 
         Raises:
@@ -261,23 +267,36 @@ class NeuronMasks(SavedMasks):
             ConfigError: If a pair has masks of its own.
         """
         new = as_pairs(as_names(pairs))
-        rows: dict[str, list[int]] = {"encoder": [], "decoder": []}
+        encoders, decoders = [], []
         for pair in new:
-            if pair in self.pairs:
+            if pair in self:
                 raise ConfigError(f"pair {str(pair)!r} has masks of its own; compose pairs that have none")
-            parts = {"encoder": Pair(pair.source, pivot), "decoder": Pair(pivot, pair.target)}
-            missing = [str(part) for part in parts.values() if part not in self.pairs]
+            parts = Pair(pair.source, pivot), Pair(pivot, pair.target)
+            missing = [str(part) for part in parts if part not in self]
             if missing:
                 raise UnknownPairError(
                     f"pair {str(pair)!r} cannot be composed through {pivot!r}: masks lack "
-                    f"{', '.join(missing)}; masks hold: {', '.join(sorted(self.pairs))}"
+                    f"{', '.join(missing)}; masks hold: {in_short(sorted(self.pairs))}"
                 )
-            for side, part in parts.items():
-                rows[side].append(self.index(part))
-        own = list(range(len(self.pairs)))
-        keep = {site.name: self.keep[site.name][own + rows[site.side]] for site in self.sites}
-        notes = [f"{pair} composed through {pivot}" for pair in new]
-        return self._derived([*self.pairs, *new], keep, *notes)
+            encoders.append(self._numbers[parts[0]])
+            decoders.append(self._numbers[parts[1]])
+        named = list(new) if len(new) <= _NOTED else [f"{len(new):,} pairs"]
+        notes = (f"{each} composed through {pivot}" for each in named)
+        return self._composed([*self.pairs, *new], self.keep.compose(encoders, decoders), notes)
+
+    def compose_like(self, other: "NeuronMasks") -> Self:
+        """Return the same masks with the pairs appended that other masks have in addition and had composed.
+
+        Raises:
+            ConfigError: If those begin with other pairs than these, or have further masks of their own.
+        """
+        count = len(self.pairs)
+        missing = other.pairs[count:]
+        encoders, decoders = (other.keep.sharers(side)[count:] for side in ("encoder", "decoder"))
+        if self.pairs != other.pairs[:count] or max((*encoders, *decoders), default=0) >= count:
+            raise ConfigError("other masks must be for the same pairs, and such as are composed of them")
+        note = f"{in_short(missing)} composed as before"
+        return self._composed(list(other.pairs), self.keep.compose(encoders, decoders), [note])
 
     def union(self, name: str) -> Self:
         """Return one mask for all pairs together: what any of them keeps, under the pair `name`.
@@ -285,12 +304,26 @@ class NeuronMasks(SavedMasks):
         For a model that serves a group: `masks.subset(group).union("mul-en")`. A name without a second
         language stands for both sides: `"all"` is the pair `all-all`.
         """
-        keep = {site: keep_PF.any(dim=0, keepdim=True) for site, keep_PF in self.keep.items()}
+        union = ((site, keep_PF.any(dim=0, keepdim=True)) for site, keep_PF in self.keep.items())
+        keep = PackedMasks.of(union, 1)
         return self._derived([_named(name)], keep, f"union of {', '.join(self.pairs)}")
 
-    def _derived(self, pairs: Sequence[Pair], keep: Mapping[str, Tensor], *notes: str) -> Self:
+    def _derived(self, pairs: Sequence[Pair], keep: PackedMasks, *notes: str) -> Self:
         recipe = replace(self.recipe, derived=(*self.recipe.derived, *notes))
         return type(self)(pairs, keep, general=self.general, recipe=recipe)
+
+    def _composed(self, pairs: list[Pair], keep: PackedMasks, notes: Iterable[str]) -> Self:
+        # Past the constructor: a pair more must not cost a look at all that are there.
+        masks = type(self).__new__(type(self))
+        recipe = replace(self.recipe, derived=(*self.recipe.derived, *notes))
+        new = {pair: number for number, pair in enumerate(pairs[len(self) :], len(self))}
+        changed = {"pairs": pairs, "keep": keep, "recipe": recipe, "_numbers": self._numbers | new}
+        vars(masks).update(vars(self), **changed, _fingerprint="")
+        return masks
+
+    @cached_property
+    def _numbers(self) -> dict[Pair, int]:
+        return numbered(self.pairs)
 
 
 def _named(name: str) -> Pair:

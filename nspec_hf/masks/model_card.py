@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
-from torch import Tensor
 
 from nspec_hf.core import Pair
+from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.select import LIBRARY, Recipe
+
+_ROWS = 200  # so many pairs are listed
 
 _METHODS = {
     "coverage": "the most active neurons of a site that together cover a share of its activations "
@@ -69,7 +71,7 @@ class _Masks(Protocol):
     """What the card reads of masks."""
 
     pairs: list[Pair]
-    keep: Mapping[str, Tensor]
+    keep: PackedMasks
     recipe: Recipe
 
     def fingerprint(self) -> str: ...
@@ -97,7 +99,8 @@ def card_text(
         snippet: Code in the place of `usage_snippet`.
     """
     recipe, pairs = masks.recipe, masks.pairs
-    density_SP = torch.stack([keep_PF.double().mean(dim=1) for keep_PF in masks.keep.values()])
+    sites = [masks.keep.at(name) for name in masks.keep]
+    density_SP = np.stack([site.kept_P / site.width for site in sites])
     name = model or recipe.base_model
     parts = [
         f"---\n{_metadata(recipe, pairs, repo, model, results).to_yaml()}\n---",
@@ -153,14 +156,14 @@ def _recipe_table(masks: _Masks) -> str:
     return _table(("", ""), [(name, value) for name, value in rows.items() if value])
 
 
-def _site_table(masks: _Masks, density_SP: Tensor) -> str:
+def _site_table(masks: _Masks, density_SP: np.ndarray) -> str:
     rows = []
-    for (name, keep_PF), density_P in zip(masks.keep.items(), density_SP, strict=True):
+    for name, density_P in zip(masks.keep, density_SP, strict=True):
         low, high = int(density_P.argmin()), int(density_P.argmax())
         rows.append(
             (
                 f"`{name}`",
-                str(keep_PF.shape[1]),
+                str(masks.keep.at(name).width),
                 f"{float(density_P.mean()):.3f}",
                 f"{float(density_P[low]):.3f} ({masks.pairs[low]})",
                 f"{float(density_P[high]):.3f} ({masks.pairs[high]})",
@@ -169,12 +172,15 @@ def _site_table(masks: _Masks, density_SP: Tensor) -> str:
     return _table(("site", "neurons", "mean over pairs", "lowest", "highest"), rows)
 
 
-def _pair_table(masks: _Masks, density_SP: Tensor) -> str:
+def _pair_table(masks: _Masks, density_SP: np.ndarray) -> str:
     tokens = masks.recipe.tokens
     rows = [
         (str(pair), f"{float(mean):.3f}", f"{tokens[pair]:,}" if pair in tokens else "–")
-        for pair, mean in zip(masks.pairs, density_SP.mean(dim=0), strict=True)
+        for pair, mean in zip(masks.pairs[:_ROWS], density_SP[:, :_ROWS].mean(axis=0), strict=True)
     ]
+    if len(masks.pairs) > _ROWS:
+        rest = float(density_SP[:, _ROWS:].mean())
+        rows.append((f"{len(masks.pairs) - _ROWS:,} more", f"{rest:.3f}", "–"))
     return _table(("pair", "mean over sites", "tokens counted"), rows)
 
 

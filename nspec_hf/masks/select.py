@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nspec_hf import __version__
 from nspec_hf.core import ConfigError, Pair, digest, require, warn
+from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.config import SelectConfig
 from nspec_hf.masks.rules import allocate_by_importance, select_by_coverage, select_random
 from nspec_hf.recording import ActivationStats, Site
@@ -72,7 +73,7 @@ class Recipe:
 class Selected(NamedTuple):
     """Which neurons were chosen, and how."""
 
-    keep: dict[str, Tensor]
+    keep: PackedMasks
     """Site name → boolean [P, F]."""
 
     general: dict[str, Tensor] | None
@@ -96,25 +97,29 @@ def choose(stats: ActivationStats, config: SelectConfig) -> Selected:
     if config.method == "coverage":
         stats.refuse_empty()
         _warn_silent(stats.pairs, {site.name: stats.counts[site.name] for site in sites}, "nothing")
-        keep = {site.name: _covering(stats, site, config) for site in sites}
+        covering = ((site.name, _covering(stats, site, config)) for site in sites)
+        keep = PackedMasks.of(covering, len(stats.pairs))
         return Selected(keep, None, _recipe(stats, config, "coverage", "coverage_decoder", "by"))
     importance = stats.importance(config.method)
     silent = {site.name: importance[site.name] for site in sites}
     _warn_silent(stats.pairs, silent, "the general neurons only")
-    keep, general = {}, {}
-    for site in sites:
+    general: dict[str, Tensor] = {}
+
+    def allocated(site: Site) -> Tensor:
         group_P = group_numbers(stats.pairs, config.by, site.side)
         sums_GF = _pooled(stats.sums[config.method][site.name], group_P)
         tokens_G = _pooled(stats.token_counts[site.positions], group_P)
         importance_GF = sums_GF / tokens_G[:, None]
         keep_GF, general[site.name] = allocate_by_importance(importance_GF, config.general, config.threshold)
-        keep[site.name] = keep_GF[group_P]
+        return keep_GF[group_P]
+
+    keep = PackedMasks.of(((site.name, allocated(site)) for site in sites), len(stats.pairs))
     return Selected(keep, general, _recipe(stats, config, "general", "threshold", "by"))
 
 
 def draw(
     widths: Mapping[str, int], pairs: Sequence[Pair], kept: Mapping[str, Sequence[int]], seed: int
-) -> dict[str, Tensor]:
+) -> PackedMasks:
     """Draw neurons for every site and pair; each draw depends on the seed, its site and its pair alone.
 
     Args:
@@ -132,10 +137,11 @@ def draw(
         generator = torch.Generator().manual_seed(int(digest([int(seed), site, pair]), 16) >> 1)
         return select_random(widths[site], count / widths[site], generator)
 
-    return {
-        site: torch.stack([drawn(site, *of_pair) for of_pair in zip(pairs, kept[site], strict=True)])
+    stacked = (
+        (site, torch.stack([drawn(site, *of_pair) for of_pair in zip(pairs, kept[site], strict=True)]))
         for site in widths
-    }
+    )
+    return PackedMasks.of(stacked, len(pairs))
 
 
 def group_numbers(pairs: Sequence[Pair], by: str, side: str) -> Tensor:

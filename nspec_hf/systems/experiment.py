@@ -174,7 +174,8 @@ class ExperimentConfig:
         the training takes.
         """
         data = self.data
-        corpus = {name: value for name, value in plain(data.corpus).items() if name != "path"}
+        place = ("path", "store", "num_proc")
+        corpus = {name: value for name, value in plain(data.corpus).items() if name not in place}
         text = {
             "pairs": data.trained_pairs(),
             "splits": [data.train_split, data.valid_split],

@@ -34,8 +34,9 @@ from nspec_hf.core import NspecError, write_result
 from recipes.bench.clock import Measured, Rounds, Stopwatch
 from recipes.bench.export import KEYS as EXPORT_KEYS, exported
 from recipes.bench.figure import draw
+from recipes.bench.growth import draw_growth, grow_pairs, grow_plan, grow_sites, grow_text
 from recipes.bench.masks import artifact, switching
-from recipes.bench.measurements import DENSITY, Bench, Found, Plan, blocks, models, recording
+from recipes.bench.measurements import DENSITY, Bench, Found, Growth, Plan, blocks, models, recording
 from recipes.bench.trained_model import KEYS as BASE_KEYS, Base, trained
 from recipes.bench.workload import WAYS, Shape
 
@@ -53,6 +54,7 @@ TINY = Plan(
     decode=(2, 6, 4),
     switched=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
     artifact=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
+    growth=Growth(pairs=(2, 12), layers=(1, 2), planned=(500, 1000), lines=(60,), narrow=16),
     rounds=Rounds(least=2, most=2),
     long_rounds=Rounds(least=2, most=2),
 )
@@ -76,6 +78,11 @@ FULL = dataclasses.replace(
         Shape(d_model=512, d_ff=2048, layers=6, vocabulary=8_000): DENSITIES,
         M2M100_418M: DENSITIES,
     },
+    growth=Growth(
+        pairs=(2, 60, 400, 4_000, 40_000),
+        planned=(10_000, 100_000, 1_000_000, 5_000_000, 50_000_000),
+        lines=(1_000, 10_000, 100_000),
+    ),
     multiples=(1, 4, 8, 16, 32, 64, 128),
 )
 """The same measurements and more, so that it can go on with the results of a quick run."""
@@ -91,6 +98,10 @@ PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
         *(f"mask_{what}_{count}_pairs" for what in ("bytes", "memory") for count in (60, 400, 40_000)),
         "load_masks_ms",
     ),
+    grow_pairs: ("growth_pairs",),
+    grow_sites: ("growth_sites",),
+    grow_plan: ("growth_plan",),
+    grow_text: ("growth_text",),
 }
 """Measurement → the keys that it yields, in the order of the table."""
 AT_ONCE = (recording, exported, switching, artifact)
@@ -137,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Console(width=None if sys.stdout.isatty() else 140).print(table_of(found))
     if options.plot:
         draw(found, options.plot)
+    if options.growth:
+        draw_growth(found, options.growth)
     return 0
 
 
@@ -152,7 +165,7 @@ class RunLog:
         self.options, self.runs = options, runs
         names = {name: Path(getattr(options, name)).name for name in ("base", "masks", "data")}
         self.config = {**vars(options), **names}
-        for name in ("json", "plot", "resume", "minutes"):
+        for name in ("json", "plot", "growth", "resume", "minutes"):
             self.config.pop(name)
         # On Unix; how many processes wanted the processor in the minute before, so 0 on an idle machine.
         self.load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
@@ -230,6 +243,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.set_defaults(size="quick")
     parser.add_argument("--json", help="file for the results, with versions and hardware")
     parser.add_argument("--plot", help="file for the figure of time against density (PNG, SVG, PDF)")
+    parser.add_argument("--growth", help="file for the figure of time and memory against size")
     parser.add_argument("--resume", action="store_true", help="keep what the results' file has, add the rest")
     parser.add_argument("--minutes", type=float, help="begin no comparison after so many; see --resume")
     parser.add_argument("--only", default="", help="keys to measure: record_vs_forward,switch_ms")

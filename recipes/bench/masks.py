@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nspec_hf.core import packed_width
 from nspec_hf.masks import MASKS_FILE, NeuronMasks
 from nspec_hf.recording import Site, find_sites, site_from_name
 from recipes.bench.clock import Measured, time_rounds
@@ -92,12 +93,13 @@ def artifact(bench: Bench) -> Found:
         how = "file as saved" if count == 60 else "computed from the files of 30 and 60 pairs"
         released = count * neurons * shape.d_model
         yield f"mask_bytes_{count}_pairs", Measured.exactly(whole, **setting, how=how, released=released)
+        held = count * sum(packed_width(site.width) for site in sites)
         yield (
             f"mask_memory_{count}_pairs",
-            Measured.exactly(count * neurons, **setting, how="booleans, a byte each"),
+            Measured.exactly(held, **setting, how="a bit each; composed pairs take row numbers alone"),
         )
     loaded = [1000 * seconds for seconds in times["load"]]
-    yield "load_masks_ms", Measured.of(loaded, **setting, pairs=60, what="read, check every byte, unpack")
+    yield "load_masks_ms", Measured.of(loaded, **setting, pairs=60, what="map, check every byte")
 
 
 def mask_sites(shape: Shape) -> list[Site]:

@@ -40,6 +40,22 @@ Found = Iterator[tuple[str, Measured]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How far things grow; see `growth.py`."""
+
+    pairs: Sequence[int] = (2, 60, 400)
+    """Pairs that have masks."""
+    layers: Sequence[int] = (3, 6, 12, 24)
+    """Layers of the encoder, and again of the decoder."""
+    planned: Sequence[int] = (10_000, 100_000, 1_000_000)
+    """Sentence pairs of which an epoch is planned."""
+    lines: Sequence[int] = (1_000, 10_000)
+    """Lines of text that are read and encoded."""
+    narrow: int = 64
+    """d_model of the cut-down model that masks are put on; the sites are as wide as ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How large and how long; `PLANS` in `__main__.py` has those there are."""
 
@@ -63,6 +79,8 @@ class Plan:
     """Of the short comparisons."""
     long_rounds: Rounds
     """Of training whole models and of decoding."""
+    growth: Growth = Growth()
+    """Of the measurements of growth."""
     pairs: int = 3
     """Pairs that take turns, one a round."""
 

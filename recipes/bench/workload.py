@@ -21,7 +21,7 @@ from transformers import M2M100Config, M2M100ForConditionalGeneration, PreTraine
 
 from nspec_hf.core import Pair
 from nspec_hf.gating import GateConfig, NeuronGate
-from nspec_hf.masks import NeuronMasks
+from nspec_hf.masks import NeuronMasks, PackedMasks
 from nspec_hf.recording import Site, find_sites
 
 WAYS = ("dense", "mask", "slice", "released")
@@ -136,8 +136,8 @@ def make_masks(sites: Iterable[Site], pairs: Iterable[str], density: float) -> N
     """
     generator = torch.Generator().manual_seed(1)
     pairs = list(pairs)
-    keep = {site.name: torch.rand(len(pairs), site.width, generator=generator) < density for site in sites}
-    return NeuronMasks(pairs, keep)
+    drawn = ((site.name, torch.rand(len(pairs), site.width, generator=generator) < density) for site in sites)
+    return NeuronMasks(pairs, PackedMasks.of(drawn, len(pairs)))
 
 
 def make_batch(

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from nspec_hf.core import ConfigError, RoutingError, UnknownLanguageError, UnknownPairError
+from nspec_hf.core import ConfigError, Pair, RoutingError, UnknownLanguageError, UnknownPairError
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating import GateConfig, NeuronGate, Routing
 from nspec_hf.gating.route import Route
@@ -181,6 +181,54 @@ def test_a_zero_shot_pair_is_composed_on_request(model, masks):
         assert not torch.allclose(model(**batch, pair_ids=torch.zeros(4, dtype=torch.long)).logits, expected)
         with pytest.raises(UnknownPairError, match="fr-en"):
             gate.use("fr-de")
+
+
+def test_several_zero_shot_pairs_are_composed_together(model, monkeypatch):
+    pairs = [Pair(a, b) for a, b in (("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en"))]
+    masks, calls = NeuronMasks.random(find_sites(model), pairs, 0.5), []
+    plain = NeuronMasks.compose
+    monkeypatch.setattr(NeuronMasks, "compose", lambda *of, **how: calls.append(of) or plain(*of, **how))
+    gate = NeuronGate(model, masks, GateConfig(zero_shot="compose"))
+    assert gate.include_all(["fr-de", "en-de", "de-fr", "fr-de"]) == [4, 0, 5, 4]
+    assert len(calls) == 1
+    with pytest.raises(UnknownPairError, match="en-xx"):
+        gate.include_all(["de-xx"])
+
+
+def test_each_row_of_a_batch_of_composed_pairs_runs_as_its_two_parts_do(model):
+    codes = ["de", "fr", "cs", "da", "nl"]
+    own = [pair for code in codes for pair in (Pair("en", code), Pair(code, "en"))]
+    new = [Pair(a, b) for a in codes for b in codes if a != b]
+    masks = NeuronMasks.random(find_sites(model), own, 0.5, seed=2)
+    batch = without_ids(random_batch(rows=len(new)))
+    with NeuronGate(model, masks.compose(new)), torch.no_grad():
+        mixed = model(**batch, pair_ids=torch.arange(len(own), len(own) + len(new))).logits
+    for row, pair in enumerate(new):
+        parts = masks[f"{pair.source}-en"], masks[f"en-{pair.target}"]
+        keep = {name: parts["decoder" in name][name][None] for name in masks.keep}
+        alone = {name: value[row : row + 1] for name, value in batch.items()}
+        with NeuronGate(model, NeuronMasks([pair], keep)), torch.no_grad():
+            expected = model(**alone, pair_ids=torch.tensor([0])).logits
+        torch.testing.assert_close(mixed[row : row + 1], expected)
+    assert not torch.allclose(mixed[0], mixed[1])
+
+
+@pytest.mark.parametrize("mode", ["mask", "slice", "gradient"])
+def test_masks_that_are_selected_anew_are_composed_anew(model, mode):
+    pairs = [Pair(a, b) for a, b in (("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en"))]
+    old, other = (NeuronMasks.random(find_sites(model), pairs, 0.5, seed=seed) for seed in (1, 2))
+    batch = without_ids(random_batch())
+    gate = NeuronGate(model, old, GateConfig(mode=mode, zero_shot="compose"))
+    gate.include("de-fr")
+    gate.replace_masks(other)
+    assert gate.masks == other.compose("de-fr")
+    with gate, torch.no_grad():
+        ids = torch.tensor([4, 0, 4, 3])
+        found = model(**batch, pair_ids=ids).logits
+    with NeuronGate(model, other.compose("de-fr"), GateConfig(mode=mode)), torch.no_grad():
+        torch.testing.assert_close(found, model(**batch, pair_ids=ids).logits)
+    with pytest.raises(ConfigError, match="same pairs"):
+        gate.replace_masks(other.subset(pairs[:2]))
 
 
 def test_languages_are_read_row_by_row(model, masks):

@@ -37,6 +37,10 @@ KEYS = {
     "ct2_pruned_vs_dense",
     "switch_ms",
     "mask_bytes_60_pairs",
+    "growth_pairs.batch_seconds.12",
+    "growth_sites.load_ms.2",
+    "growth_plan.seconds.1000",
+    "growth_text.first_start_us.60",
 }
 THREADS = str(torch.get_num_threads())  # a run sets the number for the whole process
 SHAPE = workload.Shape(d_model=16, d_ff=64, layers=1, vocabulary=64)
