@@ -205,6 +205,10 @@ class PackedMasks(Mapping[str, Tensor]):
         """Go through the names of the sites."""
         return iter(self._sites)
 
+    def __reversed__(self) -> Iterator[str]:
+        """Go through them from the last."""
+        return reversed(self._sites)
+
     def __len__(self) -> int:
         """Return the number of sites."""
         return len(self._sites)

@@ -108,7 +108,9 @@ def test_mixed_batches_that_are_split_by_pair_equal_masked_ones(name):
     model = SIX_ARCHITECTURES[name]().train()
     masks, batch = random_masks(model), random_batch(rows=5)
     # So that the pairs keep different numbers of neurons.
-    masks.keep[next(iter(masks.keep))][1, :9] = False
+    keep = dict(masks.keep)
+    keep[next(iter(keep))][1, :9] = False
+    masks = NeuronMasks(masks.pairs, keep)
     with gated(model, masks, "mask"):
         expected = results(model, batch)
     with gated(model, masks):
@@ -165,8 +167,10 @@ def test_a_pair_that_keeps_nothing_or_everything_at_a_site_is_right_too():
     model = tiny_m2m100().train()
     masks = random_masks(model)
     first, second = list(masks.keep)[:2]
-    masks.keep[first][0] = False
-    masks.keep[second][0] = True
+    keep = dict(masks.keep)
+    keep[first][0] = False
+    keep[second][0] = True
+    masks = NeuronMasks(masks.pairs, keep)
     batch = one_pair(random_batch(), 0)
     for silence in ("neuron", "weights"):
         with gated(model, masks, "mask", silence=silence):
@@ -535,7 +539,9 @@ def test_all_pairs_share_one_compiled_graph(name, silence):
     model = make[name](encoder_layers=1, decoder_layers=1)
     batch = without_ids(random_batch())
     masks = random_masks(model, pairs)
-    masks.keep[next(iter(masks.keep))][1, :9] = False
+    keep = dict(masks.keep)
+    keep[next(iter(keep))][1, :9] = False
+    masks = NeuronMasks(masks.pairs, keep)
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)

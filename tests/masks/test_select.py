@@ -222,7 +222,11 @@ def test_random_masks_like_others_keep_as_many_neurons_in_every_row():
 
 def test_the_fingerprint_stands_for_neurons_pairs_and_widths_not_for_the_order_of_sites():
     masks = NeuronMasks.random({ENCODER: 24, DECODER: 20}, PAIRS)
-    turned = NeuronMasks(pairs=PAIRS, keep=dict(reversed(masks.keep.items())), recipe=Recipe(method="te"))
+    turned = NeuronMasks(
+        pairs=PAIRS,
+        keep={name: masks.keep[name] for name in reversed(masks.keep)},
+        recipe=Recipe(method="te"),
+    )
     assert masks.fingerprint() == turned.fingerprint()
     changed = {name: keep_PF.clone() for name, keep_PF in masks.keep.items()}
     changed[DECODER][3, 19] ^= True
