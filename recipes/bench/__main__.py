@@ -100,8 +100,8 @@ PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
     ),
     grow_pairs: ("growth_pairs",),
     grow_sites: ("growth_sites",),
-    grow_plan: ("growth_plan",),
     grow_text: ("growth_text",),
+    grow_plan: ("growth_plan",),
 }
 """Measurement → the keys that it yields, in the order of the table."""
 AT_ONCE = (recording, exported, switching, artifact)
