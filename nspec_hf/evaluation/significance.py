@@ -8,8 +8,9 @@ report it, and after Holm's correction, since of sixty directions three would pa
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -242,11 +243,26 @@ def _run(tasks: Sequence[Callable[[], Results]], n_jobs: int | None) -> list[Res
     others = set(active_children())
     with ProcessPoolExecutor(workers, get_context(method), signal.signal, ignore) as pool:
         try:
-            return [running.result() for running in [pool.submit(task) for task in tasks]]
+            with _uninterrupted():
+                started = [pool.submit(task) for task in tasks]
+            return [running.result() for running in started]
         except BaseException:
             for worker in set(active_children()) - others:
                 worker.terminate()
             raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back while processes are forked: within a hook of `os.fork`, Python forgets exceptions."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which does not fork
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _judge(
