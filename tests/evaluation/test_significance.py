@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, strategies as st
@@ -292,3 +294,24 @@ def test_published_outputs_give_the_published_scores_p_values_and_verdicts(share
         assert row.verdict == expected
     assert found.counts("bleu") == {"better": 10, "worse": 1, "not significant": 1}
     assert found.counts("bleu", holm=True) == {"better": 9, "worse": 1, "not significant": 2}
+
+
+INTERRUPTED = """
+import os, signal
+from nspec_hf.evaluation import compare
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+number = os.getpid()
+os.register_at_fork(after_in_parent=lambda: os.kill(number, signal.SIGINT))
+lines = [f"a sentence of words {number}" for number in range(50)]
+text = {"en-de": lines, "de-en": lines}
+other = {pair: [f"{line} more" for line in lines] for pair, lines in text.items()}
+compare({"one": text, "two": other}, text, "one", ["bleu"], n_samples=1_000_000_000, n_jobs=2)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere no process is forked")
+def test_an_interrupt_while_workers_are_forked_is_not_lost():
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=300)
+    assert ended.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert ended.returncode != 0
