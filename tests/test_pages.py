@@ -30,7 +30,7 @@ SMALL = {
     "translate": DECODING,
     "compare": "--n_samples 50 --n_jobs 1",
     "probe": f"--lines 4 --sizes [4] --seeds [1] {DECODING}",
-    "export": "--export.sample 4",
+    "export": "--export.sample 4 --export.max_new_tokens 20",
     "analyze": "--figures false",
 }
 """Settings that make a command of a page a matter of seconds."""
