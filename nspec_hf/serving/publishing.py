@@ -120,7 +120,7 @@ def publish(
         _index(root, repo, parent, subfolder, token)
         for path in {root / _CARD, folder / _CARD}:
             if path.is_file():
-                ModelCard(path.read_text(encoding="utf-8")).validate()
+                ModelCard.load(path).validate()
         below = f"{subfolder}/" if subfolder else ""
         stale = ("figures/*", "scores/*", "comparison.json", "report.html", "nspec_stats.safetensors")
         return upload(
