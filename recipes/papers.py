@@ -1,12 +1,12 @@
 """Say which command makes each system, setting, table and figure of both papers, and where its result is.
 
     python recipes/papers.py
-    python recipes/papers.py --costs
+    python recipes/papers.py --costs d128
 
 The list is `recipes/papers.yaml`. Each has the command at the size that the paper prints, whose text is not
 part of this project, and the command on text that is at hand with its results, or why there are none.
-`--costs` puts the costs of the runs at hand beside those of the papers (Tan et al. 2024, Table 5, A.2 and
-A.5; Xie et al. 2021, Tables 1 and 2).
+`--costs` puts the costs of a plan's runs beside those of the papers (Tan et al. 2024, Table 5, A.2 and A.5;
+Xie et al. 2021, Tables 1 and 2).
 """
 
 import argparse
@@ -53,12 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--costs", action="store_true", help="The table of costs instead.")
+    plans = yaml.safe_load(LIST.read_text(encoding="utf-8"))["plans"]
+    parser.add_argument("--costs", choices=plans, help="The table of costs of a plan's runs instead.")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "recipes" / "results", help="Folder of results."
     )
     chosen = parser.parse_args(argv)
-    print(costs(chosen.results) if chosen.costs else overview(chosen.results))
+    name = plans[chosen.costs]["name"] if chosen.costs else ""
+    print(costs(name, chosen.results) if name else overview(chosen.results))
 
 
 def overview(results: Path) -> Table:
@@ -80,16 +82,16 @@ def overview(results: Path) -> Table:
     )
 
 
-def costs(results: Path) -> Table:
-    """Return what each system adds and takes, beside what the papers print."""
-    base = read_json(results / f"m30k_{HERE}.base.json")
+def costs(name: str, results: Path) -> Table:
+    """Return what each system of a plan adds and takes, beside what the papers print."""
+    base = read_json(results / f"{name}.base.json")
     rows: dict[str, list[Mapping[str, Any]]] = {}
-    for path in sorted(results.glob(f"m30k_{HERE}.*.s*.json")):
+    for path in sorted(results.glob(f"{name}.*.s*.json")):
         facts = read_json(path)
         rows.setdefault(facts["name"], []).append(facts)
     about = f"base: {base['parameters']:,} parameters, {base['training_seconds']:.0f} s of training"
     return Table(
-        title=f"Costs of one run ({about})",
+        title=f"{name}: costs of one run ({about})",
         columns=(
             *("system", "extra parameters", "extra memory KiB", "extraction s", "training s", "decoding s"),
             "printed",

@@ -292,7 +292,7 @@ RECIPE_LINES = {
     f"compare {LAB} --jobs 0": "compare:",
     f"untrained {LAB} --rows nothing": "compare:",
     f"figures {LAB} --row nothing": "compare:",
-    "papers --costs --results nowhere": "nowhere",
+    "papers --costs d64 --results nowhere": "nowhere",
     "dial nowhere.yaml": "nowhere.yaml",
     "serve_load --model nowhere --data data --pairs en-de --split test": "nowhere",
     "serve_load --model masks --data nowhere --pairs en-de": "nowhere",

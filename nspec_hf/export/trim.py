@@ -198,9 +198,12 @@ def _first(text: PairText, count: int) -> PairText:
 
 
 def _bleu(tags: LanguageTags, tokens: Tokens, texts: Sequence[PairText]) -> dict[str, Score]:
+    written = {
+        pair: tags.tokenizer.batch_decode(own, skip_special_tokens=True) for pair, own in tokens.items()
+    }
     return {
         str(text.pair): score(
-            tags.tokenizer.batch_decode(tokens[text.pair], skip_special_tokens=True),
+            [tags.text.after(line, text.pair.target) for line in written[text.pair]],
             text.targets,
             "bleu",
             text.pair,

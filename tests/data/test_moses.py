@@ -4,11 +4,15 @@ import sys
 
 import pytest
 import sacremoses
+import torch
+from transformers import M2M100ForConditionalGeneration
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import LanguageTags, PairText, VocabularyConfig, learned, load_tokenizer
 from nspec_hf.data.moses import Moses, preparation
-from nspec_hf.training import make_tokenizer
+from nspec_hf.evaluation import Translator
+from nspec_hf.serving.exported import ConvertedTranslator
+from nspec_hf.training import make_model, make_tokenizer
 
 ENGLISH = [
     "The dog, it runs in Berlin.",
@@ -63,6 +67,39 @@ def test_a_tokenizer_keeps_how_text_is_prepared_wherever_it_is_saved(tmp_path, k
     assert (
         tags.text.after(tokenizer.decode(labels, skip_special_tokens=True), "de") == "Ein Mann (in Berlin)."
     )
+
+
+def test_every_way_of_translating_reads_and_writes_text_as_people_do(tmp_path, monkeypatch):
+    """Whatever decodes: what the model is given is tokenized, and what it writes is put together again."""
+    settings = VocabularyConfig(size=90, kind="bpe", target_on_source=True, moses="tokenize")
+    tokenizer = make_tokenizer([PairText(Pair("en-de"), ENGLISH[:3], GERMAN)], settings, tmp_path / "t")
+    tags = LanguageTags(tokenizer)
+    labels = tags.encode_target([GERMAN[2]], "en-de")[0]
+    seen = []
+
+    def generate(self, input_ids, decoder_input_ids, **settings):
+        seen.append(input_ids[0].tolist())
+        return torch.cat([decoder_input_ids, torch.tensor([labels])], dim=1)
+
+    class Decoder:
+        start = 2
+
+        def __init__(self, *args):
+            pass
+
+        def decode(self, sources, prefixes, longest, **options):
+            seen.append(list(sources[0]))
+            return [labels]
+
+    monkeypatch.setattr(M2M100ForConditionalGeneration, "generate", generate)
+    monkeypatch.setattr("nspec_hf.serving.exported.Decoder", Decoder)
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
+    sizes |= {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = make_model(tokenizer, sizes, seed=1)
+    for translator in (Translator(model, tags), ConvertedTranslator(tmp_path, tags, ["en-de"])):
+        assert translator.translate(["Here the man isn't in Berlin!"], "en-de") == [GERMAN[2]]
+    words = tokenizer("Here the man isn &apos;t in Berlin !", add_special_tokens=False)["input_ids"]
+    assert [ids[1:-1] for ids in seen] == [words, words]
 
 
 def test_text_of_other_tokenizers_stays_as_it_is(tmp_path):

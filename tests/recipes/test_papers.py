@@ -4,6 +4,7 @@ Tan et al. 2024: §5, A.1, A.2, Tables 7 and 8. Xie et al. 2021: §4.1 to §4.3,
 """
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -202,6 +203,17 @@ def test_rows_and_files_of_the_list_are_there():
         for row in entry.get("here_rows", entry.get("rows", [])):
             pattern = re.compile(row.replace("*", ".*"))
             assert row in own_here or any(pattern.fullmatch(name) for name in here), row
+
+
+def test_costs_stand_beside_those_of_the_papers():
+    table = script("papers").costs("multi30k_all_d64", RECIPES / "results")
+    rows = {row[0]: row for row in table.rows}
+    # 1.6 M parameters in addition to 0.5 M; 12 pairs × 4 sites × 256 neurons, a bit each.
+    facts = json.loads((RECIPES / "results/multi30k_all_d64.pair_adapters.s1.json").read_text())
+    base = json.loads((RECIPES / "results/multi30k_all_d64.base.json").read_text())
+    assert rows["pair_adapters"][1] == f"{facts['extra_parameters'] / base['parameters']:+.0%}"
+    assert rows["ns"][1:3] == ("+0%", 12 * 4 * 256 / 8 / 1024)
+    assert "3e-3 GB" in rows["ns"][-1]
 
 
 def test_the_table_names_results_or_says_why_there_are_none(tmp_path):
