@@ -3,8 +3,9 @@
     python recipes/figures.py recipes/configs/multi30k.yaml --row ns
     python recipes/figures.py recipes/configs/multi30k.yaml --row allocation_te --lines 100
 
-Masks, statistics and scores are those of the runs' folders and results; gains are over the row `baseline`.
-With `--lines`, so many sentences of each direction are translated again with a part of the neurons erased.
+Masks and statistics are those of the run, or taken from the base anew; gains are those of the results that
+there are, over the row `baseline`. With `--lines`, so many sentences of each direction are translated again
+with a part of the neurons erased, by the trained model or, where there is none, by the base.
 All figures and their numbers go to `work/figures/ROW`, those of the papers also to
 `recipes/results/NAME.ROW.FIGURE.png`.
 """
@@ -29,6 +30,7 @@ SHOWN = """
 """.split()
 """Tan et al., Fig. 5, 6, 2 and 4; Xie et al., Fig. 2, 3, 4 and Table 3, Fig. 5 and 6."""
 
+BASELINE = "baseline"
 Scores = dict[str, float]
 
 
@@ -43,27 +45,29 @@ def main(argv: list[str] | None = None) -> None:
         metric={"type": str, "default": "bleu", "help": "Which of the scores."},
     )
     rows = {row.name: row for row in planned_rows(config)}
-    row, base = (finished(rows, name) for name in (chosen.row, "baseline"))
+    if chosen.row not in rows:
+        raise ConfigError(f"the plan has no row {chosen.row!r}; it has: {', '.join(rows)}")
+    row = rows[chosen.row]
     if not isinstance(row.system, Masked):
         raise ConfigError(f"row {row.name!r} is {row.system.name}, which has no masks to draw")
     folder = Path(config.work) / "figures" / row.name
     require_writable(folder, is_folder=True)
     require_writable(Path(config.results) / f"{config.name}.{row.name}.png")
     run = row.runs[0]
-    masks = row.system.kept_masks(run)
-    by_setting, varieties = neighbours(row, rows, chosen.metric)
-    scores = {base.name: values(base, chosen.metric), row.name: values(row, chosen.metric), **varieties}
+    if not (run.folder / "masks").is_dir():
+        row.system.extraction(run.base(), run)
+    scores, by_setting = compared(row, rows, chosen.metric)
     result = analyze(
-        masks,
+        row.system.kept_masks(run),
         ActivationStats.load(run.folder / "nspec_stats.safetensors"),
         scores,
         config.data.families or None,
-        baseline=base.name,
+        baseline=BASELINE if scores else None,
         metric=chosen.metric,
         tiers=config.data.tiers or None,
         pivot=config.data.pivot,
         by_setting=by_setting,
-        probed=[erased(row, chosen.lines, chosen.metric)] if chosen.lines else [],
+        probed=[erased(row, row.system, chosen.lines, chosen.metric)] if chosen.lines else [],
     )
     result.save(folder)
     for path in draw_all(result, folder):
@@ -73,59 +77,51 @@ def main(argv: list[str] | None = None) -> None:
             print(kept)
 
 
-def finished(rows: dict[str, PlannedRow], name: str) -> PlannedRow:
-    """Return a row whose first seed has been run.
-
-    Raises:
-        ConfigError: If there is no such row, or its result is missing.
-    """
-    if name not in rows:
-        raise ConfigError(f"the plan has no row {name!r}; it has: {', '.join(rows)}")
-    why = rows[name].runs[0].why_not_done()
-    if why:
-        raise ConfigError(f"{rows[name].runs[0].name}: {why}; run recipes/compare.py with --rows {name}")
-    return rows[name]
-
-
 def values(row: PlannedRow, metric: str) -> Scores:
     """Return the scores of a row's first seed, by direction."""
     outcome = row.runs[0].outcome()
     return {} if outcome is None else {**outcome.values(metric)}
 
 
-def neighbours(
+def compared(
     row: PlannedRow, rows: dict[str, PlannedRow], metric: str
-) -> tuple[dict[str, dict[float, Scores]], dict[str, Scores]]:
-    """Return the scores of rows that differ in one setting: by its value if a number, else by name."""
+) -> tuple[dict[str, Scores], dict[str, dict[float, Scores]]]:
+    """Return the scores of a row, the base, and rows that differ in one setting: these by value if a number.
+
+    Without the base's or the row's own there are none.
+    """
+    base = values(rows[BASELINE], metric) if BASELINE in rows else {}
+    scores = {BASELINE: base, row.name: values(row, metric)}
     by_setting: dict[str, dict[float, Scores]] = {}
-    varieties: dict[str, Scores] = {}
+    if not all(scores.values()):
+        return {}, {}
     for other in rows.values():
         same = type(other.system) is type(row.system) and other.plan.base == row.plan.base
-        if not same or other.plan.train != row.plan.train or other.runs[0].why_not_done():
-            continue
-        fields = [field.name for field in dataclasses.fields(row.system)]
+        own = values(other, metric) if same and other.plan.train == row.plan.train else {}
+        fields = [field.name for field in dataclasses.fields(row.system)] if own else []
         differing = [name for name in fields if getattr(other.system, name) != getattr(row.system, name)]
         if len(differing) != 1:
             continue
         ours, theirs = (getattr(each.system, differing[0]) for each in (row, other))
         ours = getattr(row.runs[0].config.select, differing[0], None) if ours is None else ours
         if isinstance(theirs, float) and isinstance(ours, float):
-            own = by_setting.setdefault(differing[0], {ours: values(row, metric)})
-            own[theirs] = values(other, metric)
+            by_setting.setdefault(differing[0], {ours: scores[row.name]})[theirs] = own
         else:
-            varieties[other.name] = values(other, metric)
-    return by_setting, varieties
+            scores[other.name] = own
+    return scores, by_setting
 
 
-def erased(row: PlannedRow, lines: int, metric: str) -> Ablation:
-    """Return what erasing general, and each pair's specific neurons, costs the trained model."""
+def erased(row: PlannedRow, system: Masked, lines: int, metric: str) -> Ablation:
+    """Return what erasing general, and each pair's specific neurons, costs the trained model, or its base."""
     run = row.runs[0]
-    masks, model = row.system.kept_masks(run), run.base()  # type: ignore[attr-defined]
-    load_weights(model, run.folder / "model")
+    masks, model = system.kept_masks(run), run.base()
+    if (run.folder / "model").is_dir():
+        load_weights(model, run.folder / "model")
+    else:
+        print(f"{run.name} has not been trained: neurons are erased from the base")
     texts = [PairText(text.pair, text.sources[:lines], text.targets[:lines]) for text in run.tests]
     texts = [text for text in texts if text.pair in masks.pairs]
-    score = scorer(model, run.tags, texts, metric, run.config.translate)
-    return ablate(masks, score, masks.pairs[:3])
+    return ablate(masks, scorer(model, run.tags, texts, metric, run.config.translate), masks.pairs[:3])
 
 
 if __name__ == "__main__":

@@ -47,12 +47,20 @@ def test_figures_of_both_papers_come_from_the_runs(based, capsys):
     assert "tiny.ns.sparsity.png" in capsys.readouterr().out
 
 
+def test_a_row_that_was_not_run_shows_what_its_masks_say(based, capsys):
+    folder, file = based
+    recipe("figures")([file, "--compare.rows", json.dumps(ROWS), "--row", "late", "--lines", "2"])
+    said = capsys.readouterr().out
+    assert "late s1 has not been trained: neurons are erased from the base" in said
+    assert "tiny.late.sparsity.png" in said
+    assert "zero_shot" not in said, "without scores"
+    assert (folder / "results/tiny.late.ablation.png").is_file()
+
+
 def test_rows_that_cannot_be_drawn_are_named(based):
     _, file = based
     plan = ["--compare.rows", json.dumps(ROWS)]
-    with pytest.raises(ConfigError, match=r"no row .nothing.; it has: baseline, ns"):
+    with pytest.raises(ConfigError, match=r"no row 'nothing'; it has: baseline, ns"):
         recipe("figures")([file, *plan, "--row", "nothing"])
-    with pytest.raises(
-        ConfigError, match=r"late s1: there is no result; run recipes/compare\.py with --rows late"
-    ):
-        recipe("figures")([file, *plan, "--row", "late"])
+    with pytest.raises(ConfigError, match=r"row 'baseline' is baseline, which has no masks to draw"):
+        recipe("figures")([file, *plan, "--row", "baseline"])
