@@ -125,8 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(table(loads, found))
     if options.json:
-        settings = {**vars(options), "model": Path(options.model).name, "data": Path(options.data).name}
-        write_result(options.json, found, settings)
+        paths = {name: Path(getattr(options, name)).name for name in ("model", "data")}
+        left_out = {"json", "offline"}
+        settings = {name: value for name, value in vars(options).items() if name not in left_out}
+        health = {**found["health"], "model": paths["model"], "base": Path(found["health"]["base"]).name}
+        write_result(options.json, {**found, "health": health}, {**settings, **paths})
     faults = sum(each.wrong + int(str(each.facts()["lost"])) for each in loads.values())
     return int(faults > 0 or found["exit_status"] != 0)
 
@@ -222,7 +225,8 @@ def stream(
     while time.monotonic() < until:
         connection = connection or connected(address)
         if connection is None:
-            done.statuses["lost"] += not stops
+            with done.lock:
+                done.statuses["lost"] += not stops
             return
         source, right = rows[number % len(rows)]
         number, began = number + 1, time.monotonic()

@@ -9,7 +9,10 @@ import pytest
 from nspec_hf.masks import NeuronMasks
 
 # jinja2 is missed too, but torch needs it, so a base install has it.
-OPTIONAL = ("pandas", "matplotlib", "scipy", "lingua", "evaluate", "datasets", "ctranslate2", "peft")
+OPTIONAL = (
+    *("pandas", "matplotlib", "scipy", "lingua", "evaluate", "datasets", "ctranslate2", "peft"),
+    *("fastapi", "uvicorn"),
+)
 PROGRAM = """
 import contextlib, importlib.machinery, io, json, sys
 
@@ -58,6 +61,7 @@ def test_commands_that_need_an_optional_part_name_it_and_write_nothing(folder):
         ["analyze", *masks, "--output", str(folder / "analysis")],
         ["report", *masks, "--output", str(folder / "report.html")],
         ["probe", *masks, "--model", "m", "--corpus.path", str(folder), "--output", str(folder / "probed")],
+        ["serve", "--model", str(folder / "masks")],
     ]
     before = sorted(folder.iterdir())
     for command, (status, said) in zip(commands, run_without(commands), strict=True):
@@ -66,7 +70,8 @@ def test_commands_that_need_an_optional_part_name_it_and_write_nothing(folder):
         if command[0] == "probe":  # it looks for the model first
             assert "m is no model's folder" in said
         else:
-            assert "pip install 'nspec-hf[analysis]'" in said
+            extra = "serve" if command[0] == "serve" else "analysis"
+            assert f"pip install 'nspec-hf[{extra}]'" in said
     assert sorted(folder.iterdir()) == before
 
 

@@ -169,6 +169,44 @@ def test_an_untrained_base_needs_no_name_and_its_revision_is_kept(made, tmp_path
     assert (pulled[0], pulled[2]) == (expected(base, chosen), commit)
 
 
+def test_several_sets_share_a_repository_and_its_page_lists_them(made, tmp_path):
+    folder, base, trained, chosen = made
+    few = masks(base, density=0.3)
+    save(tmp_path / "run" / "model", trained)
+    named(base, few, "some/base").save_pretrained(tmp_path / "run" / "masks")
+    trained_by(tmp_path / "run" / "model", few)
+    with HubStandIn() as hub:
+        put(hub, "me/trained", folder / "run" / "model")
+        about = {"repo": "me/masks", "model": "me/trained"}
+        found = run(
+            hub,
+            tmp_path / "home",
+            [
+                ["publish", {"folder": str(folder / "run"), "subfolder": "k60", **about}],
+                ["publish", {"folder": str(tmp_path / "run"), "subfolder": "sets/k30", **about}],
+                ["load", {"repo_or_folder": "me/masks", "subfolder": "k60"}],
+                ["load", {"repo_or_folder": "me/masks", "subfolder": "sets/k30"}],
+                ["load", {"repo_or_folder": "me/masks"}],
+                ["publish", {"folder": str(folder / "run"), **about}],
+                ["load", {"repo_or_folder": "me/masks"}],
+                ["load", {"repo_or_folder": "me/masks", "subfolder": "sets/k30"}],
+            ],
+        )
+        first, both, all_three = (files for _, files in hub.commits["me/masks"][1:])
+    assert [each[0] for each in (found[2], found[3])] == [expected(trained, chosen), expected(trained, few)]
+    assert "several sets of masks; give subfolder=, one of: k60, sets/k30" in found[4]
+    assert found[6][0] == found[2][0]
+    assert found[7][0] == found[3][0]
+    card = both["README.md"].decode()
+    assert "[k60](k60/README.md)" in card
+    assert "[sets/k30](sets/k30/README.md)" in card
+    assert front(card)["language"] == ["de", "en", "fr"]
+    assert "sets/k30" not in first["README.md"].decode()
+    assert json.loads(both["config.json"])["sets"]["sets/k30"]["fingerprint"] == few.fingerprint()
+    assert set(json.loads(all_three["config.json"])["sets"]) == {"k60", "sets/k30"}
+    assert "How they were made" in all_three["README.md"].decode()
+
+
 def test_private_repositories_organisations_and_branches(made, tmp_path):
     folder, _, trained, chosen = made
     about = {"folder": str(folder / "run"), "model": "me/trained"}
