@@ -45,11 +45,17 @@ def serve(
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
     """
     make_app = serving.make_app  # a missing extra is missed before the model is loaded
-    about = {"gate": gate, "codes": codes, "trust_remote_code": trust_remote_code}
-    options = {"device": device} if device else {}
     source, base = (masks, model) if masks else (model, base)
     loaded = serving.load(
-        source, revision, subfolder=subfolder, base=base, translate=translate, **about, **options
+        source,
+        revision,
+        subfolder=subfolder,
+        base=base,
+        translate=translate,
+        gate=gate,
+        codes=codes,
+        trust_remote_code=trust_remote_code,
+        device=device,
     )
     pairs = ", ".join(loaded.pairs) if loaded.pairs is not None else "all that the tokenizer knows"
 

@@ -19,6 +19,10 @@ from nspec_hf.recording import ActivationStats
 _OURS = {"library_name": LIBRARY, "library_version": __version__}
 
 
+def _api(token: str | bool | None) -> HfApi:
+    return HfApi(token=token, library_name=LIBRARY, library_version=__version__)
+
+
 def fetch(
     folder_or_repo: str | os.PathLike,
     files: Sequence[str] | None,
@@ -76,7 +80,7 @@ def prepare(
         token: Of the Hub; the one that is logged in if not given.
         revision: A branch; main if not given.
     """
-    api = HfApi(token=token, **_OURS)
+    api = _api(token)
     repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
@@ -106,7 +110,7 @@ def upload(
         message: Of the commit.
         replaces: Patterns of files in the repository that go where the folder has none of that name.
     """
-    return HfApi(token=token, **_OURS).upload_folder(
+    return _api(token).upload_folder(
         repo_id=repo,
         folder_path=folder,
         path_in_repo=subfolder or None,

@@ -104,7 +104,7 @@ def load(
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code in the model's repository may run.
         download: For `huggingface_hub`: `token`, `cache_dir`, `local_files_only` …
-        options: More for `load_model`: `device`, `dtype` …
+        options: More for `load_model`: `device`, `dtype` … CTranslate2's models have none.
 
     Raises:
         FileNotFoundError: If it is neither a folder nor a repository.

@@ -148,7 +148,9 @@ def _contents(
     if comparison is not None:
         comparison.save(folder / "comparison.json")
     metric = scores[0].metrics[0] if scores else ""
-    values = {each.name: {pair: each.value(pair, metric) for pair in each.pairs} for each in scores}
+    values: dict[str, dict[str, float]] = {
+        each.name: {pair: each.value(pair, metric) for pair in each.pairs} for each in scores
+    }
     analysis = analyze(masks, stats, values or None, families, comparison=comparison, metric=metric or "bleu")
     write_report(analysis, folder / "report.html")
     if len(analysis.progression.languages) < 2:

@@ -236,18 +236,20 @@ def test_an_interrupted_push_has_changed_nothing_and_is_done_again(made, tmp_pat
         (first,) = run(hub, tmp_path / "home", [["publish", about]])
         before = dict(hub.find("me/masks", "main")[1])
         hub.interrupted = 100
-        (broken,) = run(hub, tmp_path / "home", [["publish", about]])
+        more = {**about, "scores": [str(folder / "specialized.json")], "dataset": "toy test"}
+        (broken,) = run(hub, tmp_path / "home", [["publish", more]])
         assert hub.find("me/masks", "main") == (first, before)
         hub.interrupted = 0
-        _, pulled, old = run(
+        again, pulled, old = run(
             hub,
             tmp_path / "home",
             [
-                ["publish", {**about, "message": "Again"}],
+                ["publish", more],
                 ["load", {"repo_or_folder": "me/masks"}],
                 ["load", {"repo_or_folder": "me/masks", "revision": first}],
             ],
         )
     assert "Error" in broken
+    assert pulled[2] == again != first
     assert pulled[0] == old[0] == expected(trained, chosen)
     assert old[2] == first
