@@ -226,30 +226,3 @@ def test_private_repositories_organisations_and_branches(made, tmp_path):
         assert hub.branches["me/masks", "v2"] == found[3]
     assert found[1][0] == found[4][0] == expected(trained, chosen)
     assert outside.startswith("FileNotFoundError")
-
-
-def test_an_interrupted_push_has_changed_nothing_and_is_done_again(made, tmp_path):
-    folder, _, trained, chosen = made
-    about = {"folder": str(folder / "run"), "model": "me/trained", "repo": "me/masks"}
-    with HubStandIn() as hub:
-        put(hub, "me/trained", folder / "run" / "model")
-        (first,) = run(hub, tmp_path / "home", [["publish", about]])
-        before = dict(hub.find("me/masks", "main")[1])
-        hub.interrupted = 100
-        more = {**about, "scores": [str(folder / "specialized.json")], "dataset": "toy test"}
-        (broken,) = run(hub, tmp_path / "home", [["publish", more]])
-        assert hub.find("me/masks", "main") == (first, before)
-        hub.interrupted = 0
-        again, pulled, old = run(
-            hub,
-            tmp_path / "home",
-            [
-                ["publish", more],
-                ["load", {"repo_or_folder": "me/masks"}],
-                ["load", {"repo_or_folder": "me/masks", "revision": first}],
-            ],
-        )
-    assert "Error" in broken
-    assert pulled[2] == again != first
-    assert pulled[0] == old[0] == expected(trained, chosen)
-    assert old[2] == first
