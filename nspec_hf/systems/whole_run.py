@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nspec_hf.analysis import analyze, write_report
-from nspec_hf.core import ConfigError, Pair, lock_folder, program, require, require_writable
+from nspec_hf.core import ConfigError, lock_folder, program, require, require_writable
 from nspec_hf.data import PairText, read_outputs
 from nspec_hf.evaluation import Comparison, SystemScores, compare, sacrebleu_metric
 from nspec_hf.masks import NeuronMasks
@@ -121,7 +121,7 @@ def _write_report(
 ) -> None:
     data, metric = run.config.data, run.config.metrics[0]
     stats, result = run.folder / "nspec_stats.safetensors", RunResult.read(run.result_file)
-    by_system: dict[str, dict[Pair, float]] = {
+    by_system: dict[str, dict[str, float]] = {
         name: {pair: own.value(pair, metric) for pair in own.pairs}
         for name, own in scores.items()
         if own is not None and own.pairs
