@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found[f"{name}.{count}"] = exported(name, folder, options, count, imports)
             print(f"{name}, {count} languages: {found[f'{name}.{count}']}", flush=True)
     if options.json:
-        write_result(options.json, found, {"languages": options.languages, "data": Path(options.data).name})
+        write_result(options.json, found, {**vars(options), "data": Path(options.data).name, "work": ""})
     return 0
 
 
@@ -133,7 +133,7 @@ def exported(
     arguments = ["--model", folder / "model", "--pairs", ",".join(directions(options.languages[:count]))]
     arguments += ["--masks", folder / "masks", "--output", output, "--trim-vocabulary"]
     arguments += ["--corpus.path", options.data, "--split", "test", "--export.format", options.form]
-    arguments += ["--export.sample", "2", "--export.max_new_tokens", "8"]
+    arguments += ["--corpus.max_lines", options.lines, "--export.sample", "2", "--export.max_new_tokens", "8"]
     if name.startswith("nllb"):
         arguments += ["--codes", str(codes)]
     peak = _peak(["-m", "nspec_hf", "export", *map(str, arguments)])
@@ -181,6 +181,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the first in every pair",
     )
     add("--counts", nargs="+", type=int, default=[2, 10], help="how many of them are exported together")
+    add("--lines", type=int, default=5000, help="sentences a pair whose subwords are counted")
     add("--form", default="pruned", help="form of the export; default: %(default)s")
     add("--json", help="file for the result")
     return parser.parse_args(argv)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.core import (
@@ -33,9 +32,10 @@ from nspec_hf.core import (
 from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, decode, require_ctranslate2
-from nspec_hf.export.prune import narrow, padded, plain_copy, pruned, zeroed
+from nspec_hf.export.prune import give_up, narrow, padded, plain_copy, pruned, zeroed
 from nspec_hf.export.trim import Trimmed, VocabularyReport, expected_tokens, measure, trim
 from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, until_end
+from nspec_hf.export.vocabulary import cut_vocabulary
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_prompt, load_model, plain_model, refuse_unfit
 
@@ -70,6 +70,9 @@ class ExportReport:
     same: float
     """Share of it whose greedy translations equal the gate's, token by token; with a trimmed vocabulary those
     that the gate writes for the same tokens when it may not write the others."""
+    alone: float
+    """Share of it that each pair's own neurons translate in the same way. Less than 1 where several pairs
+    share the neurons of all, which a model that was trained with each pair's own may not be used to."""
     vocabulary: VocabularyReport | None = None
     """What the trimmed vocabulary does to text; None where it was not trimmed."""
 
@@ -81,6 +84,7 @@ class ExportReport:
             f"parameters ({self.parameters:,} of {self.parameters_dense:,}), {size:.1%} of the bytes "
             f"({self.bytes / 2**20:.1f} of {self.bytes_dense / 2**20:.1f} MiB)\n"
             f"{self.same:.1%} of {self.sentences} sample sentences have the gate's tokens"
+            + (f", {self.alone:.1%} those of their pair's own neurons" if len(self.pairs) > 1 else "")
             + (f"\n{self.vocabulary}" if self.vocabulary else "")
         )
 
@@ -113,8 +117,8 @@ def export_model(
         codes: Your language codes → the tokenizer's, where they differ.
         counted: Text of the pairs whose subwords the vocabulary is trimmed to; None: it stays whole.
         held_out: Text that was not counted, to measure a trimmed vocabulary on.
-        release: Whether to give the model's weights up when the smaller one is written: it is of no use
-            afterwards, and the proof needs no memory beside it.
+        release: Whether to give the model's weights up as they are cut: it is of no use afterwards, and
+            neither the smaller model nor its proof need memory beside it.
 
     Raises:
         ExportError: If the written model does not translate the sample as the gate does, or a trimmed
@@ -132,14 +136,20 @@ def export_model(
     known = _of_pairs(held_out, pairs) if held_out else []
     if texts is None and (known or counted):
         texts = {text.pair: text.sources[: config.sample] for text in known or counted or []}
-    chosen = None if masks is None else masks.subset(pairs)
-    chosen = chosen.union("all") if chosen is not None and len(pairs) > 1 else chosen
+    own = None if masks is None else masks.subset(pairs)
+    chosen = own.union("all") if own is not None and len(pairs) > 1 else own
     with atomic_folder(folder) as partial:
-        baked, widths = _baked(model, chosen, config)
         tokenizer.save_pretrained(partial)
         counted = None if counted is None else _of_pairs(counted, pairs)
-        trimmed = None if counted is None else trim(baked, tags, counted, config.min_count, partial)
-        proof = _proof(model, tags, chosen, pairs, config, texts, trimmed)
+        trimmed = None if counted is None else trim(model, tags, counted, config.min_count, partial)
+        proof = _proof(model, tags, pairs, own, chosen, config, texts, trimmed)
+        dense = {
+            "parameters_dense": model.num_parameters(),
+            "bytes_dense": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
+        }
+        baked, widths = _baked(model, chosen, config, release)
+        if trimmed:
+            cut_vocabulary(baked, trimmed.kept)
         after = trimmed.after if trimmed else tags
         _write(baked, after, pairs, config, partial)
         report = ExportReport(
@@ -150,15 +160,15 @@ def export_model(
             widths=widths,
             density=float(chosen.density()) if chosen else 1.0,
             parameters=baked.num_parameters(),
-            parameters_dense=model.num_parameters(),
             bytes=_weight_bytes(partial),
-            bytes_dense=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
+            **dense,
             sentences=sum(map(len, proof.sample.values())),
             same=0.0,
+            alone=proof.alone,
         )
         _write_report(partial, report)  # `load_pruned` reads the widths from it
         if release:
-            _give_up(model, baked)
+            give_up(baked)
         found = exported_tokens(partial, baked, after, proof.sample, config)
         report = dataclasses.replace(report, same=_agreement(found, proof.expected, report))
         if trimmed:
@@ -176,29 +186,38 @@ class _Proof:
     """What it must write."""
     written: Tokens
     """What the gate writes, as the whole tokenizer spells it."""
+    alone: float
+    """Share of that which each pair's own neurons write as well."""
 
 
 def _proof(
     model: PreTrainedModel,
     tags: LanguageTags,
-    masks: NeuronMasks | None,
     pairs: Sequence[Pair],
+    own: NeuronMasks | None,
+    chosen: NeuronMasks | None,
     config: ExportConfig,
     texts: Mapping[str, Sequence[str]] | None,
     trimmed: Trimmed | None,
 ) -> _Proof:
-    def decode(rows: Tokens, forbidden: Sequence[int] = ()) -> Tokens:
+    def decode(rows: Tokens, forbidden: Sequence[int] = (), masks: NeuronMasks | None = chosen) -> Tokens:
         longest = config.max_new_tokens
         return gated_tokens(model, tags, masks, rows, config.silence, longest, forbidden)
 
     before = samples(tags, pairs, texts, config.sample)
-    written = decode(before)
+    written, alone = decode(before), 1.0
+    if own is not None and own is not chosen:
+        each = [decode({pair: before[pair]}, masks=own.subset([pair]))[pair] for pair in pairs]
+        both = zip(each, written.values(), strict=True)
+        equal = [mine == ours for rows in both for mine, ours in zip(*rows, strict=True)]
+        alone = sum(equal) / len(equal)
     if trimmed is None:
-        return _Proof(before, written, written)
+        return _Proof(before, written, written, alone)
     sample = samples(trimmed.after, pairs, texts, config.sample)
     rows, gone = {pair: trimmed.old(each) for pair, each in sample.items()}, trimmed.removed
     expected = expected_tokens(trimmed, rows, before, written, lambda some: decode(some, gone))
-    return _Proof(sample, {pair: trimmed.new(each) for pair, each in expected.items()}, written)
+    new = {pair: trimmed.new(each) for pair, each in expected.items()}
+    return _Proof(sample, new, written, alone)
 
 
 def _of_pairs(texts: Sequence[PairText], pairs: Sequence[Pair]) -> list[PairText]:
@@ -231,11 +250,6 @@ def _write(
 def _write_report(folder: Path, report: ExportReport) -> None:
     content = {"format_number": 1, **dataclasses.asdict(report), "versions": versions()}
     write_json(folder / REPORT_FILE, content)
-
-
-def _give_up(*models: PreTrainedModel) -> None:
-    for model in models:
-        model.to(torch.device("meta"))  # type: ignore[arg-type]
 
 
 def load_pruned(folder: str | os.PathLike, **options: Any) -> PreTrainedModel:
@@ -304,16 +318,16 @@ def _prompts(
 
 
 def _baked(
-    model: PreTrainedModel, masks: NeuronMasks | None, config: ExportConfig
+    model: PreTrainedModel, masks: NeuronMasks | None, config: ExportConfig, release: bool
 ) -> tuple[PreTrainedModel, dict[str, int]]:
     if masks is None:
-        return plain_copy(model), {}
+        return plain_copy(model, release=release), {}
     pair = masks.pairs[0]
     if config.format == "zeroed":
-        return zeroed(model, masks, pair, config.silence), {}
+        return zeroed(model, masks, pair, config.silence, release), {}
     if config.format == "padded":
-        return padded(model, masks, pair, config.silence, config.multiple_of), {}
-    return pruned(model, masks, pair, config.silence, config.multiple_of)
+        return padded(model, masks, pair, config.silence, config.multiple_of, release=release), {}
+    return pruned(model, masks, pair, config.silence, config.multiple_of, release=release)
 
 
 def _agreement(found: Tokens, expected: Tokens, report: ExportReport) -> float:

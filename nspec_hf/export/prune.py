@@ -7,7 +7,8 @@ it gives σ(0) = 0, and its column of W2 with them. With `silence="weights"` it 
 W2[:, off] σ(b1[off]) is added to the bias of the down projection first. Sites of other kinds lose the rows
 and the bias of their silenced outputs and are never cut.
 
-The copy shares all weights that are not changed with the model, so that it takes little memory beside it.
+The copy shares all weights that are not changed with the model, so that it takes little memory beside it;
+none where the model is given up for it (`release`).
 """
 
 import copy
@@ -24,7 +25,9 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import Site, find_sites, linear_at, plain_model, site_activation
 
 
-def zeroed(model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron") -> PreTrainedModel:
+def zeroed(
+    model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron", release: bool = False
+) -> PreTrainedModel:
     """Return a copy of the model with the same shapes, whose silenced neurons are zeros.
 
     Args:
@@ -32,6 +35,7 @@ def zeroed(model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str =
         masks: Which neurons the pair keeps.
         pair: Whose masks to bake.
         silence: What a gate does to a neuron: `neuron` or `weights`.
+        release: Whether the model gives its weights up, which is then of no use; as `plain_copy`.
 
     Raises:
         UnknownPairError: If the pair has no masks.
@@ -39,11 +43,17 @@ def zeroed(model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str =
         UnsupportedModelError: If a layer cannot be written to (LoRA, quantized), or
             `weights` cannot be baked.
     """
-    return _baked(model, masks, pair, silence, None)
+    return _baked(model, masks, pair, silence, None, release)
 
 
 def pruned(
-    model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron", multiple_of: int = 1
+    model: PreTrainedModel,
+    masks: NeuronMasks,
+    pair: str,
+    silence: str = "neuron",
+    multiple_of: int = 1,
+    *,
+    release: bool = False,
 ) -> tuple[PreTrainedModel, dict[str, int]]:
     """Return a smaller copy of the model, without its silenced neurons, and each site's width.
 
@@ -54,6 +64,7 @@ def pruned(
         silence: What a gate does to a neuron.
         multiple_of: Round widths up to a multiple of this by leaving zeroed neurons in; each site keeps at
             least one multiple.
+        release: As `zeroed`.
     """
     keep = masks[pair]
     widths = {
@@ -61,11 +72,17 @@ def pruned(
         for site in find_sites(plain_model(model))
         if site.name in keep
     }
-    return _baked(model, masks, pair, silence, widths.__getitem__), widths
+    return _baked(model, masks, pair, silence, widths.__getitem__, release), widths
 
 
 def padded(
-    model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron", multiple_of: int = 1
+    model: PreTrainedModel,
+    masks: NeuronMasks,
+    pair: str,
+    silence: str = "neuron",
+    multiple_of: int = 1,
+    *,
+    release: bool = False,
 ) -> PreTrainedModel:
     """Return a smaller copy whose layers are all as wide as the config says, so that any code loads it.
 
@@ -77,6 +94,7 @@ def padded(
         pair: Whose masks to bake.
         silence: What a gate does to a neuron.
         multiple_of: Round widths up to a multiple of this.
+        release: As `zeroed`.
 
     Raises:
         UnsupportedModelError: If the config does not say the width under a name that is known here.
@@ -87,7 +105,7 @@ def padded(
     for site in find_sites(plain):
         own = _rounded(keep[site.name], multiple_of) if site.name in keep else site.width
         widths[fields[site.name]] = max(own, widths.get(fields[site.name], 0))
-    baked = _baked(model, masks, pair, silence, lambda name: widths[fields[name]])
+    baked = _baked(model, masks, pair, silence, lambda name: widths[fields[name]], release)
     for field, width in widths.items():
         setattr(baked.config, field, width)
     return baked
@@ -115,15 +133,16 @@ def _baked(
     pair: str,
     silence: str,
     width: Callable[[str], int] | None,
+    release: bool,
 ) -> PreTrainedModel:
     if silence not in ("neuron", "weights"):
         raise ConfigError(f"silence is 'neuron' or 'weights', got {silence!r}")
     sites = find_sites(plain_model(model), {site.kind for site in masks.sites})
     masks.check_model(sites)
     keep = masks[pair]
-    baked = plain_copy(plain_model(model))
     gated = [site for site in sites if site.name in keep]
-    refuse_changed_linears(baked, gated)
+    refuse_changed_linears(plain_model(model), gated)
+    baked = plain_copy(plain_model(model), release=release)
     # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
     for site in sorted(gated, key=lambda site: site.kind != "ffn"):
         keep_F = keep[site.name]
@@ -153,14 +172,27 @@ def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
         _narrow(model, sites[name], torch.arange(width))
 
 
-def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy a model without the gate that may be on it; the copy shares its weights."""
+def plain_copy(model: PreTrainedModel, *, release: bool = False) -> PreTrainedModel:
+    """Copy a model without the gate that may be on it; the copy shares its weights.
+
+    Args:
+        model: The model.
+        release: Whether the model gives its weights up, so that they go from memory as soon as the copy has
+            replaced them.
+    """
     shared = {id(weight): weight for weight in chain(model.parameters(), model.buffers())}
     plain = copy.deepcopy(model, shared)  # type: ignore[arg-type]
     gate = attachment_of(plain)
     if gate is not None:
         gate.detach()
+    if release:
+        give_up(model)
     return plain.eval()
+
+
+def give_up(model: PreTrainedModel) -> None:
+    """Give a model's weights up: it stays as a shape, on the device "meta"."""
+    model.to(torch.device("meta"))  # type: ignore[arg-type]
 
 
 def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:

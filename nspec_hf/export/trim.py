@@ -17,7 +17,7 @@ from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.evaluation import Score, score
 from nspec_hf.export.tokenizer_cut import cut_tokenizer
 from nspec_hf.export.verify import Tokens
-from nspec_hf.export.vocabulary import cut_vocabulary, kept_tokens, token_count
+from nspec_hf.export.vocabulary import kept_tokens, token_count
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,21 @@ class VocabularyReport:
 def trim(
     model: PreTrainedModel, tags: LanguageTags, counted: Sequence[PairText], least: int, folder: Path
 ) -> Trimmed:
-    """Trim a model in place, and its tokenizer in the folder that it was saved to.
+    """Choose the tokens that stay, and cut the tokenizer in the folder that it was saved to.
 
     Args:
-        model: The model, changed in place; a copy that shares its weights stays as it is.
+        model: The model, which stays as it is; `cut_vocabulary` cuts it or a copy.
         tags: Its tokenizer.
         counted: Text whose subwords stay.
         least: How often a subword must occur in it.
         folder: What the tokenizer's `save_pretrained` wrote; cut in place.
 
     Raises:
-        UnsupportedModelError: If the tokenizer or the model cannot be cut.
+        UnsupportedModelError: If the tokenizer cannot be cut.
     """
     size = token_count(model)
     kept = kept_tokens(model, tags, counted, least, folder)
     smaller = cut_tokenizer(folder, tags.tokenizer, kept)
-    cut_vocabulary(model, kept)
     return Trimmed(tags, LanguageTags(smaller, tags.codes), kept, size)
 
 

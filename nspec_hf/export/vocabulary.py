@@ -39,7 +39,7 @@ def kept_tokens(
         model: The model, for the ids that its configs name.
         tags: Its tokenizer.
         texts: Text of the pairs; both sides are counted.
-        least: How often a token must occur in it.
+        least: How often a token must occur in it; a text that several pairs have is counted once a side.
         folder: What the tokenizer's `save_pretrained` wrote.
 
     Raises:
@@ -48,15 +48,24 @@ def kept_tokens(
     """
     counts: Counter[int] = Counter()
     scripts: set[str] = set()
+    around: set[int] = set()
+    seen: set[tuple[str, str, int]] = set()
     for text in texts:
-        for sentences, encode in ((text.sources, tags.encode_source), (text.targets, tags.encode_target)):
-            for first in range(0, len(sentences), _CHUNK):
-                counts.update(chain.from_iterable(encode(sentences[first : first + _CHUNK], text.pair)))
-            scripts |= _scripts(sentences)
+        for side, sentences, encode in (
+            ("source", text.sources, tags.encode_source),
+            ("target", text.targets, tags.encode_target),
+        ):
+            around.update(*encode([""], text.pair))  # tags, or words such as "translate English to"
+            text_of_side = (side, getattr(text.pair, side), hash(tuple(sentences)))
+            if text_of_side not in seen:  # with English in every pair, its text is there many times
+                seen.add(text_of_side)
+                for first in range(0, len(sentences), _CHUNK):
+                    counts.update(chain.from_iterable(encode(sentences[first : first + _CHUNK], text.pair)))
+                scripts |= _scripts(sentences)
     if not counts:
         raise ConfigError("there is no text whose subwords could be kept; trimming counts them on a corpus")
     ids, added = vocabularies(tags.tokenizer)
-    always = {*added.values(), *tags.tokenizer.all_special_ids, *_named(model)}
+    always = {*around, *added.values(), *tags.tokenizer.all_special_ids, *_named(model)}
     bytewise = "Ġ" in ids  # letters of such a vocabulary stand for bytes
     tokens = {
         token

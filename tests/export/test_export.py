@@ -265,6 +265,29 @@ def test_several_pairs_share_a_model_that_has_the_neurons_of_all(tokenizer, tmp_
     assert "en-de, en-fr" in str(report)
 
 
+def test_what_sharing_neurons_changes_is_told(tokenizer, tmp_path):
+    """The neurons of all pairs together, against each pair's own, in a loop."""
+    model = make("m2m100", tokenizer)
+    masks, tags = random_masks(model), LanguageTags(tokenizer)
+    config = ExportConfig(format="pruned", max_new_tokens=5)
+    texts = {pair: TEXT for pair in ("en-de", "en-fr")}
+    report = export_model(model, tokenizer, masks, list(texts), tmp_path / "out", config, texts)
+    same = []
+    for pair in map(Pair, texts):
+        rows = tags.encode_source(TEXT, pair)
+        said = []
+        for chosen in (masks.subset([pair]), masks.subset(list(texts)).union("all")):
+            with NeuronGate(model, chosen) as gate:
+                gate.use(chosen.pairs[0])
+                said.append(greedy(model, tags, pair, rows, 5))
+        same += [alone == together for alone, together in zip(*said, strict=True)]
+    assert report.alone == sum(same) / len(same) < 1
+    assert f"{report.alone:.1%} those of their pair's own neurons" in str(report)
+    single = export_model(model, tokenizer, masks, "en-de", tmp_path / "one", config, {"en-de": TEXT})
+    assert single.alone == 1
+    assert "own neurons" not in str(single)
+
+
 def test_a_model_that_says_something_else_is_not_left_behind(tokenizer, tmp_path, monkeypatch):
     model = make("m2m100", tokenizer)
     masks = random_masks(model)

@@ -12,7 +12,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from nspec_hf.cli.main import main
 from nspec_hf.core import ConfigError, ExportError, Pair
 from nspec_hf.data import LanguageTags, PairText
-from nspec_hf.export import ExportConfig, export_model, load_pruned, pruned, tokenizer_cut, trim as trim_file
+from nspec_hf.export import (
+    ExportConfig,
+    export as export_file,
+    export_model,
+    load_pruned,
+    pruned,
+    tokenizer_cut,
+)
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_prompt, find_sites
 from tests.helpers.models import SIX_ARCHITECTURES
@@ -176,12 +183,12 @@ def test_what_is_measured_is_what_the_text_says(tmp_path):
 
 def test_a_model_whose_rows_are_other_tokens_is_not_left_behind(tmp_path, monkeypatch):
     model, tokenizer, masks = setting("recipe_unigram", tmp_path)
-    cut = trim_file.cut_vocabulary
+    cut = export_file.cut_vocabulary
 
     def cut_wrongly(model, kept):
         cut(model, [*kept[:-9], *kept[-9:][::-1]])
 
-    monkeypatch.setattr(trim_file, "cut_vocabulary", cut_wrongly)
+    monkeypatch.setattr(export_file, "cut_vocabulary", cut_wrongly)
     with pytest.raises(ExportError, match="not written"):
         export_model(
             model, tokenizer, masks, "en-de", tmp_path / "out", counted=texts("recipe_unigram", COUNTED)
