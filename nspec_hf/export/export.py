@@ -32,7 +32,7 @@ from nspec_hf.core import (
 from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, decode, require_ctranslate2
-from nspec_hf.export.prune import give_up, narrow, padded, plain_copy, pruned, zeroed
+from nspec_hf.export.prune import give_up, narrow, padded, pruned, whole, zeroed
 from nspec_hf.export.trim import Trimmed, VocabularyReport, expected_tokens, measure, trim
 from nspec_hf.export.verify import Tokens, gated_tokens, greedy, samples, until_end
 from nspec_hf.export.vocabulary import cut_vocabulary
@@ -321,7 +321,7 @@ def _baked(
     model: PreTrainedModel, masks: NeuronMasks | None, config: ExportConfig, release: bool
 ) -> tuple[PreTrainedModel, dict[str, int]]:
     if masks is None:
-        return plain_copy(model, release=release), {}
+        return whole(model, release), {}
     pair = masks.pairs[0]
     if config.format == "zeroed":
         return zeroed(model, masks, pair, config.silence, release), {}

@@ -25,6 +25,14 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import Site, find_sites, linear_at, plain_model, site_activation
 
 
+def whole(model: PreTrainedModel, release: bool = False) -> PreTrainedModel:
+    """Return a copy of the model with all of its neurons; with `release` as `zeroed`."""
+    copied = plain_copy(model)
+    if release:
+        give_up(model)
+    return copied
+
+
 def zeroed(
     model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron", release: bool = False
 ) -> PreTrainedModel:
@@ -35,7 +43,8 @@ def zeroed(
         masks: Which neurons the pair keeps.
         pair: Whose masks to bake.
         silence: What a gate does to a neuron: `neuron` or `weights`.
-        release: Whether the model gives its weights up, which is then of no use; as `plain_copy`.
+        release: Whether the model gives its weights up, so that each goes from memory as soon as the copy has
+            replaced it; the model is then of no use.
 
     Raises:
         UnknownPairError: If the pair has no masks.
@@ -140,9 +149,11 @@ def _baked(
     sites = find_sites(plain_model(model), {site.kind for site in masks.sites})
     masks.check_model(sites)
     keep = masks[pair]
+    baked = plain_copy(plain_model(model))
     gated = [site for site in sites if site.name in keep]
-    refuse_changed_linears(plain_model(model), gated)
-    baked = plain_copy(plain_model(model), release=release)
+    refuse_changed_linears(baked, gated)
+    if release:
+        give_up(plain_model(model))
     # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
     for site in sorted(gated, key=lambda site: site.kind != "ffn"):
         keep_F = keep[site.name]
@@ -172,26 +183,18 @@ def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
         _narrow(model, sites[name], torch.arange(width))
 
 
-def plain_copy(model: PreTrainedModel, *, release: bool = False) -> PreTrainedModel:
-    """Copy a model without the gate that may be on it; the copy shares its weights.
-
-    Args:
-        model: The model.
-        release: Whether the model gives its weights up, so that they go from memory as soon as the copy has
-            replaced them.
-    """
+def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model without the gate that may be on it; the copy shares its weights."""
     shared = {id(weight): weight for weight in chain(model.parameters(), model.buffers())}
     plain = copy.deepcopy(model, shared)  # type: ignore[arg-type]
     gate = attachment_of(plain)
     if gate is not None:
         gate.detach()
-    if release:
-        give_up(model)
     return plain.eval()
 
 
 def give_up(model: PreTrainedModel) -> None:
-    """Give a model's weights up: it stays as a shape, on the device "meta"."""
+    """Give a model's weights up: it stays as a shape, on the device "meta", and a copy may keep them."""
     model.to(torch.device("meta"))  # type: ignore[arg-type]
 
 
