@@ -134,11 +134,19 @@ def _result(entry: Mapping[str, Any], content: Mapping[str, Any], results: Path)
         return "a setting, see there"
     if "not_run" in entry:
         return f"not run, because {entry['not_run']}"
-    plans = [content["plans"][plan]["name"] for plan in (HERE, *ALSO)]
-    patterns = entry.get("files") or [f"{plan}.{row}.s*.json" for plan in plans for row in _rows(entry)]
-    found = [path.name for pattern in patterns for path in sorted(results.glob(pattern))]
+    [content["plans"][plan]["name"] for plan in (HERE, *ALSO)]
+    names, rows = [content["plans"][plan]["name"] for plan in (HERE, *ALSO)], _rows(entry)
+    patterns = {file: [file] for file in entry.get("files", [])} or {
+        row: [f"{name}.{row}.s*.json" for name in names] for row in rows
+    }
+    there = {
+        what: [path.name for pattern in own for path in sorted(results.glob(pattern))]
+        for what, own in patterns.items()
+    }
+    found = [name for own in there.values() for name in own]
     shown = [*found[:2], f"… ({len(found)} files)"] if len(found) > 3 else found
-    return ", ".join(shown) or PLANNED
+    missing = ", ".join(what for what, own in there.items() if not own)
+    return ", ".join(shown) + (f"; not yet: {missing}" if missing else "") if found else PLANNED
 
 
 if __name__ == "__main__":
