@@ -91,7 +91,7 @@ ROOMS: dict[str, str] = {
     "adapters target_attention architectures registry pipeline before_training whole_run",
     "comparison": "jobs runs table_data aggregate tables",
     "serving": "config exported layout loading batching app publishing",
-    "doctor": "setup environment model tokenizer config masks text examination",
+    "doctor": "setup environment model tokenizer config masks text regime examination",
     "demo": "settings display demo",
     "cli": "pipeline translate run evaluate analyze probe doctor serve publish demo main",
 }

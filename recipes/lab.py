@@ -316,9 +316,14 @@ def report(line: Mapping[str, Any]) -> str:
     return f"gap {gap:.2f}, BLEU: base {line['base']['bleu']:.2f}  {bleu}"
 
 
-def main(argv: list[str] | None = None) -> None:
+def read_options(argv: Sequence[str] | None) -> LabConfig:
+    """Read the command line."""
+    return read_settings(LabConfig, argv, description=__doc__)[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
-    lab, _ = read_settings(LabConfig, argv, description=__doc__)
+    lab = read_options(argv)
     path, started = Path(lab.results), time.monotonic()
     known: dict[str, Any] = read_json(path)["cells"] if path.is_file() else {}
     missing = plan(lab, known)

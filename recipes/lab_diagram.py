@@ -26,9 +26,21 @@ ROWS = {
     "shared": "one shared mask",
     "swapped": "swapped masks",
 }
-DRAWN = (("ns", "finetune"), ("random", "finetune"), ("ns", "random"))
-COMPARED = (*DRAWN, ("ns", "shared"), ("ns", "swapped"))
-ORDERS = ("gap", "training loss", "validation loss", "tokens a parameter", "dropout", "BLEU of the base")
+DRAWN = (("ns", "finetune", "gap"), ("ns", "finetune", "overfitting"), ("random", "finetune", "overfitting"))
+COMPARED = (("ns", "finetune"), ("random", "finetune"), ("ns", "random"), ("ns", "shared"), ("ns", "swapped"))
+AXES = {
+    "gap": "gap of the base: validation − training loss (nats)",
+    "overfitting": "overfitting of the base: gap / validation loss",
+}
+ORDERS = (
+    "gap",
+    "overfitting",
+    "training loss",
+    "validation loss",
+    "tokens a parameter",
+    "dropout",
+    "BLEU of the base",
+)
 
 
 def points(cells: Mapping[str, Any], row: str, against: str) -> list[dict[str, float]]:
@@ -49,6 +61,7 @@ def points(cells: Mapping[str, Any], row: str, against: str) -> list[dict[str, f
                 "gain": fmean(gains),
                 "spread": (max(gains) - min(gains)) / 2,
                 "gap": fmean(base["text_loss"] - base["train_loss"] for base in bases),
+                "overfitting": fmean(1 - base["train_loss"] / base["text_loss"] for base in bases),
                 "training loss": fmean(base["train_loss"] for base in bases),
                 "validation loss": fmean(base["text_loss"] for base in bases),
                 "tokens a parameter": fmean(base["target_tokens"] / base["parameters"] for base in bases),
@@ -59,17 +72,16 @@ def points(cells: Mapping[str, Any], row: str, against: str) -> list[dict[str, f
     return found
 
 
-def panel(cells: Mapping[str, Any], row: str, against: str) -> Panel:
-    """Return the picture of one difference, a colour for each dropout."""
+def panel(cells: Mapping[str, Any], row: str, against: str, axis: str = "gap") -> Panel:
+    """Return the picture of one difference against a property of the cells, a colour for each dropout."""
     own = points(cells, row, against)
     series = []
     for rate in sorted({point["dropout"] for point in own}):
         some = [point for point in own if point["dropout"] == rate]
-        gains = {axis: [point[name] for point in some] for axis, name in (("x", "gap"), ("y", "gain"))}
+        gains = {axis: [point[name] for point in some] for axis, name in (("x", axis), ("y", "gain"))}
         spread = [point["spread"] for point in some]
         series.append(Series(label=f"dropout {rate:g}", spread=spread, **gains))
-    x = "gap of the base: validation − training loss (nats)"
-    return Panel(x=x, y=f"BLEU: {ROWS[row]} − {ROWS[against]}", series=series, rule=0.0)
+    return Panel(x=AXES[axis], y=f"BLEU: {ROWS[row]} − {ROWS[against]}", series=series, rule=0.0)
 
 
 def summary(cells: Mapping[str, Any], row: str, against: str) -> str:
@@ -88,13 +100,18 @@ def summary(cells: Mapping[str, Any], row: str, against: str) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe."""
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="?", default="recipes/results/lab.json", type=Path)
-    path: Path = parser.parse_args(argv).results
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe."""
+    path: Path = read_options(argv).results
     cells = read_json(path)["cells"]
     for row, against in COMPARED:
         if len(points(cells, row, against)) > 2:

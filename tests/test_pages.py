@@ -64,6 +64,9 @@ def loaded(name):
     return module
 
 
+_WITH_OPTIONS = "exports frontier lab lab_diagram serve_load smaller smaller_shapes".split()
+
+
 def every(program):
     """Return the lines of a program on all pages, each once, with its page."""
     lines = {line: page for page in PAGES for line in shell(page, program)}
@@ -118,7 +121,7 @@ def test_every_recipe_command_has_these_settings(line):
     if script == "-m":
         assert arguments[0] == "recipes.bench"
         bench.read_options(arguments[1:])
-    elif Path(script).stem in ("exports", "smaller", "smaller_shapes", "serve_load"):
+    elif Path(script).stem in _WITH_OPTIONS:
         assert loaded(Path(script).stem).read_options(arguments)
     else:
         config = str(ROOT / arguments[0])

@@ -6,6 +6,7 @@ from nspec_hf.doctor.config import check_config
 from nspec_hf.doctor.environment import check_environment
 from nspec_hf.doctor.masks import check_masks
 from nspec_hf.doctor.model import check_model
+from nspec_hf.doctor.regime import check_regime
 from nspec_hf.doctor.setup import Check, Finding, NotCheckedError, NotGivenError, Setup
 from nspec_hf.doctor.text import check_text
 from nspec_hf.doctor.tokenizer import check_tokenizer
@@ -17,6 +18,7 @@ CHECKS: dict[str, Check] = {
     "config": check_config,
     "masks": check_masks,
     "text": check_text,
+    "regime": check_regime,
 }
 """Kind → its check, in the order in which they are done; a new kind is one file and one line."""
 

@@ -1,0 +1,132 @@
+"""Where a set-up stands: how far its base overfits, and what came of pairs' own neurons in such a place.
+
+Overfitting is the part of the validation loss that the training text does not have: 1 − loss on training text
+/ loss on validation text, language tags left out, without dropout. In the laboratory (`recipes/lab.py`) it is
+what tells best whether a continuation with each pair's own neurons gains over fine-tuning. The check needs
+both splits, and runs the model on a few hundred sentences of each.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from nspec_hf.core import NspecError
+from nspec_hf.data import BatchConfig, PairText, encode_corpus
+from nspec_hf.doctor.setup import Finding, NotCheckedError, NotGivenError, Setup, one_line
+from nspec_hf.training import TrainConfig, text_loss
+
+_SENTENCES = 400  # of each split, all pairs together
+_LONGEST = 256  # tokens
+_UNEVEN = 4  # lines of the largest pair over those of the smallest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """Bases that overfit from a share upwards, and what came of masks there in the laboratory."""
+
+    least: float
+    """The share of overfitting that it begins with."""
+    cells: int
+    """Cells of the laboratory whose base was of that kind."""
+    above: int
+    """Of these, the ones in which own neurons (coverage 0.6) ended above fine-tuning in BLEU."""
+    own: float
+    """What own neurons gained over fine-tuning on average, in BLEU."""
+    random: float
+    """What random neurons, as many, gained."""
+    advice: str
+    """What to do."""
+
+    @property
+    def expectation(self) -> str:
+        """What to expect, in a sentence."""
+        return (
+            f"of {self.cells} such bases in the laboratory (recipes/RESULTS.md), own neurons at coverage 0.6 "
+            f"ended above fine-tuning in {self.above}, by {self.own:+.1f} BLEU on average, and random ones, "
+            f"as many, by {self.random:+.1f}"
+        )
+
+
+REGIMES = (
+    Regime(
+        least=0.5,
+        cells=5,
+        above=4,
+        own=2.3,
+        random=1.4,
+        advice="this base gains by any regularization: tune the dropout of fine-tuning first; then "
+        "--coverage 0.6, a continuation at the base's rate and length, and random masks as control",
+    ),
+    Regime(
+        least=0.25,
+        cells=9,
+        above=4,
+        own=-0.5,
+        random=-1.7,
+        advice="train both and let validation text decide; a coverage of 0.8 or more, unless speed counts",
+    ),
+    Regime(
+        least=0.0,
+        cells=11,
+        above=2,
+        own=-1.6,
+        random=-3.2,
+        advice="expect speed and size, not quality: fine-tune, or continue as long as the base was trained, "
+        "after which 42 % of the neurons lost nothing on twelve directions of Multi30k",
+    ),
+)
+"""The most overfitted first; a test compares the numbers with `recipes/results/lab.json`."""
+
+
+def check_regime(setup: Setup) -> Iterator[Finding]:
+    """Measure the base on both splits, and say what to expect of masks there."""
+    if setup.corpus is None or not {"train", "valid"} <= setup.splits.keys():
+        raise NotGivenError("no text, or no validation split")
+    texts = setup.given("text", lambda: setup.texts)
+    train, valid = (loss_of(setup, texts[use]) for use in ("train", "valid"))
+    share = max(0.0, 1 - train / valid)
+    regime = next(regime for regime in REGIMES if share >= regime.least)
+    yield Finding(
+        what=f"{facts(setup, texts['train'])}; loss {train:.2f} nats a token on training text and "
+        f"{valid:.2f} on validation text, {share:.0%} of which is overfitting",
+        why=regime.expectation,
+        mend=regime.advice,
+        level="note",
+    )
+    lines = [len(text) for text in texts["train"]]
+    if max(lines) > _UNEVEN * min(lines):
+        yield Finding(
+            what=f"pairs have from {min(lines)} to {max(lines)} training lines",
+            why="batches that follow the text show small pairs seldom, and the mean over pairs hides them",
+            mend="--train.batches.temperature 5 (Tan et al. 2024), and look at the loss of each pair",
+            level="note",
+        )
+
+
+def loss_of(setup: Setup, texts: Sequence[PairText]) -> float:
+    """Return the mean loss of the first sentences of every pair, in nats a token, language tags left out.
+
+    Raises:
+        NotCheckedError: If the model or tokenizer cannot be loaded, or cannot be run on them.
+    """
+    each = max(1, _SENTENCES // len(texts))
+    some = [replace(text, sources=text.sources[:each], targets=text.targets[:each]) for text in texts]
+    settings = TrainConfig(batches=BatchConfig(max_tokens=2048, max_length=_LONGEST))
+    tags = setup.given("tokenizer", lambda: setup.tags)
+    network = setup.given("model", lambda: setup.network)
+    try:
+        corpus = encode_corpus(some, tags, _LONGEST, progress=False)
+        with tempfile.TemporaryDirectory() as folder:
+            return text_loss(network, tags, corpus, settings, folder)
+    except (NspecError, RuntimeError, IndexError) as error:
+        raise NotCheckedError(f"the model cannot be run on the text: {one_line(error)}") from error
+
+
+def facts(setup: Setup, texts: Sequence[PairText]) -> str:
+    """Return how much text there is for how large a model."""
+    lines = [len(text) for text in texts]
+    sample = [target for text in texts for target in text.targets[:50]]
+    tokens = sum(map(len, setup.tags.tokenizer(sample).input_ids)) / max(len(sample), 1) * sum(lines)
+    uneven = f", from {min(lines)} to {max(lines)} lines" if len(lines) > 1 else f", {lines[0]} lines"
+    parameters = setup.network.num_parameters()
+    return f"{len(lines)} pairs{uneven}, {tokens / parameters:.2g} target tokens a parameter"

@@ -1,0 +1,115 @@
+"""Draw quality against the share of feed-forward neurons that a pair computes, with controls beside.
+
+    python recipes/frontier.py m30k_low m30k_low_zs --output recipes/results/frontier
+
+Reads the results of `compare.py` (and of `dial.py`) of experiments that have these names: a panel an
+experiment, a colour a system, a point a row of the plan, the mean over its seeds with the standard deviation.
+Rows of another dropout than the base's are left out. Writes `OUTPUT.png` and `.svg`, and prints the points.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from nspec_hf.analysis import Panel, Series, draw_tradeoffs, save_figure
+from nspec_hf.core import ConfigError, as_pairs, english_centric, exit_status, read_json
+
+SYSTEMS = {
+    "finetune": "fine-tuning",
+    "neuron_specialization": "each pair's own neurons",
+    "random": "random neurons",
+    "shared": "one mask for all pairs",
+    "swapped": "neurons of another pair",
+    "elastic": "one model, many coverages",
+    "elastic_teacher": "the same, with a teacher",
+}
+"""System → its entry in the legend; what is not named here is not drawn."""
+
+Point = tuple[float, float]
+"""Share of neurons kept, and the mean score of the trained directions."""
+
+
+def mean_score(scores: Any, metric: str, data: Any) -> float:
+    """Return the mean over the trained directions of signed scores, as results hold them."""
+    pairs = as_pairs(data["pairs"]) or english_centric(data["languages"], data["pivot"])
+    (by_pair,) = scores[metric].values()
+    return fmean(by_pair[str(pair)] for pair in pairs)
+
+
+def read_points(folder: Path, name: str, metric: str) -> dict[str, dict[str, list[Point]]]:
+    """Return system → row (and level) → its points, one a seed.
+
+    Raises:
+        ConfigError: If the folder holds no result of that name.
+    """
+    found: dict[str, dict[str, list[Point]]] = {}
+    for path in sorted(folder.glob(f"{name}.*.s*.json")):
+        result = read_json(path)
+        system, data = result["system"], result["recipe"]["config"]["data"]
+        row = path.name.removeprefix(f"{name}.").partition(".")[0]
+        settings = result["settings"]
+        own_dropout = settings.get("continued_dropout") is not None
+        if system not in SYSTEMS or own_dropout or (system == "elastic") != ("levels" in result):
+            continue
+        if settings.get("teacher") is not None:
+            system += "_teacher"
+        kept = list(result.get("extraction", {}).get("density", {}).values())
+        levels = result.get("levels") or [{"density": fmean(kept or [1.0]), "scores": result["scores"]}]
+        for number, level in enumerate(levels):
+            score = mean_score(level["scores"], metric, data)
+            point = (level["density"], score)
+            found.setdefault(system, {}).setdefault(f"{row}.{number}", []).append(point)
+    if not found:
+        raise ConfigError(f"{folder} holds no results of {name}; recipes/compare.py makes them")
+    return found
+
+
+def panel(found: dict[str, dict[str, list[Point]]], name: str, metric: str) -> Panel:
+    """Return the picture of one experiment."""
+    series = []
+    for system, label in SYSTEMS.items():
+        rows = list(found.get(system, {}).values())
+        if rows:
+            series.append(
+                Series(
+                    label=label,
+                    x=[fmean(kept for kept, _ in row) for row in rows],
+                    y=[fmean(score for _, score in row) for row in rows],
+                    spread=[stdev(score for _, score in row) if len(row) > 1 else 0.0 for row in rows],
+                    joined=len(rows) > 1,
+                )
+            )
+    dense = [score for row in found.get("finetune", {}).values() for _, score in row]
+    x = f"{name}: share of feed-forward neurons computed"
+    y = f"{metric.upper().replace('CHRF', 'chrF')}, mean of directions"
+    return Panel(x=x, y=y, series=series, rule=fmean(dense) if dense else None)
+
+
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", help="names of experiments")
+    parser.add_argument("--results", default="recipes/results", type=Path, help="folder of the results")
+    parser.add_argument("--metric", default="bleu", help="bleu or chrf++")
+    parser.add_argument("--output", default="recipes/results/frontier", type=Path, help="without its ending")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe."""
+    options, panels = read_options(argv), []
+    for name in options.names:
+        panels.append(panel(read_points(options.results, name, options.metric), name, options.metric))
+        for series in panels[-1].series:
+            for kept, score, spread in sorted(zip(series.x, series.y, series.spread or (), strict=True)):
+                print(f"{name}: {series.label}, {kept:.2f} kept: {score:.2f} ± {spread:.2f}")
+    save_figure(draw_tradeoffs(panels), options.output.parent, options.output.name)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status("frontier.py", main))

@@ -1,0 +1,110 @@
+"""The regime of a set-up: the base's losses on both splits, and what follows from them."""
+
+import re
+from statistics import fmean
+
+import pytest
+import torch
+
+from nspec_hf.core import read_json
+from nspec_hf.data import CorpusConfig, LanguageTags
+from nspec_hf.doctor import NotCheckedError, Setup, examine, regime
+from recipes.lab_diagram import points
+from tests.doctor.test_examination import PAIRS, sound, with_text  # noqa: F401
+from tests.helpers import tiny_text
+from tests.helpers.tiny_experiment import RECIPES
+
+
+def by_hand(folder, split):
+    """Return the mean loss a target token without language tags, one sentence at a time."""
+    model = tiny_text.model(dropout=0.1)
+    model.eval()
+    tags, total, count = LanguageTags(tiny_text.tokenizer()), 0.0, 0
+    for pair in PAIRS:
+        source, target = pair.split("-")
+        sides = [(folder / f"{split}.{code}").read_text("utf-8").splitlines() for code in (source, target)]
+        for source_text, target_text in zip(*sides, strict=True):
+            (ids,) = tags.encode_source([source_text], pair)
+            (labels,) = tags.encode_target([target_text], pair)
+            start = [model.config.decoder_start_token_id]
+            with torch.no_grad():
+                logits = model(
+                    input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([start + labels[:-1]])
+                ).logits[0]
+            losses = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
+            total, count = total + losses[1:].sum().item(), count + len(labels) - 1
+    return total / count
+
+
+def said(report):
+    """Return what the check of the regime says."""
+    return [finding.what for finding in report.findings["regime"]]
+
+
+def test_the_losses_of_both_splits_are_those_of_one_sentence_at_a_time(sound):  # noqa: F811
+    (line,) = said(examine(Setup(**with_text(sound / "text", model=str(sound / "model")))))
+    train, valid = (by_hand(sound / "text", split) for split in ("train", "valid"))
+    share = max(0.0, 1 - train / valid)
+    assert f"loss {train:.2f} nats a token on training text and {valid:.2f} on validation text" in line
+    assert f"{share:.0%} of which is overfitting" in line
+    assert line.startswith("2 pairs, from 40 to 40 lines")
+
+
+def test_tokens_a_parameter_are_those_of_all_target_sentences(sound):  # noqa: F811
+    setup = Setup(**with_text(sound / "text", model=str(sound / "model")))
+    (line,) = said(examine(setup))
+    texts = setup.texts["train"]
+    tokens = sum(len(tiny_text.tokenizer()(line).input_ids) for text in texts for line in text.targets)
+    found = float(re.search(r"([\d.e-]+) target tokens a parameter", line)[1])
+    assert found == pytest.approx(tokens / setup.network.num_parameters(), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "number"), [(0.2, 1.0, 0), (0.5, 1.0, 0), (0.7, 1.0, 1), (0.9, 1.0, 2), (1.1, 1.0, 2)]
+)
+def test_the_share_of_overfitting_decides_what_is_expected(sound, monkeypatch, train, valid, number):  # noqa: F811
+    losses = iter((train, valid))
+    monkeypatch.setattr(regime, "loss_of", lambda setup, texts: next(losses))
+    report = examine(Setup(**with_text(sound / "text", model=str(sound / "model"))))
+    (finding,) = report.findings["regime"]
+    wanted = regime.REGIMES[number]
+    assert (finding.why, finding.mend) == (wanted.expectation, wanted.advice)
+    assert finding.level == "note"
+
+
+def test_uneven_pairs_are_named(sound, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(regime, "loss_of", lambda setup, texts: 1.0)
+    corpus = CorpusConfig(path=str(sound / "text"), lines_by_language={"fr": 5})
+    about = with_text(sound / "text", model=str(sound / "model"))
+    report = examine(Setup(**{**about, "corpus": corpus, "pairs": ("en-de", "en-fr")}))
+    assert said(report)[1] == "pairs have from 5 to 40 training lines"
+
+
+def test_without_validation_text_there_is_nothing_to_measure(sound):  # noqa: F811
+    about = with_text(sound / "text", model=str(sound / "model"), splits={"train": "train"})
+    assert "regime" in examine(Setup(**about)).not_given
+    assert "regime" in examine(Setup(model=str(sound / "model"))).not_given
+
+
+def test_a_model_that_cannot_be_run_is_not_checked(sound, monkeypatch):  # noqa: F811
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(regime, "text_loss", fail)
+    setup = Setup(**with_text(sound / "text", model=str(sound / "model")))
+    with pytest.raises(NotCheckedError, match="cannot be run on the text: out of memory"):
+        list(regime.check_regime(setup))
+
+
+def test_what_is_expected_is_what_the_laboratory_found():
+    found = points(read_json(RECIPES / "results" / "lab.json")["cells"], "ns", "finetune")
+    controls = points(read_json(RECIPES / "results" / "lab.json")["cells"], "random", "finetune")
+    highest = 1.01
+    for own in regime.REGIMES:
+        gains, random = (
+            [point["gain"] for point in cells if own.least <= point["overfitting"] < highest]
+            for cells in (found, controls)
+        )
+        assert (own.cells, own.above) == (len(gains), sum(gain > 0 for gain in gains))
+        assert (own.own, own.random) == (round(fmean(gains), 1), round(fmean(random), 1))
+        highest = own.least
