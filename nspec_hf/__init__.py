@@ -86,6 +86,7 @@ ROOMS: dict[str, str] = {
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
     "analysis figures.style figures.neurons figures.gains figures.tradeoffs figures.registry report.page",
     "export": "config prune ctranslate2 tokenizer_cut vocabulary verify trim export",
+    "adding": "config branches vocabulary addition added languages saved run",
     "systems": "plan experiment result display run system parts.rowwise parts.zero_shot parts.subnetworks "
     "parts.clones baseline masked controls elastic own_neurons individual lass differentiation families "
     "adapters target_attention architectures registry pipeline before_training whole_run",
@@ -93,7 +94,7 @@ ROOMS: dict[str, str] = {
     "serving": "config exported layout loading batching app publishing",
     "doctor": "setup environment model tokenizer config masks text regime examination",
     "demo": "settings display demo",
-    "cli": "pipeline translate run evaluate analyze probe doctor serve publish demo main",
+    "cli": "pipeline translate adding run evaluate analyze probe doctor serve publish demo main",
 }
 """Room → its files as a newcomer reads them. A room imports only from the public names of rooms above it, a
 file only from files above it in its room; `tests/test_layers.py` holds both."""

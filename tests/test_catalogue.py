@@ -47,6 +47,7 @@ from tests.helpers.tiny_experiment import RECIPES, recipe
 RECORD = "record --pairs en-de --corpus.path data --output new.safetensors"
 TRAIN = "train --model base --corpus.path data --output new"
 SENTENCE = "translate --pair en-de --input data/test.en --output new.txt"
+ADD = "add-pair --model base --pairs en-fr --corpus.path data --output new"
 EXPORT = "export --model base --masks masks --pairs en-de --output new"
 EVALUATE = "evaluate --hypotheses one --output new.json"
 COMPARE = "compare --baseline one --system two --corpus.path data --n_jobs 1 --output new.json"
@@ -196,6 +197,19 @@ COMMAND_LINES = {
     "inspect --path masks_none": "masks_none",
     "inspect --path stats_cut.safetensors": "stats_cut",
     "inspect --path base --kinds [nothing]": "nothing",
+    f"{ADD} --add.width wide": "width",
+    f"{ADD} --add.width -1": "width",
+    f"{ADD} --add.lora -1": "lora",
+    f"{ADD} --add.copies [everything]": "everything",
+    f"{ADD} --add.kin xx": "xx",
+    f"{ADD} --add.languages [xx]": "xx",
+    f"{ADD} --added nowhere": "nowhere",
+    f"{ADD} --added masks": "nspec_added",
+    f"{ADD} --masks nowhere": "nowhere",
+    f"{ADD} --way replay": "old-pairs",
+    f"{ADD} --way free --added masks": "--way free",
+    f"{ADD} --train.arguments {{max_step:3}}": "max_step",
+    f"{SENTENCE} --model base --added nowhere": "nowhere",
     f"{EXPORT} --export.format zip": "zip",
     f"{EXPORT} --export.sample 0": "sample",
     f"{EXPORT} --export.agreement 2": "agreement",

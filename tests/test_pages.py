@@ -27,6 +27,7 @@ SMALL = {
     "run": "--max_steps 2 --batch_tokens 60 --compare.n_samples 50 --specialize.arguments.logging_steps 1 "
     f"--specialize.eval_steps 2 --specialize.save_steps 2 {DECODING}",
     "train": f"--train.batches.max_tokens 60 --train.batches.max_length 60 --train.arguments '{STEPS}'",
+    "add-pair": f"--train.batches.max_tokens 60 --train.batches.max_length 60 --train.arguments '{STEPS}'",
     "translate": DECODING,
     "compare": "--n_samples 50 --n_jobs 1",
     "probe": f"--lines 4 --sizes [4] --seeds [1] {DECODING}",
@@ -106,7 +107,7 @@ def test_every_make_command_is_a_target(line):
 @pytest.mark.parametrize("line", every("nspec"))
 def test_every_nspec_command_has_these_settings(line):
     name, *arguments = shlex.split(line.split("<")[0].split(">")[0])[1:]
-    function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
+    function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name.replace("-", "_"))
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False, as_group=False)
     if "--config" in arguments:  # its file is run below; here, what stands beside it
@@ -123,6 +124,9 @@ def test_every_recipe_command_has_these_settings(line):
         bench.read_options(arguments[1:])
     elif Path(script).stem in _WITH_OPTIONS:
         assert loaded(Path(script).stem).read_options(arguments)
+    elif script.endswith("add_language.py"):
+        config, _ = loaded("add_language").read_options([str(ROOT / arguments[0]), *arguments[1:]])
+        assert config.data.trained_pairs()
     else:
         config = str(ROOT / arguments[0])
         rest = [str(ROOT / each) if each.startswith("recipes/") else each for each in arguments[1:]]

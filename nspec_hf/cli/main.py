@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "translate": ("cli.translate", "translate, each sentence with its pair's neurons"),
     "inspect": ("cli.pipeline", "show what masks, statistics or a model hold"),
     "serve": ("cli.serve", "answer requests over HTTP, texts of different pairs together"),
+    "add-pair": ("cli.adding", "add pairs to a model beside frozen weights: old pairs stay as they are"),
     "export": ("cli.pipeline", "make a smaller model of a pair's own neurons, also for CTranslate2"),
     "evaluate": ("cli.evaluate", "score translations, with signatures"),
     "compare": ("cli.evaluate", "test which directions got better or worse"),
@@ -95,7 +96,7 @@ def _run(name: str, arguments: list[str]) -> int:
         arguments.insert(0, "--config")  # `nspec run mine.yaml`
     check_settings_files(arguments)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
+    function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name.replace("-", "_"))
     # jsonargparse looks for a function's name in every package above it, and `nspec_hf.record` loads torch.
     function.__qualname__ = f"nspec {name}"
     # It shows the first paragraph alone; the example is below it, and must not be wrapped.

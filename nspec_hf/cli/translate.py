@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nspec_hf import data, evaluation, gating, masks as masks_room
+from nspec_hf import adding, data, evaluation, gating, masks as masks_room
 from nspec_hf.cli.pipeline import directions, load
 from nspec_hf.core import (
     ConfigError,
@@ -30,6 +30,7 @@ def translate(
     gate: gating.GateConfig = gating.GateConfig(),
     codes: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
+    added: str | None = None,
 ) -> None:
     """Translate text, one sentence a line, UTF-8; or, with a corpus, all pairs of it into a folder.
 
@@ -51,7 +52,10 @@ def translate(
         gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
+        added: Folder or Hub repository of what `nspec add-pair` added to the model; it holds masks of the old
+            pairs, where there are some.
     """
+    require(not (added and masks), "what was added holds the masks of the old pairs: give --added alone")
     named = directions(pair) if pair else []
     if corpus is None:
         require(len(named) == 1, "give --pair en-de for lines of text, or --corpus.path DIR for many pairs")
@@ -59,7 +63,7 @@ def translate(
         if output != "-":
             require_writable(output)
         lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
-        translator = _translator(model, masks, translate, gate, codes, trust_remote_code)
+        translator = _translator(model, masks, translate, gate, codes, trust_remote_code, added)
         translations = [as_line(line) for line in translator.translate(lines, named[0])]
         write_lines(sys.stdout.buffer if output == "-" else output, translations)
         return
@@ -71,7 +75,7 @@ def translate(
     pairs = named or (chosen.pairs if chosen else [])
     require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
     texts = data.read_corpus(corpus, pairs, split)
-    translator = _translator(model, chosen, translate, gate, codes, trust_remote_code)
+    translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added)
     outputs = evaluation.translate_test_set(translator, texts, Path(output))
     _say_where(output, outputs, corpus, split)
 
@@ -83,8 +87,13 @@ def _translator(
     gate: gating.GateConfig,
     codes: Mapping[str, str] | None,
     trust_remote_code: bool,
+    added: str | None,
 ) -> "evaluation.Translator":
     network, tags = load(model, codes, trust_remote_code)
+    if added is not None:
+        beside = adding.load_added(added, network, gate_config=gate)
+        tags = data.LanguageTags(beside.extend(tags.tokenizer), codes)
+        return evaluation.Translator(network, tags, beside, config)
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if isinstance(masks, str) else masks
     return evaluation.Translator(network, tags, chosen, config, gate if chosen else None)
 

@@ -102,6 +102,8 @@ class LanguageTags:
         self._codes_by_id: dict[int, list[str]] = {}
         for code, number in self._tags.items():
             self._codes_by_id.setdefault(number, []).append(code)
+        self.tag_ids: list[int] = sorted(self._codes_by_id)
+        """The ids of all tags, ascending."""
         # What a sentence may only quote. Nothing tells an unknown word that was read as <unk> from one.
         self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
         self._special = {*tokenizer.all_special_ids, *self._codes_by_id} - {self._unknown}

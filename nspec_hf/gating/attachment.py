@@ -74,6 +74,11 @@ class Attachment:
         return vars(self.model).get(ATTACHED) is self
 
     @property
+    def routing(self) -> Routing:
+        """What tells its parts each row's pair."""
+        return self._routing
+
+    @property
     def pairs(self) -> list[Pair]:
         """The pairs that it knows, in the order that `pair_ids` index."""
         return list(self._routing.pairs)

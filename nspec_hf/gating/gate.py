@@ -24,7 +24,7 @@ from nspec_hf.core import (
     UnknownPairError,
     in_short,
 )
-from nspec_hf.gating.attachment import Attachment
+from nspec_hf.gating.attachment import Attachment, Part
 from nspec_hf.gating.config import GateConfig, GateMode
 from nspec_hf.gating.mask_mode import GatedSite
 from nspec_hf.gating.routing import Routing
@@ -125,6 +125,11 @@ class NeuronGate(Attachment):
     def one_pair_a_batch(self) -> bool:
         """Whether it is faster on batches of one pair each."""
         return self.config.mode == "slice"
+
+    @property
+    def parts_by_site(self) -> list[tuple[str, Part]]:
+        """What it does inside the model, each with its site's name: for an attachment that does more."""
+        return [(site.site.name, site) for site in self._sites]
 
     def status(self) -> GateStatus:
         """Return what the gate is doing; reads all gated weights, so not for every step."""

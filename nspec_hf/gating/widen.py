@@ -128,7 +128,10 @@ def add_neurons(model: PreTrainedModel, widths: dict[str, int], seed: int = 1) -
     for site in sites:
         more = widths[site.name] - site.width
         for path in filter(None, (site.name, site.up)):
-            _add_rows(linear_at(plain, path), more, generator)
+            linear = linear_at(plain, path)
+            weight_WD, bias_W = drawn_rows(linear, more, generator)
+            bias_F = None if bias_W is None else torch.cat([linear.bias, bias_W])
+            resize(linear, torch.cat([linear.weight, weight_WD]), bias_F)
         down = linear_at(plain, site.down)
         silent_DW = down.weight.new_zeros(down.out_features, more)
         resize(down, torch.cat([down.weight, silent_DW], dim=1), down.bias)
@@ -142,14 +145,21 @@ def _owners(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
     return group_P[:, None] == torch.arange(int(group_P.max()) + 1)
 
 
-def _add_rows(linear: nn.Linear, more: int, generator: torch.Generator) -> None:
-    weight_FD, bias_F = linear.weight, linear.bias
+def drawn_rows(linear: nn.Linear, more: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Return weights [W, D] and biases [W] of new rows of a linear, drawn from its own.
+
+    Args:
+        linear: What is drawn from; it is not changed.
+        more: W.
+        generator: On the CPU.
+    """
+    weight_FD, bias_F = linear.weight.detach(), linear.bias
     drawn_WD = torch.randint(len(weight_FD), (more, weight_FD.shape[1]), generator=generator)
     new_WD = weight_FD.gather(0, drawn_WD.to(weight_FD.device))
-    if bias_F is not None:
-        drawn_W = torch.randint(len(weight_FD), (more,), generator=generator)
-        bias_F = torch.cat([bias_F, bias_F[drawn_W.to(bias_F.device)]])
-    resize(linear, torch.cat([weight_FD, new_WD]), bias_F)
+    if bias_F is None:
+        return new_WD, None
+    drawn_W = torch.randint(len(weight_FD), (more,), generator=generator)
+    return new_WD, bias_F.detach()[drawn_W.to(bias_F.device)]
 
 
 def _write_widths(model: PreTrainedModel, sites: Sequence[Site], widths: dict[str, int]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
+from nspec_hf.adding import ADDED_FILE, base_of, load_added
 from nspec_hf.core import ArtifactError, ConfigError, Pair, read_json, warn
 from nspec_hf.data import LanguageTags, load_tokenizer
 from nspec_hf.evaluation import TranslateConfig, Translator
@@ -94,7 +95,7 @@ def load(
         nspec_hf.load("me/my-masks").translate(["A dog runs."], "en-de")
 
     Args:
-        repo_or_folder: Masks, a run's folder, an exported model, or a plain one.
+        repo_or_folder: Masks, a run's folder, what was added to a model, an exported model, or a plain one.
         revision: Of the repository: a branch, tag or commit.
         subfolder: Folder inside it, where it holds several sets of masks.
         base: Hub id or folder of the model, in the place of the one that is named.
@@ -117,7 +118,7 @@ def load(
         UserWarning: If the model's weights or masks are others than what they were published or trained with.
     """
     download = dict(download or {})
-    here = fetch(repo_or_folder, SMALL_FILES, revision, subfolder, download)
+    here = fetch(repo_or_folder, (*SMALL_FILES, ADDED_FILE), revision, subfolder, download)
     name, commit = str(repo_or_folder), ""
     hub: dict[str, Any] = {**download, **({"subfolder": subfolder} if subfolder else {})}
     if not Path(name).is_dir():
@@ -134,8 +135,11 @@ def load(
         folder = here if not commit else fetch(name, None, commit, subfolder, download)
         return _exported(folder, translate, codes, about, options)
     given = None if base is None else Place(str(base), given_only(download, revision=base_revision))
-    parts = recognized(here, Place(name, hub), given, download)
     trusted = {"trust_remote_code": trust_remote_code}
+    if (here / ADDED_FILE).is_file():
+        place = given or Place(base_of(here), given_only(download))
+        return _added(here, place, translate, gate, codes, about, {**trusted, **options})
+    parts = recognized(here, Place(name, hub), given, download)
     model = load_model(parts.place.name, **trusted, **parts.place.hub, **options)
     tags = LanguageTags(load_tokenizer(parts.place.name, **trusted, **parts.place.hub), codes)
     attached = None
@@ -168,6 +172,32 @@ def _compared(model: Any, parts: Parts) -> str:
         "trained with them"
     )
     return f"others ({now}) than stated ({parts.fingerprint})"
+
+
+def _added(
+    here: Path,
+    place: Place,
+    translate: TranslateConfig | None,
+    gate: GateConfig | None,
+    codes: Mapping[str, str] | None,
+    about: Mapping[str, str],
+    options: Mapping[str, Any],
+) -> LoadedModel:
+    """Return a base with the pairs that were added to it; `load_added` refuses another one."""
+    trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
+    model = load_model(place.name, **options, **place.hub)
+    added = load_added(here, model, gate_config=gate)
+    tags = LanguageTags(added.extend(load_tokenizer(place.name, **trusted, **place.hub)), codes)
+    return LoadedModel(
+        model=model,
+        tokenizer=tags.tokenizer,
+        masks=added.masks,
+        gate=None,
+        translator=Translator(model, tags, added.attach(), translate),
+        base=str(place),
+        weights=f"as stated, with {', '.join(pair for one in added.additions for pair in one.pairs)} added",
+        **about,
+    )
 
 
 def _exported(

@@ -1,0 +1,212 @@
+"""AddedPairs: new pairs in a model whose old pairs stay, bit for bit, what they were.
+
+The base is frozen for good. Each addition (`addition.py`) is what one or several new pairs have beside it;
+rows of other pairs never meet it, in one model and in one batch. A second addition after the first leaves
+both the base and the first alone.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nspec_hf.adding.addition import Addition, embedding_of, output_of
+from nspec_hf.core import ConfigError, UnknownLanguageError, digest
+from nspec_hf.gating import OWN_WEIGHTS, Attachment, GateConfig, NeuronGate, Part, Routing, add_neurons
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import find_sites, linear_at, plain_model
+
+
+class AddedPairs(Attachment):
+    """Runs rows of new pairs with what was added for them, and every other row with the base alone.
+
+        added = load_added("lb-for-m2m100", model)
+        Translator(model, added.extend(tokenizer), added).translate(texts, ["en-lb", "en-de"])
+
+    Args:
+        model: The base. additions: In the order in which they were made. masks: Those of the old pairs,
+        where the base is a model with masks; then only these pairs, and the new
+            ones, are known. The new pairs keep all old neurons.
+        gate_config: How the masks act.
+
+    Raises:
+        ConfigError: If two additions, or one and the masks, hold the same pair.
+        SiteMismatchError: If the masks are for another model.
+    """
+
+    leaves_parameters_unused = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        additions: Sequence[Addition],
+        masks: NeuronMasks | None = None,
+        gate_config: GateConfig | None = None,
+    ) -> None:
+        plain = plain_model(model)
+        self.additions = list(additions)
+        new = [pair for addition in self.additions for pair in addition.pairs]
+        pairs = [*new, *(masks.pairs if masks else [])]
+        twice = sorted({str(pair) for pair in pairs if pairs.count(pair) > 1})
+        if twice or not self.additions:
+            raise ConfigError(
+                f"each pair is added once, and there is one at least; twice: {', '.join(twice)}"
+            )
+        self.masks, self.gate_config = masks, gate_config
+        routing, parts = Routing(pairs), list[tuple[str, Part]]()
+        if masks is not None:
+            whole = {name: torch.ones(len(new), keep.shape[1]).bool() for name, keep in masks.keep.items()}
+            keep = {name: torch.cat([whole[name], keep_PF]) for name, keep_PF in masks.keep.items()}
+            gate = NeuronGate(plain, NeuronMasks(pairs, keep, recipe=masks.recipe), gate_config)
+            routing, parts = gate.routing, gate.parts_by_site
+        parts += [part for addition in self.additions for part in addition.parts(plain, routing)]
+        super().__init__(plain, routing, [part for _, part in parts], [name for name, _ in parts])
+        self.own = nn.ModuleList(self.additions)
+
+    def attach(self) -> Self:
+        """Put the additions, and their weights, on the model."""
+        if not self.attached:
+            super().attach()
+            if self._device.type != "meta":
+                self.own.to(self._device)
+            self.model.add_module(OWN_WEIGHTS, self.own)
+        return self
+
+    def detach(self) -> None:
+        """Take them off; the weights stay here."""
+        super().detach()
+        self.model._modules.pop(OWN_WEIGHTS, None)
+
+    def knows(self, pair: str) -> bool:
+        """Return whether rows of that pair can be run: any, by the base, unless masks say which it has."""
+        return self.masks is None or super().knows(pair)
+
+    def freeze(self) -> None:
+        """Switch all gradients off but those of the last addition."""
+        self.model.requires_grad_(False)
+        self.own.requires_grad_(False)
+        self.additions[-1].requires_grad_(True)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the layouts, and digests of the additions that are not trained now."""
+        layouts = [addition.layout for addition in self.additions]
+        return {
+            "added": [[str(pair) for pair in layout.pairs] for layout in layouts],
+            "layouts": digest([repr(layout) for layout in layouts]),
+            "frozen": digest(part for one in self.additions[:-1] for part in _values(one)),
+            "masks": self.masks and self.masks.fingerprint(),
+        }
+
+    def measures(self) -> dict[str, float]:
+        """Return the share of parameters that was added."""
+        own = sum(addition.size for addition in self.additions)
+        return {"added": round(own / sum(weight.numel() for weight in self.model.parameters()), 4)}
+
+    def extend(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Return a tokenizer with the tags that the additions brought; the one that is given stays as it is.
+
+        Raises:
+            UnknownLanguageError: If it would give a tag another id than it has in the additions.
+        """
+        tokens = {token: number for one in self.additions for token, number in one.layout.tokens.items()}
+        return with_tokens(tokenizer, tokens)
+
+    def merged(self, number: int = -1) -> PreTrainedModel:
+        """Return a plain model that runs one addition's pairs without this package.
+
+        Other pairs are spoilt in it.
+
+        New neurons are rows and columns of wider matrices, low-rank changes are added up, copies and
+        embeddings take the old ones' places. `nspec export` makes a CTranslate2 model of it.
+
+        Args:
+            number: Which addition.
+
+        Raises:
+            ConfigError: If the base has masks, which a plain model knows nothing of.
+        """
+        if self.masks is not None:
+            raise ConfigError("a base with masks cannot be merged; its neurons are silenced by pair")
+        was_attached = self.attached
+        self.detach()
+        try:
+            model = copy.deepcopy(self.model)
+        finally:
+            if was_attached:
+                self.attach()
+        addition = copy.deepcopy(self.additions[number]).to(next(model.parameters()).device)
+        for name in addition.layout.copied:
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent)._modules[child] = addition.copy_of(name)
+        for name in addition.layout.changed:
+            change, linear = addition.change_of(name), linear_at(model, name)
+            linear.weight.data += change.scale * (change.b.weight.data @ change.a.weight.data)
+        _widen(model, addition)
+        _write_rows(model, addition)
+        return model.requires_grad_(True)
+
+
+def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, int]) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer with further special tokens, by their ids.
+
+    The trap: M2M100Tokenizer knows its tags by tables of its own, and `add_tokens` gives a new token the id
+    of the first of them.
+
+    Raises:
+        UnknownLanguageError: If it gives one another id.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    for token in sorted(tokens, key=tokens.__getitem__):
+        number, tables = tokens[token], getattr(tokenizer, "lang_token_to_id", None)
+        if tables is None:
+            tokenizer.add_tokens([token], special_tokens=True)
+        else:
+            code, own = token.strip("_"), cast(Any, tokenizer)
+            own.lang_token_to_id[token] = own.lang_code_to_id[code] = number
+            own.id_to_lang_token[number] = own.lang_code_to_token[code] = token
+        given = tokenizer.convert_tokens_to_ids(token)
+        if given != number:
+            raise UnknownLanguageError(
+                f"the tokenizer gives {token} the id {given}, but in what was added it is {number}; take "
+                "the tokenizer of the base that the pairs were added to, as it came with it"
+            )
+    return tokenizer
+
+
+def _widen(model: PreTrainedModel, addition: Addition) -> None:
+    """Write new neurons into wider matrices."""
+    sites = [site for site in find_sites(model) if site.name in addition.sites]
+    if not sites:
+        return
+    add_neurons(model, {site.name: site.width + addition.layout.neurons[site.name] for site in sites})
+    for site in sites:
+        new = addition.neurons_at(site.name)
+        for path, own in ((site.name, new.up), (site.up, new.other)):
+            if path and own is not None:
+                linear = linear_at(model, path)
+                linear.weight.data[site.width :] = own.weight.data
+                if own.bias is not None:
+                    linear.bias.data[site.width :] = own.bias.data
+        linear_at(model, site.down).weight.data[:, site.width :] = new.down.weight.data
+
+
+def _write_rows(model: PreTrainedModel, addition: Addition) -> None:
+    """Write embeddings into the old ones' rows, and into new ones."""
+    own = addition.own_rows
+    if own is None:
+        return
+    if own.whole > own.size:
+        model.resize_token_embeddings(own.whole, mean_resizing=False)
+    embedding_of(model).data[own.ids] = own.embeddings.data
+    if own.outputs is not None:
+        output_of(model)[1].weight.data[own.ids] = own.outputs.data
+
+
+def _values(addition: Addition) -> Iterator[str | np.ndarray]:
+    for name, weight in addition.state_dict().items():
+        yield name
+        yield weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

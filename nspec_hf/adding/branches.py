@@ -1,0 +1,208 @@
+"""Branches: what rows of some pairs compute beside, or in the place of, the weights that all pairs share.
+
+Shape letters: R = rows along a layer's first axis, r = those of them that a branch acts on, L = tokens, D =
+model width, W = new neurons, I = inputs and O = outputs of a linear, K = rank.
+
+The old layer always computes the whole batch, in the shapes that it had, and what a branch makes is put to
+its own rows alone. So the other rows come out bit for bit as they did: a wider matrix in the old one's
+place would add up its sums in another order, and so may a smaller batch.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nspec_hf.core import Pair
+from nspec_hf.gating import Routing, Takeover
+from nspec_hf.recording import Site, linear_at, site_activation
+
+Chosen = Tensor | bool
+"""Rows: their numbers, int64 [r], or True for all and False for none."""
+
+
+class Whose:
+    """Tells which rows of a batch are of some pairs.
+
+    Args:
+        routing: Knows each row's pair.
+        pairs: Those pairs.
+    """
+
+    def __init__(self, routing: Routing, pairs: Iterable[Pair]) -> None:
+        self._routing = routing
+        self._pairs = frozenset(pairs)
+
+    def rows(self, x: Tensor) -> Chosen:
+        """Return which rows of x [R, …] are theirs.
+
+        Raises:
+            RoutingError: If a row's pair is not known.
+        """
+        route, pairs = self._routing.current(), self._routing.pairs
+        if route.pair is not None:
+            return pairs[route.pair] in self._pairs
+        entries = route.entries_of_pairs(x)
+        own = [rows for index, rows in entries.items() if pairs[index] in self._pairs]
+        return len(own) == len(entries) or (bool(own) and torch.cat(own))
+
+
+def of_rows(x: Tensor, rows: Chosen) -> Tensor:
+    """Return those rows of x; all where they are not told apart."""
+    return x[rows] if isinstance(rows, Tensor) else x
+
+
+def add_to(out: Tensor, rows: Chosen, more: Tensor) -> Tensor:
+    """Return out [R, …] with `more` [r, …] added to the rows; the others are what they were."""
+    more = more.to(out.dtype)
+    return out.index_add(0, rows, more) if isinstance(rows, Tensor) else out + more
+
+
+def put_into(out: Tensor, rows: Chosen, other: Tensor) -> Tensor:
+    """Return out [R, …] with the rows replaced by `other` [r, …]."""
+    other = other.to(out.dtype)
+    return out.index_copy(0, rows, other) if isinstance(rows, Tensor) else other
+
+
+class TakenOver:
+    """Modules that are taken over from `attach` to `detach`; what they run instead is `_forwards`."""
+
+    def __init__(self, whose: Whose) -> None:
+        self._whose = whose
+        self._taken: list[Takeover] = []
+
+    def attach(self) -> None:
+        """Take the modules over."""
+        self._taken += [Takeover(module, forward) for module, forward in self._forwards()]
+
+    def detach(self) -> None:
+        """Give them back, the last one first."""
+        while self._taken:
+            self._taken.pop().give_back()
+
+    @property
+    def in_place(self) -> list[bool]:
+        """For each module, whether it still is taken over."""
+        return [taken.in_place for taken in self._taken]
+
+    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
+        raise NotImplementedError
+
+
+class NewNeurons(nn.Module):
+    """The weights of W neurons beside a feed-forward block: rows of W1 and columns of W2.
+
+    Args:
+        block: The old linears by name: `up`, `down`, and `other` for a gated block.
+        width: W.
+    """
+
+    def __init__(self, block: dict[str, nn.Linear], width: int) -> None:
+        super().__init__()
+        like: Any = {"device": block["up"].weight.device, "dtype": block["up"].weight.dtype}
+
+        def rows_beside(linear: nn.Linear) -> nn.Linear:
+            return nn.Linear(linear.in_features, width, bias=linear.bias is not None, **like)
+
+        self.up = rows_beside(block["up"])
+        self.other = rows_beside(block["other"]) if "other" in block else None
+        self.down = nn.Linear(width, block["down"].out_features, bias=False, **like)
+
+
+class NeuronBranch(TakenOver):
+    """New neurons of some pairs beside one feed-forward block: its output + W2 σ(W1 x + b1).
+
+    The block is no module of its own in most models, so x is noted where its first linear gets it and the sum
+    is made where its last linear ends.
+    """
+
+    def __init__(self, model: nn.Module, site: Site, new: NewNeurons, whose: Whose) -> None:
+        super().__init__(whose)
+        self._first, self._last = linear_at(model, site.name), linear_at(model, site.down)
+        self._activation = site_activation(model, site)
+        self._new = new
+        self._noted: dict[int, Tensor] = {}  # by thread: several may call one model
+
+    def note(self, x: Tensor) -> Tensor:
+        """Stand in for the block's first linear: x [R, L, D] → [R, L, F]."""
+        self._noted[threading.get_ident()] = x
+        return self._taken[0].original(x)
+
+    def add(self, h: Tensor) -> Tensor:
+        """Stand in for its last: h [R, L, F] → [R, L, D]."""
+        out, x = self._taken[1].original(h), self._noted.pop(threading.get_ident())
+        rows = self._whose.rows(out)
+        return out if rows is False else add_to(out, rows, self.compute(of_rows(x, rows)))
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return what the new neurons make of x, [r, L, D]."""
+        new, h = self._new, self._activation(self._new.up(x))
+        return new.down(h if new.other is None else h * new.other(x))
+
+    def detach(self) -> None:
+        """Give the linears back, and forget."""
+        super().detach()
+        self._noted.clear()
+
+    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
+        return [(self._first, self.note), (self._last, self.add)]
+
+
+class LowRank(nn.Module):
+    """A change of rank K of a linear: B A x · α/K, with α = 2 K (Hu et al. 2022). B begins at zero.
+
+    Args:
+        linear: The old linear, [I] → [O].
+        rank: K.
+    """
+
+    scale = 2.0
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        like: Any = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        self.a = nn.Linear(linear.in_features, rank, bias=False, **like)
+        self.b = nn.Linear(rank, linear.out_features, bias=False, **like)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is added to the linear's output: x [r, L, I] → [r, L, O]."""
+        return self.b(self.a(x)) * self.scale
+
+
+class LowRankBranch(TakenOver):
+    """A low-rank change of one linear, for rows of some pairs."""
+
+    def __init__(self, linear: nn.Module, change: LowRank, whose: Whose) -> None:
+        super().__init__(whose)
+        self._linear, self._change = linear, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stand in for the linear: x [R, L, I] → [R, L, O]."""
+        out = self._taken[0].original(x)
+        rows = self._whose.rows(out)
+        return out if rows is False else add_to(out, rows, self._change(of_rows(x, rows)))
+
+    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
+        return [(self._linear, self.forward)]
+
+
+class CopyBranch(TakenOver):
+    """A copy of a module (a norm, a linear) that rows of some pairs go through instead of it."""
+
+    def __init__(self, module: nn.Module, copy: nn.Module, whose: Whose) -> None:
+        super().__init__(whose)
+        self._module, self._copy = module, copy
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stand in for the module: x [R, L, I] → [R, L, O]."""
+        rows = self._whose.rows(x)
+        if rows is True:
+            return self._copy(x)
+        out = self._taken[0].original(x)
+        return out if rows is False else put_into(out, rows, self._copy(of_rows(x, rows)))
+
+    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
+        return [(self._module, self.forward)]

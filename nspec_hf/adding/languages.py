@@ -1,0 +1,172 @@
+"""Languages that are new to a model: which they are, their tags, and the subwords that they use."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from nspec_hf.adding.added import with_tokens
+from nspec_hf.adding.config import AddConfig
+from nspec_hf.core import ConfigError, UnknownLanguageError, as_pairs
+from nspec_hf.data import LanguageTags, PairText
+
+_SPELLED = {
+    "m2m100": "__{}__",
+    "plbart": "__{}__",
+    "target_on_source": "__{}__",
+    "marian": ">>{}<<",
+    "madlad": "<2{}>",
+    "nllb": "{}",
+    "mbart50": "{}",
+    "mbart": "{}",
+}
+"""How a family spells a tag."""
+
+
+@dataclass(frozen=True)
+class NewWords:
+    """What new pairs bring to a model's vocabulary."""
+
+    tags: LanguageTags
+    """Of the tokenizer with the new tags."""
+    languages: Sequence[str]
+    """The new ones."""
+    ids: Sequence[int]
+    """Ids that get an embedding, ascending."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """New tags → their ids."""
+    begins_as: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """Id → ids whose mean its embedding begins as, where that is not its own."""
+
+    def in_words(self) -> str:
+        """Return what embeddings there are, and what the tags begin as."""
+        tags = [f"{token} (new, id {number})" for token, number in self.tokens.items()]
+        kept = [code for code in self.languages if has_tag(self.tags, code) and not self.tokens]
+        tags += [f"the tokenizer's tag of {code}" for code in kept]
+        names = self.tags.tokenizer.convert_ids_to_tokens
+        started = [
+            f"{names(number)} begins as {'the mean of ' if len(ids) > 1 else ''}{', '.join(names(list(ids)))}"
+            for number, ids in self.begins_as.items()
+        ]
+        return "; ".join([f"{len(self.ids)} embeddings, {', '.join(tags) or 'no tag'}", *started])
+
+
+def new_languages(pairs: Sequence[str], named: Sequence[str] = (), pivot: str = "en") -> list[str]:
+    """Return which languages of the pairs are new.
+
+    Those that are named; else those that are in every pair, or, where that is none, in any, other than the
+    pivot.
+
+    Args:
+        pairs: The new pairs.
+        named: Languages that are said to be new.
+        pivot: What is not new, unless it is named.
+
+    Raises:
+        ConfigError: If no language is left, or a named one is in no pair.
+    """
+    languages = [{pair.source, pair.target} for pair in as_pairs(pairs)]
+    all_ = sorted(set().union(*languages))
+    unknown = [code for code in named if code not in all_]
+    if unknown:
+        raise ConfigError(f"no new pair has the language {', '.join(unknown)}; they have: {', '.join(all_)}")
+    others = [code for code in all_ if code != pivot]
+    common = [code for code in others if all(code in own for own in languages)]
+    found = list(named) or common or others
+    if not found:
+        raise ConfigError("no language of these pairs is new; name it: --add.languages '[lb]'")
+    return found
+
+
+def find_words(
+    tags: LanguageTags,
+    texts: Sequence[PairText],
+    config: AddConfig,
+    *,
+    old: Iterable[PairText] = (),
+    vocabulary: int,
+    rows: int,
+    pivot: str = "en",
+) -> NewWords:
+    """Return the tags and the embeddings that new pairs get.
+
+    Args:
+        tags: Of the model's tokenizer.
+        texts: Text of the new pairs.
+        config: The settings.
+        old: Text of old pairs: what it uses is not new.
+        vocabulary: How many ids the model has, with earlier additions.
+        rows: How many of them the base has embeddings for.
+        pivot: See `new_languages`.
+
+    Raises:
+        UnknownLanguageError: If the kin has no tag, or a new tag cannot be spelled in the tokenizer's family.
+    """
+    languages = new_languages([text.pair for text in texts], config.languages, pivot)
+    known = [number for number in tags.tag_ids if number < rows]
+    tokens = _new_tags(tags, languages)
+    extended = tags
+    if tokens:
+        extended = LanguageTags(with_tokens(tags.tokenizer, tokens), tags.codes)
+    kin = [tags.tag_id(config.kin)] if config.kin else known
+    own_tags = [extended.tag_id(code) for code in languages if has_tag(extended, code)]
+    begins_as = {number: kin for number in own_tags if config.kin or number in tokens.values()}
+    ids = set(own_tags) | _pieces(extended, texts, old, languages, config.pieces)
+    # Embeddings that earlier additions brought: the new pairs have ones of their own, or no logit.
+    earlier = range(rows, vocabulary)
+    begins_as |= {number: kin for number in earlier}
+    return NewWords(extended, languages, sorted(ids | set(earlier)), tokens, begins_as)
+
+
+def _pieces(
+    tags: LanguageTags,
+    texts: Sequence[PairText],
+    old: Iterable[PairText],
+    languages: Sequence[str],
+    which: str,
+) -> set[int]:
+    if which == "none":
+        return set()
+    own: set[int] = set()
+    others: set[int] = set()
+    for text in (*texts, *old):
+        sides = (
+            (text.pair.source, tags.encode_source(text.sources, text.pair)),
+            (text.pair.target, tags.encode_target(text.targets, text.pair)),
+        )
+        for language, rows in sides:
+            (own if language in languages else others).update(number for row in rows for number in row)
+    special = {*tags.tokenizer.all_special_ids, *tags.tag_ids}
+    return own - special - (others if which == "new" else set())
+
+
+def _new_tags(tags: LanguageTags, languages: Sequence[str]) -> dict[str, int]:
+    """Return the tags that the tokenizer lacks, with the ids that it will give them."""
+    missing = [tags.codes.get(code, code) for code in languages if not has_tag(tags, code)]
+    if tags.family in ("t5", "untagged"):
+        return {}  # languages are words there, or nothing
+    tokens = [_SPELLED[tags.family].format(code) for code in missing]
+    first = max([len(tags.tokenizer), *(number + 1 for number in tags.tag_ids)])
+    ids = {token: first + place for place, token in enumerate(tokens)}
+    if not hasattr(tags.tokenizer, "lang_token_to_id"):
+        probe = copy.deepcopy(tags.tokenizer)
+        for token in tokens:
+            probe.add_tokens([token], special_tokens=True)
+        ids = {token: int(cast(Any, probe).convert_tokens_to_ids(token)) for token in tokens}
+    extended = LanguageTags(with_tokens(tags.tokenizer, ids), tags.codes) if tokens else tags
+    wrong = [code for code in missing if not has_tag(extended, code)]
+    if wrong:
+        raise UnknownLanguageError(
+            f"a {type(tags.tokenizer).__name__} cannot be given a tag for {', '.join(wrong)}; spell the code "
+            f"as its own are spelled: {', '.join(tags.tokenizer.convert_ids_to_tokens(tags.tag_ids[:3]))}"
+        )
+    return ids
+
+
+def has_tag(tags: LanguageTags, code: str) -> bool:
+    """Return whether a tokenizer has a tag for a language."""
+    try:
+        tags.tag_id(code)
+    except UnknownLanguageError:
+        return False
+    return True

@@ -1,0 +1,184 @@
+"""The folder of what was added, here and on the Hub.
+
+nspec_added.safetensors   the truth: weights and layouts of all additions
+nspec_masks.safetensors   masks of the old pairs, where the base has some
+config.json               small; the Hub counts its downloads
+README.md                 the model card
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
+
+from nspec_hf import __version__
+from nspec_hf.adding.added import AddedPairs
+from nspec_hf.adding.addition import Addition, Layout
+from nspec_hf.core import ArtifactError, SiteMismatchError, plain, read_artifact, write_artifact, write_text
+from nspec_hf.gating import GateConfig
+from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks, fetch, prepare, upload
+from nspec_hf.recording import find_sites, plain_model, weight_fingerprint
+
+KIND = "nspec_added"
+ADDED_FILE = "nspec_added.safetensors"
+
+
+def save_added(added: AddedPairs, folder: str | os.PathLike, *, repo: str | None = None) -> None:
+    """Write the folder that `load_added` reads.
+
+    Args:
+        added: What is saved; the base is not, only named.
+        folder: Made where it does not exist.
+        repo: Id that the card's snippet loads it from; the folder's name if not given.
+
+    Raises:
+        OSError: If a file cannot be written; what was added before is then still whole.
+    """
+    folder = Path(folder)
+    tensors = {
+        f"{number}.{name}": weight
+        for number, addition in enumerate(added.additions)
+        for name, weight in addition.state_dict().items()
+    }
+    base = weight_fingerprint(added.model, find_sites(added.model))
+    layouts = [plain(asdict(addition.layout)) for addition in added.additions]
+    if added.masks is not None:
+        added.masks.save(folder / MASKS_FILE)
+    stated = {"layouts": layouts, "base_weights": base, "masks": added.masks is not None}
+    write_artifact(folder / ADDED_FILE, tensors, stated, KIND)
+    small = {"library_name": "nspec_hf", "library_version": __version__, "added": ADDED_FILE}
+    write_text(folder / CONFIG_FILE, json.dumps(small, indent=2) + "\n")
+    write_text(folder / "README.md", _card(added, repo or folder.resolve().name))
+
+
+def load_added(
+    folder_or_repo: str | os.PathLike,
+    model: PreTrainedModel,
+    revision: str | None = None,
+    gate_config: GateConfig | None = None,
+    subfolder: str = "",
+    **download: Any,
+) -> AddedPairs:
+    """Read what was added to a model; it is not attached yet.
+
+    Args:
+        folder_or_repo: A path, or the id of a repository.
+        model: The base that it was made for.
+        revision: Of the repository.
+        gate_config: How masks of the old pairs act, where there are some.
+        subfolder: Folder inside it.
+        download: For `huggingface_hub.snapshot_download`: `token`, `cache_dir` …
+
+    Raises:
+        ArtifactError: If the file is cut off, altered, or of another kind.
+        FileNotFoundError: If there is none, or it is neither a folder nor a repository.
+        SiteMismatchError: If the model is another one: its weights are not those of the base.
+    """
+    folder = fetch(folder_or_repo, (ADDED_FILE, MASKS_FILE, CONFIG_FILE), revision, subfolder, download)
+    if not (folder / ADDED_FILE).is_file():
+        raise FileNotFoundError(f"{folder_or_repo} holds no {ADDED_FILE}; was it made by nspec add-pair?")
+    tensors, stated = read_artifact(folder / ADDED_FILE, KIND)
+    try:
+        layouts = [Layout(**layout) for layout in stated["layouts"]]
+        base, has_masks = stated["base_weights"], stated["masks"]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / ADDED_FILE} does not describe additions ({error!r})") from error
+    plain_one = plain_model(model)
+    now = weight_fingerprint(plain_one, find_sites(plain_one))
+    if now != base:
+        names = ", ".join(dict.fromkeys(str(layout.about.get("base", "not named")) for layout in layouts))
+        raise SiteMismatchError(
+            f"{folder_or_repo} was added to a model with weights {base} ({names}), but this one has {now}; "
+            "load that base, with weights that nothing has changed"
+        )
+    additions = []
+    for number, layout in enumerate(layouts):
+        own = {
+            name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{number}.")
+        }
+        additions.append(_filled(Addition(plain_one, layout), own, folder / ADDED_FILE))
+    masks = NeuronMasks.from_pretrained(folder) if has_masks else None
+    return AddedPairs(plain_one, additions, masks, gate_config)
+
+
+def base_of(folder: Path) -> str:
+    """Return the Hub id or folder of the base that what a folder holds was added to.
+
+    Raises:
+        ArtifactError: If it does not say, or the file is damaged.
+    """
+    _, stated = read_artifact(folder / ADDED_FILE, KIND)
+    names = [str(layout.get("about", {}).get("base") or "") for layout in stated.get("layouts", [])]
+    if not any(names):
+        raise ArtifactError(f"{folder} does not name the model that it was added to; give base='user/model'")
+    return next(filter(None, names))
+
+
+def push_added(
+    added: AddedPairs, repo: str, *, private: bool | None = None, token: str | bool | None = None
+) -> CommitInfo:
+    """Upload what `save_added` writes in one commit; the repository is made where there is none.
+
+    Args:
+        added: What is published.
+        repo: Its id, `user/name`.
+        private: Whether a new repository is private.
+        token: Of the Hub; the one that is logged in if not given.
+    """
+    repo, parent = prepare(repo, private=private, token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_added(added, folder, repo=repo)
+        return upload(Path(folder), repo, parent, token=token, message="Upload added pairs")
+
+
+def _filled(addition: Addition, weights: Mapping[str, Any], path: Path) -> Addition:
+    try:
+        addition.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ArtifactError(f"the weights in {path} are not those that it describes: {error}") from error
+    return addition
+
+
+def _card(added: AddedPairs, repo: str) -> str:
+    layouts = [addition.layout for addition in added.additions]
+    pairs = [pair for layout in layouts for pair in layout.pairs]
+    base = next((str(layout.about["base"]) for layout in layouts if layout.about.get("base")), "BASE")
+    own = sum(addition.size for addition in added.additions)
+    codes = sorted(
+        {code for pair in added.additions for one in pair.pairs for code in (one.source, one.target)}
+    )
+    return f"""---
+library_name: nspec_hf
+{_base_line(base)}tags: [translation, nspec-hf]
+language: [{", ".join(codes)}]
+---
+
+# {", ".join(pairs)} for {base}
+
+{own:,} parameters beside the frozen base: rows of these pairs run with them, rows of every other pair with
+the base alone, whose outputs they leave as they were, bit for bit.
+
+```python
+from nspec_hf import load
+
+loaded = load("{repo}")
+loaded.translate(["…"], "{pairs[-1]}")
+```
+"""
+
+
+def _base_line(base: str) -> str:
+    """Return the line of the card's metadata that names the base; the Hub takes ids of repositories alone."""
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return ""
+    return "" if Path(base).exists() or "/" not in base else f"base_model: {base}\n"

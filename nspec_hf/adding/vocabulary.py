@@ -1,0 +1,100 @@
+"""Embeddings that only some pairs have: of pieces that are new to the model's old languages, and of new tags.
+
+Shape letters: R = rows of a batch, r = those of the new pairs, L = tokens, D = model width, V = old
+vocabulary, N = embeddings of the new pairs, some of which may be of ids from V on.
+
+For rows of the new pairs, an id among the N has its own embedding, as input and in the output layer; every
+other id, and every other row, has the old one. Ids that the model has no row for get columns behind the old
+logits: minus infinity for rows of other pairs, and no column at all in a batch that holds none of the new
+pairs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear, pad
+
+from nspec_hf.adding.branches import TakenOver, Whose, of_rows, put_into
+
+
+class OwnRows(nn.Module):
+    """The weights: one embedding for each of N ids, and one for the output layer where that is not tied.
+
+    Args:
+        ids: The ids, in ascending order.
+        size: Vocabulary of the model that they are added to, V.
+        like: The old embedding's weight.
+        tied: Whether the output layer is the embedding.
+    """
+
+    slots: Tensor
+
+    def __init__(self, ids: Sequence[int], size: int, like: Tensor, tied: bool) -> None:
+        super().__init__()
+        self.ids, self.size = list(ids), size
+        self.embeddings = nn.Parameter(like.new_zeros(len(self.ids), like.shape[1]))
+        self.outputs = None if tied else nn.Parameter(like.new_zeros(len(self.ids), like.shape[1]))
+        slots = torch.full((max(size, *(number + 1 for number in self.ids)),), -1, device=like.device)
+        slots[self.ids] = torch.arange(len(self.ids), device=like.device)
+        # Which of the N an id is; -1: none.
+        self.register_buffer("slots", slots, persistent=False)
+
+    @property
+    def whole(self) -> int:
+        """Vocabulary with the new ids."""
+        return len(self.slots)
+
+    @property
+    def of_outputs(self) -> Tensor:
+        """Weights of the output layer, [N, D]."""
+        return self.embeddings if self.outputs is None else self.outputs
+
+
+class InputRows(TakenOver):
+    """An embedding module whose rows of new pairs have their own."""
+
+    def __init__(self, module: nn.Module, own: OwnRows, whose: Whose) -> None:
+        super().__init__(whose)
+        self._module, self._own = module, own
+        self._scale = float(getattr(module, "embed_scale", 1.0))
+
+    def forward(self, ids_RL: Tensor) -> Tensor:
+        """Stand in for the embedding: ids [R, L] → [R, L, D]."""
+        rows, own = self._whose.rows(ids_RL), self._own
+        if rows is False:
+            return self._taken[0].original(ids_RL)
+        # What the model has no row for stands for any id here, and is replaced below.
+        old = self._taken[0].original(ids_RL.where(ids_RL < own.size, 0) if own.whole > own.size else ids_RL)
+        slots_rL = own.slots[of_rows(ids_RL, rows)]
+        new = embedding(slots_rL.clamp(min=0), own.embeddings) * self._scale
+        return put_into(
+            old, rows, torch.where(slots_rL[..., None] >= 0, new.to(old.dtype), of_rows(old, rows))
+        )
+
+    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
+        return [(self._module, self.forward)]
+
+
+class OutputRows(TakenOver):
+    """An output layer whose logits of the N ids are, for rows of new pairs, those of their own embeddings."""
+
+    def __init__(self, module: nn.Module, own: OwnRows, whose: Whose) -> None:
+        super().__init__(whose)
+        self._module, self._own = module, own
+        self._ids = torch.tensor(own.ids)
+
+    def forward(self, h_RLD: Tensor) -> Tensor:
+        """Stand in for the output layer: h [R, L, D] → [R, L, V], or wider."""
+        old, own = self._taken[0].original(h_RLD), self._own
+        rows = self._whose.rows(h_RLD)
+        if rows is False:
+            return old
+        old = pad(old, (0, own.whole - old.shape[-1]), value=-torch.inf)
+        self._ids = self._ids.to(h_RLD.device)
+        new_rLN = linear(of_rows(h_RLD, rows), own.of_outputs).to(old.dtype)
+        return put_into(old, rows, of_rows(old, rows).index_copy(-1, self._ids, new_rLN))
+
+    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
+        return [(self._module, self.forward)]

@@ -1,0 +1,211 @@
+"""Add a language to a trained base in many ways, and measure what it and the old pairs come to.
+
+    python recipes/pretrain.py recipes/configs/multi30k_add/base.yaml --data.corpus.path DIR
+    python recipes/add_language.py recipes/configs/multi30k_add/czech.yaml --data.corpus.path DIR --lines 500
+
+A row is one way. What has been measured is in `recipes/results/NAME.LINES.ROW.sSEED.json` and is not done
+again. With `--tokenizer`, only the tokenizer of all languages is made, before `pretrain.py`; with
+`--figure`, what has been measured is drawn: BLEU against parameters that were added.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nspec_hf.adding import AddConfig, add_pairs, forgetting, retrain
+from nspec_hf.core import Pair, exit_status, plain, read_json, read_lines, write_result
+from nspec_hf.data import LanguageTags, PairText, VocabularyConfig, load_tokenizer
+from nspec_hf.evaluation import (
+    Comparison,
+    TranslateConfig,
+    Translator,
+    compare,
+    score_system,
+    translate_test_set,
+)
+from nspec_hf.recording import load_model
+from nspec_hf.systems import DataConfig, read_settings, without_places
+from nspec_hf.training import TrainConfig, make_tokenizer
+
+UNSEEN = "zz"
+"""A code that no tokenizer has a tag for, in place of the new language's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adding:
+    """The settings of the recipe."""
+
+    data: DataConfig
+    """Text and pairs of the new language."""
+    old_pairs: Sequence[str]
+    """What the base was trained on."""
+    rows: Mapping[str, Mapping[str, Any]]
+    """Name → `way` (beside, free, replay), `add` (fields of AddConfig), `arguments`, `dropout`, `unseen`."""
+    name: str = "adding"
+    """What results are called."""
+    base: str = ""
+    """Hub id or folder of the base; empty: what `pretrain.py` left in `work/base/model`."""
+    work: str = "work"
+    """Folder of `pretrain.py`, and of the runs."""
+    results: str = "recipes/results"
+    """Folder of the JSON files."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The run of every row, but for its own `arguments`."""
+    translate: TranslateConfig = field(default_factory=TranslateConfig)
+    """Decoding."""
+
+
+def measure(config: Adding, row: str, lines: int, seed: int, updates: int, sentences: int) -> dict[str, Any]:
+    """Train and score one row."""
+    settings, data = config.rows[row], config.data
+    base = config.base or str(Path(config.work) / "base" / "model")
+    model = load_model(base, {"dropout": settings.get("dropout", 0.1)}, for_training=True)
+    tags = LanguageTags(load_tokenizer(base))
+    unseen = bool(settings.get("unseen"))
+    new = [as_unseen(text, unseen) for text in cut(data.read(data.train_split), lines)]
+    watched = [as_unseen(text, unseen) for text in cut(data.read(data.valid_split), 300)]
+    tests = [as_unseen(text, unseen) for text in cut(data.read(data.test_split), sentences)]
+    old = cut(data.read(data.train_split, config.old_pairs), 4000)
+    old_tests = cut(data.read(data.test_split, config.old_pairs), sentences // 2)
+    arguments = {
+        **config.train.arguments,
+        **settings.get("arguments", {}),
+        "max_steps": updates,
+        "seed": seed,
+    }
+    run = replace(config.train, arguments=arguments, batches=replace(config.train.batches, seed=seed))
+    add = AddConfig(**{"seed": seed, **settings.get("add", {})})
+    place, way = Path(config.work) / f"{lines}" / f"{row}.s{seed}", settings.get("way", "beside")
+    found: dict[str, Any] = {"row": row, "way": way, "lines": lines, "seed": seed, "settings": dict(settings)}
+    whole, gate = model.num_parameters(), None
+    if way == "beside":
+        made = add_pairs(model, tags, new, add, run, place, validation=watched, old=old, base=base)
+        gate, tags, trained = made.added, made.tags, made.result
+        found |= {"trained": made.added.additions[-1].size, "share": made.added.additions[-1].size / whole}
+        found |= {"width": made.added.additions[-1].layout.about["width"], "words": made.words.in_words()}
+        if made.untouched is not None:
+            found["identical"] = [made.untouched.identical, made.untouched.sentences]
+    else:
+        replayed = old if way == "replay" else ()
+        tags, trained = retrain(model, tags, new, add, run, place, validation=watched, replayed=replayed)
+        found |= {"trained": whole, "share": 1.0}
+    translator = Translator(model, tags, gate.attach() if gate else None, config.translate)
+    outputs = translate_test_set(translator, tests, place / "outputs")
+    found |= {"new": scores_of(outputs, tests), **trained.facts()}
+    if way != "beside":
+        untrained = Translator(load_model(base), tags, None, config.translate)
+        first = translate_test_set(untrained, old_tests, Path(config.work) / "old_outputs")
+        after = translate_test_set(translator, old_tests, place / "old_outputs")
+        comparison = forgetting({**first}, {**after}, old_tests, ["bleu"], n_samples=500)
+        found |= {"old": scores_of(after, old_tests), "old_before": scores_of(first, old_tests)}
+        found["old_verdicts"] = comparison.counts("bleu")
+    return found
+
+
+def as_unseen(text: PairText, unseen: bool) -> PairText:
+    """Return a text whose language other than English has a code that is not known."""
+    codes = [code if code == "en" or not unseen else UNSEEN for code in (text.pair.source, text.pair.target)]
+    return replace(text, pair=Pair(*codes))
+
+
+def cut(texts: Sequence[PairText], lines: int) -> list[PairText]:
+    """Return the first lines of each text."""
+    return [replace(text, sources=text.sources[:lines], targets=text.targets[:lines]) for text in texts]
+
+
+def scores_of(
+    outputs: Mapping[Pair, Sequence[str]], texts: Sequence[PairText]
+) -> dict[str, dict[str, float]]:
+    """Return metric → pair → score, with the mean."""
+    scores = score_system("row", {**outputs}, {text.pair: text.targets for text in texts})
+    values = {
+        metric: {str(pair): scores.value(pair, metric) for pair in scores.pairs} for metric in scores.metrics
+    }
+    return {metric: {**of, "mean": sum(of.values()) / len(of)} for metric, of in values.items()}
+
+
+def test_rows(config: Adding, lines: int, seed: int, baseline: str, sentences: int) -> Comparison:
+    """Test every row that was measured against one of them, on the new pairs; the result is kept."""
+    texts = cut(config.data.read(config.data.test_split), sentences)
+    folder, systems = Path(config.work) / f"{lines}", {}
+    for row in config.rows:
+        files = {text.pair: folder / f"{row}.s{seed}" / "outputs" / f"{text.pair}.txt" for text in texts}
+        if all(file.is_file() for file in files.values()):
+            systems[row] = {pair: read_lines(file) for pair, file in files.items()}
+    references: dict[str, Sequence[str]] = {text.pair: text.targets for text in texts}
+    tested = compare(systems, references, baseline, n_samples=1000, n_jobs=1)
+    path = Path(config.results) / f"{config.name}.{lines}.significance.s{seed}.json"
+    write_result(path, tested.to_dict(), without_places(plain(config)))
+    return tested
+
+
+def draw(config: Adding) -> Path:
+    """Draw each row's BLEU against what was added, a curve for each amount of text; return the file."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    found = [read_json(path) for path in sorted(Path(config.results).glob(f"{config.name}.*.s1.json"))]
+    found = [one for one in found if "way" in one]
+    for lines in sorted({one["lines"] for one in found}):
+        beside = [one for one in found if one["lines"] == lines and one["way"] == "beside"]
+        points = sorted((100 * one["share"], one["new"]["bleu"]["mean"], one["row"]) for one in beside)
+        drawn = axes.plot(
+            [x for x, _, _ in points], [y for _, y, _ in points], "o", label=f"{lines} sentences, beside"
+        )
+        for x, y, row in points:
+            axes.annotate(row, (x, y), fontsize=7, textcoords="offset points", xytext=(4, 3))
+        free = [one["new"]["bleu"]["mean"] for one in found if one["lines"] == lines and one["way"] == "free"]
+        if free:
+            label = f"{lines}, best of {len(free)} fine-tunings (old pairs lost)"
+            axes.axhline(max(free), color=drawn[0].get_color(), linestyle="--", label=label)
+    axes.set(xlabel="parameters added, % of the model", ylabel="BLEU, mean of the new pairs")
+    axes.legend(fontsize=7)
+    path = Path(config.results) / f"{config.name}.frontier.png"
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    return path
+
+
+def read_options(argv: list[str] | None = None) -> tuple[Adding, Any]:
+    """Read the settings, and what else there is on the command line."""
+    return read_settings(
+        Adding,
+        argv,
+        description=__doc__ or "",
+        lines={"type": int, "default": 500, "help": "Sentences of the new language."},
+        seed={"type": int, "default": 1, "help": "Seed."},
+        updates={"type": int, "default": 300, "help": "Updates of every row."},
+        only={"type": str, "default": "", "help": "Rows, with commas; none: all."},
+        sentences={"type": int, "default": 1000, "help": "Test sentences of a new pair; half of an old one."},
+        baseline={"type": str, "default": "", "help": "Only test what has been measured against this row."},
+        figure={"type": bool, "default": False, "help": "Only draw what has been measured."},
+        tokenizer={"type": bool, "default": False, "help": "Only make the tokenizer of all languages."},
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe."""
+    config, extra = read_options(argv)
+    if extra.baseline:
+        print(test_rows(config, extra.lines, extra.seed, extra.baseline, extra.sentences).table())
+        return
+    if extra.figure:
+        print(draw(config))
+        return
+    if extra.tokenizer:
+        texts = config.data.read(config.data.train_split, [*config.old_pairs, *config.data.pairs])
+        make_tokenizer(texts, VocabularyConfig(size=2000), Path(config.work) / "base" / "tokenizer")
+        return
+    for row in extra.only.split(",") if extra.only else config.rows:
+        path = Path(config.results) / f"{config.name}.{extra.lines}.{row}.s{extra.seed}.json"
+        if not path.is_file():
+            found = measure(config, row, extra.lines, extra.seed, extra.updates, extra.sentences)
+            write_result(path, found, without_places(plain(config)))
+            mean = {metric: round(of["mean"], 2) for metric, of in found["new"].items()}
+            old = f", old pairs {found['old']['bleu']['mean']:.2f}" if "old" in found else ""
+            print(f"{extra.lines} lines, {row}, seed {extra.seed}: {mean}{old}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status("add_language.py", main))
