@@ -102,8 +102,7 @@ class LanguageTags:
         self._codes_by_id: dict[int, list[str]] = {}
         for code, number in self._tags.items():
             self._codes_by_id.setdefault(number, []).append(code)
-        self.tag_ids: list[int] = sorted(self._codes_by_id)
-        """The ids of all tags, ascending."""
+        self.tag_ids: list[int] = sorted(self._codes_by_id)  # of all tags, ascending
         # What a sentence may only quote. Nothing tells an unknown word that was read as <unk> from one.
         self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
         self._special = {*tokenizer.all_special_ids, *self._codes_by_id} - {self._unknown}
@@ -300,8 +299,7 @@ def special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
 
 
 def vocabularies(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], dict[str, int]]:
-    """Return all tokens with their ids, and among them those that were added to the subwords (tags …)."""
-    # M2M100Tokenizer knows its tags, but leaves them out of both.
+    """Return all tokens with their ids, and those added to the subwords, M2M100Tokenizer's tags too."""
     tags: Mapping[str, int] = getattr(tokenizer, "lang_token_to_id", {})
     added: Mapping[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
     return {**tokenizer.get_vocab(), **added, **tags}, {**added, **tags}

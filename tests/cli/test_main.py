@@ -23,7 +23,7 @@ from nspec_hf.training import TrainConfig
 from tests.helpers import killed
 
 FROZEN = (
-    "run record select train translate inspect serve export evaluate compare analyze doctor probe "
+    "run record select train translate inspect serve add-pair export evaluate compare analyze doctor probe "
     "publish report demo"
 ).split()
 
@@ -47,7 +47,7 @@ def test_the_version_is_the_packages(capsys):
 
 def parameters(name):
     """Return a command's arguments, with those that it passes on to the function below it."""
-    function = getattr(import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
+    function = getattr(import_module(f"nspec_hf.{COMMANDS[name][0]}"), name.replace("-", "_"))
     return {each.name: each for each in get_signature_parameters(function)}
 
 
@@ -57,7 +57,7 @@ def test_every_command_explains_itself_and_each_of_its_arguments(name, capsys):
         main([name, "--help"])
     assert left.value.code == 0
     said = capsys.readouterr().out
-    function = getattr(import_module(f"nspec_hf.{COMMANDS[name][0]}"), name)
+    function = getattr(import_module(f"nspec_hf.{COMMANDS[name][0]}"), name.replace("-", "_"))
     assert f"nspec {name}" in said
     assert all(f"--{argument}" in said for argument in parameters(name))
     before_arguments = inspect.getdoc(function).partition("Args:")[0].strip()
