@@ -104,8 +104,8 @@ def add_pair(
 
 def _outputs(
     network: "PreTrainedModel",
-    tags: data.LanguageTags,
-    texts: Sequence[data.PairText],
+    tags: "data.LanguageTags",
+    texts: "Sequence[data.PairText]",
     config: evaluation.TranslateConfig,
 ) -> dict[str, Sequence[str]]:
     translator = evaluation.Translator(network, tags, None, config)
