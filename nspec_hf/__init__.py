@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.gating import GateConfig as GateConfig, NeuronGate as NeuronGate, grow as grow
     from nspec_hf.training import (
+        Specialization as Specialization,
         SpecializationCallback as SpecializationCallback,
         SpecializationTrainer as SpecializationTrainer,
         TokenLoss as TokenLoss,
@@ -79,8 +80,8 @@ ROOMS: dict[str, str] = {
     "masks": "config rules bits select model_card repository hub masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
-    "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic run "
-    "base_model",
+    "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic "
+    "script_batches specialization run base_model",
     "evaluation": "config saved requests translator metrics comet language_id system_scores groups generate "
     "paired_test significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "

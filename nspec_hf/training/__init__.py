@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nspec_hf.training.callback import SpecializationCallback as SpecializationCallback
     from nspec_hf.training.trainer import SpecializationTrainer as SpecializationTrainer
     from nspec_hf.training.elastic import ElasticTrainer as ElasticTrainer
+    from nspec_hf.training.specialization import Specialization as Specialization
     from nspec_hf.training.run import (
         MADE_BY_FILE as MADE_BY_FILE,
         TrainResult as TrainResult,

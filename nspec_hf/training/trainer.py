@@ -57,6 +57,10 @@ class SpecializationTrainer(HookedTrainer):
     """
 
     keeps_columns = ("pair", "pair_ids", "source", "target", "translation")
+    batch_config = BatchConfig()
+    _pair_ids: Tensor | None = None
+    _checked_places = False
+    _token_loss: TokenLoss | None = None
 
     def __init__(
         self,
@@ -65,14 +69,15 @@ class SpecializationTrainer(HookedTrainer):
         batch_config: BatchConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        self.batch_config = batch_config or BatchConfig()
-        self._pair_ids: Tensor | None = None
-        self._checked_places = False
         super().__init__(*args, **kwargs)
+        self.batch_config = batch_config or BatchConfig()
+        self.train_with(gate)
+
+    def train_with(self, gate: Attachment | None) -> None:
+        """Put the gate on the model, and take the exact loss where the script has none of its own."""
         self.specialization = self._specialize(gate)
         self.gate = self.specialization.gate if self.specialization else None
-        self._token_loss: TokenLoss | None = None
-        if self.compute_loss_func is None:
+        if self.compute_loss_func is self._token_loss:
             self._token_loss = self.compute_loss_func = self._make_loss()
         self.into_checkpoint = []
         if self.gate is not None:

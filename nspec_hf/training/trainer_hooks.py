@@ -6,7 +6,7 @@ when a release of the library calls one of these otherwise.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -58,6 +58,21 @@ class HookedTrainer(Seq2SeqTrainer):
         if _internal_call and self.args.should_save:
             for write in self.into_checkpoint:
                 write(Path(str(output_dir)))
+
+    @classmethod
+    def adopt(cls, trainer: Seq2SeqTrainer, keeps_columns: tuple[str, ...]) -> Self:
+        """Make a trainer that exists one of this class, above its own where that is a script's.
+
+        Args:
+            trainer: What a script has made; the same object is returned.
+            keeps_columns: Columns of its data sets to leave alone from now on.
+        """
+        own = type(trainer)
+        if not issubclass(own, cls):
+            trainer.__class__ = cls if issubclass(cls, own) else type(own.__name__, (cls, own), {})
+        adopted = cast(Self, trainer)
+        adopted.keeps_columns, adopted._signature_columns = keeps_columns, None
+        return adopted
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

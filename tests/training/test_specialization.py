@@ -1,0 +1,462 @@
+"""Four lines in a script of one's own: the masks, losses and outputs of the long way, for every family."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, Seq2SeqTrainer
+
+from nspec_hf import Specialization
+from nspec_hf.core import ConfigError, CorpusError, RoutingError, TrainingSetupError, UnknownPairError
+from nspec_hf.data import PairCollator
+from nspec_hf.gating import MASKS_FOLDER, NeuronGate, attachment_of
+from nspec_hf.masks import NeuronMasks, SelectConfig
+from nspec_hf.recording import record
+from nspec_hf.training import SpecializationTrainer
+from tests.helpers.scripts import FAMILIES, LOOP, TRAINER, diffs, long_way, patched, plain, run, write_family
+from tests.helpers.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
+from tests.helpers.two_processes import run_in_processes
+from tests.training.test_trainer import arguments
+
+STEPS = ["--max_steps", "2", "--logging_steps", "1", "--learning_rate", "0.01", "--report_to", "none"]
+COMMON = [*STEPS, "--use_cpu", "--disable_tqdm", "true", "--seed", "3", "--dataloader_pin_memory", "false"]
+GENERATES = ["--predict_with_generate", "--generation_max_length", "12"]
+EVALUATES = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+
+
+def log_of(trainer):
+    """Return the numbers of a trainer's log that are no times."""
+    lines = trainer.state.log_history
+    return [
+        {name: value for name, value in line.items() if "runtime" not in name and "second" not in name}
+        for line in lines
+    ]
+
+
+def saved_masks(folder):
+    return NeuronMasks.from_pretrained(folder / MASKS_FOLDER)
+
+
+def added(diff):
+    lines = [line for line in diff.splitlines() if not line.startswith(("+++", "---"))]
+    assert not [line for line in lines if line.startswith("-")]
+    return [line for line in lines if line.startswith("+")]
+
+
+def test_the_guide_adds_four_lines_to_each_script_and_one_more_for_several_pairs_and_changes_none():
+    of_trainer, of_loop, of_column = diffs()
+    assert len(added(of_trainer)) == len(added(of_loop)) == 4
+    assert len(added(of_column)) == 1
+    for name in (TRAINER, LOOP):
+        assert "nspec" not in plain(name)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("several", [False, True], ids=["one_pair", "two_pairs"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_trainer_s_script_with_four_lines_equals_the_long_way(family, several, tmp_path):
+    pairs = FAMILIES[family][2][: 1 + several]
+    argv = [*write_family(tmp_path, family, pairs).argv, *COMMON, *GENERATES, *EVALUATES]
+    argv += ["--label_smoothing_factor", "0.1", "--per_device_train_batch_size", "4"]
+    argv += [
+        "--gradient_accumulation_steps",
+        "2",
+        "--load_best_model_at_end",
+        "--metric_for_best_model",
+        "loss",
+    ]
+    short, said = run(
+        patched(tmp_path, TRAINER, pairs[0], several), [*argv, "--output_dir", tmp_path / "short"]
+    )
+    # The order in which the script finds the pairs is the alphabet's.
+    long, expected = run(long_way(TRAINER, sorted(pairs)), [*argv, "--output_dir", tmp_path / "long"])
+    assert saved_masks(tmp_path / "short") == saved_masks(tmp_path / "long" / "checkpoint-2")
+    assert saved_masks(tmp_path / "short" / "checkpoint-1") == saved_masks(tmp_path / "short")
+    assert 0 < saved_masks(tmp_path / "short").density() < 1
+    for line, other in zip(log_of(short), log_of(long), strict=True):
+        assert line == pytest.approx(other, abs=1e-5)
+    assert "eval_chrf" in log_of(short)[1]
+    assert said.predictions.tolist() == expected.predictions.tolist()
+    reloaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "short")
+    for name, weight in long.model.state_dict().items():
+        torch.testing.assert_close(reloaded.state_dict()[name], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("several", [False, True], ids=["one_pair", "two_pairs"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loop_with_four_lines_equals_the_long_way(family, several, tmp_path):
+    pairs = FAMILIES[family][2][: 1 + several]
+    argv = [*write_family(tmp_path, family, pairs).argv, "--accumulation", "2", "--patience", "1"]
+    source = patched(tmp_path, LOOP, pairs[0], several)
+    short = run(source, [*argv, "--output_dir", tmp_path / "short"])
+    long = run(long_way(LOOP, sorted(pairs)), [*argv, "--output_dir", tmp_path / "long"])
+    assert saved_masks(tmp_path / "short") == attachment_of(long[0]).masks
+    assert saved_masks(tmp_path / "short" / "epoch_0") == saved_masks(tmp_path / "short")
+    assert short[1] == pytest.approx(long[1], abs=1e-5)
+    assert short[2] == pytest.approx(long[2], abs=1e-4)
+    assert short[3] == long[3]
+    reloaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "short")
+    assert same_weights(reloaded, short[0])
+
+
+def target_tags(family, made, pairs):
+    return {
+        made.tokenizer.convert_tokens_to_ids(made.tokenizer.tokenize(f"__{pair[-2:]}__")) for pair in pairs
+    }
+
+
+@pytest.mark.medium
+def test_a_forced_token_of_the_script_does_not_give_two_pairs_one_language(tmp_path):
+    pairs = FAMILIES["nllb"][2]
+    made = write_family(tmp_path, "nllb", pairs)
+    argv = [*made.argv, *COMMON, *GENERATES, "--save_strategy", "no", "--output_dir", tmp_path / "run"]
+    _, said = run(patched(tmp_path, TRAINER, "", True), [*argv, "--forced_bos_token", "deu_Latn"])
+    tags = [made.tokenizer.convert_tokens_to_ids(pair.partition("-")[2]) for pair in pairs]
+    assert said.predictions[:, 1].tolist() == tags * 6
+    _, dense = run(plain(TRAINER), [*argv, "--forced_bos_token", "deu_Latn"])
+    assert set(dense.predictions[:, 1].tolist()) == {tags[0]}
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("again", ["same", "other"])
+def test_a_script_that_goes_on_from_a_checkpoint_goes_on_with_its_masks(again, tmp_path):
+    """Bit for bit; where other masks would be recorded now, as in half precision, it says so."""
+    pairs = FAMILIES["m2m100"][2]
+    argv = [*write_family(tmp_path, "m2m100", pairs).argv, *COMMON, *GENERATES, *EVALUATES]
+    source = patched(tmp_path, TRAINER, "", True)
+    run(source, [*argv, "--output_dir", tmp_path / "whole"])
+    resumed = [*argv, "--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-1"]
+    if again == "other":
+        source = source.replace('column="pair"', 'column="pair", select=nspec_hf.SelectConfig(coverage=0.5)')
+        source = "import nspec_hf\n" + source
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer, _ = run(source, [*resumed, "--output_dir", tmp_path / "again"])
+    warned = [str(each.message) for each in seen if "was trained with other masks" in str(each.message)]
+    assert len(warned) == (again == "other")
+    assert saved_masks(tmp_path / "again") == saved_masks(tmp_path / "whole")
+    ends = [AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name) for name in ("whole", "again")]
+    assert same_weights(*ends)
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.medium
+def test_a_loop_that_loads_a_state_goes_on_with_its_masks(tmp_path):
+    pairs = FAMILIES["t5"][2]
+    argv = write_family(tmp_path, "t5", pairs).argv
+    source = patched(tmp_path, LOOP, "", True)
+    run(source, [*argv, "--output_dir", tmp_path / "whole"])
+    resume = ["--resume", tmp_path / "whole" / "epoch_0"]
+    other = "import nspec_hf\n" + source.replace(
+        'column="pair"', 'column="pair", select=nspec_hf.SelectConfig(coverage=0.5)'
+    )
+    with pytest.warns(UserWarning, match="training goes on with the checkpoint's"):
+        run(other, [*argv, *resume, "--output_dir", tmp_path / "again"])
+    assert saved_masks(tmp_path / "again") == saved_masks(tmp_path / "whole")
+    # The same where the state is loaded before anything is recorded.
+    late = other.replace("    specialize.record(eval_dataloader)\n", "").replace(
+        "    losses, evaluated", "    specialize.record(eval_dataloader)\n    losses, evaluated"
+    )
+    run(late, [*argv, *resume, "--output_dir", tmp_path / "late"])
+    assert saved_masks(tmp_path / "late") == saved_masks(tmp_path / "whole")
+
+
+@pytest.mark.medium
+def test_early_stopping_ends_the_script_and_keeps_the_best(tmp_path):
+    pairs = FAMILIES["marian"][2]
+    made = write_family(tmp_path, "marian", pairs)
+    argv = [*made.argv, *COMMON, *EVALUATES, "--patience", "1", "--max_steps", "9", "--learning_rate", "3.0"]
+    argv += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--output_dir", tmp_path / "run"]
+    trainer, _ = run(patched(tmp_path, TRAINER, "", True), argv)
+    assert trainer.state.global_step < 9
+    best = AutoModelForSeq2SeqLM.from_pretrained(trainer.state.best_model_checkpoint)
+    assert same_weights(best, AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run"))
+    assert saved_masks(tmp_path / "run").pairs == sorted(pairs)
+
+
+def in_two(index, count, folder, sources, argv):
+    trainer, said = run(
+        sources[0], [*argv, *COMMON, *GENERATES, "--save_strategy", "no", "--output_dir", f"{folder}/both"]
+    )
+    _, losses, evaluated, _ = run(sources[1], [*argv, "--output_dir", f"{folder}/loop"])
+    with open(f"{folder}/{index}.json", "w") as file:
+        json.dump([log_of(trainer), said.predictions.tolist(), losses, evaluated], file)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    pairs = FAMILIES["m2m100"][2]
+    argv = [str(each) for each in write_family(tmp_path, "m2m100", pairs).argv]
+    sources = [patched(tmp_path, name, "", True) for name in (TRAINER, LOOP)]
+    size = "--per_device_train_batch_size"
+    run_in_processes(in_two, 2, str(tmp_path), sources, [*argv[:6]], seconds=600)
+    alone, said = run(
+        sources[0],
+        [*argv, *COMMON, *GENERATES, size, "16", "--save_strategy", "no", "--output_dir", tmp_path / "one"],
+    )
+    for index in range(2):
+        lines, predictions, losses, _ = json.loads((tmp_path / f"{index}.json").read_text())
+        for line, other in zip(lines[:2], log_of(alone)[:2], strict=True):
+            assert line["loss"] == pytest.approx(other["loss"], abs=1e-4)
+            assert line["density"] == other["density"]
+        # The library's own predict repeats the first rows at the end, to fill the last batches.
+        assert predictions[:12] == said.predictions.tolist()
+        assert len(losses) == 8
+    assert saved_masks(tmp_path / "both") == saved_masks(tmp_path / "one") == saved_masks(tmp_path / "loop")
+
+
+# ---- in one process, on the tiny text ----------------------------------------------------------------------
+
+
+def rows(count=4, pairs=PAIRS):
+    encoded = corpus(count, pairs=pairs)
+    return [{**encoded[i], "pair": str(encoded[i]["pair"])} for i in range(len(encoded))]
+
+
+def script(folder, network=None, data=None, kind=Seq2SeqTrainer, **settings):
+    network, data = network or model(), data if data is not None else rows()
+    return kind(
+        model=network,
+        args=arguments(folder, remove_unused_columns=True, per_device_train_batch_size=4, **settings),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer(),
+        data_collator=DataCollatorForSeq2Seq(tokenizer(), model=network),
+    )
+
+
+def specialized(trainer, **settings):
+    specialize = Specialization(trainer.model, tokenizer(), **{"column": "pair", **settings})
+    specialize.join(trainer)
+    specialize.record(trainer.get_eval_dataloader())
+    return specialize
+
+
+def test_masks_are_those_of_the_equation_by_hand(tmp_path):
+    """Counted one sentence at a time by hooks of the test's own, chosen by the rule written out."""
+    trainer = script(tmp_path)
+    network = copy.deepcopy(trainer.model)
+    found = specialized(trainer).gate.masks
+    collate = PairCollator(tokenizer(), PAIRS)
+    site = "model.decoder.layers.1.fc1"
+    counts = {pair: torch.zeros(20, dtype=torch.long) for pair in PAIRS}
+    fired = []
+    hook = network.get_submodule("model.decoder.layers.1.fc2").register_forward_pre_hook(
+        lambda module, args: fired.append((args[0] > 0).flatten(0, -2).sum(0))
+    )
+    for row in rows():
+        batch = collate([row])
+        batch.pop("pair_ids")
+        with torch.no_grad():
+            network(**batch)
+        counts[row["pair"]] += fired.pop()
+    hook.remove()
+    for pair in PAIRS:
+        order = sorted(range(20), key=lambda neuron: (-int(counts[pair][neuron]), neuron))
+        kept, covered = [], 0
+        while covered < 0.95 * int(counts[pair].sum()):
+            covered += int(counts[pair][order[len(kept)]])
+            kept.append(order[len(kept)])
+        assert found[pair][site].nonzero()[:, 0].tolist() == sorted(kept)
+
+
+def test_recording_draws_no_random_numbers_and_leaves_the_mode(tmp_path):
+    trainer = script(tmp_path)
+    trainer.model.train()
+    before = torch.random.get_rng_state()
+    specialized(trainer)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert trainer.model.training
+
+
+def test_before_recording_an_evaluation_is_dense_and_training_is_refused(tmp_path):
+    network = model()
+    expected = script(tmp_path, copy.deepcopy(network), predict_with_generate=True).predict(rows())
+    trainer = script(tmp_path, network, predict_with_generate=True)
+    specialize = Specialization(network, tokenizer(), column="pair", pairs=PAIRS)
+    specialize.join(trainer)
+    found = trainer.predict(rows())
+    assert found.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"], abs=1e-5)
+    with pytest.raises(TrainingSetupError, match=r"before specialize\.record"):
+        trainer.train()
+    specialize.record(trainer.get_eval_dataloader())
+    assert trainer.predict(rows()).metrics["test_loss"] != pytest.approx(found.metrics["test_loss"], abs=1e-3)
+    trainer.train()
+
+
+def test_a_class_of_the_script_stays_below_and_its_methods_are_asked(tmp_path):
+    class Own(Seq2SeqTrainer):
+        asked = 0
+
+        def compute_loss(self, *args, **kwargs):
+            self.asked += 1
+            return super().compute_loss(*args, **kwargs)
+
+    trainer = script(tmp_path, kind=Own)
+    specialized(trainer)
+    trainer.train()
+    assert isinstance(trainer, SpecializationTrainer)
+    assert isinstance(trainer, Own)
+    assert trainer.asked == 3
+    again = script(tmp_path, kind=SpecializationTrainer)
+    specialized(again)
+    assert type(again) is SpecializationTrainer
+
+
+def test_a_loss_of_the_script_is_left_alone(tmp_path):
+    trainer = script(tmp_path)
+    trainer.compute_loss_func = own = lambda outputs, labels, num_items_in_batch=None: outputs[
+        "logits"
+    ].mean()
+    specialized(trainer)
+    assert trainer.compute_loss_func is own
+
+
+def loader(network, data=None, collate=None):
+    collate = collate or DataCollatorForSeq2Seq(tokenizer(), model=network)
+    return DataLoader(data or rows(), batch_size=4, collate_fn=collate)
+
+
+def prepared(network, specialize, workers=0):
+    accelerator = Accelerator(cpu=True)
+    specialize.join(accelerator)
+    collate = DataCollatorForSeq2Seq(tokenizer(), model=network)
+    return accelerator.prepare(DataLoader(rows(), 4, collate_fn=collate, num_workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_generate_knows_the_rows_of_a_batch_whose_ids_alone_it_gets(workers):
+    network = model()
+    specialize = Specialization(network, tokenizer(), column="pair")
+    batches = prepared(network, specialize, workers)
+    specialize.record(batches)
+    tags = specialize.rows.tags
+    for batch in batches:
+        settings = {"attention_mask": batch["attention_mask"], "max_new_tokens": 5, "num_beams": 2}
+        found = network.generate(batch["input_ids"], **settings)
+        pairs = [specialize.pairs[i] for i in batch["pair_ids"].tolist()]
+        assert found[:, 1].tolist() == [tags.tag_id(pair.target) for pair in pairs]
+        assert found.equal(network.generate(batch.input_ids, pair_ids=batch["pair_ids"], **settings))
+        ids = batch["input_ids"]
+        with pytest.raises(RoutingError, match="no pair is known"):
+            network.generate(ids.clone(), **settings)
+        # A prompt of the caller's own stays.
+        own = torch.full((len(ids), 3), 7)
+        begun = network.generate(ids, decoder_input_ids=own, **settings)
+        assert begun[:, -own.shape[1] - 5 :][:, :3].shape == own.shape
+        assert (begun == 7).sum() >= own.numel()
+
+
+def test_one_pair_needs_no_join_and_no_column():
+    network = model()
+    data = [{name: row[name] for name in ("input_ids", "labels")} for row in rows(pairs=PAIRS[:1])]
+    batches = loader(network, data)
+    specialize = Specialization(network, tokenizer(), pair="en-de")
+    found = specialize.record(batches)
+    other = model()
+    collate = PairCollator(tokenizer(), PAIRS[:1])
+    long = record(other, [collate([row]) for row in rows(pairs=PAIRS[:1])], PAIRS[:1])
+    assert found == NeuronMasks.from_coverage(long)
+    batch = next(iter(batches))
+    with NeuronGate(other, found) as gate:
+        gate.use("en-de")
+        assert network(**batch).loss.equal(other(**batch).loss)
+    tag = specialize.rows.tags.tag_id("de")
+    assert set(network.generate(batch["input_ids"], max_new_tokens=3)[:, 1].tolist()) == {tag}
+
+
+def test_a_loop_without_accelerate_takes_the_collator():
+    network = model()
+    specialize = Specialization(network, tokenizer(), column="pair")
+    collate = specialize.collator(DataCollatorForSeq2Seq(tokenizer(), model=network))
+    assert specialize.collator(collate) is collate
+    specialize.record(loader(network, collate=collate))
+    batch = next(iter(loader(network, collate=collate)))
+    assert network(**batch).loss.isfinite()
+
+
+def test_masks_are_saved_beside_the_model_by_the_main_process_alone(tmp_path):
+    network = model()
+    specialize = Specialization(network, tokenizer(), column="pair")
+    network.save_pretrained(tmp_path / "dense")
+    assert not (tmp_path / "dense" / MASKS_FOLDER).exists()
+    collate = specialize.collator(DataCollatorForSeq2Seq(tokenizer(), model=network))
+    specialize.record(loader(network, collate=collate))
+    network.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other" / MASKS_FOLDER).exists()
+    network.save_pretrained(tmp_path / "main")
+    assert saved_masks(tmp_path / "main") == specialize.gate.masks
+    assert same_weights(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "main"), network)
+
+
+def test_detaching_gives_the_model_back(tmp_path):
+    network = model()
+    before = (dict(vars(network)), network.state_dict().keys(), len(network._forward_pre_hooks))
+    trainer = script(tmp_path, network)
+    specialize = specialized(trainer)
+    copied = copy.deepcopy(network)
+    assert attachment_of(copied) is not attachment_of(network)
+    specialize.detach()
+    now = (dict(vars(network)), network.state_dict().keys(), len(network._forward_pre_hooks))
+    assert before[0].keys() == now[0].keys()
+    assert before[1:] == now[1:]
+    again = Specialization(network, tokenizer(), pair="en-de")
+    again.detach()
+    assert before[0].keys() == vars(network).keys()
+
+
+def test_what_is_not_a_set_up_is_refused_by_name(tmp_path):
+    network = model()
+    for settings in ({}, {"pair": "en-de", "column": "pair"}):
+        with pytest.raises(ConfigError, match="say pair='en-de', or column='pair'"):
+            Specialization(network, tokenizer(), **settings)
+    specialize = Specialization(network, tokenizer(), column="pair")
+    with pytest.raises(ConfigError, match="takes a Seq2SeqTrainer or an Accelerator, got Linear"):
+        specialize.join(torch.nn.Linear(1, 1))
+    with pytest.raises(TrainingSetupError, match="another model object"):
+        specialize.join(script(tmp_path))
+    trainer = script(tmp_path, network)
+    specialize.join(trainer)
+    specialize.record(trainer.get_eval_dataloader())
+    with pytest.raises(ConfigError, match="recorded already"):
+        specialize.record(trainer.get_eval_dataloader())
+
+
+def test_rows_without_a_pair_or_of_an_unknown_one_or_with_another_s_tags_are_refused_by_name(tmp_path):
+    bare = [{name: row[name] for name in ("input_ids", "labels")} for row in rows()]
+    trainer = script(tmp_path, data=bare)
+    specialize = Specialization(trainer.model, tokenizer(), column="pair")
+    specialize.join(trainer)
+    with pytest.raises(ConfigError, match=r"no column 'pair' that names their pair.*input_ids, labels"):
+        specialize.record(trainer.get_eval_dataloader())
+
+    class Streamed(IterableDataset):
+        def __iter__(self):
+            return iter(rows())
+
+    network = model()
+    specialize = Specialization(network, tokenizer(), column="pair")
+    streamed = DataLoader(Streamed(), 4)
+    with pytest.raises(ConfigError, match=r"a Streamed cannot be looked through.*pairs=\['en-de'\]"):
+        specialize.record(streamed)
+    specialize = Specialization(model(), tokenizer(), column="pair", pairs=PAIRS[:2])
+    collate = specialize.collator(DataCollatorForSeq2Seq(tokenizer()))
+    with pytest.raises(UnknownPairError, match="'en-fr' is not in the data that was recorded"):
+        collate(rows()[8:])
+    turned = [{**row, "pair": "de-en"} for row in rows(pairs=PAIRS[:1])]
+    with pytest.raises(CorpusError, match="has the tag of en, not of 'de'"):
+        collate(turned)
+    empty = Specialization(model(), tokenizer(), column="pair")
+    with pytest.raises(ConfigError, match="pairs are not known yet"):
+        empty.collator(DataCollatorForSeq2Seq(tokenizer()))(rows())
+
+
+def test_settings_of_the_parts_are_taken(tmp_path):
+    trainer = script(tmp_path)
+    kept = specialized(trainer, select=SelectConfig(coverage=0.5)).gate.masks.density()
+    assert kept < masks(model(), density=0.6).density()
