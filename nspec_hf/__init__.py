@@ -81,7 +81,7 @@ ROOMS: dict[str, str] = {
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
     "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic "
-    "script_batches specialization run base_model",
+    "specialization run base_model",
     "evaluation": "config saved requests translator metrics comet language_id system_scores groups generate "
     "paired_test significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "

@@ -16,6 +16,7 @@ evaluation before it is that of the dense model.
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
 from nspec_hf.core import ConfigError, Pair, TrainingSetupError, rank
-from nspec_hf.data import LanguageTags, as_tags
+from nspec_hf.data import LanguageTags, RowPairs, ScriptCollator, as_tags, pairs_of
 from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover
 from nspec_hf.masks import NeuronMasks, SelectConfig
-from nspec_hf.recording import RecordConfig, plain_model, record
-from nspec_hf.training.script_batches import RowPairs, ScriptCollator, pairs_of
+from nspec_hf.recording import RecordConfig, decoder_prompt, plain_model, record
 from nspec_hf.training.trainer import SpecializationTrainer
 
 
@@ -95,7 +95,8 @@ class Specialization:
             )
         self._network = plain_model(model)
         tags = as_tags(tokenizer, codes)
-        self.rows = RowPairs(self._network, tags, column, pairs if pair is None else [pair])
+        prompt_of = partial(decoder_prompt, self._network, tags)
+        self.rows = RowPairs(tags, prompt_of, column, pairs if pair is None else [pair])
         self.recording, self.select, self.gate_config = recording, select, gate
         self.gate: NeuronGate | None = None
         self._trainers: list[SpecializationTrainer] = []
@@ -126,7 +127,7 @@ class Specialization:
                 loader.collate_fn = self.collator(loader.collate_fn)
                 return prepare(loader, *args, **kwargs)
 
-            host.prepare_data_loader = with_pairs
+            vars(host)["prepare_data_loader"] = with_pairs
             host.register_save_state_pre_hook(lambda models, weights, folder: self._keep(folder))
             host.register_load_state_pre_hook(lambda models, folder: self._go_on_from(folder))
         elif isinstance(host, Seq2SeqTrainer):
@@ -135,7 +136,8 @@ class Specialization:
                     "the trainer trains another model object than Specialization was given; give both one"
                 )
             trainer = SpecializationTrainer.adopt(host, self._columns)
-            trainer.data_collator = self.collator(trainer.data_collator, decoder_inputs=True)
+            # By its name: the library's annotation wants arguments that it never gives.
+            vars(trainer)["data_collator"] = self.collator(trainer.data_collator, decoder_inputs=True)
             trainer.train_with(self.gate)
             self._trainers.append(trainer)
         else:
@@ -163,8 +165,9 @@ class Specialization:
         """
         if self.gate is not None:
             raise ConfigError("this Specialization has recorded already; detach() it and make another")
-        trained = [each for trainer in self._trainers for each in _datasets(trainer)]
-        self.rows.learn(*trained, *([batches.dataset] if hasattr(batches, "dataset") else []))
+        data = [each for trainer in self._trainers for each in _datasets(trainer)]
+        recorded = getattr(batches, "dataset", None)
+        self.rows.learn(*data, *([] if recorded is None else [recorded]))
         masks = None if self._checkpoint is None else _masks_beside(self._checkpoint)
         if masks is None:
             # Iterating over a loader draws random numbers, which would be missing in training.

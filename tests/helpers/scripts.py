@@ -69,10 +69,8 @@ def long_way(name, pairs):
             "= Seq2SeqTrainer(\n", "= nspec_hf.SpecializationTrainer(\n        gate=gate,\n"
         )
     # By hand what generate needs: the pairs, and each row's target language.
-    return source.replace(
-        'batch["input_ids"], attention_mask=batch["attention_mask"],',
-        'batch["input_ids"], attention_mask=batch["attention_mask"], **prompts(batch, eval_dataloader.collate_fn, model),',
-    ).replace(
+    given = 'attention_mask=batch["attention_mask"],'
+    return source.replace(given, f"{given} **prompts(batch, eval_dataloader.collate_fn, model),").replace(
         "def read(path):\n",
         """
 def prompts(batch, collator, model):

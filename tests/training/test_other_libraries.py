@@ -13,6 +13,7 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
 from nspec_hf.training import TrainConfig
 from nspec_hf.training.arguments import training_arguments
+from tests.gating.test_slice_mode_processes import slicing_always
 from tests.helpers.models import random_batch, tiny_m2m100
 from tests.helpers.tiny_text import model, same_weights, tokenizer
 from tests.training.test_specialization import log_of, saved_masks, script, specialized
@@ -162,7 +163,7 @@ def test_a_script_that_compiles_its_model_trains_as_one_that_does_not(tmp_path):
         assert line == pytest.approx(other, abs=1e-5)
 
 
-def test_weights_that_are_there_for_their_layer_s_forward_alone_are_masked_and_not_sliced():
+def test_weights_that_are_there_for_their_linear_s_forward_alone_are_masked_and_sliced_or_refused():
     """As under DeepSpeed's ZeRO-3: hooks on the module gather weights before it runs, and let go of them."""
     network, (_, batch) = tiny_m2m100(), of_one_pair("en-de")
     masks = random_masks(network)
@@ -185,10 +186,13 @@ def test_weights_that_are_there_for_their_layer_s_forward_alone_are_masked_and_n
         linear.register_forward_pre_hook(gather)
         linear.register_forward_hook(let_go)
         let_go(linear)
-    with torch.no_grad():
+    sliced = {silence: GateConfig(mode="slice", silence=silence) for silence in ("neuron", "weights")}
+    with torch.no_grad(), slicing_always():
         with NeuronGate(network, masks):
             assert network(**batch).logits.equal(expected)
-        with NeuronGate(network, masks, GateConfig(mode="slice", silence="weights")):
+        with NeuronGate(network, masks, sliced["neuron"]):
+            torch.testing.assert_close(network(**batch).logits, expected, rtol=0, atol=1e-5)
+        with NeuronGate(network, masks, sliced["weights"]):
             with pytest.raises(UnsupportedModelError, match="they are sharded"):
                 network(**batch)
 

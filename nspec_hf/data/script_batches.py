@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import BatchEncoding
 
 from nspec_hf.core import ConfigError, Pair, as_pairs, pair_index
-from nspec_hf.data import IGNORED, LanguageTags, special_id
-from nspec_hf.recording import decoder_prompt
+from nspec_hf.data.collator import IGNORED
+from nspec_hf.data.language_tags import LanguageTags, special_id
 
 _PAIR_IDS = WeakTensorKeyDictionary()
 """`input_ids` that were taken out of a batch of ours → the pairs of their rows."""
@@ -47,8 +47,8 @@ class RowPairs:
     """Which pair a script's rows belong to: all to one, or each to the one that a column names.
 
     Args:
-        model: The plain model, which says what its decoder starts from.
-        tags: How its tokenizer spells languages.
+        tags: How the tokenizer spells languages.
+        prompt_of: Returns what the decoder is given before it writes a pair's target.
         column: The rows' column that names their pair; None where all are of one.
         pairs: All pairs, in the order that `pair_ids` index; none: `learn` reads them from the data.
 
@@ -57,13 +57,17 @@ class RowPairs:
     """
 
     def __init__(
-        self, model: nn.Module, tags: LanguageTags, column: str | None, pairs: Iterable[str] = ()
+        self,
+        tags: LanguageTags,
+        prompt_of: Callable[[Pair], list[int]],
+        column: str | None,
+        pairs: Iterable[str] = (),
     ) -> None:
         self.tags, self.column = tags, column
-        self._model = model
+        self._prompt_of = prompt_of
         self.pairs: list[Pair] = []
         self.prompts: list[list[int]] = []
-        """What the decoder of each pair is given before it writes."""
+        """What the decoder of each pair is given, in the order of the pairs."""
         self._take(as_pairs(pairs))
 
     def learn(self, *datasets: Any) -> None:
@@ -113,7 +117,7 @@ class RowPairs:
 
     def _take(self, pairs: list[Pair]) -> None:
         self.pairs = pairs
-        self.prompts = [decoder_prompt(self._model, self.tags, pair) for pair in pairs]
+        self.prompts = [self._prompt_of(pair) for pair in pairs]
 
     def _named_in(self, data: Any) -> Iterable[str]:
         column = str(self.column)
