@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.training.loss import TokenLoss as TokenLoss, token_losses as token_losses
     from nspec_hf.training.checkpoints import (
+        MADE_BY_FILE as MADE_BY_FILE,
         last_checkpoint as last_checkpoint,
         load_weights as load_weights,
     )
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from nspec_hf.training.elastic import ElasticTrainer as ElasticTrainer
     from nspec_hf.training.specialization import Specialization as Specialization
     from nspec_hf.training.run import (
-        MADE_BY_FILE as MADE_BY_FILE,
         TrainResult as TrainResult,
         record_corpus as record_corpus,
         text_loss as text_loss,

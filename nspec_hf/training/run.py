@@ -38,6 +38,7 @@ from nspec_hf.gating import Attachment
 from nspec_hf.recording import ActivationStats, RecordConfig, record
 from nspec_hf.training.arguments import result_settings, training_arguments
 from nspec_hf.training.checkpoints import (
+    MADE_BY_FILE,
     STATE_FILE,
     RunClock,
     best_checkpoint,
@@ -49,7 +50,6 @@ from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.trainer import SpecializationTrainer
 
 _FINISHED_FILE = "finished.json"
-MADE_BY_FILE = "made_by.json"
 """What decided the weights beside which it lies: base, text, gate, arguments."""
 # Until when a run goes on, and which of its checkpoints it ends with; other values make it go on.
 _UNTIL = (

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
-from nspec_hf.core import ConfigError, Pair, TrainingSetupError, rank
+from nspec_hf.core import ConfigError, Pair, TrainingSetupError, plain, rank, write_json
 from nspec_hf.data import LanguageTags, RowPairs, ScriptCollator, as_tags, pairs_of
 from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover
 from nspec_hf.masks import NeuronMasks, SelectConfig
 from nspec_hf.recording import RecordConfig, decoder_prompt, plain_model, record
+from nspec_hf.training.checkpoints import MADE_BY_FILE
 from nspec_hf.training.trainer import SpecializationTrainer
 
 
@@ -54,7 +55,7 @@ class Specialization:
 
     Masks are saved beside the model, in its folder `nspec_masks`, by `save_pretrained`, in every checkpoint
     of a joined trainer, and by `save_state` of a joined accelerator; what goes on from one goes on with its
-    masks. `generate` begins every row in its pair's target language.
+    masks, and `nspec_hf.load` reads the folder. `generate` begins every row in its pair's target language.
 
     Args:
         model: The model that the script trains; PEFT's wrapper of it, if it has one.
@@ -234,6 +235,7 @@ class Specialization:
     def _keep(self, folder: str | Path) -> None:
         if self.gate is not None and rank() == 0:
             self.gate.save_beside(Path(folder))
+            write_json(Path(folder) / MADE_BY_FILE, {"gate": plain(self.gate.facts())})
 
     def _go_on_from(self, folder: str | Path) -> None:
         self._checkpoint = Path(folder)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, Seq2SeqTrainer
 
+import nspec_hf
 from nspec_hf import Specialization
 from nspec_hf.core import ConfigError, CorpusError, RoutingError, TrainingSetupError, UnknownPairError
 from nspec_hf.data import PairCollator
@@ -120,6 +121,22 @@ def test_a_forced_token_of_the_script_does_not_give_two_pairs_one_language(tmp_p
     assert said.predictions[:, 1].tolist() == tags * 6
     _, dense = run(plain(TRAINER), [*argv, "--forced_bos_token", "deu_Latn"])
     assert set(dense.predictions[:, 1].tolist()) == {tags[0]}
+
+
+@pytest.mark.medium
+def test_the_folder_that_the_script_leaves_is_loaded_with_its_masks_and_how_they_acted(tmp_path):
+    pairs = FAMILIES["m2m100"][2]
+    made = write_family(tmp_path, "m2m100", pairs)
+    argv = [*made.argv, *COMMON, "--save_strategy", "no", "--output_dir", tmp_path / "run"]
+    how = 'column="pair", gate=nspec_hf.GateConfig(silence="weights")'
+    source = patched(tmp_path, TRAINER, "", True).replace('column="pair"', how)
+    trainer, _ = run("import nspec_hf\n" + source, argv)
+    loaded = nspec_hf.load(tmp_path / "run")
+    assert loaded.gate.config.silence == "weights"
+    assert loaded.masks == trainer.gate.masks
+    texts = ["a small dog", "ein kleiner hund", "two men talk"], ["en-de", "de-en", "en-de"]
+    translator = nspec_hf.Translator(trainer.model, made.tokenizer, trainer.gate)
+    assert loaded.translate(*texts) == translator.translate(*texts)
 
 
 @pytest.mark.medium
