@@ -23,8 +23,9 @@ from nspec_hf.core import ArtifactError, digest, read_json, warn
 from nspec_hf.gating import OWN_WEIGHTS, attachment_of
 from nspec_hf.recording import plain_model
 
+MADE_BY_FILE = "made_by.json"
+"""What decided the weights beside which it lies: base, text, gate, arguments."""
 STATE_FILE = "trainer_state.json"  # the Trainer writes it after everything else
-MADE_BY_FILE = "made_by.json"  # what a model was trained with, beside it
 STATE_NAME = "nspec_hf"  # under which it keeps what the gate was
 # What the names of a checkpoint's files begin with; DeepSpeed keeps all but the state in a folder.
 _PARTS = {

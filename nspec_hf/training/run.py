@@ -50,7 +50,6 @@ from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.trainer import SpecializationTrainer
 
 _FINISHED_FILE = "finished.json"
-"""What decided the weights beside which it lies: base, text, gate, arguments."""
 # Until when a run goes on, and which of its checkpoints it ends with; other values make it go on.
 _UNTIL = (
     "max_steps",

@@ -14,7 +14,6 @@ evaluation before it is that of the dense model.
 """
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
-from nspec_hf.core import ConfigError, Pair, TrainingSetupError, plain, rank, write_json
+from nspec_hf.core import ConfigError, Pair, TrainingSetupError, plain, rank, warn, write_json
 from nspec_hf.data import LanguageTags, RowPairs, ScriptCollator, as_tags, pairs_of
 from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover
 from nspec_hf.masks import NeuronMasks, SelectConfig
@@ -42,10 +41,9 @@ class ScriptGate(NeuronGate):
         """Take the masks beside a checkpoint's weights, with a warning where they differ from the gate's."""
         saved = _masks_beside(folder)
         if saved is not None and saved != self.masks:
-            warnings.warn(
+            warn(
                 f"{folder} was trained with other masks ({saved.fingerprint()}) than were recorded now "
-                f"({self.masks.fingerprint()}); training goes on with the checkpoint's",
-                stacklevel=3,
+                f"({self.masks.fingerprint()}); training goes on with the checkpoint's"
             )
             self.replace_masks(saved)
 
