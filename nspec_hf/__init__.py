@@ -76,7 +76,7 @@ ROOMS: dict[str, str] = {
     "core": "errors lazy pairs tables files folders artifact distributed provenance invocation",
     "data": "config moses language_tags tokenizer stored corpus dataset sampler collator translations "
     "sound_changes synthetic",
-    "recording": "config model sites stats accumulator recorder",
+    "recording": "config model sites stats accumulator recorder script_batches",
     "masks": "config rules bits select model_card repository hub masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",

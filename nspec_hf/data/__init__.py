@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from nspec_hf.data.dataset import EncodedCorpus as EncodedCorpus, encode_corpus as encode_corpus
     from nspec_hf.data.sampler import BatchConfig as BatchConfig, PairBatchSampler as PairBatchSampler
     from nspec_hf.data.collator import IGNORED as IGNORED, PairCollator as PairCollator
-    from nspec_hf.data.script_batches import (
-        PairBatch as PairBatch,
-        RowPairs as RowPairs,
-        ScriptCollator as ScriptCollator,
-        pairs_of as pairs_of,
-    )
     from nspec_hf.data.translations import (
         Outputs as Outputs,
         read_outputs as read_outputs,

@@ -29,5 +29,11 @@ if TYPE_CHECKING:
     )
     from nspec_hf.recording.stats import ActivationStats as ActivationStats
     from nspec_hf.recording.recorder import record as record
+    from nspec_hf.recording.script_batches import (
+        PairBatch as PairBatch,
+        RowPairs as RowPairs,
+        ScriptCollator as ScriptCollator,
+        pairs_of as pairs_of,
+    )
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -26,10 +26,18 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
 from nspec_hf.core import ConfigError, Pair, TrainingSetupError, plain, rank, warn, write_json
-from nspec_hf.data import LanguageTags, RowPairs, ScriptCollator, as_tags, pairs_of
+from nspec_hf.data import LanguageTags, as_tags
 from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover
 from nspec_hf.masks import NeuronMasks, SelectConfig
-from nspec_hf.recording import RecordConfig, decoder_prompt, plain_model, record
+from nspec_hf.recording import (
+    RecordConfig,
+    RowPairs,
+    ScriptCollator,
+    decoder_prompt,
+    pairs_of,
+    plain_model,
+    record,
+)
 from nspec_hf.training.checkpoints import MADE_BY_FILE
 from nspec_hf.training.trainer import SpecializationTrainer
 

@@ -16,8 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import BatchEncoding
 
 from nspec_hf.core import ConfigError, Pair, as_pairs, pair_index
-from nspec_hf.data.collator import IGNORED
-from nspec_hf.data.language_tags import LanguageTags, special_id
+from nspec_hf.data import IGNORED, LanguageTags, special_id
 
 _PAIR_IDS = WeakTensorKeyDictionary()
 """`input_ids` that were taken out of a batch of ours → the pairs of their rows."""
