@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nspec_hf.core import (
     PACKED,
@@ -324,7 +324,7 @@ def _good_rows(
             counts = [f"{side.place} has {sum(1 for _ in side.lines)} lines" for side in sides]
             raise CorpusError(f"{pair} is not parallel: {', '.join(counts)}")
         if row[0] and row[1]:
-            yield row
+            yield cast("tuple[str, str]", row)
             continue
         bad, undecoded = bad + 1, undecoded + (None in row)
         if not first:

@@ -139,8 +139,8 @@ class EncodedCorpus(Dataset):
             if keep_N.all():
                 subset._append(part)
             elif keep_N.any():
-                sides = (side.where(keep_N) for side in (part.sources, part.targets))
-                subset._append(_Part(part.pair_ids[keep_N], *sides))
+                sources, targets = part.sources.where(keep_N), part.targets.where(keep_N)
+                subset._append(_Part(part.pair_ids[keep_N], sources, targets))
         return subset
 
     def __len__(self) -> int:
@@ -175,8 +175,8 @@ class EncodedCorpus(Dataset):
 
 def _joined(parts: Sequence[_Part]) -> _Part:
     pair_ids = np.concatenate([part.pair_ids for part in parts])
-    sides = (_Rows.joined([getattr(part, side) for part in parts]) for side in ("sources", "targets"))
-    return _Part(pair_ids, *sides)
+    sources = _Rows.joined([part.sources for part in parts])
+    return _Part(pair_ids, sources, _Rows.joined([part.targets for part in parts]))
 
 
 def _bytes_of(side: Sequence[_Rows]) -> Iterator[Iterator[np.ndarray]]:

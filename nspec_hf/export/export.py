@@ -143,10 +143,8 @@ def export_model(
         counted = None if counted is None else _of_pairs(counted, pairs)
         trimmed = None if counted is None else trim(model, tags, counted, config.min_count, partial)
         proof = _proof(model, tags, pairs, own, chosen, config, texts, trimmed)
-        dense = {
-            "parameters_dense": model.num_parameters(),
-            "bytes_dense": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-        }
+        parameters_dense = model.num_parameters()
+        bytes_dense = sum(weight.numel() * weight.element_size() for weight in model.parameters())
         baked, widths = _baked(model, chosen, config, release)
         if trimmed:
             cut_vocabulary(baked, trimmed.kept)
@@ -161,7 +159,8 @@ def export_model(
             density=float(chosen.density()) if chosen else 1.0,
             parameters=baked.num_parameters(),
             bytes=_weight_bytes(partial),
-            **dense,
+            parameters_dense=parameters_dense,
+            bytes_dense=bytes_dense,
             sentences=sum(map(len, proof.sample.values())),
             same=0.0,
             alone=proof.alone,

@@ -101,7 +101,8 @@ class PackedMasks(Mapping[str, Tensor]):
             ConfigError: If a tensor has another type or shape.
         """
         rows, sites = Held(torch.arange(pairs)), {}
-        for name, keep_PF in keep.items() if isinstance(keep, Mapping) else keep:
+        each: Iterable[tuple[str, Tensor]] = keep.items() if isinstance(keep, Mapping) else keep
+        for name, keep_PF in each:
             check_booleans(name, keep_PF)
             if keep_PF.dim() != 2 or len(keep_PF) != pairs or keep_PF.shape[1] == 0:
                 shape = list(keep_PF.shape)

@@ -110,8 +110,10 @@ class ConvertedTranslator:
                 [ids for _, ids, _, _ in rows], [prefix for _, _, prefix, _ in rows], rounded, **options
             )
             for (number, _, _, bound), ids in zip(rows, found, strict=True):
-                written = self.tokenizer.decode(
-                    ids[:bound], skip_special_tokens=True, clean_up_tokenization_spaces=False
+                written = str(
+                    self.tokenizer.decode(
+                        ids[:bound], skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    )
                 )
                 results[number] = self.tags.text.after(written, pairs[number].target)
         return results

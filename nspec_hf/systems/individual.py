@@ -100,7 +100,7 @@ class Individual(System):
             run.save(lambda: _make_vocabulary(data, settings, config.base_model, folder))
         return dataclasses.replace(
             run, config=dataclasses.replace(config, data=data, base=str(folder))
-        ), self.small
+        ), shape
 
     def _train(self, pair: Pair, run: Run) -> dict[str, Any]:
         """Train the model of one direction, unless it is trained; return its facts, all phases together."""

@@ -63,7 +63,8 @@ def make_model(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], 
     ids |= {"eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.eos_token_id}
     dropout = dict.fromkeys(_NO_DROPOUT, 0.0)
     kind, own = _kind(settings)
-    return AutoModelForSeq2SeqLM.from_config(kind(vocab_size=len(tokenizer), **{**dropout, **ids, **own}))
+    ids["vocab_size"] = len(tokenizer)
+    return AutoModelForSeq2SeqLM.from_config(kind(**{**dropout, **ids, **own}))
 
 
 def check_model_settings(settings: Mapping[str, Any]) -> None:
