@@ -18,6 +18,7 @@ from nspec_hf.gating import MASKS_FOLDER, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks, SelectConfig
 from nspec_hf.recording import record
 from nspec_hf.training import SpecializationTrainer
+from tests.helpers.pages import README, blocks
 from tests.helpers.scripts import FAMILIES, LOOP, TRAINER, diffs, long_way, patched, plain, run, write_family
 from tests.helpers.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
 from tests.helpers.two_processes import run_in_processes
@@ -52,6 +53,9 @@ def test_the_guide_adds_four_lines_to_each_script_and_one_more_for_several_pairs
     of_trainer, of_loop, of_column = diffs()
     assert len(added(of_trainer)) == len(added(of_loop)) == 4
     assert len(added(of_column)) == 1
+    (of_readme,) = blocks(README, "diff")
+    shown = [line.split("  #")[0].replace(" ", "") for line in added(of_readme)]
+    assert shown == [line.replace(" ", "") for line in added(of_trainer)]
     for name in (TRAINER, LOOP):
         assert "nspec" not in plain(name)
 
