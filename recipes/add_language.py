@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nspec_hf.adding import AddConfig, add_pairs, forgetting, retrain
-from nspec_hf.core import Pair, exit_status, plain, read_json, read_lines, write_result
+from nspec_hf.core import Pair, exit_status, plain, read_json, read_lines, require, write_result
 from nspec_hf.data import LanguageTags, PairText, VocabularyConfig, load_tokenizer
 from nspec_hf.evaluation import (
     Comparison,
@@ -197,7 +197,10 @@ def main(argv: list[str] | None = None) -> None:
         texts = config.data.read(config.data.train_split, [*config.old_pairs, *config.data.pairs])
         make_tokenizer(texts, VocabularyConfig(size=2000), Path(config.work) / "base" / "tokenizer")
         return
-    for row in extra.only.split(",") if extra.only else config.rows:
+    rows = extra.only.split(",") if extra.only else list(config.rows)
+    for row in rows:
+        require(row in config.rows, f"there is no row {row!r}; there are: {', '.join(config.rows)}")
+    for row in rows:
         path = Path(config.results) / f"{config.name}.{extra.lines}.{row}.s{extra.seed}.json"
         if not path.is_file():
             found = measure(config, row, extra.lines, extra.seed, extra.updates, extra.sentences)

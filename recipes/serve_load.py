@@ -80,10 +80,7 @@ class Load:
             "p99_ms": round(self.percentile(0.99), 1),
             "refused": self.statuses[429],
             "wrong": self.wrong,
-            "lost": sum(self.statuses.values())
-            - self.statuses[200]
-            - self.statuses[429]
-            - self.statuses[503],
+            "lost": self.statuses["lost"],
         }
 
 
@@ -235,7 +232,8 @@ def stream(
             connection = None
         with done.lock:
             # A server that stops closes connections that bring it nothing; it says itself what it answered.
-            done.statuses[status if status in (200, 429, 503) or stops else "lost"] += 1
+            known = status in (200, 429, 503)
+            done.statuses[status if known else "closed" if stops else "lost"] += 1
             if status == 200:
                 done.waited.append(time.monotonic() - began)
                 done.wrong += answer["translations"] != [right]

@@ -27,7 +27,15 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from nspec_hf.core import exit_status, read_json, read_lines, require_writable, write_json, write_result
+from nspec_hf.core import (
+    exit_status,
+    read_json,
+    read_lines,
+    require,
+    require_writable,
+    write_json,
+    write_result,
+)
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
 
@@ -51,6 +59,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the models, export them, write what it took; return the exit status."""
     options = read_options(argv)
+    require(Path(options.data).is_dir(), f"there is no folder {options.data} of text")
     if options.json:
         require_writable(options.json)
     found: dict[str, Any] = {}

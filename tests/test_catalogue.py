@@ -316,6 +316,9 @@ RECIPE_LINES = {
     "exports --model nowhere --masks masks --data data": "nowhere",
     "exports --model base --masks nowhere --data data": "nowhere",
     "exports --model base --masks masks --data nowhere": "nowhere",
+    "smaller --model nowhere --masks masks --dense base --data data --pairs en-de --split test": "nowhere",
+    "smaller_shapes --data nowhere --work new --shapes m2m100_418M": "nowhere",
+    "add_language nowhere.yaml": "nowhere.yaml",
 }
 
 

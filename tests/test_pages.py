@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonargparse
@@ -61,6 +62,7 @@ def loaded(name):
     """Return a recipe's module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where the types of its settings are looked up
     spec.loader.exec_module(module)
     return module
 

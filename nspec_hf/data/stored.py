@@ -18,12 +18,14 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nspec_hf.core import CorpusError, Pair, atomic_write, digest, read_json, write_json
-from nspec_hf.data.language_tags import LanguageTags
+
+if TYPE_CHECKING:  # the settings of a corpus are shown by commands that load no tokenizers
+    from nspec_hf.data.language_tags import LanguageTags
 
 _AT_ONCE = 10_000  # sentences that are written, and encoded, at a time
 _FORMAT = 1  # of the files; another number makes them anew
@@ -89,7 +91,7 @@ Chunk = tuple[np.ndarray, np.ndarray]
 
 
 def encoded_chunks(
-    text: StoredText, tags: LanguageTags, tokenizer: str, max_length: int, progress: bool
+    text: StoredText, tags: "LanguageTags", tokenizer: str, max_length: int, progress: bool
 ) -> list[tuple[Chunk, Chunk]]:
     """Return a pair's token ids as they lie on disk, source and target, some thousand sentences at a time.
 
@@ -143,7 +145,7 @@ def is_encoded(text: StoredText, tokenizer: str, max_length: int) -> bool:
     return any(text.folder.glob(f"ids.{_ids_key(text, tokenizer, max_length)}*.arrow"))
 
 
-def tokenizer_key(tags: LanguageTags) -> str:
+def tokenizer_key(tags: "LanguageTags") -> str:
     """Return what stands for all that decides the ids of a text: the tokenizer's files and the codes."""
     with tempfile.TemporaryDirectory() as folder:
         tags.tokenizer.save_pretrained(folder)
@@ -168,7 +170,7 @@ def _ids_key(text: StoredText, tokenizer: str, max_length: int) -> str:
     return digest(_FORMAT, text.key, str(text.pair), tokenizer, max_length)
 
 
-def _encoded(tags: LanguageTags, pair: Pair, max_length: int, rows: dict[str, list[str]]) -> dict[str, Any]:
+def _encoded(tags: "LanguageTags", pair: Pair, max_length: int, rows: dict[str, list[str]]) -> dict[str, Any]:
     """Return the ids of some sentences; runs in a process of its own."""
     sides = tags.encode_source(rows["source"], pair), tags.encode_target(rows["target"], pair)
     kept = [row for row in zip(*sides, strict=True) if max(map(len, row)) <= max_length]

@@ -11,7 +11,7 @@ are asked for, and only those.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -101,8 +101,9 @@ class PackedMasks(Mapping[str, Tensor]):
             ConfigError: If a tensor has another type or shape.
         """
         rows, sites = Held(torch.arange(pairs)), {}
-        each: Iterable[tuple[str, Tensor]] = keep.items() if isinstance(keep, Mapping) else keep
-        for name, keep_PF in each:
+        for name, keep_PF in (
+            cast("Mapping[str, Tensor]", keep).items() if isinstance(keep, Mapping) else keep
+        ):
             check_booleans(name, keep_PF)
             if keep_PF.dim() != 2 or len(keep_PF) != pairs or keep_PF.shape[1] == 0:
                 shape = list(keep_PF.shape)

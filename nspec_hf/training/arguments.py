@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -188,7 +188,9 @@ def training_arguments(
         ConfigError: If an argument is unknown to the Trainer or has a value that it cannot have, or patience
             or the choice of the best checkpoint has nothing to look at.
     """
-    types = {field.name: get_args(field.type) or (field.type,) for field in fields(Seq2SeqTrainingArguments)}
+    # Not the types that the fields hold: HfArgumentParser, in the same process, takes the text out of them.
+    hints = get_type_hints(Seq2SeqTrainingArguments)
+    types = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
     unknown = sorted(set(config.arguments) - set(types))
     require(not unknown, f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
     require(evaluates or not config.patience, "patience looks at the validation loss; give validation text")

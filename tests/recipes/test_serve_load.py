@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from nspec_hf.core import Pair
+from nspec_hf.masks import NeuronMasks, Recipe
+from tests.helpers import tiny_text
 from tests.helpers.tiny_experiment import RECIPES
 
 sys.path.insert(0, str(RECIPES))
@@ -70,3 +72,28 @@ def test_where_nothing_listens_every_stream_is_lost():
 def test_percentiles_are_of_the_requests_in_order():
     load = serve_load.Load(waited=[0.004, 0.001, 0.003, 0.002])
     assert (load.percentile(0.5), load.percentile(0.99)) == (3.0, 4.0)
+
+
+@pytest.mark.slow
+def test_a_short_load_has_no_wrong_and_no_lost_answer(tmp_path, capsys):
+    model = tiny_text.model()
+    model.save_pretrained(tmp_path / "model")
+    tiny_text.tokenizer().save_pretrained(tmp_path / "model")
+    drawn = tiny_text.masks(model)
+    recipe = Recipe(base_model=str(tmp_path / "model"))
+    NeuronMasks(drawn.pairs, drawn.keep, recipe=recipe).save_pretrained(tmp_path / "masks")
+    tiny_text.write_text(tmp_path / "data", test=6)
+    folders = [f"--model={tmp_path / 'masks'}", f"--data={tmp_path / 'data'}", "--split=test"]
+    size = ["--pairs=en-de,de-en,en-fr", "--clients=8", "--sentences=4", "--seconds=3"]
+    path = tmp_path / "serve.json"
+    assert serve_load.main([*folders, *size, f"--json={path}"]) == 0
+    text = path.read_text(encoding="utf-8")
+    found = json.loads(text)
+    assert found["streams"] == 24
+    assert found["exit_status"] == 0
+    assert all(each["wrong"] == each["lost"] == 0 for each in found["loads"].values())
+    assert all(each["sentences"] > 0 for each in found["loads"].values())
+    assert found["loads"]["more than may wait"]["refused"] > 0
+    assert found["health"]["mixed_batches"] > 0
+    assert str(tmp_path) not in json.dumps(found["recipe"])
+    assert "mixed to one pair at a time" in capsys.readouterr().out
