@@ -77,7 +77,7 @@ ROOMS: dict[str, str] = {
     "data": "config moses language_tags tokenizer stored corpus dataset sampler collator translations "
     "sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder script_batches",
-    "masks": "config rules bits select model_card repository hub masks",
+    "masks": "config rules bits select model_card readable repository hub derived masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
     "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic "

@@ -73,8 +73,9 @@ def record(
 def select(
     stats: str = "nspec_stats.safetensors",
     output: str = "masks",
-    coverage: float | None = None,
+    coverage: masks_room.Coverage | None = None,
     select: masks_room.SelectConfig = masks_room.SelectConfig(),
+    levels: Sequence[float] = (),
 ) -> None:
     """Choose each pair's neurons from recorded statistics; takes no time, so try several coverages.
 
@@ -83,14 +84,16 @@ def select(
     Args:
         stats: What `nspec record` wrote.
         output: Folder of the masks.
-        coverage: Share of a layer's activations that the kept neurons cover, in (0, 1]; lower keeps fewer.
+        coverage: Share of a layer's activations that the kept neurons cover, in (0, 1]; lower keeps fewer. Or
+            `paper` (0.95), `sparse` (0.6).
         select: The rule.
+        levels: Further coverages that the folder keeps, `[1.0, 0.8]`: for `nspec translate --coverage`.
     """
     if coverage is not None:
         require(select.method == "coverage", f"method {select.method} has no coverage")
         select = dataclasses.replace(select, coverage=coverage)
     require_writable(output, is_folder=True)
-    masks = masks_room.NeuronMasks.from_config(recording.ActivationStats.load(stats), select)
+    masks = masks_room.NeuronMasks.from_config(recording.ActivationStats.load(stats), select, levels)
     masks.save_pretrained(output)
     _say(_density_table(masks))
     _say(f"{output}: {masks!r}; next: {program()} train --masks {output}")
@@ -178,6 +181,9 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
             raise ArtifactError(f"{path} holds neither masks, statistics nor a model: {error}") from error
         return _say(_sites_table(network, tuple(kinds)))
     facts = {**dataclasses.asdict(masks.recipe), "fingerprint": masks.fingerprint()}
+    facts["levels"] = ", ".join(
+        f"coverage {level:g} keeps {masks.at(level).density():.0%}" for level in masks.levels
+    )
     _say(
         "\n".join(
             [str(_density_table(masks)), *(f"{name}: {value}" for name, value in facts.items() if value)]
@@ -195,6 +201,7 @@ def export(
     corpus: data.CorpusConfig | None = None,
     split: str = "test",
     count_split: str = "train",
+    coverage: float | None = None,
     codes: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
@@ -213,12 +220,16 @@ def export(
         corpus: Where text lies to count subwords and to prove it on; without it, sentences are made up.
         split: Which text to prove it on.
         count_split: Which text to count subwords on.
+        coverage: Of masks that keep several levels, the one to export.
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
     """
     if trim_vocabulary and corpus is None:
         raise ConfigError("trimming counts subwords on text of the pairs; give --corpus.path FOLDER")
     chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
+    if coverage is not None:
+        require(chosen is not None, "coverage chooses among the levels of masks; give --masks")
+        chosen = chosen.at(coverage) if chosen else None
     wanted, texts, counted = directions(pairs), [], None
     if corpus is not None:
         texts = data.read_corpus(corpus, wanted, split)

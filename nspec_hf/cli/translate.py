@@ -28,6 +28,7 @@ def translate(
     split: str = "test",
     translate: evaluation.TranslateConfig = evaluation.TranslateConfig(),
     gate: gating.GateConfig = gating.GateConfig(),
+    coverage: float | None = None,
     codes: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     added: str | None = None,
@@ -50,6 +51,7 @@ def translate(
         split: Which text of the corpus.
         translate: Decoding.
         gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
+        coverage: Of masks that keep several levels, the one to run: lower is faster.
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
         added: Folder or Hub repository of what `nspec add-pair` added to the model; it holds masks of the old
@@ -63,7 +65,8 @@ def translate(
         if output != "-":
             require_writable(output)
         lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
-        translator = _translator(model, masks, translate, gate, codes, trust_remote_code, added)
+        chosen = _masks(masks, coverage)
+        translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added)
         translations = [as_line(line) for line in translator.translate(lines, named[0])]
         write_lines(sys.stdout.buffer if output == "-" else output, translations)
         return
@@ -71,7 +74,7 @@ def translate(
     output = output or f"outputs/{_name(model)}"
     require(output != "-", "translations of a corpus go into a folder; give --output DIR")
     require_writable(output, is_folder=True)
-    chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
+    chosen = _masks(masks, coverage)
     pairs = named or (chosen.pairs if chosen else [])
     require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
     texts = data.read_corpus(corpus, pairs, split)
@@ -80,9 +83,17 @@ def translate(
     _say_where(output, outputs, corpus, split)
 
 
+def _masks(masks: str | None, coverage: float | None) -> "masks_room.NeuronMasks | None":
+    if masks is None:
+        require(coverage is None, "coverage chooses among the levels of masks; give --masks")
+        return None
+    chosen = masks_room.NeuronMasks.from_pretrained(masks)
+    return chosen if coverage is None else chosen.at(coverage)
+
+
 def _translator(
     model: str,
-    masks: "str | masks_room.NeuronMasks | None",
+    masks: "masks_room.NeuronMasks | None",
     config: evaluation.TranslateConfig,
     gate: gating.GateConfig,
     codes: Mapping[str, str] | None,
@@ -94,8 +105,7 @@ def _translator(
         beside = adding.load_added(added, network, gate_config=gate)
         tags = data.LanguageTags(beside.extend(tags.tokenizer), codes)
         return evaluation.Translator(network, tags, beside, config)
-    chosen = masks_room.NeuronMasks.from_pretrained(masks) if isinstance(masks, str) else masks
-    return evaluation.Translator(network, tags, chosen, config, gate if chosen else None)
+    return evaluation.Translator(network, tags, masks, config, gate if masks else None)
 
 
 def _name(model: str) -> str:

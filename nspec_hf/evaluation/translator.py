@@ -61,11 +61,14 @@ class Translator:
         config: Beams, batch size, longest output.
         gate_config: How masks act; `GateConfig(zero_shot="compose")` also takes pairs without masks of
             their own.
+        coverage: Of masks that hold several levels, which one runs: the dial between quality and speed of a
+            model that was trained for it. None: the masks as they are.
 
     Raises:
         SiteMismatchError: If the masks are for another model.
         UnsupportedModelError: If PEFT tunes a prompt or prefix of it, which is not in the model itself.
-        ConfigError: If `gate_config` is given without masks, or masks are something else.
+        ConfigError: If `gate_config` or `coverage` is given without masks, these hold no such level, or masks
+            are something else.
     """
 
     def __init__(
@@ -75,13 +78,17 @@ class Translator:
         masks: NeuronMasks | Attachment | None = None,
         config: TranslateConfig | None = None,
         gate_config: GateConfig | None = None,
+        coverage: float | None = None,
     ) -> None:
         _refuse_prompts(model)
         self.model = plain_model(model)
         self.tags = tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer)
         self.tokenizer = self.tags.tokenizer
         if isinstance(masks, NeuronMasks):
-            masks = self._gate_for(masks, gate_config)
+            chosen = masks if coverage is None else masks.at(coverage)
+            masks = self._gate_for(chosen, gate_config)
+        elif coverage is not None:
+            raise ConfigError("coverage chooses among the levels of masks; give the masks: gate.masks, say")
         elif gate_config is not None:
             raise ConfigError(
                 "gate_config goes with masks; a gate has its own, and without masks there is none"

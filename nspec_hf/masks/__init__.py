@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.masks.config import SelectConfig as SelectConfig
+    from nspec_hf.masks.config import Coverage as Coverage, SelectConfig as SelectConfig
     from nspec_hf.masks.rules import (
         allocate_by_importance as allocate_by_importance,
         select_by_coverage as select_by_coverage,
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nspec_hf.masks.bits import Held as Held, PackedMasks as PackedMasks, SiteBits as SiteBits
     from nspec_hf.masks.select import Recipe as Recipe, group_numbers as group_numbers
     from nspec_hf.masks.model_card import card_text as card_text, languages_of as languages_of
+    from nspec_hf.masks.readable import CONFIG_FILE as CONFIG_FILE, MASKS_FILE as MASKS_FILE
     from nspec_hf.masks.repository import (
         facts_without_paths as facts_without_paths,
         fetch as fetch,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         stats_without_paths as stats_without_paths,
         upload as upload,
     )
-    from nspec_hf.masks.hub import CONFIG_FILE as CONFIG_FILE, MASKS_FILE as MASKS_FILE
     from nspec_hf.masks.masks import NeuronMasks as NeuronMasks
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -112,7 +112,9 @@ class PackedMasks(Mapping[str, Tensor]):
         return cls(sites)
 
     @classmethod
-    def read(cls, tensors: dict[str, Tensor], widths: Mapping[str, int], pairs: int) -> "PackedMasks":
+    def read(
+        cls, tensors: dict[str, Tensor], widths: Mapping[str, int], pairs: int, within: str = ""
+    ) -> "PackedMasks":
         """Take out of a file's tensors those that `tensors` has put there.
 
         Raises:
@@ -120,24 +122,33 @@ class PackedMasks(Mapping[str, Tensor]):
             KeyError: If one is missing.
         """
         sides = {_side(name) for name in widths}
-        rows = {side: Held(_rows_read(tensors.pop(f"rows/{side}", None), pairs)) for side in sides}
+        rows = {side: Held(_rows_read(tensors.pop(f"{within}rows/{side}", None), pairs)) for side in sides}
         sites = {}
         for name, width in widths.items():
-            bits, side = tensors.pop(f"keep/{name}"), _side(name)
+            bits, side = tensors.pop(f"{within}keep/{name}"), _side(name)
             check_packed(bits, width)
             stored = int(rows[side].tensor.max()) + 1
             if bits.dim() != 2 or width < 1 or len(bits) != stored:
-                raise ArtifactError(f"keep/{name} has shape {list(bits.shape)}, but {stored} rows are in use")
+                shape = list(bits.shape)
+                raise ArtifactError(f"{within}keep/{name} has shape {shape}, but {stored} rows are in use")
             sites[name] = SiteBits(side, width, Held(bits), rows[side])
         return cls(sites)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what a file holds: `keep/<site>`, the stored rows; `rows/<side>` where pairs share some."""
-        stored = {f"keep/{name}": site.bits.tensor for name, site in self._sites.items()}
+    def tensors(self, within: str = "") -> dict[str, Tensor]:
+        """Return what a file holds: `keep/<site>`, the stored rows; `rows/<side>` where pairs share some.
+
+        Args:
+            within: What all these names begin with, where a file holds masks several times.
+        """
+        stored = {f"{within}keep/{name}": site.bits.tensor for name, site in self._sites.items()}
         sides = self._rows_of_sides()
         if any(not torch.equal(rows_P, torch.arange(len(rows_P))) for rows_P in sides.values()):
-            stored |= {f"rows/{side}": rows_P.int() for side, rows_P in sides.items()}
+            stored |= {f"{within}rows/{side}": rows_P.int() for side, rows_P in sides.items()}
         return stored
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Return site name → (P, F)."""
+        return {name: (len(site.rows.tensor), site.width) for name, site in self._sites.items()}
 
     def at(self, site: str) -> SiteBits:
         """Return a site's masks as they are kept."""

@@ -1,12 +1,17 @@
 """Which rule turns statistics into masks."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from nspec_hf.core import as_names, require, require_share
 from nspec_hf.recording import SIDES
 
 Grouping = Literal["pair", "source", "target", "separate"]
+Coverage = float | Literal["paper", "sparse"]
+
+PRESETS: dict[str, float] = {"paper": 0.95, "sparse": 0.6}
+"""Coverages with a name: that of Tan et al., and the sparsest that lost nothing to fine-tuning in three
+seeds: 42 % of the neurons, after a continuation as long as the base's training (`recipes/RESULTS.md`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +22,9 @@ class SelectConfig:
     """`coverage`: the most active neurons that cover a share of the activations (Tan et al., Eq. 1). `te` and
     `av`: allocation by importance (Xie et al., Eq. 9). `random`: the control."""
 
-    coverage: float = 0.95
-    """For `coverage`: k of Eq. 1, the share of a layer's activations to cover, in (0, 1]."""
+    coverage: Coverage = 0.95
+    """For `coverage`: k of Eq. 1, the share of a layer's activations to cover, in (0, 1]; or `paper` (0.95),
+    or `sparse` (0.6: less than half of the neurons, for a continuation as long as the base's training)."""
 
     coverage_decoder: float | None = None
     """For `coverage`: the decoder's k, where it is not the encoder's; None takes `coverage` on both sides."""
@@ -47,7 +53,11 @@ class SelectConfig:
         """Check the values."""
         methods = ("coverage", "te", "av", "random")
         require(self.method in methods, f"method is one of {', '.join(methods)}, got {self.method!r}")
-        require_share("coverage", self.coverage, above_zero=True)
+        if isinstance(self.coverage, str):
+            known = ", ".join(PRESETS)
+            require(self.coverage in PRESETS, f"coverage is a share, {known}; got {self.coverage!r}")
+            object.__setattr__(self, "coverage", PRESETS[self.coverage])
+        require_share("coverage", cast(float, self.coverage), above_zero=True)
         if self.coverage_decoder is not None:
             require_share("coverage_decoder", self.coverage_decoder, above_zero=True)
         require_share("general", self.general)

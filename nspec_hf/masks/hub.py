@@ -22,9 +22,7 @@ from typing import Any, Self
 from huggingface_hub import CommitInfo
 from torch import Tensor
 
-from nspec_hf import __version__
 from nspec_hf.core import (
-    FORMAT,
     ArtifactError,
     ConfigError,
     Pair,
@@ -34,15 +32,19 @@ from nspec_hf.core import (
     file_digest,
     pack,
     read_artifact,
-    read_json,
     require,
     unpack,
     warn,
     write_artifact,
-    write_text,
 )
 from nspec_hf.masks.bits import PackedMasks, check_booleans
 from nspec_hf.masks.model_card import card_text
+from nspec_hf.masks.readable import (
+    CONFIG_FILE,
+    MASKS_FILE,
+    warn_of_other_copy,
+    write_texts,
+)
 from nspec_hf.masks.repository import (
     facts_without_paths,
     fetch,
@@ -51,13 +53,10 @@ from nspec_hf.masks.repository import (
     stats_without_paths,
     upload,
 )
-from nspec_hf.masks.select import LIBRARY, Recipe
+from nspec_hf.masks.select import Recipe
 from nspec_hf.recording import ActivationStats, Site, site_from_name
 
 KIND = "nspec_masks"
-MASKS_FILE = "nspec_masks.safetensors"
-COPY_FILE = "nspec_config.json"
-CONFIG_FILE = "config.json"
 STATS_FILE = "nspec_stats.safetensors"
 FIGURES = "figures"
 
@@ -71,6 +70,8 @@ class SavedMasks:
         keep: Site name → boolean [P, F], made of the bits that are kept each time it is asked for.
         general: Masks by importance: site name → boolean [F], the neurons that all pairs keep. Else None.
         recipe: Where the masks come from.
+        levels: The same pairs' and sites' masks at other coverages, for one model that is to run at several:
+            coverage → what `keep` is at it. Empty where there are none; `NeuronMasks.at` gives them.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class SavedMasks:
         *,
         general: Mapping[str, Tensor] | None = None,
         recipe: Recipe | None = None,
+        levels: Mapping[float, Mapping[str, Tensor]] | None = None,
     ) -> None:
         """Make masks from tensors, which are packed.
 
@@ -88,10 +90,11 @@ class SavedMasks:
             keep: Site name → boolean [P, F], on any device; or the `keep` of other masks.
             general: Site name → boolean [F] for the same sites, or None.
             recipe: Where the masks come from.
+            levels: Coverage → what `keep` is at it.
 
         Raises:
-            ConfigError: If there is no pair or site, a tensor has another type or shape, or a general
-                neuron is not kept by every pair.
+            ConfigError: If there is no pair or site, a tensor has another type or shape, a general neuron is
+                not kept by every pair, or a level has other pairs, sites or widths.
         """
         self.pairs: list[Pair] = as_pairs(pairs)
         if not self.pairs or not keep:
@@ -102,9 +105,16 @@ class SavedMasks:
         self.sites: list[Site] = [site_from_name(name, self.keep.at(name).width) for name in self.keep]
         self._fingerprint = ""
         self._check_general()
+        self.levels: dict[float, PackedMasks] = {
+            float(level): kept if isinstance(kept, PackedMasks) else PackedMasks.of(kept, len(self.pairs))
+            for level, kept in sorted((levels or {}).items())
+        }
+        for level, kept in self.levels.items():
+            same = kept.shapes() == self.keep.shapes()
+            require(same, f"the masks of level {level:g} have other pairs, sites or widths than the masks")
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that stand for pairs, sites and neurons, whatever the order of the sites."""
+        """Return 16 hex digits for pairs, sites (in any order) and neurons; levels do not count."""
         if not self._fingerprint:
             general = sorted((self.general or {}).items())
             parts = (
@@ -121,7 +131,12 @@ class SavedMasks:
         Raises:
             OSError: If it cannot be written; a file that was there before is then still whole.
         """
-        write_artifact(path, self._packed(), self._described(), KIND)
+        levels = {
+            f"{level!r}/{name}": pack(keep_PF)
+            for level, keep in self.levels.items()
+            for name, keep_PF in keep.items()
+        }
+        write_artifact(path, self._packed() | levels, self._described(), KIND)
 
     def save_pretrained(
         self,
@@ -159,7 +174,7 @@ class SavedMasks:
         card = card_text(self, repo=repo or folder.resolve().name, model=model, figures=list(images))
         self.save(folder / MASKS_FILE)
         same = {"fingerprint": self.fingerprint(), "file": file_digest(folder / MASKS_FILE)}
-        _write_texts(folder, {**same, **self._described()}, card, {"model": model, **(use or {})})
+        write_texts(folder, {**same, **self._described()}, card, {"model": model, **(use or {})})
         for name, image in images.items():
             with atomic_write(folder / name) as file:
                 file.write(image)
@@ -200,17 +215,22 @@ class SavedMasks:
             widths = {str(site["name"]): int(site["width"]) for site in stated["sites"]}
             recipe = Recipe(**{**stated["recipe"], "derived": tuple(stated["recipe"]["derived"])})
             require(bool(stated["pairs"]), "masks need a pair")
-            keep = PackedMasks.read(tensors, widths, len(stated["pairs"]))
+            count = len(stated["pairs"])
+            keep = PackedMasks.read(tensors, widths, count)
+            levels = {
+                level: PackedMasks.read(tensors, widths, count, within=f"{level!r}/")
+                for level in map(float, stated.get("levels", ()))
+            }
             general = None
             if stated["general"]:
                 general = {name: unpack(tensors.pop(f"general/{name}"), widths[name]) for name in widths}
-            masks = cls(stated["pairs"], keep, general=general, recipe=recipe)
+            masks = cls(stated["pairs"], keep, general=general, recipe=recipe, levels=levels)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} does not describe masks ({error!r}); save them again") from error
         if tensors:
             others = ", ".join(sorted(tensors))
             raise ArtifactError(f"{path} holds tensors that it does not describe: {others}")
-        _warn_of_other_copy(path)
+        warn_of_other_copy(path)
         return masks
 
     def push_to_hub(
@@ -276,12 +296,18 @@ class SavedMasks:
             )
         base, corpus = self.recipe.base_model, facts_without_paths(self.recipe.corpus)
         recipe = replace(self.recipe, base_model=last_part(base) if model else base, corpus=corpus)
-        return type(self)(self.pairs, self.keep, general=self.general, recipe=recipe)
+        return type(self)(self.pairs, self.keep, general=self.general, recipe=recipe, levels=self.levels)
 
     def _packed(self) -> dict[str, Tensor]:
-        """Return the packed bits: those of `PackedMasks.tensors`, and `general/<site>` [ceil(F / 8)]."""
+        """Return the packed bits: those of `PackedMasks.tensors`, `general/<site>` [ceil(F / 8)], levels.
+
+        A level has the names of `PackedMasks.tensors` after its coverage: `0.8/keep/<site>`.
+        """
         general = {f"general/{name}": pack(general_F) for name, general_F in (self.general or {}).items()}
-        return self.keep.tensors() | general
+        packed = self.keep.tensors() | general
+        for level, kept in self.levels.items():
+            packed |= kept.tensors(within=f"{level!r}/")
+        return packed
 
     def _described(self) -> dict[str, Any]:
         """Return all that is not bits, as JSON values."""
@@ -290,6 +316,7 @@ class SavedMasks:
             "sites": [{"name": site.name, "width": site.width} for site in self.sites],
             "general": self.general is not None,
             "recipe": asdict(self.recipe),
+            **({"levels": list(self.levels)} if self.levels else {}),
         }
 
     def _check_general(self) -> None:
@@ -303,36 +330,6 @@ class SavedMasks:
             require(shape == [width], f"general[{name!r}] must have shape [{width}], got {shape}")
             kept = self.keep.keeps(name, general_F)
             require(kept, f"a general neuron of {name!r} is silenced for a pair; all pairs keep it")
-
-
-def _write_texts(folder: Path, described: Mapping[str, Any], card: str, use: Mapping[str, Any]) -> None:
-    readable = json.dumps({"format": FORMAT, **described}, indent=2, ensure_ascii=False) + "\n"
-    small = {"library_name": LIBRARY, "library_version": __version__, "masks": MASKS_FILE}
-    small |= {name: value for name, value in use.items() if value}
-    write_text(folder / COPY_FILE, readable)
-    _replace_own(folder / CONFIG_FILE, json.dumps(small, indent=2) + "\n", f'"library_name": "{LIBRARY}"')
-    _replace_own(folder / "README.md", card, f"\nlibrary_name: {LIBRARY}\n")
-
-
-def _warn_of_other_copy(masks: Path) -> None:
-    """Warn where the readable files beside masks are of other masks: a save was broken off between them."""
-    path = masks.with_name(COPY_FILE)
-    try:
-        stated = read_json(path, ArtifactError) if path.is_file() else {}
-    except ArtifactError:
-        stated = {"file": "unreadable"}
-    if isinstance(stated, dict) and "file" in stated and stated["file"] != file_digest(masks):
-        warn(
-            f"{path.name} and the card in {path.parent} are of other masks than {MASKS_FILE}, which counts; "
-            "a save was broken off: call save_pretrained again"
-        )
-
-
-def _replace_own(path: Path, text: str, mark: str) -> None:
-    if path.exists() and mark.encode() not in path.read_bytes():
-        warn(f"{path} is not of these masks and stays as it is; save into a folder of their own")
-        return
-    write_text(path, text)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -8,7 +8,7 @@ part of the masks: a pair's position is its index in `pair_ids`.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Literal, Self
 
 from torch import Tensor
@@ -17,25 +17,18 @@ from nspec_hf.core import (
     ConfigError,
     Pair,
     SiteMismatchError,
-    UnknownPairError,
     as_names,
     as_pairs,
-    in_short,
-    numbered,
-    pair_index,
     require,
     require_count,
 )
-from nspec_hf.masks.bits import PackedMasks
-from nspec_hf.masks.config import Grouping, SelectConfig
-from nspec_hf.masks.hub import SavedMasks
+from nspec_hf.masks.config import Coverage, Grouping, SelectConfig
+from nspec_hf.masks.derived import DerivedMasks
 from nspec_hf.masks.select import Recipe, choose, draw
 from nspec_hf.recording import SIDES, ActivationStats, Site, as_sites
 
-_NOTED = 10  # so many composed pairs are named in the recipe
 
-
-class NeuronMasks(SavedMasks):
+class NeuronMasks(DerivedMasks):
     """Boolean masks, True = keep, for every pair at every site.
 
     `masks[pair][site name]` is a boolean tensor [F], made when it is asked for: in memory and in the file a
@@ -45,19 +38,31 @@ class NeuronMasks(SavedMasks):
     """
 
     @classmethod
-    def from_config(cls, stats: ActivationStats, config: SelectConfig) -> Self:
-        """Return the masks that the settings ask for, from what was recorded; for errors see the next two."""
+    def from_config(cls, stats: ActivationStats, config: SelectConfig, levels: Sequence[float] = ()) -> Self:
+        """Return the masks that the settings ask for, from what was recorded; for errors see the next two.
+
+        Args:
+            stats: What was recorded.
+            config: The settings.
+            levels: Further coverages, on both sides, whose masks go along; see `at`.
+        """
+        require(not levels or config.method == "coverage", "levels are coverages; the method has none")
         keep, general, recipe = choose(stats, config)
-        return cls(stats.pairs, keep, general=general, recipe=recipe)
+        others = {
+            level: choose(stats, replace(config, coverage=level, coverage_decoder=None)).keep
+            for level in levels
+        }
+        return cls(stats.pairs, keep, general=general, recipe=recipe, levels=others)
 
     @classmethod
     def from_coverage(
         cls,
         stats: ActivationStats,
-        coverage: float = 0.95,
+        coverage: Coverage = 0.95,
         sides: Sequence[str] = SIDES,
         coverage_decoder: float | None = None,
         by: Grouping = "pair",
+        levels: Sequence[float] = (),
     ) -> Self:
         """Keep the most active neurons of each feed-forward site (Tan et al. 2024, Eq. 1).
 
@@ -66,18 +71,21 @@ class NeuronMasks(SavedMasks):
 
         Args:
             stats: What was recorded.
-            coverage: k of Eq. 1: the share of a site's activations to cover, in (0, 1].
+            coverage: k of Eq. 1: the share of a site's activations to cover, in (0, 1]; or `paper` (0.95) or
+                `sparse` (0.6).
             sides: Which sides get masks; the other stays dense.
             coverage_decoder: The decoder's k, where it is not the encoder's.
             by: `pair` (the paper), or `source`, `target` or `separate`: see `from_importance`.
+            levels: Further coverages whose masks go along, for one model that runs at several: see `at`.
 
         Raises:
-            ConfigError: If `coverage` is out of range, or a side is unknown or has no feed-forward site.
+            ConfigError: If `coverage` or a level is out of range, or a side is unknown or has no
+                feed-forward site.
         """
         config = SelectConfig(
             coverage=coverage, coverage_decoder=coverage_decoder, by=by, sides=as_names(sides)
         )
-        return cls.from_config(stats, config)
+        return cls.from_config(stats, config, levels)
 
     @classmethod
     def from_importance(
@@ -162,22 +170,14 @@ class NeuronMasks(SavedMasks):
         """
         return self.keep.of_pair(self.index(pair))
 
-    def __contains__(self, pair: object) -> bool:
-        """Return whether a pair has masks."""
-        return pair in self._numbers
-
     def __iter__(self) -> Iterator[Pair]:
         """Go through the pairs."""
         return iter(self.pairs)
 
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.pairs)
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Let copy and pickle make the masks again, as they do with a model that has a gate on it."""
         general = None if self.general is None else dict(self.general)
-        again = partial(NeuronMasks, general=general, recipe=self.recipe)
+        again = partial(NeuronMasks, general=general, recipe=self.recipe, levels=self.levels)
         return again, (list(self.pairs), self.keep)
 
     def __repr__(self) -> str:
@@ -194,14 +194,6 @@ class NeuronMasks(SavedMasks):
     def __hash__(self) -> int:
         """Return the hash of what is compared."""
         return hash(self.fingerprint())
-
-    def index(self, pair: str) -> int:
-        """Return a pair's position, its number in `pair_ids`.
-
-        Raises:
-            UnknownPairError: If the pair has no masks; the message lists those that have.
-        """
-        return pair_index(self._numbers, _named(pair), "masks")
 
     def density(self, pair: str | None = None, site: str | None = None) -> float:
         """Return the share of neurons kept: over everything, or by one pair, at one site, or both.
@@ -239,94 +231,3 @@ class NeuronMasks(SavedMasks):
                 f"the masks were made for another model ({self.recipe.base_model or 'not named'}): "
                 f"{'; '.join(wrong)}"
             )
-
-    def subset(self, pairs: Iterable[str]) -> Self:
-        """Return the masks of some pairs, in the order asked for.
-
-        Raises:
-            UnknownPairError: If one of them has no masks.
-            ConfigError: If there is none, or `pairs` is one string.
-        """
-        if isinstance(pairs, str):
-            raise ConfigError(f"expected a list of pairs, got one string; write [{str(pairs)!r}]")
-        rows = [self.index(pair) for pair in pairs]
-        keep = self.keep.subset(rows)
-        return self._derived([self.pairs[row] for row in rows], keep, f"subset of {len(self.pairs)} pairs")
-
-    def compose(self, pairs: str | Iterable[str], pivot: str = "en") -> Self:
-        """Return the same masks with zero-shot pairs appended, so that they have an index for `pair_ids`.
-
-        As in the paper: the encoder's neurons of source → pivot, the decoder's of pivot → target.
-
-        Args:
-            pairs: One pair or several. They take no memory of their own: see `PackedMasks.compose`.
-            pivot: The language that both sides were trained with.
-
-        Raises:
-            UnknownPairError: If masks of source → pivot or pivot → target are missing.
-            ConfigError: If a pair has masks of its own.
-        """
-        new = as_pairs(as_names(pairs))
-        encoders, decoders = [], []
-        for pair in new:
-            if pair in self:
-                raise ConfigError(f"pair {str(pair)!r} has masks of its own; compose pairs that have none")
-            parts = Pair(pair.source, pivot), Pair(pivot, pair.target)
-            missing = [str(part) for part in parts if part not in self]
-            if missing:
-                raise UnknownPairError(
-                    f"pair {str(pair)!r} cannot be composed through {pivot!r}: masks lack "
-                    f"{', '.join(missing)}; masks hold: {in_short(sorted(self.pairs))}"
-                )
-            encoders.append(self._numbers[parts[0]])
-            decoders.append(self._numbers[parts[1]])
-        named = list(new) if len(new) <= _NOTED else [f"{len(new):,} pairs"]
-        notes = (f"{each} composed through {pivot}" for each in named)
-        return self._composed([*self.pairs, *new], self.keep.compose(encoders, decoders), notes)
-
-    def compose_like(self, other: "NeuronMasks") -> Self:
-        """Return the same masks with the pairs appended that other masks have in addition and had composed.
-
-        Raises:
-            ConfigError: If those begin with other pairs than these, or have further masks of their own.
-        """
-        count = len(self.pairs)
-        missing = other.pairs[count:]
-        encoders, decoders = (other.keep.sharers(side)[count:] for side in ("encoder", "decoder"))
-        if self.pairs != other.pairs[:count] or max((*encoders, *decoders), default=0) >= count:
-            raise ConfigError("other masks must be for the same pairs, and such as are composed of them")
-        note = f"{in_short(missing)} composed as before"
-        return self._composed(list(other.pairs), self.keep.compose(encoders, decoders), [note])
-
-    def union(self, name: str) -> Self:
-        """Return one mask for all pairs together: what any of them keeps, under the pair `name`.
-
-        For a model that serves a group: `masks.subset(group).union("mul-en")`. A name without a second
-        language stands for both sides: `"all"` is the pair `all-all`.
-        """
-        union = ((site, keep_PF.any(dim=0, keepdim=True)) for site, keep_PF in self.keep.items())
-        keep = PackedMasks.of(union, 1)
-        return self._derived([_named(name)], keep, f"union of {', '.join(self.pairs)}")
-
-    def _derived(self, pairs: Sequence[Pair], keep: PackedMasks, *notes: str) -> Self:
-        recipe = replace(self.recipe, derived=(*self.recipe.derived, *notes))
-        return type(self)(pairs, keep, general=self.general, recipe=recipe)
-
-    def _composed(self, pairs: list[Pair], keep: PackedMasks, notes: Iterable[str]) -> Self:
-        # Past the constructor: a pair more must not cost a look at all that are there.
-        masks = type(self).__new__(type(self))
-        recipe = replace(self.recipe, derived=(*self.recipe.derived, *notes))
-        new = {pair: number for number, pair in enumerate(pairs[len(self) :], len(self))}
-        changed = {"pairs": pairs, "keep": keep, "recipe": recipe, "_numbers": self._numbers | new}
-        vars(masks).update(vars(self), **changed, _fingerprint="")
-        return masks
-
-    @cached_property
-    def _numbers(self) -> dict[Pair, int]:
-        return numbered(self.pairs)
-
-
-def _named(name: str) -> Pair:
-    """Return the pair of that name; a name without a second language stands for both sides."""
-    whole = not isinstance(name, str) or isinstance(name, Pair) or "-" in name
-    return Pair(name) if whole else Pair(name, name)

@@ -170,7 +170,7 @@ def _sites_of(stats: ActivationStats, config: SelectConfig) -> list[Site]:
 def _covering(stats: ActivationStats, site: Site, config: SelectConfig) -> Tensor:
     group_P = group_numbers(stats.pairs, config.by, site.side)
     decoders = config.coverage_decoder if site.side == "decoder" else None
-    coverage = config.coverage if decoders is None else decoders
+    coverage = float(config.coverage if decoders is None else decoders)
     return select_by_coverage(_pooled(stats.counts[site.name], group_P), coverage)[group_P]
 
 

@@ -30,6 +30,13 @@ class ElasticMasks(NeuronSpecialization):
     """Run each micro-batch densely too, and let the drawn level learn from that with this weight, in [0, 1]:
     about twice the work of an update. None: no teacher."""
 
+    def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
+        """Return the masks of `coverage`, with all levels beside them for `Translator(…, coverage=…)`."""
+        stats = run.recorded(model, self.record(run))
+        masks = self.select(stats, run)
+        levels = {level: self.at(level, stats, run).keep for level in self.levels}
+        return NeuronMasks(masks.pairs, masks.keep, recipe=masks.recipe, levels=levels)
+
     def at(self, coverage: float, stats: ActivationStats, run: Run) -> NeuronMasks:
         """Return the masks of one coverage."""
         return dataclasses.replace(self, coverage=coverage).select(stats, run)

@@ -122,6 +122,23 @@ def test_translate_writes_what_the_translator_returns(flow):
     assert from_file.splitlines() == expected
 
 
+def test_a_level_of_one_folder_runs_the_neurons_that_are_selected_for_it_alone(flow, monkeypatch):
+    folder, _ = flow
+    stats = ["select", "--stats", "nspec_stats.safetensors", "--coverage"]
+    main_output(folder, *stats, "sparse", "--levels", "[0.2]", "--output", "dial")
+    main_output(folder, *stats, "0.2", "--output", "sparse")
+    alone = {name: NeuronMasks.from_pretrained(folder / name).fingerprint() for name in ("dial", "sparse")}
+    assert alone["dial"] != alone["sparse"]
+    counted = ActivationStats.load(folder / "nspec_stats.safetensors")
+    assert alone["dial"] == NeuronMasks.from_coverage(counted, 0.6).fingerprint()
+    monkeypatch.setattr(Translator, "translate", lambda self, *_: [self.gate.masks.fingerprint()])
+    text = ["translate", "--model", "ours/model", "--pair", "de-en", "--input", "data/test.de"]
+    asked = {"dial": ["dial"], "sparse": ["dial", "--coverage", "0.2"]}
+    for name, masks in asked.items():
+        assert main_output(folder, *text, "--masks", *masks).strip() == alone[name]
+    assert "coverage 0.2 keeps" in main_output(folder, "inspect", "--path", "dial")
+
+
 def main_output(folder, *arguments):
     printed = io.BytesIO()
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,7 @@ from nspec_hf.core import ConfigError, Pair, SiteMismatchError, UnknownLanguageE
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
-from nspec_hf.masks import NeuronMasks
+from nspec_hf.masks import NeuronMasks, Recipe
 from tests.helpers.models import tiny_mbart
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
 from tests.helpers.tiny_tokenizers import make_tokenizers
@@ -67,6 +67,28 @@ def test_a_mixed_list_equals_each_text_alone_in_a_model_without_the_silenced_neu
     dense = Translator(network, tokenizer(), None, config).translate(sources, pairs)
     assert dense == [by_hand(network, text, pair, config) for text, pair in zip(sources, pairs, strict=True)]
     assert found != dense
+
+
+def test_one_set_of_masks_with_levels_translates_at_the_coverage_that_is_asked_for():
+    network = model()
+    low, high = masks(network, seed=4), masks(network, seed=5)
+    settings = Recipe(method="coverage", settings={"coverage": 0.6, "coverage_decoder": None})
+    both = NeuronMasks(low.pairs, low.keep, recipe=settings, levels={0.9: high.keep})
+    sources, pairs = mixed()
+    found = {}
+    for coverage, chosen in ((0.6, low), (0.9, high), (None, low)):
+        found[coverage] = Translator(network, tokenizer(), both, BEAMS, coverage=coverage).translate(
+            sources, pairs
+        )
+        twins = {pair: zeroed(network, chosen, pair) for pair in PAIRS}
+        assert found[coverage] == [
+            by_hand(twins[pair], text, pair, BEAMS) for text, pair in zip(sources, pairs, strict=True)
+        ]
+    assert found[0.6] == found[None] != found[0.9]
+    with pytest.raises(ConfigError, match=r"no masks of coverage 0\.8"):
+        Translator(network, tokenizer(), both, BEAMS, coverage=0.8)
+    with pytest.raises(ConfigError, match="levels of masks"):
+        Translator(network, tokenizer(), None, BEAMS, coverage=0.9)
 
 
 def test_a_composed_pair_equals_a_model_of_both_halves():

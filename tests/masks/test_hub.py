@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from nspec_hf.core import ArtifactError, ConfigError, artifact, write_artifact
-from nspec_hf.masks import MASKS_FILE, NeuronMasks, hub as folder
-from nspec_hf.masks.hub import COPY_FILE, KIND, STATS_FILE
+from nspec_hf.masks import MASKS_FILE, NeuronMasks, hub as folder, readable
+from nspec_hf.masks.hub import KIND, STATS_FILE
+from nspec_hf.masks.readable import COPY_FILE
 from nspec_hf.recording import ActivationStats
 from tests.masks.test_select import DECODER, ENCODER, PAIRS, made_up_stats
 
@@ -211,7 +212,7 @@ def test_a_save_that_fails_at_the_card_leaves_whole_masks_and_no_litter(masks, t
     def fail(*_args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(folder, "_replace_own", fail)
+    monkeypatch.setattr(readable, "replace_own", fail)
     with pytest.raises(OSError, match="no space"):
         less.save_pretrained(tmp_path)
     assert set(listing(tmp_path)) == names
@@ -278,7 +279,7 @@ def test_a_save_that_was_killed_between_files_is_told_from_a_whole_one(masks, tm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_write_texts", kill)
+        patch.setattr(folder, "write_texts", kill)
         with pytest.raises(KeyboardInterrupt):
             less.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match=r"nspec_config\.json and the card .* are of other masks"):

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nspec_hf.masks import MASKS_FILE, NeuronMasks, Recipe
-from nspec_hf.masks.hub import COPY_FILE, STATS_FILE
+from nspec_hf.masks.hub import STATS_FILE
+from nspec_hf.masks.readable import COPY_FILE
 from nspec_hf.recording import ActivationStats, find_sites
 from tests.helpers.hub_stand_in import TOKEN, HubStandIn
 from tests.helpers.models import VOCABULARY, tiny_m2m100

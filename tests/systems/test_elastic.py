@@ -24,6 +24,10 @@ def test_an_elastic_model_is_trained_and_scored_at_several_coverages(based):
     assert [level["density"] for level in levels] == [
         NeuronMasks.from_coverage(stats, coverage).density() for coverage in (1.0, 0.6, 0.3)
     ]
+    # The folder of masks holds all levels that were trained.
+    kept = NeuronMasks.from_pretrained(folder / "work" / "elastic" / "s1" / "masks")
+    assert kept == NeuronMasks.from_coverage(stats, 0.6)
+    assert all(kept.at(level) == NeuronMasks.from_coverage(stats, level) for level in (0.9, 0.5))
     # What it is scored at by itself is one of these levels: the same translations, the same loss.
     alone = result(folder, "elastic")
     assert levels[1]["scores"] == alone["scores"]
