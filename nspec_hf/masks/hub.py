@@ -131,12 +131,7 @@ class SavedMasks:
         Raises:
             OSError: If it cannot be written; a file that was there before is then still whole.
         """
-        levels = {
-            f"{level!r}/{name}": pack(keep_PF)
-            for level, keep in self.levels.items()
-            for name, keep_PF in keep.items()
-        }
-        write_artifact(path, self._packed() | levels, self._described(), KIND)
+        write_artifact(path, self._packed(), self._described(), KIND)
 
     def save_pretrained(
         self,
