@@ -7,7 +7,7 @@ both the base and the first alone.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.adding.addition import Addition, embedding_of, output_of
 from nspec_hf.core import ConfigError, UnknownLanguageError, digest
-from nspec_hf.gating import OWN_WEIGHTS, Attachment, GateConfig, NeuronGate, Part, Routing, add_neurons
+from nspec_hf.gating import Attachment, GateConfig, NeuronGate, Part, Routing, add_neurons
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites, linear_at, plain_model
 
@@ -28,9 +28,10 @@ class AddedPairs(Attachment):
         Translator(model, added.extend(tokenizer), added).translate(texts, ["en-lb", "en-de"])
 
     Args:
-        model: The base. additions: In the order in which they were made. masks: Those of the old pairs,
-        where the base is a model with masks; then only these pairs, and the new
-            ones, are known. The new pairs keep all old neurons.
+        model: The base.
+        additions: In the order in which they were made.
+        masks: Those of the old pairs, where the base is a model with masks; then only these pairs, and the
+            new ones, are known. The new pairs keep all old neurons.
         gate_config: How the masks act.
 
     Raises:
@@ -64,22 +65,8 @@ class AddedPairs(Attachment):
             gate = NeuronGate(plain, NeuronMasks(pairs, keep, recipe=masks.recipe), gate_config)
             routing, parts = gate.routing, gate.parts_by_site
         parts += [part for addition in self.additions for part in addition.parts(plain, routing)]
-        super().__init__(plain, routing, [part for _, part in parts], [name for name, _ in parts])
-        self.own = nn.ModuleList(self.additions)
-
-    def attach(self) -> Self:
-        """Put the additions, and their weights, on the model."""
-        if not self.attached:
-            super().attach()
-            if self._device.type != "meta":
-                self.own.to(self._device)
-            self.model.add_module(OWN_WEIGHTS, self.own)
-        return self
-
-    def detach(self) -> None:
-        """Take them off; the weights stay here."""
-        super().detach()
-        self.model._modules.pop(OWN_WEIGHTS, None)
+        names, acting = [name for name, _ in parts], [part for _, part in parts]
+        super().__init__(plain, routing, acting, names, nn.ModuleList(self.additions))
 
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run: any, by the base, unless masks say which it has."""
@@ -88,7 +75,8 @@ class AddedPairs(Attachment):
     def freeze(self) -> None:
         """Switch all gradients off but those of the last addition."""
         self.model.requires_grad_(False)
-        self.own.requires_grad_(False)
+        for addition in self.additions:
+            addition.requires_grad_(False)
         self.additions[-1].requires_grad_(True)
 
     def facts(self) -> dict[str, Any]:
@@ -97,7 +85,7 @@ class AddedPairs(Attachment):
         return {
             "added": [[str(pair) for pair in layout.pairs] for layout in layouts],
             "layouts": digest([repr(layout) for layout in layouts]),
-            "frozen": digest(part for one in self.additions[:-1] for part in _values(one)),
+            "frozen": digest(part for one in self.additions[:-1] for part in bits_of(one.state_dict())),
             "masks": self.masks and self.masks.fingerprint(),
         }
 
@@ -116,9 +104,7 @@ class AddedPairs(Attachment):
         return with_tokens(tokenizer, tokens)
 
     def merged(self, number: int = -1) -> PreTrainedModel:
-        """Return a plain model that runs one addition's pairs without this package.
-
-        Other pairs are spoilt in it.
+        """Return a plain model that runs one addition's pairs without this package; it spoils other pairs.
 
         New neurons are rows and columns of wider matrices, low-rank changes are added up, copies and
         embeddings take the old ones' places. `nspec export` makes a CTranslate2 model of it.
@@ -206,7 +192,8 @@ def _write_rows(model: PreTrainedModel, addition: Addition) -> None:
         output_of(model)[1].weight.data[own.ids] = own.outputs.data
 
 
-def _values(addition: Addition) -> Iterator[str | np.ndarray]:
-    for name, weight in addition.state_dict().items():
+def bits_of(state: Mapping[str, torch.Tensor]) -> Iterator[str | np.ndarray]:
+    """Yield names and all bits of weights, of whatever type, for a digest."""
+    for name, weight in state.items():
         yield name
         yield weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nspec_hf.core import Pair
-from nspec_hf.gating import Routing, Takeover
+from nspec_hf.gating import Routing, TakenOver
 from nspec_hf.recording import Site, linear_at, site_activation
 
 Chosen = Tensor | bool
@@ -66,29 +66,12 @@ def put_into(out: Tensor, rows: Chosen, other: Tensor) -> Tensor:
     return out.index_copy(0, rows, other) if isinstance(rows, Tensor) else other
 
 
-class TakenOver:
-    """Modules that are taken over from `attach` to `detach`; what they run instead is `_forwards`."""
+class Branch(TakenOver):
+    """What rows of some pairs run beside, or in the place of, modules that are taken over."""
 
     def __init__(self, whose: Whose) -> None:
+        super().__init__()
         self._whose = whose
-        self._taken: list[Takeover] = []
-
-    def attach(self) -> None:
-        """Take the modules over."""
-        self._taken += [Takeover(module, forward) for module, forward in self._forwards()]
-
-    def detach(self) -> None:
-        """Give them back, the last one first."""
-        while self._taken:
-            self._taken.pop().give_back()
-
-    @property
-    def in_place(self) -> list[bool]:
-        """For each module, whether it still is taken over."""
-        return [taken.in_place for taken in self._taken]
-
-    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
-        raise NotImplementedError
 
 
 class NewNeurons(nn.Module):
@@ -111,7 +94,7 @@ class NewNeurons(nn.Module):
         self.down = nn.Linear(width, block["down"].out_features, bias=False, **like)
 
 
-class NeuronBranch(TakenOver):
+class NeuronBranch(Branch):
     """New neurons of some pairs beside one feed-forward block: its output + W2 σ(W1 x + b1).
 
     The block is no module of its own in most models, so x is noted where its first linear gets it and the sum
@@ -172,7 +155,7 @@ class LowRank(nn.Module):
         return self.b(self.a(x)) * self.scale
 
 
-class LowRankBranch(TakenOver):
+class LowRankBranch(Branch):
     """A low-rank change of one linear, for rows of some pairs."""
 
     def __init__(self, linear: nn.Module, change: LowRank, whose: Whose) -> None:
@@ -189,7 +172,7 @@ class LowRankBranch(TakenOver):
         return [(self._linear, self.forward)]
 
 
-class CopyBranch(TakenOver):
+class CopyBranch(Branch):
     """A copy of a module (a norm, a linear) that rows of some pairs go through instead of it."""
 
     def __init__(self, module: nn.Module, copy: nn.Module, whose: Whose) -> None:

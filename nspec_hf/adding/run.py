@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from nspec_hf.adding.added import AddedPairs
+from nspec_hf.adding.added import AddedPairs, bits_of
 from nspec_hf.adding.addition import Addition, embedding_of, layout_for
 from nspec_hf.adding.config import AddConfig, auto_width
 from nspec_hf.adding.languages import NewWords, find_words
@@ -289,10 +289,5 @@ def _numbered(
 
 def _frozen_digest(added: AddedPairs) -> str:
     """Return a digest of every bit of the base and of earlier additions."""
-    frozen = [*added.model.state_dict().items()]
-    frozen += [item for one in added.additions[:-1] for item in one.state_dict().items()]
-    return digest(
-        part
-        for name, weight in sorted(frozen, key=lambda item: item[0])
-        for part in (name, weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    )
+    parts = [added.model.state_dict(), *(one.state_dict() for one in added.additions[:-1])]
+    return digest(bit for state in parts for bit in bits_of(state))

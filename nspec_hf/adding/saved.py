@@ -15,16 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from nspec_hf import __version__
 from nspec_hf.adding.added import AddedPairs
 from nspec_hf.adding.addition import Addition, Layout
-from nspec_hf.core import ArtifactError, SiteMismatchError, plain, read_artifact, write_artifact, write_text
+from nspec_hf.core import (
+    ArtifactError,
+    SiteMismatchError,
+    as_pairs,
+    plain,
+    read_artifact,
+    write_artifact,
+    write_text,
+)
 from nspec_hf.gating import GateConfig
-from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks, fetch, prepare, upload
+from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks, fetch, front_matter, prepare, upload
 from nspec_hf.recording import find_sites, plain_model, weight_fingerprint
 
 KIND = "nspec_added"
@@ -150,18 +156,12 @@ def _filled(addition: Addition, weights: Mapping[str, Any], path: Path) -> Addit
 def _card(added: AddedPairs, repo: str) -> str:
     layouts = [addition.layout for addition in added.additions]
     pairs = [pair for layout in layouts for pair in layout.pairs]
-    base = next((str(layout.about["base"]) for layout in layouts if layout.about.get("base")), "BASE")
+    base = next((str(layout.about["base"]) for layout in layouts if layout.about.get("base")), "")
     own = sum(addition.size for addition in added.additions)
-    codes = sorted(
-        {code for pair in added.additions for one in pair.pairs for code in (one.source, one.target)}
-    )
-    return f"""---
-library_name: nspec_hf
-{_base_line(base)}tags: [translation, nspec-hf]
-language: [{", ".join(codes)}]
----
+    matter = front_matter(as_pairs(pairs), tags=("translation", "nspec-hf"), base=base)
+    return f"""{matter}
 
-# {", ".join(pairs)} for {base}
+# {", ".join(pairs)} for {base or "BASE"}
 
 {own:,} parameters beside the frozen base: rows of these pairs run with them, rows of every other pair with
 the base alone, whose outputs they leave as they were, bit for bit.
@@ -173,12 +173,3 @@ loaded = load("{repo}")
 loaded.translate(["…"], "{pairs[-1]}")
 ```
 """
-
-
-def _base_line(base: str) -> str:
-    """Return the line of the card's metadata that names the base; the Hub takes ids of repositories alone."""
-    try:
-        validate_repo_id(base)
-    except HFValidationError:
-        return ""
-    return "" if Path(base).exists() or "/" not in base else f"base_model: {base}\n"

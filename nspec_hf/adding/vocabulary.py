@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, pad
 
-from nspec_hf.adding.branches import TakenOver, Whose, of_rows, put_into
+from nspec_hf.adding.branches import Branch, Whose, of_rows, put_into
 
 
 class OwnRows(nn.Module):
@@ -52,7 +52,7 @@ class OwnRows(nn.Module):
         return self.embeddings if self.outputs is None else self.outputs
 
 
-class InputRows(TakenOver):
+class InputRows(Branch):
     """An embedding module whose rows of new pairs have their own."""
 
     def __init__(self, module: nn.Module, own: OwnRows, whose: Whose) -> None:
@@ -77,7 +77,7 @@ class InputRows(TakenOver):
         return [(self._module, self.forward)]
 
 
-class OutputRows(TakenOver):
+class OutputRows(Branch):
     """An output layer whose logits of the N ids are, for rows of new pairs, those of their own embeddings."""
 
     def __init__(self, module: nn.Module, own: OwnRows, whose: Whose) -> None:

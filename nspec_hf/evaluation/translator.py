@@ -193,7 +193,7 @@ class Translator:
 
     def _shortened(self, rows: list[_Row]) -> list[_Row]:
         """Cut sources that are too long, between the tags around them, and warn about it."""
-        limit = min(filter(None, (self.config.max_source, self._positions)), default=None)
+        limit = self.limit
         long = [row for row in rows if limit is not None and len(row.ids) > limit]
         if limit is None or not long:
             return rows
@@ -204,6 +204,11 @@ class Translator:
         )
         tags = {pair: self.tags.encode_source([""], pair)[0] for pair in {row.pair for row in long}}
         return [_cut(row, limit, tags[row.pair]) if len(row.ids) > limit else row for row in rows]
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a source beyond which it is cut; None where nothing says so (T5 counts distances)."""
+        return min(filter(None, (self.config.max_source, self._positions)), default=None)
 
     @property
     def _positions(self) -> int | None:

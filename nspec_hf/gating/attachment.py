@@ -50,13 +50,21 @@ class Attachment:
         routing: The same that the parts ask for each row's pair.
         parts: What it does inside the model.
         inside: Dotted names of the modules that the parts act on; from these follows where calls enter.
+        own: Weights that the model holds while it is on it, under the name `OWN_WEIGHTS`, so that optimizer,
+            checkpoint and saved model have them; None where there are none.
     """
 
     def __init__(
-        self, model: nn.Module, routing: Routing, parts: Sequence[Part], inside: Iterable[str]
+        self,
+        model: nn.Module,
+        routing: Routing,
+        parts: Sequence[Part],
+        inside: Iterable[str],
+        own: nn.Module | None = None,
     ) -> None:
         """Remember the parts; the model is not touched before `attach`."""
         self.model = plain_model(model)
+        self.own = own
         self._routing = routing
         # Entries first: the modules that they are on may be wrapped, the ones inside may not.
         self._parts: list[Part] = [*entries_of(self.model, inside, routing, self.check_in_place), *parts]
@@ -105,6 +113,12 @@ class Attachment:
             self.detach()
             raise
         setattr(self.model, ATTACHED, self)
+        if self.own is not None:
+            # The model may have been moved since the weights were made; "meta" is no place to be at.
+            device = next(self.model.parameters()).device
+            if device.type != "meta":
+                self.own.to(device)
+            self.model.add_module(OWN_WEIGHTS, self.own)
         return self
 
     def detach(self) -> None:
@@ -114,6 +128,8 @@ class Attachment:
             part.detach()
         if self.attached:
             delattr(self.model, ATTACHED)
+        if self.own is not None and self.model._modules.get(OWN_WEIGHTS) is self.own:
+            del self.model._modules[OWN_WEIGHTS]
 
     def __enter__(self) -> Self:
         """Attach, unless it is attached already."""

@@ -7,7 +7,7 @@ themselves. Whichever is entered first decides, the ones inside it follow (`Rout
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -82,6 +82,33 @@ class Takeover:
             setattr(self.module, self._name, self.original)
         else:
             delattr(self.module, self._name)
+
+
+class TakenOver:
+    """Modules whose forwards are replaced from `attach` to `detach`; by what, `_forwards` says."""
+
+    def __init__(self) -> None:
+        self._taken: list[Takeover] = []
+
+    def attach(self) -> None:
+        """Take the modules over."""
+        for module, forward in self._forwards():
+            # One by one, so that `detach` knows of those before one that fails.
+            self._taken.append(Takeover(module, forward))
+
+    def detach(self) -> None:
+        """Give them back, the last one first."""
+        while self._taken:
+            self._taken.pop().give_back()
+
+    @property
+    def in_place(self) -> list[bool]:
+        """For each module, whether it still is taken over."""
+        return [taken.in_place for taken in self._taken]
+
+    def _forwards(self) -> Sequence[tuple[nn.Module, Callable[..., Any]]]:
+        """Return the modules to take over and what each of them runs instead."""
+        raise NotImplementedError
 
 
 class Entry:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nspec_hf.gating.config import GateConfig
-from nspec_hf.gating.entry_points import Takeover
+from nspec_hf.gating.entry_points import TakenOver
 from nspec_hf.gating.internals import bias_of
 from nspec_hf.gating.routing import Routing
 from nspec_hf.masks import Held, PackedMasks, SiteBits
@@ -43,7 +43,7 @@ class _Placed(NamedTuple):
         return cls(device, masks.bits.on(device), masks.rows.on(device), _BIT_8.on(device))
 
 
-class GatedSite:
+class GatedSite(TakenOver):
     """One site in the hands of a gate; a mode says what it computes by `_forwards`.
 
     Args:
@@ -58,6 +58,7 @@ class GatedSite:
         self, model: nn.Module, site: Site, masks: SiteBits, routing: Routing, config: GateConfig
     ) -> None:
         """Remember what to do; nothing is touched before `attach`."""
+        super().__init__()
         self.site = site
         self.linear = site.linear(model)
         self.up = linear_at(model, site.up) if site.up else None
@@ -66,7 +67,6 @@ class GatedSite:
         places = [each.device for each in self.linear.parameters() if not each.is_meta]
         self._routing = routing
         self._config = config
-        self._taken: list[Takeover] = []
         paths = [name.rpartition(".") for name in (site.name, site.up, site.down) if name]
         self._parents = [(model.get_submodule(parent), child) for parent, _, child in paths]
         self._linears = [parent.get_submodule(child) for parent, child in self._parents]
@@ -91,16 +91,6 @@ class GatedSite:
     def take_masks(self, masks: SiteBits) -> None:
         """Go on with these masks, which may be those of more pairs than before."""
         self._masks, self.placed = masks, _Placed.of(masks, self.placed.device)
-
-    def attach(self) -> None:
-        """Take the site's modules over."""
-        for module, forward in self._forwards():
-            self._taken.append(Takeover(module, forward))
-
-    def detach(self) -> None:
-        """Give them back."""
-        while self._taken:
-            self._taken.pop().give_back()
 
     @property
     def in_place(self) -> list[bool]:
@@ -144,10 +134,6 @@ class GatedSite:
         if placed.device != device:
             self.placed = placed = _Placed.of(self._masks, device)
         return placed
-
-    def _forwards(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
-        """Return the modules to take over and what each of them runs instead."""
-        raise NotImplementedError
 
 
 class MaskedSite(GatedSite):

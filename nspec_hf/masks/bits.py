@@ -11,7 +11,7 @@ are asked for, and only those.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,20 +90,18 @@ class PackedMasks(Mapping[str, Tensor]):
         self._sites = dict(sites)
 
     @classmethod
-    def of(cls, keep: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], pairs: int) -> "PackedMasks":
+    def of(cls, keep: Iterable[tuple[str, Tensor]], pairs: int) -> "PackedMasks":
         """Pack booleans, site by site.
 
         Args:
-            keep: Site names and bool [P, F], on any device. An iterator needs one site's at a time.
+            keep: Site names with bool [P, F], on any device. An iterator needs one site's at a time.
             pairs: P.
 
         Raises:
             ConfigError: If a tensor has another type or shape.
         """
         rows, sites = Held(torch.arange(pairs)), {}
-        for name, keep_PF in (
-            cast("Mapping[str, Tensor]", keep).items() if isinstance(keep, Mapping) else keep
-        ):
+        for name, keep_PF in keep:
             check_booleans(name, keep_PF)
             if keep_PF.dim() != 2 or len(keep_PF) != pairs or keep_PF.shape[1] == 0:
                 shape = list(keep_PF.shape)

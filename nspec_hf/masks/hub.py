@@ -99,15 +99,14 @@ class SavedMasks:
         self.pairs: list[Pair] = as_pairs(pairs)
         if not self.pairs or not keep:
             raise ConfigError(f"masks need a pair and a site, got {len(self.pairs)} pairs, {len(keep)} sites")
-        self.keep = keep if isinstance(keep, PackedMasks) else PackedMasks.of(keep, len(self.pairs))
+        self.keep = _packed(keep, len(self.pairs))
         self.general: Mapping[str, Tensor] | None = None if general is None else _copies(general)
         self.recipe: Recipe = recipe or Recipe()
         self.sites: list[Site] = [site_from_name(name, self.keep.at(name).width) for name in self.keep]
         self._fingerprint = ""
         self._check_general()
         self.levels: dict[float, PackedMasks] = {
-            float(level): kept if isinstance(kept, PackedMasks) else PackedMasks.of(kept, len(self.pairs))
-            for level, kept in sorted((levels or {}).items())
+            float(level): _packed(kept, len(self.pairs)) for level, kept in sorted((levels or {}).items())
         }
         for level, kept in self.levels.items():
             same = kept.shapes() == self.keep.shapes()
@@ -325,6 +324,10 @@ class SavedMasks:
             require(shape == [width], f"general[{name!r}] must have shape [{width}], got {shape}")
             kept = self.keep.keeps(name, general_F)
             require(kept, f"a general neuron of {name!r} is silenced for a pair; all pairs keep it")
+
+
+def _packed(keep: Mapping[str, Tensor], pairs: int) -> PackedMasks:
+    return keep if isinstance(keep, PackedMasks) else PackedMasks.of(keep.items(), pairs)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -17,6 +17,7 @@ from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.select import LIBRARY, Recipe
 
 _ROWS = 200  # so many pairs are listed
+_TAGS = ("neuron-masks", "neuron-specialization", "multilingual-translation")
 
 _METHODS = {
     "coverage": "the most active neurons of a site that together cover a share of its activations "
@@ -33,6 +34,37 @@ def languages_of(pairs: Iterable[Pair]) -> list[str]:
     """Return the sorted ISO 639 codes of the pairs' languages, as the Hub wants them (`deu_Latn` → `deu`)."""
     codes = {re.split("[-_]", code)[0].lower() for pair in pairs for code in (pair.source, pair.target)}
     return sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code))
+
+
+def front_matter(
+    pairs: Iterable[Pair],
+    *,
+    tags: Sequence[str] = _TAGS,
+    base: str = "",
+    repo: str = "",
+    results: Sequence[EvalResult] = (),
+) -> str:
+    """Return what a card begins with: its metadata for the Hub, as YAML between two lines.
+
+    Args:
+        pairs: Whose languages it names.
+        tags: What it is searched by.
+        base: The model that it is for; left out where it cannot be the id of a repository.
+        repo: Hub id or folder, for scores.
+        results: Scores.
+    """
+    data: dict[str, Any] = {
+        "language": languages_of(pairs) or None,
+        "library_name": LIBRARY,
+        "pipeline_tag": "translation",
+        "tags": list(tags),
+    }
+    # The Hub refuses a card whose base model cannot be the id of a repository.
+    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", base) and not Path(base).exists():
+        data |= {"base_model": base, "base_model_relation": "adapter"}
+    if results:
+        data |= {"model_name": repo.rpartition("/")[2], "eval_results": list(results)}
+    return f"---\n{ModelCardData(**data).to_yaml()}\n---"
 
 
 def usage_snippet(recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str | None = None) -> str:
@@ -103,7 +135,7 @@ def card_text(
     density_SP = np.stack([site.kept_P / site.width for site in sites])
     name = model or recipe.base_model
     parts = [
-        f"---\n{_metadata(recipe, pairs, repo, model, results).to_yaml()}\n---",
+        front_matter(pairs, base=name, repo=repo, results=results),
         f"# Neuron masks{f' for {name}' if name else ''}",
         f"Which neurons {_counted(len(pairs), 'translation direction')} keep at "
         f"{_counted(len(masks.keep), 'linear layer')}: {float(density_SP.mean()):.1%} on average. Masks "
@@ -118,24 +150,6 @@ def card_text(
         images = "\n\n".join(f"![{Path(figure).stem.replace('_', ' ')}]({figure})" for figure in figures)
         parts.append(f"## Figures\n\n{images}")
     return "\n\n".join(parts) + "\n"
-
-
-def _metadata(
-    recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str | None, results: Sequence[EvalResult]
-) -> ModelCardData:
-    data: dict[str, Any] = {
-        "language": languages_of(pairs) or None,
-        "library_name": LIBRARY,
-        "pipeline_tag": "translation",
-        "tags": ["neuron-masks", "neuron-specialization", "multilingual-translation"],
-    }
-    base = model or recipe.base_model
-    # The Hub refuses a card whose base model cannot be the id of a repository.
-    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", base) and not Path(base).exists():
-        data |= {"base_model": base, "base_model_relation": "adapter"}
-    if results:
-        data |= {"model_name": repo.rpartition("/")[2], "eval_results": list(results)}
-    return ModelCardData(**data)
 
 
 def _recipe_table(masks: _Masks) -> str:

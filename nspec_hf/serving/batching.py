@@ -71,7 +71,9 @@ class BatchingTranslator:
         self.loaded = loaded
         self.config = config or BatchingConfig()
         self.counts = Counts()
-        self._limit = _limit(loaded, self.config)
+        # None that a translator would cut off.
+        limits = filter(None, (self.config.max_source, loaded.translator.limit))
+        self._limit = min(limits, default=None)
         self._waiting: deque[_Request] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -260,10 +262,3 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             low = 0.01 if name == "repetition_penalty" else -10
             require(number and low <= value <= 10, f"{name} must lie between {low} and 10, got {value!r}")
     return given
-
-
-def _limit(loaded: LoadedModel, config: BatchingConfig) -> int | None:
-    """Return how many tokens a text may have: none that a translator would cut off."""
-    positions = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
-    limits = (config.max_source, loaded.translator.config.max_source, positions)
-    return min(filter(None, limits), default=None)

@@ -118,6 +118,11 @@ class ConvertedTranslator:
                 results[number] = self.tags.text.after(written, pairs[number].target)
         return results
 
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a source that are translated; None: any number."""
+        return self.config.max_source
+
     def check(self, pair: str) -> None:
         """Raise an UnknownPairError where the model was not exported for a pair."""
         pair_index(self.pairs, pair, "exported model")

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, EvalResult, ModelCard
 
 from nspec_hf.analysis import analyze, draw_overlap_layers, save_figure, write_report
 from nspec_hf.core import ConfigError, Pair, Table, as_pairs, read_json, require, write_json, write_text
@@ -28,7 +28,7 @@ from nspec_hf.masks import (
     card_text,
     facts_without_paths,
     fetch,
-    languages_of,
+    front_matter,
     prepare,
     stats_without_paths,
     upload,
@@ -156,9 +156,8 @@ def _contents(
     if len(analysis.progression.languages) < 2:
         return []
     drawn = draw_overlap_layers(analysis.progression, analysis.families)
-    save_figure(drawn, folder / "figures", "overlap")[
-        1
-    ].unlink()  # the drawing in lines; the card shows the other
+    _, in_lines = save_figure(drawn, folder / "figures", "overlap")
+    in_lines.unlink()  # the card shows the other one
     return ["figures/overlap.png"]
 
 
@@ -240,12 +239,6 @@ def _index(root: Path, repo: str, parent: str, subfolder: str, token: str | bool
 def _first_page(repo: str, sets: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the card of a repository that holds several sets of masks."""
     pairs: list[Pair] = as_pairs(dict.fromkeys(pair for each in sets.values() for pair in each["pairs"]))
-    data = ModelCardData(
-        language=languages_of(pairs) or None,
-        library_name="nspec_hf",
-        pipeline_tag="translation",
-        tags=["neuron-masks", "neuron-specialization", "multilingual-translation"],
-    )
     rows = tuple(
         (f"[{name}]({name}/README.md)", len(each["pairs"]), each["density"], each["method"], each["model"])
         for name, each in sorted(sets.items())
@@ -254,7 +247,7 @@ def _first_page(repo: str, sets: Mapping[str, Mapping[str, Any]]) -> str:
     table = Table(title="Sets of masks", columns=columns, rows=rows, digits=3).render("markdown")
     code = "\n".join(f"load({json.dumps(repo)}, subfolder={json.dumps(name)})" for name in sorted(sets))
     snippet = f"```python\nfrom nspec_hf import load\n\n{code}\n```"
-    return f"---\n{data.to_yaml()}\n---\n\n# Neuron masks\n\n{table}\n{snippet}\n"
+    return f"{front_matter(pairs)}\n\n# Neuron masks\n\n{table}\n{snippet}\n"
 
 
 def _file_name(name: str) -> str:

@@ -5,6 +5,7 @@ ignored without a word. So every field of `Seq2SeqTrainingArguments` stands in o
 test fails when the library has one that does not.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -163,10 +164,19 @@ def minimize_losses(args: Seq2SeqTrainingArguments) -> None:
         args.greater_is_better = False
 
 
+@functools.cache
+def _argument_types() -> dict[str, tuple[Any, ...]]:
+    """Return the name of each argument of the Trainer → the types that it may have.
+
+    Not those that its fields hold: HfArgumentParser, in a script of the same process, changes these.
+    """
+    hints = get_type_hints(Seq2SeqTrainingArguments)
+    return {name: get_args(hint) or (hint,) for name, hint in hints.items()}
+
+
 def _whole(name: str, value: Any) -> Any:
     """Return `max_steps: 1e3` as the whole number that it means; the Trainer would stop in mid-training."""
-    kinds = {each.name: each.type for each in fields(Seq2SeqTrainingArguments)}
-    if kinds[name] not in (int, "int") or not isinstance(value, float):
+    if _argument_types()[name] != (int,) or not isinstance(value, float):
         return value
     if not value.is_integer():
         raise ConfigError(f"{name} is a whole number, got {value}")
@@ -188,9 +198,7 @@ def training_arguments(
         ConfigError: If an argument is unknown to the Trainer or has a value that it cannot have, or patience
             or the choice of the best checkpoint has nothing to look at.
     """
-    # Not the types that the fields hold: HfArgumentParser, in the same process, takes the text out of them.
-    hints = get_type_hints(Seq2SeqTrainingArguments)
-    types = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
+    types = _argument_types()
     unknown = sorted(set(config.arguments) - set(types))
     require(not unknown, f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
     require(evaluates or not config.patience, "patience looks at the validation loss; give validation text")

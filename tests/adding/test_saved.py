@@ -1,11 +1,11 @@
 """What was added goes to the Hub and comes back, with the real client; its card runs."""
 
 import pytest
+from huggingface_hub import ModelCard
 
 from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for, save_added
 from tests.helpers import tiny_text
-from tests.helpers.hub_stand_in import HubStandIn
-from tests.masks.test_hub_transport import run
+from tests.helpers.hub_stand_in import HubStandIn, run
 
 PUSH_PULL_AND_RUN_THE_CARD = """
 import json, re, sys
@@ -46,3 +46,13 @@ def test_pulled_additions_are_the_pushed_ones_and_the_card_translates(tmp_path):
             hub.commits["somebody/french"][-1][1]
         )
     assert found == {"same": True, "translates": True}
+
+
+@pytest.mark.parametrize(("base", "named"), [("some/base", "some/base"), ("", None)])
+def test_the_card_s_metadata_is_what_the_hub_reads_whatever_yaml_takes_a_code_for(tmp_path, base, named):
+    model = tiny_text.model()
+    layout = layout_for(model, ["en-no", "nob_Latn-en"], AddConfig(), 0.5, ids=[4], about={"base": base})
+    save_added(AddedPairs(model, [Addition(model, layout).draw(model, 1, {})]), tmp_path)
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.language == ["en", "no", "nob"]  # unquoted, YAML takes "no" for False
+    assert (data.library_name, data.base_model) == ("nspec_hf", named)

@@ -7,10 +7,14 @@ private, refuses a card whose metadata is wrong, and counts requests of config.j
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -212,3 +216,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _blob(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def run(hub, home, program, *arguments, token=TOKEN):
+    """Run a program whose Hub is the stand-in; return what it printed as JSON in its last line."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_TOKEN": token} if token else {}
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout.splitlines()[-1])

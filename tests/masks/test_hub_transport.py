@@ -4,11 +4,6 @@ The client reads its endpoint when it is imported, so each test runs a program o
 """
 
 import ast
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,7 +13,7 @@ from nspec_hf.masks import MASKS_FILE, NeuronMasks, Recipe
 from nspec_hf.masks.hub import STATS_FILE
 from nspec_hf.masks.readable import COPY_FILE
 from nspec_hf.recording import ActivationStats, find_sites
-from tests.helpers.hub_stand_in import TOKEN, HubStandIn
+from tests.helpers.hub_stand_in import HubStandIn, run
 from tests.helpers.models import VOCABULARY, tiny_m2m100
 
 PAIRS = ["en-de", "de-en", "en-fr", "fr-en"]
@@ -43,22 +38,6 @@ def base(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     tiny_m2m100().save_pretrained(folder)
     return folder
-
-
-def run(hub, home, program, *arguments, token=TOKEN):
-    """Run a program whose Hub is the stand-in; return what it printed as JSON in its last line."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": token, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout.splitlines()[-1])
 
 
 PUSH_AND_PULL = """

@@ -15,32 +15,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from nspec_hf.evaluation import TranslateConfig, Translator
-from nspec_hf.serving import BatchingConfig, ServeConfig, load, make_app
-from tests.helpers.tiny_text import masks, model, texts, tokenizer
+from nspec_hf.serving import BatchingConfig, ServeConfig, make_app
+from tests.helpers.tiny_text import masks, texts, tokenizer
 from tests.serving.test_batching import Held
 
 SHORT = TranslateConfig(num_beams=2, length_ratio=1.0, length_extra=3, progress=False)
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
 LIMITS = ServeConfig(max_body=3000, max_texts=4, max_characters=60)
-
-
-@pytest.fixture(scope="module")
-def network():
-    return model(max_position_embeddings=24)
-
-
-@pytest.fixture(scope="module")
-def folder(network, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    network.save_pretrained(folder / "model")
-    tokenizer().save_pretrained(folder / "model")
-    masks(network).save_pretrained(folder / "masks")
-    return folder
-
-
-@pytest.fixture
-def loaded(folder):
-    return load(folder, translate=SHORT)
 
 
 @pytest.fixture

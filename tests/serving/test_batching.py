@@ -9,34 +9,15 @@ from nspec_hf.core import ConfigError, OverloadError, UnknownLanguageError, Unkn
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.gating import GateConfig
 from nspec_hf.serving import BatchingConfig, BatchingTranslator, load
-from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
+from tests.helpers.tiny_text import PAIRS, masks, texts, tokenizer
 
 SHORT = TranslateConfig(num_beams=2, length_ratio=1.0, length_extra=3, progress=False)
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
 
 
 @pytest.fixture(scope="module")
-def network():
-    return model(max_position_embeddings=24)
-
-
-@pytest.fixture(scope="module")
 def offline(network):
     return Translator(network, tokenizer(), masks(network), SHORT)
-
-
-@pytest.fixture(scope="module")
-def folder(network, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    network.save_pretrained(folder / "model")
-    tokenizer().save_pretrained(folder / "model")
-    masks(network).save_pretrained(folder / "masks")
-    return folder
-
-
-@pytest.fixture
-def loaded(folder):
-    return load(folder, translate=SHORT)
 
 
 class Held:

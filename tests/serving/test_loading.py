@@ -2,11 +2,7 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +16,7 @@ from nspec_hf.gating import GateConfig
 from nspec_hf.masks import NeuronMasks, Recipe
 from nspec_hf.recording import find_sites, weight_fingerprint
 from nspec_hf.serving import load
-from tests.helpers.hub_stand_in import HubStandIn
+from tests.helpers.hub_stand_in import HubStandIn, run
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
 
 SHORT = TranslateConfig(num_beams=2, length_ratio=1.0, length_extra=3, progress=False)
@@ -246,19 +242,7 @@ print(json.dumps(found))
 
 def pull(hub, home, asked, said=None):
     """Return what `load` gives in a process whose Hub is the stand-in."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    arguments = [json.dumps(said or mixed()), json.dumps(asked)]
-    finished = subprocess.run(
-        [sys.executable, "-c", PULL, *arguments],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout.splitlines()[-1])
+    return run(hub, home, PULL, json.dumps(said or mixed()), json.dumps(asked), token=None)
 
 
 def put(hub, repo, folder, inside="", branch="main"):

@@ -1,17 +1,13 @@
 """A page on the Hub that explains itself: one commit with masks, card, scores and report, read back whole."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from nspec_hf.evaluation import compare, score_system
-from tests.helpers.hub_stand_in import TOKEN, HubStandIn
+from tests.helpers.hub_stand_in import TOKEN, HubStandIn, run as run_program
 from tests.helpers.tiny_text import PAIRS, masks, model
 from tests.serving.test_loading import expected, mixed, named, put, save, trained_by
 
@@ -48,19 +44,7 @@ print(json.dumps(found))
 
 def run(hub, home, calls, token=TOKEN):
     """Return what the calls give in a process whose Hub is the stand-in."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_TOKEN": token} if token else {}
-    finished = subprocess.run(
-        [sys.executable, "-c", PUBLISH, json.dumps(mixed()), json.dumps(calls)],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout.splitlines()[-1])
+    return run_program(hub, home, PUBLISH, json.dumps(mixed()), json.dumps(calls), token=token)
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +210,30 @@ def test_private_repositories_organisations_and_branches(made, tmp_path):
         assert hub.branches["me/masks", "v2"] == found[3]
     assert found[1][0] == found[4][0] == expected(trained, chosen)
     assert outside.startswith("FileNotFoundError")
+
+
+def test_an_interrupted_push_has_changed_nothing_and_is_done_again(made, tmp_path):
+    folder, _, trained, chosen = made
+    about = {"folder": str(folder / "run"), "model": "me/trained", "repo": "me/masks"}
+    with HubStandIn() as hub:
+        put(hub, "me/trained", folder / "run" / "model")
+        (first,) = run(hub, tmp_path / "home", [["publish", about]])
+        before = dict(hub.find("me/masks", "main")[1])
+        hub.interrupted = 100
+        more = {**about, "scores": [str(folder / "specialized.json")], "dataset": "toy test"}
+        (broken,) = run(hub, tmp_path / "home", [["publish", more]])
+        assert hub.find("me/masks", "main") == (first, before)
+        hub.interrupted = 0
+        again, pulled, old = run(
+            hub,
+            tmp_path / "home",
+            [
+                ["publish", more],
+                ["load", {"repo_or_folder": "me/masks"}],
+                ["load", {"repo_or_folder": "me/masks", "revision": first}],
+            ],
+        )
+    assert "Error" in broken
+    assert pulled[2] == again != first
+    assert pulled[0] == old[0] == expected(trained, chosen)
+    assert old[2] == first

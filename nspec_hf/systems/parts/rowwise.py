@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nspec_hf.core import Pair, TrainingSetupError
-from nspec_hf.gating import OWN_WEIGHTS, Attachment, Part, Routing, Takeover
+from nspec_hf.gating import OWN_WEIGHTS, Attachment, Part, Routing, TakenOver
 
 Key = Any
 """Anything hashable."""
@@ -62,7 +62,7 @@ class Keys:
         return torch.cat(parts)[torch.cat(order).argsort()]
 
 
-class _Taken:
+class _Taken(TakenOver):
     """A module that is taken over.
 
     Args:
@@ -71,27 +71,16 @@ class _Taken:
     """
 
     def __init__(self, module: nn.Module, keys: Keys) -> None:
+        super().__init__()
         self.module = module
         self._keys = keys
-        self._taken: list[Takeover] = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the module's forward."""
         raise NotImplementedError
 
-    def attach(self) -> None:
-        """Take the module over."""
-        self._taken.append(Takeover(self.module, self.forward))
-
-    def detach(self) -> None:
-        """Give it back."""
-        while self._taken:
-            self._taken.pop().give_back()
-
-    @property
-    def in_place(self) -> list[bool]:
-        """Whether the module is still taken over."""
-        return [taken.in_place for taken in self._taken]
+    def _forwards(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        return [(self.module, self.forward)]
 
 
 class RowwisePart(_Taken):
@@ -200,8 +189,7 @@ class RowwiseAttachment(Attachment):
         knows: Callable[[Pair], bool] = lambda pair: False,
         description: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, routing, parts, inside)
-        self.own = own
+        super().__init__(model, routing, parts, inside, own)
         self._runs_untrained = knows
         self._description = dict(description or {})
 
@@ -209,23 +197,6 @@ class RowwiseAttachment(Attachment):
     def leaves_parameters_unused(self) -> bool:
         """Whether a batch may leave some of the weights without a gradient."""
         return self.own is not None
-
-    def attach(self) -> "RowwiseAttachment":
-        """Put it, and its weights, on the model."""
-        if not self.attached:
-            super().attach()
-            if self.own is not None:
-                # The model may have been moved since the weights were made; "meta" is no place to be at.
-                device = next(self.model.parameters()).device
-                if device.type != "meta":
-                    self.own.to(device)
-                self.model.add_module(OWN_WEIGHTS, self.own)
-        return self
-
-    def detach(self) -> None:
-        """Take it, and its weights, off; the weights stay here."""
-        super().detach()
-        self.model._modules.pop(OWN_WEIGHTS, None)
 
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run."""
