@@ -56,6 +56,26 @@ def test_the_progression_shows_both_means_and_the_p_value(analysis):
     assert "p = 0.100" in texts(figure)
 
 
+def test_languages_too_few_to_compare_families_are_drawn_one_by_one_with_their_mean():
+    stats = kin_stats()
+    few = analyze(kin_masks(stats), stats, families={"de": "Germanic", "fr": "Romance"})
+    panel = figures.draw_progression(few.progression, few.agreement).axes[1]
+    lines = {line.get_label(): line.get_ydata() for line in panel.lines}
+    # Six languages, fifteen couples a layer: as many as make a distribution.
+    couples = [few.progression.iou[number][np.triu_indices(6, k=1)] for number in (2, 3)]
+    np.testing.assert_allclose(lines["mean"], [each.mean() for each in couples])
+    assert not {"same family", "different families"} & set(lines)
+    assert len(panel.collections) == 2
+
+    four = few.progression.without(["nl", "sv"])
+    panel = figures.draw_progression(four, few.agreement).axes[1]
+    points = [line.get_ydata() for line in panel.lines if line.get_marker() == "."]
+    np.testing.assert_allclose(
+        np.sort(points), np.sort([four.iou[number][np.triu_indices(4, k=1)] for number in (2, 3)])
+    )
+    assert not panel.collections
+
+
 def test_sparsity_is_drawn_by_direction(analysis):
     figure = figures.draw_sparsity(analysis.density, "en")
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}

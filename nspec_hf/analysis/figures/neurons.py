@@ -30,6 +30,9 @@ from nspec_hf.analysis.language_families import FamilyAgreement, LanguageTree, f
 from nspec_hf.analysis.mask_overlap import Density, Overlap, Progression, order_by_family
 from nspec_hf.analysis.result import p_text, site_label
 
+_FEWEST_OF_A_DISTRIBUTION = 10
+"""Values; fewer are drawn one by one."""
+
 
 def draw_overlap(result: Overlap | Progression, number: int, families: Mapping[str, str]) -> Figure:
     """Draw IoU at one site as a heat map, rows by family (Tan et al., Fig. 1 and 8 to 10).
@@ -91,22 +94,36 @@ def draw_overlap_layers(course: Progression, families: Mapping[str, str]) -> Fig
 
 
 def draw_progression(course: Progression, agreement: FamilyAgreement) -> Figure:
-    """Draw the overlap of languages at each layer, and its mean within and across families (Fig. 2)."""
+    """Draw the overlap of languages at each layer, and its mean within and across families (Fig. 2).
+
+    Where the languages are too few for that comparison, the mean of all stands in its place.
+    """
     figure, panels = side_panels(course.sites, "IoU of two languages")
     for axes, numbers in panels:
         spread = {at: values for at, n in enumerate(numbers) if len(values := course.couples(n))}
-        if spread:
-            violins = axes.violinplot(list(spread.values()), positions=list(spread), showextrema=False)
-            for body in cast("list[Any]", violins["bodies"]):
-                body.set(facecolor=GREY, alpha=0.45)
-        axes.plot(agreement.within[numbers], "o-", color=BLUE, label="same family")
-        axes.plot(agreement.across[numbers], "s--", color=ORANGE, label="different families")
+        _draw_spread(axes, spread)
+        if np.isnan(agreement.across[numbers]).all():
+            axes.plot(list(spread), [each.mean() for each in spread.values()], "o-", color=BLUE, label="mean")
+        else:
+            axes.plot(agreement.within[numbers], "o-", color=BLUE, label="same family")
+            axes.plot(agreement.across[numbers], "s--", color=ORANGE, label="different families")
         below = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 7}
         for at, p_value in enumerate(agreement.p_value[numbers]):
             if not np.isnan(p_value):
                 axes.annotate(p_text(p_value), (at, 0.015), **below)
     panels[0][0].legend(frameon=False, loc="best", fontsize=8)
     return figure
+
+
+def _draw_spread(axes: Axes, spread: Mapping[int, np.ndarray]) -> None:
+    """Draw the overlaps at each place: their distribution, or the values where there are too few for one."""
+    many = {at: values for at, values in spread.items() if len(values) >= _FEWEST_OF_A_DISTRIBUTION}
+    if many:
+        violins = axes.violinplot(list(many.values()), positions=list(many), showextrema=False)
+        for body in cast("list[Any]", violins["bodies"]):
+            body.set(facecolor=GREY, alpha=0.45)
+    for at in spread.keys() - many.keys():
+        axes.plot([at] * len(spread[at]), spread[at], ".", color=GREY)
 
 
 def draw_sparsity(result: Density, pivot: str | None = None) -> Figure:
