@@ -89,8 +89,8 @@ ROOMS: dict[str, str] = {
     "export": "config prune ctranslate2 tokenizer_cut vocabulary verify trim export",
     "adding": "config branches vocabulary addition added languages saved run",
     "systems": "plan experiment result display run system parts.rowwise parts.zero_shot parts.subnetworks "
-    "parts.clones baseline masked controls elastic own_neurons individual lass differentiation families "
-    "adapters target_attention architectures registry pipeline before_training whole_run",
+    "parts.clones baseline masked controls variants elastic own_neurons individual lass differentiation "
+    "families adapters target_attention architectures registry pipeline before_training whole_run",
     "comparison": "jobs runs table_data aggregate tables",
     "serving": "config exported layout loading batching app publishing",
     "doctor": "setup environment model tokenizer config masks text regime examination",

@@ -30,6 +30,7 @@ from nspec_hf.systems.masked import (
 from nspec_hf.systems.own_neurons import OwnNeurons as OwnNeurons
 from nspec_hf.systems.system import System
 from nspec_hf.systems.target_attention import TargetAttention as TargetAttention
+from nspec_hf.systems.variants import Averaged as Averaged, VarianceMasks as VarianceMasks
 
 SYSTEMS: dict[str, type[System]] = {
     kind.name: kind
