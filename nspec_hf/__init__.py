@@ -64,11 +64,7 @@ if TYPE_CHECKING:
         export_model as export_model,
         load_pruned as load_pruned,
     )
-    from nspec_hf.serving import (
-        BatchingTranslator as BatchingTranslator,
-        load as load,
-        publish as publish,
-    )
+    from nspec_hf.serving import BatchingTranslator as BatchingTranslator, load as load, publish as publish
 
 __version__ = "0.1.0"
 

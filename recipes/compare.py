@@ -34,7 +34,6 @@ from nspec_hf.comparison import (
     places,
     planned_rows,
     run_jobs,
-    usable_cores,
 )
 from nspec_hf.core import (
     ConfigError,
@@ -42,6 +41,7 @@ from nspec_hf.core import (
     join_tables,
     read_json,
     require_writable,
+    usable_cores,
     write_json,
     write_text,
 )
@@ -110,9 +110,7 @@ def earlier_tests(path: Path) -> dict[str, Any]:
     """
     content = read_json(path) if path.is_file() else {"tests": {}}
     if not isinstance(content, dict) or not isinstance(content.get("tests"), dict):
-        raise ConfigError(
-            f"{path} keeps no paired tests; convert it with recipes/shrink_results.py, or delete it"
-        )
+        raise ConfigError(f"{path} keeps no paired tests; delete it, to test again")
     return content["tests"]
 
 

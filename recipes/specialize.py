@@ -13,15 +13,7 @@ import sys
 
 from nspec_hf.core import ConfigError, exit_status
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.systems import (
-    SYSTEMS,
-    ExperimentConfig,
-    Masked,
-    Run,
-    make_system,
-    read_settings,
-    run_system,
-)
+from nspec_hf.systems import SYSTEMS, ExperimentConfig, Masked, Run, make_system, read_settings, run_system
 from nspec_hf.training import join_processes
 
 

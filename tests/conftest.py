@@ -1,6 +1,7 @@
 """Shared fixtures: real data where it lies beside the project, and a hub that is switched off."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 
 from tests.helpers.tiny_experiment import experiment, recipe
 
+# No test pulls the plug, and waiting for the disk at every file that is written takes minutes.
+os.fsync = lambda descriptor: None
 # No timed assertions: a busy machine is not a bug.
 hypothesis.settings.register_profile("nspec", deadline=None)
 hypothesis.settings.load_profile("nspec")
@@ -41,10 +44,19 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_base(tmp_path_factory) -> Path:
+    """Train the base of a tiny experiment once; return its folder, which nothing else is written into."""
+    folder = tmp_path_factory.mktemp("base")
+    recipe("pretrain")([experiment(folder)])
+    return folder
+
+
 @pytest.fixture(scope="module")
-def based(request, tmp_path_factory) -> tuple[Path, str]:
-    """Train the base of a tiny experiment once for a file of tests; return its folder and settings' file."""
+def based(request, tmp_path_factory, trained_base) -> tuple[Path, str]:
+    """Give a file of tests a tiny experiment with a trained base; return its folder and settings' file."""
     folder = tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])
     file = experiment(folder)
-    recipe("pretrain")([file])
+    for part in ("work", "results"):
+        shutil.copytree(trained_base / part, folder / part)
     return folder, file

@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
+from tests.helpers.fresh_python import run_python
 from tests.helpers.pages import ROOT
 
 PAGE = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -87,7 +87,5 @@ def test_what_a_section_adds_works_in_a_copy(title, tmp_path):
     for diff in DIFFS[title]:
         subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", USES[title]], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    ran = run_python(USES[title], cwd=tmp_path, env=environment)
     assert ran.returncode == 0, ran.stderr[-2000:]

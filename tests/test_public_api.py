@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import nspec_hf
+from tests.helpers import fresh_python
 
 FIXED = (
     "ActivationStats GateConfig NeuronGate NeuronMasks Pair PairBatchSampler PairCollator RecordConfig Site "
@@ -33,6 +34,7 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_the_names():
 
 
 def run_python(code: str) -> str:
+    """Return what a program prints in an interpreter that has loaded nothing."""
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
@@ -45,7 +47,8 @@ def test_importing_the_package_loads_neither_matplotlib_nor_datasets_nor_torch()
 
 @pytest.mark.parametrize("first", ["import nspec_hf.training.run", "import nspec_hf.recording.recorder"])
 def test_record_is_the_function_whatever_was_imported_before(first):
-    assert run_python(f"{first}; from nspec_hf import record; print(callable(record))").strip() == "True"
+    ended = fresh_python.run_python(f"{first}; from nspec_hf import record; print(callable(record))")
+    assert ended.stdout.strip() == "True", ended.stderr
 
 
 def test_signatures_hold():

@@ -39,8 +39,6 @@ class AddedPairs(Attachment):
         SiteMismatchError: If the masks are for another model.
     """
 
-    leaves_parameters_unused = True
-
     def __init__(
         self,
         model: nn.Module,

@@ -14,14 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.adding.branches import (
-    CopyBranch,
-    LowRank,
-    LowRankBranch,
-    NeuronBranch,
-    NewNeurons,
-    Whose,
-)
+from nspec_hf.adding.branches import CopyBranch, LowRank, LowRankBranch, NeuronBranch, NewNeurons, Whose
 from nspec_hf.adding.config import AddConfig
 from nspec_hf.adding.vocabulary import InputRows, OutputRows, OwnRows
 from nspec_hf.core import ConfigError, Pair, UnsupportedModelError, as_pairs

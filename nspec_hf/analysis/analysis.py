@@ -15,15 +15,7 @@ from typing import Any, TypeVar
 
 from nspec_hf import __version__
 from nspec_hf.analysis.ablation import Ablation
-from nspec_hf.analysis.gain_tables import (
-    Cost,
-    Efficiency,
-    Gains,
-    SettingGains,
-    efficiency,
-    gains,
-    setting_gains,
-)
+from nspec_hf.analysis.gain_tables import Efficiency, Gains, SettingGains, efficiency, gains, setting_gains
 from nspec_hf.analysis.general_specific import (
     ImportanceCurves,
     LScore,
@@ -49,7 +41,6 @@ from nspec_hf.analysis.mask_overlap import (
     Progression,
     density,
     find_pivot,
-    languages_of,
     overlap,
     progression,
 )
@@ -61,7 +52,7 @@ from nspec_hf.analysis.sweeps import (
     allocation_sweep,
     coverage_sweep,
 )
-from nspec_hf.core import ConfigError, Pair, plain, write_json, write_text
+from nspec_hf.core import ConfigError, Pair, Table, languages_of, plain, write_json, write_text
 from nspec_hf.evaluation import Comparison
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
@@ -134,7 +125,7 @@ class Analysis:
         return plain(
             {
                 "pairs": len(self.pairs),
-                "languages": languages_of(self.pairs),
+                "languages": sorted(languages_of(self.pairs)),
                 "pivot": self.pivot,
                 "families": self.families,
                 "density": float(self.masks.density()),
@@ -146,6 +137,20 @@ class Analysis:
                 "nspec_hf": __version__,
             }
         )
+
+    def agreement_table(self) -> Table:
+        """Return how much pairs share at every site, within language families and across them."""
+        columns = ("site", "density", "IoU within families", "IoU across families", "p")
+        keys = ("density", "iou_within_families", "iou_across_families", "p_value")
+        rows = tuple((site, *(line[key] for key in keys)) for site, line in self.overview()["sites"].items())
+        dealt = f"{'all' if self.agreement.exact.all() else 'of'} {int(self.agreement.relabelings.max())}"
+        notes = (
+            "density: mean share of neurons kept; IoU of two languages, by source in the encoder, by target "
+            "in the decoder",
+            f"p: share of {dealt} ways to deal out the family names in which families overlap as much",
+        )
+        title = f"Overlap of {len(self.pairs)} pairs"
+        return Table(title=title, columns=columns, rows=rows, notes=notes, digits=4)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write every result as JSON and CSV, the trees as text, and `overview.json`; return the paths."""
@@ -175,7 +180,6 @@ def analyze(
     pivot: str | None = None,
     seconds: float = math.nan,
     model_width: int | None = None,
-    costs: Sequence[Cost] = (),
     by_setting: Mapping[str, Mapping[float, Scores]] | None = None,
     probed: Sequence[Ablation | Stability | SettingGains] = (),
     seed: int = 1,
@@ -194,7 +198,6 @@ def analyze(
         pivot: The language that the trained pairs share; None finds it.
         seconds: How long recording and selection took, for the efficiency table.
         model_width: D of the model, for the size of the masks in the released format.
-        costs: Other systems' rows of the efficiency table.
         by_setting: Setting → value → pair → score, of models trained with other settings; adds their mean
             gain over the baseline.
         probed: Results of `probing.py`.
@@ -205,7 +208,7 @@ def analyze(
     """
     pivot = pivot or find_pivot(masks.pairs)
     known = FAMILIES if families is None else families
-    families = {code: known[code] for code in languages_of(masks.pairs) if code in known}
+    families = {code: known[code] for code in sorted(languages_of(masks.pairs)) if code in known}
     overlaps = overlap(masks)
     course = progression(overlaps).without([pivot] if pivot else [])
     notes: dict[str, str] = {}
@@ -234,7 +237,7 @@ def analyze(
         ownership=ownership(masks),
         layer_score=layer_score(masks),
         module_score=module_score(masks),
-        efficiency=efficiency(masks, seconds=seconds, model_width=model_width, others=costs),
+        efficiency=efficiency(masks, seconds=seconds, model_width=model_width),
         gains=gained,
         comparison=comparison,
         setting_gains=(*trained, *_of_kind(probed, SettingGains)),

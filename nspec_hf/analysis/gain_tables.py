@@ -6,7 +6,7 @@ Fig. 4; one system for each coverage k gives Fig. 5 (`setting_gains`). Costs are
 memory and extraction time (Table 5).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -165,38 +165,21 @@ def _group_of(pair: Pair, tiers: Mapping[str, str], pivot: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one system adds to a model; NaN where it was not measured."""
-
-    system: str
-    extra_parameters: float
-    extra_bytes: float
-    """On disk and in memory, all pairs together."""
-    extraction_seconds: float = float("nan")
-    """Time to find what to add, before training."""
-    computed: float = 1.0
-    """Share of the gated rows that one pair computes."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Efficiency(Result):
-    """Extra parameters, memory and time of each system (Tan et al., Table 5)."""
+    """Extra parameters, memory and time of masks (Tan et al., Table 5); NaN where it was not measured."""
 
     systems: tuple[str, ...]
     extra_parameters: np.ndarray = field(metadata=axes(system="systems"))
     extra_bytes: np.ndarray = field(metadata=axes(system="systems"))
+    """On disk and in memory, all pairs together."""
     extraction_seconds: np.ndarray = field(metadata=axes(system="systems"))
+    """Time to find what to add, before training."""
     computed: np.ndarray = field(metadata=axes(system="systems"))
+    """Share of the gated rows that one pair computes."""
 
 
-def efficiency(
-    masks: NeuronMasks,
-    *,
-    seconds: float = float("nan"),
-    model_width: int | None = None,
-    others: Sequence[Cost] = (),
-) -> Efficiency:
-    """Return the cost of the masks beside that of other systems.
+def efficiency(masks: NeuronMasks, *, seconds: float = np.nan, model_width: int | None = None) -> Efficiency:
+    """Return the cost of the masks, and of the same masks in the released format.
 
     Masks are bits: a site of F neurons takes P · ceil(F / 8) bytes, and no parameter.
 
@@ -204,23 +187,13 @@ def efficiency(
         masks: The masks.
         seconds: How long recording and selection took.
         model_width: D; adds the row of the released format, one boolean a weight of fc1, P · F · D bytes.
-        others: Rows of other systems.
     """
     pairs, width = len(masks.pairs), sum(site.width for site in masks.sites)
     kept = sum(int(masks.keep[site.name].sum()) for site in masks.sites)
-    packed = Cost(
-        system="masks, packed bits",
-        extra_parameters=0,
-        extra_bytes=pairs * sum(packed_width(site.width) for site in masks.sites),
-        extraction_seconds=seconds,
-        computed=kept / (pairs * width),
-    )
-    rows = [packed]
+    packed = pairs * sum(packed_width(site.width) for site in masks.sites)
+    # Parameters, bytes, seconds, share computed.
+    rows = {"masks, packed bits": (0, packed, seconds, kept / (pairs * width))}
     if model_width is not None:
-        released = pairs * width * model_width
-        rows.append(Cost(system="masks, a boolean a weight", extra_parameters=0, extra_bytes=released))
-    rows += others
-    return Efficiency(
-        systems=tuple(row.system for row in rows),
-        **{name: np.array([getattr(row, name) for row in rows], float) for name in Efficiency.array_axes()},
-    )
+        rows["masks, a boolean a weight"] = (0, pairs * width * model_width, np.nan, 1)
+    columns = np.array(list(rows.values()), float).T
+    return Efficiency(systems=tuple(rows), **dict(zip(Efficiency.array_axes(), columns, strict=True)))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import Pair
+from nspec_hf.core import Pair, languages_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import Site
 
@@ -89,7 +89,7 @@ class Progression(Result):
 
 def progression(result: Overlap) -> Progression:
     """Return the overlap of languages at each site: by source in the encoder, by target in the decoder."""
-    languages = tuple(languages_of(result.pairs))
+    languages = tuple(sorted(languages_of(result.pairs)))
     spoken = {"encoder": [p.source for p in result.pairs], "decoder": [p.target for p in result.pairs]}
     member_LP = {side: np.equal.outer(languages, codes).astype(float) for side, codes in spoken.items()}
     means = [
@@ -127,11 +127,6 @@ def density(masks: NeuronMasks) -> Density:
     """Return the share of neurons kept at every site by every pair."""
     shares = [masks.keep[site.name].double().mean(dim=1).numpy() for site in masks.sites]
     return Density(sites=tuple(masks.sites), pairs=tuple(masks.pairs), density=np.stack(shares))
-
-
-def languages_of(pairs: Sequence[Pair]) -> list[str]:
-    """Return the languages of some pairs in alphabetical order."""
-    return sorted({code for pair in pairs for code in (pair.source, pair.target)})
 
 
 def find_pivot(pairs: Sequence[Pair]) -> str | None:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nspec_hf import adding, data, evaluation, masks as masks_room, training
-from nspec_hf.cli.pipeline import directions, load
+from nspec_hf import adding, data, evaluation, training
+from nspec_hf.cli.pipeline import chosen_masks, directions, load
 from nspec_hf.core import ConfigError, require_writable
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def add_pair(
     old = data.read_corpus(place, old_names, train_split) if old_names else []
     if way == "beside":
         before = adding.load_added(added, network) if added else None
-        held = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
         made = adding.add_pairs(
             network,
             tags,
@@ -84,7 +83,7 @@ def add_pair(
             validation=watched,
             old=old,
             before=before,
-            masks=held,
+            masks=chosen_masks(masks),
             base=model,
         )
         _say(made.in_words())

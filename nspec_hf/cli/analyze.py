@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nspec_hf import analysis, evaluation, masks as masks_room, recording, systems
-from nspec_hf.core import ConfigError, NspecError, Table, read_json, require, require_count, require_writable
+from nspec_hf.core import (
+    ConfigError,
+    NspecError,
+    languages_of,
+    read_json,
+    require,
+    require_count,
+    require_writable,
+)
 
 
 def analyze(
@@ -32,7 +40,7 @@ def analyze(
     result = _analyzed(by_setting=by_setting, **files)
     result.save(output)
     drawn = analysis.draw_all(result, output) if figures else []
-    sys.stdout.write(f"{_agreement_table(result)}\n{output}: tables and {len(drawn)} files of figures\n")
+    sys.stdout.write(f"{result.agreement_table()}\n{output}: tables and {len(drawn)} files of figures\n")
 
 
 def report(output: str = "report.html", title: str | None = None, **files: Any) -> None:
@@ -85,7 +93,7 @@ def _analyzed(
         require_count("model_width", model_width)
     require(seconds is None or seconds >= 0, f"seconds is not negative, got {seconds}")
     held = masks_room.NeuronMasks.from_pretrained(masks)
-    languages = sorted({code for pair in held.pairs for code in (pair.source, pair.target)})
+    languages = sorted(languages_of(held.pairs))
     require(
         pivot in (None, *languages), f"pivot {pivot!r} is no language of the masks: {', '.join(languages)}"
     )
@@ -106,16 +114,6 @@ def _analyzed(
             for setting, paths in (by_setting or {}).items()
         },
     )
-
-
-def _agreement_table(result: "analysis.Analysis") -> Table:
-    """Return how much pairs share at every site, within language families and across them."""
-    columns = ("site", "density", "IoU within families", "IoU across families", "p")
-    keys = ("density", "iou_within_families", "iou_across_families", "p_value")
-    rows = tuple((site, *(line[key] for key in keys)) for site, line in result.overview()["sites"].items())
-    note = "p: permutation test, families against random groups of languages"
-    title = f"Overlap of {len(result.masks.pairs)} pairs"
-    return Table(title=title, columns=columns, rows=rows, notes=(note,), digits=4)
 
 
 def _number(setting: str, value: float | str) -> float:

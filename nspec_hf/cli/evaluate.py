@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nspec_hf import data, evaluation
-from nspec_hf.core import ConfigError, Pair, TableFormat, as_pairs, join_tables, require_writable
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    TableFormat,
+    as_pairs,
+    join_tables,
+    languages_of,
+    require_writable,
+)
 
 
 def evaluate(
@@ -63,7 +71,7 @@ def evaluate(
     if output:
         require_writable(output)
     outputs = _read(hypotheses)
-    languages = sorted({code for pair in as_pairs(outputs) for code in (pair.source, pair.target)})
+    languages = sorted(languages_of(as_pairs(outputs)))
     if pivot not in ("en", *languages):
         raise ConfigError(
             f"pivot {pivot!r} is no language of the translations; they hold {', '.join(languages)}"
@@ -156,10 +164,8 @@ def _tiers(corpus: data.CorpusConfig | None, pairs: Iterable[str], split: str, p
     """Return the tier of every language other than the pivot, by the size of its text with the pivot."""
     if corpus is None:
         raise ConfigError("tiers come from the sizes of a corpus; give --corpus.path DIR, or --tiers")
-    languages = dict.fromkeys(
-        code for pair in as_pairs(pairs) for code in (pair.source, pair.target) if code != pivot
-    )
-    texts = data.read_corpus(corpus, [Pair(pivot, code) for code in languages], split)
+    languages = languages_of(as_pairs(pairs))
+    texts = data.read_corpus(corpus, [Pair(pivot, code) for code in languages if code != pivot], split)
     return evaluation.tiers_from_sizes({text.pair.target: len(text) for text in texts})
 
 

@@ -143,7 +143,7 @@ def train(
         raise ConfigError(
             "give masks, whose pairs are then trained, or pairs, to train them with all neurons"
         )
-    chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
+    chosen = chosen_masks(masks)
     trained = chosen.pairs if chosen else directions(pairs or ())
     train = train.changed(max_steps, learning_rate, batch_tokens, seed)
     arguments = training.training_arguments(train, Path(output), bool(valid_split), trained)
@@ -226,10 +226,7 @@ def export(
     """
     if trim_vocabulary and corpus is None:
         raise ConfigError("trimming counts subwords on text of the pairs; give --corpus.path FOLDER")
-    chosen = masks_room.NeuronMasks.from_pretrained(masks) if masks else None
-    if coverage is not None:
-        require(chosen is not None, "coverage chooses among the levels of masks; give --masks")
-        chosen = chosen.at(coverage) if chosen else None
+    chosen = chosen_masks(masks, coverage)
     wanted, texts, counted = directions(pairs), [], None
     if corpus is not None:
         texts = data.read_corpus(corpus, wanted, split)
@@ -248,6 +245,15 @@ def export(
         release=True,
     )
     _say(made)
+
+
+def chosen_masks(masks: str | None, coverage: float | None = None) -> "masks_room.NeuronMasks | None":
+    """Return the masks of a folder or Hub repository, at one of their levels; None where there are none."""
+    if masks is None:
+        require(coverage is None, "coverage chooses among the levels of masks; give --masks")
+        return None
+    chosen = masks_room.NeuronMasks.from_pretrained(masks)
+    return chosen if coverage is None else chosen.at(coverage)
 
 
 def directions(pairs: str | Sequence[str]) -> list[Pair]:

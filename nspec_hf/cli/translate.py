@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nspec_hf import adding, data, evaluation, gating, masks as masks_room
-from nspec_hf.cli.pipeline import directions, load
+from nspec_hf.cli.pipeline import chosen_masks, directions, load
 from nspec_hf.core import (
     ConfigError,
     Pair,
@@ -65,7 +65,7 @@ def translate(
         if output != "-":
             require_writable(output)
         lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
-        chosen = _masks(masks, coverage)
+        chosen = chosen_masks(masks, coverage)
         translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added)
         translations = [as_line(line) for line in translator.translate(lines, named[0])]
         write_lines(sys.stdout.buffer if output == "-" else output, translations)
@@ -74,21 +74,13 @@ def translate(
     output = output or f"outputs/{_name(model)}"
     require(output != "-", "translations of a corpus go into a folder; give --output DIR")
     require_writable(output, is_folder=True)
-    chosen = _masks(masks, coverage)
+    chosen = chosen_masks(masks, coverage)
     pairs = named or (chosen.pairs if chosen else [])
     require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
     texts = data.read_corpus(corpus, pairs, split)
     translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added)
     outputs = evaluation.translate_test_set(translator, texts, Path(output))
     _say_where(output, outputs, corpus, split)
-
-
-def _masks(masks: str | None, coverage: float | None) -> "masks_room.NeuronMasks | None":
-    if masks is None:
-        require(coverage is None, "coverage chooses among the levels of masks; give --masks")
-        return None
-    chosen = masks_room.NeuronMasks.from_pretrained(masks)
-    return chosen if coverage is None else chosen.at(coverage)
 
 
 def _translator(

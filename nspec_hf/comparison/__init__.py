@@ -10,12 +10,10 @@ if TYPE_CHECKING:
         Job as Job,
         places as places,
         run_jobs as run_jobs,
-        usable_cores as usable_cores,
     )
     from nspec_hf.comparison.runs import (
         PlannedRow as PlannedRow,
         PlannedRun as PlannedRun,
-        TestedPair as TestedPair,
         chosen_runs as chosen_runs,
         planned_rows as planned_rows,
     )

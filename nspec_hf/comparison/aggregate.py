@@ -6,11 +6,11 @@ runs of one seed share does not count; a base has one run, which is the same for
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from nspec_hf.comparison.runs import PlannedRow, PlannedRun, Tests, paired_tests, read_tests
+from nspec_hf.comparison.runs import PlannedRow, PlannedRun, TestedPair, Tests, paired_tests, read_tests
 from nspec_hf.comparison.table_data import (
     REFERENCES,
     Against,
@@ -25,8 +25,6 @@ from nspec_hf.core import Pair
 from nspec_hf.evaluation import VERDICTS, Verdict
 from nspec_hf.systems import ExperimentConfig, RunResult
 
-_Key = TypeVar("_Key")
-
 # A score is written with all its digits, so a test of other translations has another difference.
 _SAME = 1e-6
 
@@ -38,11 +36,10 @@ class _Finished:
     run: PlannedRun
     result: RunResult
 
-    def value(self, metric: str, pair: Pair) -> float | None:
-        return self.result.scores.get(pair, {}).get(metric)
-
     def average(self, metric: str, pairs: Sequence[Pair]) -> float | None:
-        values = [value for pair in pairs if (value := self.value(metric, pair)) is not None]
+        """Return the mean over directions, each counting once; None if one has no score."""
+        scores = [self.result.scores.get(pair, {}) for pair in pairs]
+        values = [own[metric] for own in scores if metric in own]
         return math.fsum(values) / len(values) if len(values) == len(pairs) else None
 
     def cost(self, name: str) -> float | None:
@@ -83,12 +80,14 @@ class _Aggregation:
             return RowResult(**about)
         facts = done[0].result.facts
         references = {name: self._reference(row, name) for name in REFERENCES}
+
+        def averages(metric: str, pairs: Sequence[Pair]) -> list[float | None]:
+            return [finished.average(metric, pairs) for finished in done]
+
         return RowResult(
             **about,
-            scores=self._spreads(self._pairs, lambda metric, pair: [e.value(metric, pair) for e in done]),
-            averages=self._spreads(
-                self.blocks, lambda metric, pairs: [e.average(metric, pairs) for e in done]
-            ),
+            scores=self._spreads(self._directions, averages),
+            averages=self._spreads(self.blocks, averages),
             against={name: self._against(done, other) for name, other in references.items() if other},
             extra_parameters=facts.get("extra_parameters"),
             extra_bytes=facts.get("extra_bytes"),
@@ -124,45 +123,31 @@ class _Aggregation:
         ]
         tests = {f"{one.run.name} against {two.run.name}": self._tested(one, two) for one, two in matched}
         self.tests.update({name: test for name, test in tests.items() if test})
+        seeds = list(tests.values())
         by_metric = {
             metric: {
-                pair: [test[metric][pair] for test in tests.values() if pair in test.get(metric, {})]
+                pair: own
                 for pair in self.targets
+                if (own := tuple(test[metric][pair] for test in seeds if pair in test.get(metric, {})))
             }
             for metric in self.config.metrics
         }
-        verdicts: dict[str, dict[Pair, tuple[Verdict, ...]]] = {
-            metric: {pair: tuple(test.verdict for test in own) for pair, own in by_pair.items() if own}
-            for metric, by_pair in by_metric.items()
-        }
+
+        def differences(metric: str, pairs: Sequence[Pair]) -> list[float | None]:
+            return [_minus(one.average(metric, pairs), two.average(metric, pairs)) for one, two in matched]
+
         return Against(
             reference=reference.name,
-            pairs=self._spreads(
-                self._pairs,
-                lambda metric, pair: [
-                    _minus(a.value(metric, pair), b.value(metric, pair)) for a, b in matched
-                ],
-            ),
-            blocks=self._spreads(
-                self.blocks,
-                lambda metric, pairs: [
-                    _minus(a.average(metric, pairs), b.average(metric, pairs)) for a, b in matched
-                ],
-            ),
-            verdicts=verdicts,
-            p_values={
-                metric: {pair: tuple(test.p_value for test in own) for pair, own in by_pair.items() if own}
-                for metric, by_pair in by_metric.items()
-            },
+            pairs=self._spreads(self._directions, differences),
+            blocks=self._spreads(self.blocks, differences),
+            tests=by_metric,
             counts={
                 metric: {
-                    block: {
-                        verdict: sum(by_pair[pair].count(verdict) for pair in pairs) for verdict in VERDICTS
-                    }
+                    block: _counted(test for pair in pairs for test in by_pair[pair])
                     for block, pairs in self.blocks.items()
                     if all(pair in by_pair for pair in pairs)
                 }
-                for metric, by_pair in verdicts.items()
+                for metric, by_pair in by_metric.items()
             },
             doubtful=tuple(
                 f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"
@@ -185,23 +170,28 @@ class _Aggregation:
             metric: {
                 pair: test
                 for pair, test in by_pair.items()
-                if (delta := _minus(one.value(metric, pair), two.value(metric, pair))) is not None
+                if (delta := _minus(one.average(metric, [pair]), two.average(metric, [pair]))) is not None
                 and abs(delta - test.delta) < _SAME
             }
             for metric, by_pair in kept.items()
         }
 
     @property
-    def _pairs(self) -> dict[str, Pair]:
-        return {str(pair): pair for pair in self.targets}
+    def _directions(self) -> dict[str, Sequence[Pair]]:
+        """Each direction as a block of its own."""
+        return {str(pair): (pair,) for pair in self.targets}
 
     def _spreads(
-        self, keys: Mapping[str, _Key], values: Callable[[str, _Key], Sequence[float | None]]
+        self,
+        blocks: Mapping[str, Sequence[Pair]],
+        of_seeds: Callable[[str, Sequence[Pair]], list[float | None]],
     ) -> dict[str, Numbers]:
-        """Return metric → name of a direction or block → the spread of its values over seeds."""
+        """Return metric → block → the spread over seeds of what `of_seeds` gives for them."""
         return {
             metric: {
-                name: spread for name, key in keys.items() if (spread := Spread.over(values(metric, key)))
+                name: spread
+                for name, pairs in blocks.items()
+                if (spread := Spread.over(of_seeds(metric, pairs)))
             }
             for metric in self.config.metrics
         }
@@ -256,6 +246,11 @@ def compare_rows(
         n_samples=config.compare.n_samples,
         notes=_notes([read.result for read in finished.values()]),
     )
+
+
+def _counted(tests: Iterable[TestedPair]) -> dict[Verdict, int]:
+    verdicts = [test.verdict for test in tests]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
 
 def _minus(one: float | None, other: float | None) -> float | None:

@@ -299,7 +299,4 @@ def read_tests(content: Any) -> Tests:
             return tests
         raise ValueError("unknown verdicts")
     except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"these are no paired tests ({error}); files of an older layout are converted by "
-            "recipes/shrink_results.py"
-        ) from error
+        raise ConfigError(f"these are no paired tests ({error}); delete the file, to test again") from error

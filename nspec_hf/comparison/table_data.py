@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nspec_hf.comparison.runs import Tests
+from nspec_hf.comparison.runs import TestedPair, Tests
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Pair
 from nspec_hf.evaluation import SystemScores, Verdict
 from nspec_hf.systems import DataConfig
@@ -55,10 +55,8 @@ class Against:
     """Metric → pair → difference."""
     blocks: Mapping[str, Numbers]
     """Metric → block → difference of averages."""
-    verdicts: Mapping[str, Mapping[Pair, tuple[Verdict, ...]]]
-    """Metric → pair → verdict for each seed; no pair where the translations are gone."""
-    p_values: Mapping[str, Mapping[Pair, tuple[float, ...]]]
-    """Metric → pair → p for each seed, each direction alone."""
+    tests: Mapping[str, Mapping[Pair, tuple[TestedPair, ...]]]
+    """Metric → pair → paired test for each seed; no pair where the translations are gone."""
     counts: Mapping[str, Mapping[str, Mapping[Verdict, int]]]
     """Metric → block → verdict → how often, over directions and seeds."""
     doubtful: tuple[str, ...] = ()

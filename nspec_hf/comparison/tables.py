@@ -5,7 +5,7 @@ worse / not significant`, counted over directions and seeds at p < 0.05, each di
 not been run says so, and the command that runs it stands under the tables.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -38,58 +38,40 @@ def comparison_tables(comparison: SystemsComparison) -> list[Table]:
 
 def averages_table(comparison: SystemsComparison, metric: str) -> Table:
     """Return the averages of each block, and the trained directions against base and fine-tuning."""
-    blocks = list(comparison.blocks)
-    return Table(
-        title=f"{metric}: means over directions; Δ and verdicts over the trained ones",
-        columns=("system", "seeds", *blocks, *_against_columns(comparison)),
-        rows=tuple(
-            _row(row, [_text(row.averages[metric].get(block)) for block in blocks], metric, TRAINED)
-            if row.seeds
-            else _not_run(row, 2 + len(blocks) + 4)
-            for row in comparison.rows
-        ),
-        notes=_reading_notes(comparison),
-    )
+
+    def cells(row: RowResult) -> list[Cell]:
+        means = [_text(row.averages[metric].get(block)) for block in comparison.blocks]
+        return [*means, *_against(row, metric, TRAINED)]
+
+    title = f"{metric}: means over directions; Δ and verdicts over the trained ones"
+    columns = (*comparison.blocks, *_against_columns(comparison))
+    return _table(comparison, title, columns, cells, _reading_notes(comparison))
 
 
 def zero_shot_table(comparison: SystemsComparison, metric: str) -> Table:
     """Return the zero-shot directions: mean, how many reach 5 and 10 BLEU (Tan et al., Tables 15, 16), Δ."""
     counted = _THRESHOLDS if metric.lower().startswith("bleu") else ()
-    rows = []
-    for row in comparison.rows:
-        scores = [row.scores[metric].get(pair) for pair in comparison.blocks[ZERO_SHOT]] if row.seeds else []
+
+    def cells(row: RowResult) -> list[Cell]:
+        scores = [row.scores[metric].get(pair) for pair in comparison.blocks[ZERO_SHOT]]
         known = None not in scores
         counts = [sum(s.mean >= t for s in scores if s) if known else None for t in counted]
-        cells = [_text(row.averages[metric].get(ZERO_SHOT)), *counts] if row.seeds else []
-        rows.append(_row(row, cells, metric, ZERO_SHOT) if row.seeds else _not_run(row, 3 + len(counted) + 4))
-    return Table(
-        title=f"{metric}: zero-shot directions",
-        columns=(
-            *("system", "seeds", "mean", *(f"≥ {threshold}" for threshold in counted)),
-            *_against_columns(comparison),
-        ),
-        rows=tuple(rows),
-    )
+        return [_text(row.averages[metric].get(ZERO_SHOT)), *counts, *_against(row, metric, ZERO_SHOT)]
+
+    columns = ("mean", *(f"≥ {threshold}" for threshold in counted), *_against_columns(comparison))
+    return _table(comparison, f"{metric}: zero-shot directions", columns, cells)
 
 
 def tiers_table(comparison: SystemsComparison, metric: str) -> Table:
     """Return averages by resource tier: the base's own, and the others' differences (Tan et al., Table 2)."""
-    columns, rows = list(comparison.tiers), []
-    for row in comparison.rows:
+
+    def cells(row: RowResult) -> list[Cell]:
         against = row.against.get("baseline")
-        if not row.seeds:
-            rows.append(_not_run(row, 2 + len(columns)))
-        elif against is None:
-            cells = [_text(row.averages[metric].get(tier)) for tier in columns]
-            rows.append((row.name, _seeds(row), *cells))
-        else:
-            cells = [_text(against.blocks[metric].get(tier), signed=True) for tier in columns]
-            rows.append((row.name, _seeds(row), *cells))
-    return Table(
-        title=f"{metric}: means by resource tier; rows with a sign are differences from the base",
-        columns=("system", "seeds", *columns),
-        rows=tuple(rows),
-    )
+        numbers = row.averages[metric] if against is None else against.blocks[metric]
+        return [_text(numbers.get(tier), signed=against is not None) for tier in comparison.tiers]
+
+    title = f"{metric}: means by resource tier; rows with a sign are differences from the base"
+    return _table(comparison, title, tuple(comparison.tiers), cells)
 
 
 def interference_table(comparison: SystemsComparison, metric: str) -> Table | None:
@@ -148,8 +130,8 @@ def costs_table(comparison: SystemsComparison) -> Table:
             row.name,
             row.extra_parameters,
             _memory(row),
-            _seconds(row.extraction_seconds),
-            _seconds(row.training_seconds),
+            _text(row.extraction_seconds, digits=1),
+            _text(row.training_seconds, digits=1),
             row.updates,
         )
         if row.seeds
@@ -191,17 +173,30 @@ def missing_runs(comparison: SystemsComparison) -> dict[str, str]:
     }
 
 
-def _row(row: RowResult, cells: Sequence[Cell], metric: str, block: str) -> tuple[Cell, ...]:
-    """Return a row's cells, and after them how it stands against base and fine-tuning."""
-    ends: list[Cell] = []
+def _table(
+    comparison: SystemsComparison,
+    title: str,
+    columns: Sequence[str],
+    cells: Callable[[RowResult], Sequence[Cell]],
+    notes: tuple[str, ...] = (),
+) -> Table:
+    """Return a table with a line a row: its name, how many of its seeds were run, and the cells."""
+    rows = tuple(
+        (row.name, _seeds(row), *cells(row)) if row.seeds else _not_run(row, 2 + len(columns))
+        for row in comparison.rows
+    )
+    return Table(title=title, columns=("system", "seeds", *columns), rows=rows, notes=notes)
+
+
+def _against(row: RowResult, metric: str, block: str) -> list[Cell]:
+    """Return how a row stands against base and fine-tuning."""
+    cells: list[Cell] = []
     for name in REFERENCES:
         against = row.against.get(name)
-        if against is None:
-            ends += [None, None]
-        else:
-            difference = against.blocks[metric].get(block)
-            ends += [_text(difference, signed=True), _counts(against.counts.get(metric, {}).get(block))]
-    return (row.name, _seeds(row), *cells, *ends)
+        difference = against and against.blocks[metric].get(block)
+        counts = against and against.counts.get(metric, {}).get(block)
+        cells += [_text(difference, signed=True), _counts(counts)]
+    return cells
 
 
 def _seeds(row: RowResult) -> Cell:
@@ -214,7 +209,7 @@ def _not_run(row: RowResult, width: int) -> tuple[Cell, ...]:
 
 
 def _against_columns(comparison: SystemsComparison) -> tuple[str, ...]:
-    """Return the heads of `_row`'s last cells: the name of the row that is compared with."""
+    """Return the heads of `_against`'s cells: the name of the row that is compared with."""
     names = []
     for name in REFERENCES:
         used = {row.against[name].reference for row in comparison.rows if name in row.against}
@@ -243,11 +238,11 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _text(spread: Spread | None, signed: bool = False) -> str | None:
+def _text(spread: Spread | None, digits: int = 2, signed: bool = False) -> str | None:
     if spread is None:
         return None
-    mean = f"{spread.mean:+.2f}" if signed else f"{spread.mean:.2f}"
-    return mean if spread.sd is None else f"{mean} ± {spread.sd:.2f}"
+    mean = f"{spread.mean:{'+' if signed else ''}.{digits}f}"
+    return mean if spread.sd is None else f"{mean} ± {spread.sd:.{digits}f}"
 
 
 def _counts(counts: Mapping[Verdict, int] | None) -> str | None:
@@ -264,9 +259,3 @@ def _memory(row: RowResult) -> float | None:
     if row.extra_parameters is None or row.extra_bytes is None:
         return None
     return (4 * row.extra_parameters + row.extra_bytes) / 1024
-
-
-def _seconds(spread: Spread | None) -> str | None:
-    if spread is None:
-        return None
-    return f"{spread.mean:.1f}" if spread.sd is None else f"{spread.mean:.1f} ± {spread.sd:.1f}"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.core.lazy import OPTIONAL_PARTS as OPTIONAL_PARTS
+    from nspec_hf.core.lazy import OPTIONAL_PARTS as OPTIONAL_PARTS, optional as optional
     from nspec_hf.core.errors import (
         ArtifactError as ArtifactError,
         ConfigError as ConfigError,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         as_pairs as as_pairs,
         english_centric as english_centric,
         in_short as in_short,
+        languages_of as languages_of,
         numbered as numbered,
         pair_index as pair_index,
         zero_shot as zero_shot,
@@ -59,13 +60,11 @@ if TYPE_CHECKING:
         raw_lines as raw_lines,
         read_json as read_json,
         read_lines as read_lines,
-        read_raw_lines as read_raw_lines,
         write_json as write_json,
         write_lines as write_lines,
         write_text as write_text,
     )
     from nspec_hf.core.folders import (
-        SETTINGS_FILE as SETTINGS_FILE,
         atomic_folder as atomic_folder,
         claim_folder as claim_folder,
         lock_folder as lock_folder,
@@ -91,6 +90,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.core.provenance import (
         adapter_base as adapter_base,
+        usable_cores as usable_cores,
         versions as versions,
         write_result as write_result,
     )

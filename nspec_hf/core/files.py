@@ -79,11 +79,6 @@ def _opened(source: Path | BinaryIO) -> Any:
     return io.BytesIO(_LIBRARIES[packing].decompress(content) if packing else content)
 
 
-def read_raw_lines(source: Path | BinaryIO) -> list[bytes]:
-    """Return what `raw_lines` yields."""
-    return list(raw_lines(source))
-
-
 def decode_line(line: bytes) -> str | None:
     """Return a line's text, or None where it is not UTF-8."""
     try:
@@ -96,12 +91,12 @@ def read_lines(source: Path | BinaryIO) -> list[str]:
     """Return a file's lines, empty ones too.
 
     Args:
-        source: As `read_raw_lines` takes it.
+        source: As `raw_lines` takes it.
 
     Raises:
         CorpusError: If it cannot be opened or unpacked, or a line is not UTF-8.
     """
-    lines = [decode_line(line) for line in read_raw_lines(source)]
+    lines = [decode_line(line) for line in raw_lines(source)]
     for number, line in enumerate(lines, start=1):
         if line is None:
             name = source if isinstance(source, Path) else getattr(source, "name", "standard input")

@@ -1,4 +1,4 @@
-"""Public names of a room that are loaded when they are first used.
+"""Public names of a room that are loaded when they are first used, and libraries that may be missing.
 
 Importing torch takes seconds, and `nspec record --help` needs none of it. So a room's `__init__.py` says its
 names once, in a block that type checkers read and Python skips; `attach` reads the same block.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core.errors import MissingPartError
+from nspec_hf.core.errors import MissingPartError, NspecError
 
 OPTIONAL_PARTS = {
     "ctranslate2": "export",
@@ -22,10 +22,29 @@ OPTIONAL_PARTS = {
     "lingua": "evaluate",
     "matplotlib": "analysis",
     "pandas": "analysis",
+    "pyarrow": "data",
+    "sacremoses": "moses",
     "scipy": "analysis",
     "uvicorn": "serve",
 }
 """Module that a base installation lacks → the extra that brings it."""
+
+
+def optional(module: str, needed_by: str, error: type[NspecError] = MissingPartError) -> Any:
+    """Return a module of a library that a base installation lacks; import it where it is used.
+
+    Args:
+        module: Its dotted name.
+        needed_by: What needs it, for the message.
+        error: What is raised where it is missing; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        library = module.partition(".")[0]
+        raise error(
+            f"{needed_by} needs {library}: pip install 'nspec-hf[{OPTIONAL_PARTS[library]}]'"
+        ) from None
 
 
 def attach(room: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:

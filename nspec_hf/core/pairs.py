@@ -13,8 +13,6 @@ ONE_TO_MANY = "one-to-many"
 MANY_TO_ONE = "many-to-one"
 ZERO_SHOT = "zero-shot"
 
-_LISTED = 60  # so many pairs are named in a message
-
 
 class Pair(str):
     """A translation direction.
@@ -129,11 +127,15 @@ def pair_index(pairs: Sequence[Pair] | Mapping[Pair, int], pair: str, holder: st
     return number
 
 
-def in_short(names: Collection[str]) -> str:
-    """Return the names as `a, b, c`; of very many the first ones, and how many more there are."""
-    listed = list(names)[:_LISTED]
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(listed) + more
+def in_short(names: Collection[str], most: int = 60) -> str:
+    """Return the names as `a, b, c`; of more than `most` the first ones, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(list(names)[:most]) + more
+
+
+def languages_of(pairs: Iterable[Pair]) -> list[str]:
+    """Return the languages of some pairs, each once, in the order in which they come."""
+    return list(dict.fromkeys(code for pair in pairs for code in (pair.source, pair.target)))
 
 
 def english_centric(languages: Iterable[str], pivot: str = "en") -> list[Pair]:

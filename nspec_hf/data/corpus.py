@@ -32,6 +32,7 @@ from nspec_hf.core import (
     decode_line,
     digest,
     file_digest,
+    languages_of,
     raw_lines,
     warn,
 )
@@ -207,7 +208,7 @@ class _DatasetReader:
 
     def _read(self, name: str | None, pairs: Sequence[Pair]) -> _Table:
         most, lazy = self.config.most(pairs), bool(self.config.store)
-        codes = {code for pair in pairs for code in (pair.source, pair.target)}
+        codes = set(languages_of(pairs))
         place = f"dataset {self.config.dataset}"
         # Else the words "NA", "None" and "null" of a CSV file would be read as nothing.
         is_csv = any(path.suffix in (".csv", ".tsv") for path in Path(self.config.dataset).glob("**/*"))

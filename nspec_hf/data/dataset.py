@@ -18,14 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import CorpusError, EmptyPairError, as_pairs, digest, numbered, pair_index, warn
 from nspec_hf.data.language_tags import LanguageTags, as_tags
-from nspec_hf.data.stored import (
-    Chunk,
-    PairText,
-    StoredText,
-    encoded_chunks,
-    is_encoded,
-    tokenizer_key,
-)
+from nspec_hf.data.stored import Chunk, PairText, StoredText, encoded_chunks, is_encoded, tokenizer_key
 
 _MOST_UNKNOWN = 0.4
 _AT_ONCE = 10_000  # sentences encoded between two additions, so that few lists of Python integers exist

@@ -6,7 +6,6 @@ sentence's capital. What was learned of casing is kept with the tokenizer (`mose
 `tokenizer_config.json`), so that what loads it reads and writes text in the same way.
 """
 
-import importlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, optional
 
 Casing = Mapping[str, Sequence[Sequence[str]]]
 """Language → the forms of each word, the commonest first: `[["the", "The"], ["Berlin"]]`."""
@@ -43,7 +42,7 @@ class Moses(Untouched):
     """
 
     def __init__(self, casing: Casing | None = None) -> None:
-        self._library = _sacremoses()
+        self.library = optional("sacremoses", "Moses' tokenization", ConfigError)
         self.casing = {
             language: [list(forms) for forms in words] for language, words in (casing or {}).items()
         }
@@ -61,14 +60,14 @@ class Moses(Untouched):
     def after(self, text: str, language: str) -> str:
         """Return what was written in subwords as people write it."""
         if language in self.casing:
-            text = self._library.MosesDetruecaser().detruecase(text, return_str=True)
+            text = self.library.MosesDetruecaser().detruecase(text, return_str=True)
         return self._tool("MosesDetokenizer", language).detokenize(text.split())
 
     @cached_property
     def _truecasers(self) -> dict[str, Any]:
         made = {}
         for language, words in self.casing.items():
-            made[language] = self._library.MosesTruecaser()
+            made[language] = self.library.MosesTruecaser()
             made[language].model = {
                 "best": {forms[0].lower(): forms[0] for forms in words},
                 "known": Counter(form for forms in words for form in forms[1:]),
@@ -77,7 +76,7 @@ class Moses(Untouched):
 
     def _tool(self, kind: str, language: str) -> Any:
         if (kind, language) not in self._tools:
-            self._tools[kind, language] = getattr(self._library, kind)(lang=language)
+            self._tools[kind, language] = getattr(self.library, kind)(lang=language)
         return self._tools[kind, language]
 
 
@@ -96,7 +95,7 @@ def learned(
     if kind is None:
         return Untouched()
     moses, casing = Moses(), {}
-    truecaser = _sacremoses().MosesTruecaser()
+    truecaser = moses.library.MosesTruecaser()
     for language, texts in sentences.items() if kind == "truecase" else ():
         seen: dict[str, Counter[str]] = {}
         for line in moses.before(texts, language):
@@ -111,10 +110,3 @@ def preparation(tokenizer: PreTrainedTokenizerBase) -> Untouched | Moses:
     """Return what a tokenizer's text goes through before it."""
     casing = tokenizer.init_kwargs.get("moses")
     return Untouched() if casing is None else Moses(casing)
-
-
-def _sacremoses() -> Any:
-    try:
-        return importlib.import_module("sacremoses")
-    except ImportError:
-        raise ConfigError("Moses' tokenization needs sacremoses: pip install 'nspec-hf[moses]'") from None

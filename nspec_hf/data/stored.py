@@ -8,7 +8,6 @@ the text and of the tokenizer, so a second start finds them, and text or a token
 anew. What an earlier version of the text has left may be deleted at any time.
 """
 
-import importlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nspec_hf.core import CorpusError, Pair, atomic_write, digest, read_json, write_json
+from nspec_hf.core import CorpusError, Pair, atomic_write, digest, optional, read_json, write_json
 
 if TYPE_CHECKING:  # the settings of a corpus are shown by commands that load no tokenizers
     from nspec_hf.data.language_tags import LanguageTags
@@ -154,16 +153,9 @@ def tokenizer_key(tags: "LanguageTags") -> str:
     return digest(type(tags.tokenizer).__name__, dict(tags.codes), iter(parts))
 
 
-def extra(module: str) -> ModuleType:
-    """Import what must be installed only where such a corpus is read.
-
-    Raises:
-        CorpusError: If it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise CorpusError(f"this corpus needs {module}: pip install 'nspec-hf[data]'") from None
+def extra(module: str) -> Any:
+    """Import what must be installed only where such a corpus is read."""
+    return optional(module, "this corpus", CorpusError)
 
 
 def _ids_key(text: StoredText, tokenizer: str, max_length: int) -> str:

@@ -7,10 +7,10 @@ COMET read from here.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from nspec_hf.core import PACKED, ConfigError, CorpusError, Pair, read_lines, warn, write_lines
+from nspec_hf.core import PACKED, ConfigError, CorpusError, Pair, read_lines, warn
 
 Outputs = dict[Pair, list[str]]
 
@@ -56,20 +56,6 @@ def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
     if nameless:
         warn(f"{folder}: not read, since they name no pair: {', '.join(nameless)}")
     return {pair: read_lines(path) for pair, path in sorted(paths.items())}
-
-
-def write_outputs(
-    folder: str | os.PathLike, outputs: Mapping[str, Sequence[str]], ending: str = "txt"
-) -> list[Path]:
-    """Write one file a pair, `en-de.txt`, into a folder, which is made if needed; return their paths.
-
-    Raises:
-        CorpusError: If a sentence holds a line break, which would shift all lines after it.
-    """
-    paths = [Path(folder) / f"{Pair(pair).file_name}.{ending}" for pair in outputs]
-    for path, (pair, sentences) in zip(paths, outputs.items(), strict=True):
-        write_lines(path, sentences, pair)
-    return paths
 
 
 def pair_of_file(path: Path) -> Pair | None:

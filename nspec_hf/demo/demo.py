@@ -15,7 +15,7 @@ from pathlib import Path
 from nspec_hf.analysis import Analysis, analyze, draw_overlap_layers, save_figure, write_report
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, lock_folder, program
 from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
-from nspec_hf.demo.display import example_table, kinship_table, scores_table
+from nspec_hf.demo.display import example_table, scores_table
 from nspec_hf.demo.settings import demo_experiment
 from nspec_hf.evaluation import Comparison, SystemScores, compare
 from nspec_hf.masks import NeuronMasks
@@ -108,7 +108,7 @@ def _run(
         pivot=world.pivot,
     )
     speaker.show(scores_table(scores, comparison))
-    speaker.show(kinship_table(analysis))
+    speaker.show(analysis.agreement_table())
     output = Path(config.work)
     _write(output, analysis, comparison)
     speaker.heading("Done")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from nspec_hf.analysis import Analysis, site_label
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Cell, Table
 from nspec_hf.data import LanguageFamilies
 from nspec_hf.evaluation import Comparison, SystemScores, notes_of
@@ -66,32 +65,6 @@ def scores_table(systems: Mapping[str, SystemScores], comparison: Comparison) ->
             *notes_of([some], ["bleu"])[:1],
         ),
         digits=1,
-    )
-
-
-def kinship_table(analysis: Analysis) -> Table:
-    """Return, layer by layer, how sparse the masks are and whether languages of one family share neurons."""
-    agreement = analysis.agreement
-    rows = tuple(
-        (
-            site_label(site),
-            f"{1 - float(analysis.density.density[number].mean()):.2f}",
-            float(agreement.within[number]),
-            float(agreement.across[number]),
-            f"{agreement.p_value[number]:.4f}",
-        )
-        for number, site in enumerate(agreement.sites)
-    )
-    dealt = f"{'all' if agreement.exact.all() else 'of'} {int(agreement.relabelings.max())}"
-    return Table(
-        title="Overlap (IoU) of the neurons of two languages",
-        columns=("layer", "sparsity", "within families", "across families", "p"),
-        rows=rows,
-        notes=(
-            "encoder: neurons of X → pivot; decoder: of pivot → X; sparsity: mean share of neurons off",
-            f"p: share of {dealt} ways to deal out the family names in which families overlap as much",
-        ),
-        digits=3,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from packaging.requirements import Requirement
 
-from nspec_hf.core import OPTIONAL_PARTS
+from nspec_hf.core import OPTIONAL_PARTS, usable_cores
 from nspec_hf.doctor.setup import Finding, Setup
 
 
@@ -57,8 +57,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
+    cores, threads = usable_cores(), torch.get_num_threads()
     if threads > cores:
         yield Finding(
             what=f"torch uses {threads} threads, but this process may use {cores} cores",

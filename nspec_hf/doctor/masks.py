@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from nspec_hf.core import NspecError, SiteMismatchError
+from nspec_hf.core import NspecError, SiteMismatchError, in_short
 from nspec_hf.doctor.setup import Finding, NotCheckedError, Setup, one_line
 from nspec_hf.recording import find_sites, weight_fingerprint
 
@@ -31,7 +31,7 @@ def check_masks(setup: Setup) -> Iterator[Finding]:
     ]
     if empty:
         yield Finding(
-            what=f"{len(empty)} masks keep nothing: {', '.join(empty[:3])}{' …' if len(empty) > 3 else ''}",
+            what=f"{len(empty)} masks keep nothing: {in_short(empty, 3)}",
             why="the layer is silent for that pair; statistics of a broken model or of no text look like "
             "this",
             mend="record again on text of that pair, and look at the model's check above",
@@ -82,8 +82,7 @@ def _pairs(setup: Setup) -> Iterator[Finding]:
     missing = [pair for pair in setup.directions if pair not in setup.held]
     if missing:
         yield Finding(
-            what=f"{len(missing)} pairs have no mask: "
-            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}",
+            what=f"{len(missing)} pairs have no mask: {in_short(missing, 5)}",
             why="their rows stop with an error",
             mend="record and select them too, or --gate.zero_shot compose, which takes the encoder of one "
             "pair and the decoder of another",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from nspec_hf.core import CorpusError
+from nspec_hf.core import CorpusError, in_short
 from nspec_hf.data import PairText
 from nspec_hf.doctor.setup import Finding, Setup, one_line
 
@@ -79,9 +79,8 @@ def _unlike_sentences(
     for text in texts:
         bad = [str(number) for number, row in enumerate(text.rows, start=1) if is_so(*row)]
         if len(bad) > limit * len(text.rows):
-            numbers = f"line {', '.join(bad[:3])}{' …' if len(bad) > 3 else ''}"
             yield Finding(
-                what=f"{len(bad)} of {len(text.rows)} lines of {text} {about}: {numbers}",
+                what=f"{len(bad)} of {len(text.rows)} lines of {text} {about}: line {in_short(bad, 3)}",
                 why=why,
                 mend=mend,
                 level="note" if limit else "wrong",

@@ -6,10 +6,7 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.evaluation.config import TranslateConfig as TranslateConfig
-    from nspec_hf.evaluation.requests import (
-        check_generation as check_generation,
-        check_texts as check_texts,
-    )
+    from nspec_hf.evaluation.requests import check_texts as check_texts
     from nspec_hf.evaluation.translator import Translator as Translator
     from nspec_hf.evaluation.metrics import (
         Score as Score,
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     )
     from nspec_hf.evaluation.language_id import off_target as off_target
     from nspec_hf.evaluation.system_scores import (
-        TIERS as TIERS,
         SystemScores as SystemScores,
         notes_of as notes_of,
         score_system as score_system,
@@ -32,10 +28,7 @@ if TYPE_CHECKING:
         grouped_table as grouped_table,
         tiers_from_sizes as tiers_from_sizes,
     )
-    from nspec_hf.evaluation.generate import (
-        evaluate_system as evaluate_system,
-        translate_test_set as translate_test_set,
-    )
+    from nspec_hf.evaluation.generate import translate_test_set as translate_test_set
     from nspec_hf.evaluation.significance import (
         VERDICTS as VERDICTS,
         Comparison as Comparison,

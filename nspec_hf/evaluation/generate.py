@@ -1,4 +1,4 @@
-"""Translate a test set and score it: any number of pairs in one go, outputs kept, a stopped run goes on.
+"""Translate a test set: any number of pairs in one go, outputs kept, a stopped run goes on.
 
 The translations are written one file a pair, so that a significance test or COMET can read them later, and
 so that nothing is translated twice. What made them stands beside them: translations of other weights, masks
@@ -24,14 +24,11 @@ from nspec_hf.core import (
     write_lines,
 )
 from nspec_hf.data import PairText
-from nspec_hf.evaluation.system_scores import SystemScores, score_system
 from nspec_hf.evaluation.translator import Translator
 from nspec_hf.recording import decoder_prompt
 
 MAKER_FILE = ".made_by.json"
 
-# What a translator decides itself, whatever the generation config says.
-_OVERRULED = {"num_beams", "length_penalty", "do_sample", "max_length", "return_dict_in_generate"}
 _NAMES = {"_name_or_path", "transformers_version", "_commit_hash", "_from_model_config"}
 _AT_ONCE = 2048  # sentences between two savings of outputs
 
@@ -77,44 +74,6 @@ def translate_test_set(
     return {text.pair: outputs[text.pair] for text in texts}
 
 
-def evaluate_system(
-    name: str,
-    translator: Translator,
-    texts: Sequence[PairText],
-    folder: Path,
-    metrics: Sequence[str] = ("bleu", "chrf++"),
-    pivot: str = "en",
-    tiers: Mapping[str, str] | None = None,
-    recipe: Mapping[str, Any] | None = None,
-) -> SystemScores:
-    """Translate and score a system on every pair.
-
-    Args:
-        name: What tables call it.
-        translator: The system.
-        texts: Sources and references.
-        folder: Where its translations are kept.
-        metrics: See `metrics.score`.
-        pivot: The language that tells one-to-many from many-to-one.
-        tiers: Language → resource tier.
-        recipe: What made it, kept with the scores beside the decoding settings and the masks' fingerprint.
-    """
-    outputs: dict[str, list[str]] = {**translate_test_set(translator, texts, folder)}
-    generation = decoding_recipe(translator) | dict(recipe or {})
-    if translator.acting_gate is not None:
-        generation |= translator.acting_gate.facts()
-    return score_system(
-        name,
-        outputs,
-        {text.pair: text.targets for text in texts},
-        metrics,
-        sources={text.pair: text.sources for text in texts},
-        generation=generation,
-        pivot=pivot,
-        tiers=tiers or {},
-    )
-
-
 def _translate_part(translator: Translator, part: list[PairText], folder: Path) -> dict[Pair, list[str]]:
     sources = [source for text in part for source in text.sources]
     pairs = [text.pair for text in part for _ in text.sources]
@@ -128,27 +87,10 @@ def _translate_part(translator: Translator, part: list[PairText], folder: Path) 
 
 def _maker(translator: Translator) -> dict[str, Any]:
     """Return all that a translation depends on, but for its source."""
-    gate = translator.acting_gate
-    return {
-        **decoding_recipe(translator),
-        "weights": _weights_digest(translator.model),
-        "gate": gate and gate.facts(),
-        "generation_config": _without_names(translator.model.generation_config.to_dict()),
-    }
-
-
-def decoding_recipe(translator: Translator) -> dict[str, Any]:
-    """Return how text is decoded: settings, those of the model's generation config that act, and digests.
-
-    The digests stand for the model's config, and for the tokenizer as it writes text; how it reads text is
-    seen in the token ids of a source.
-    """
-    model, tokenizer = translator.model, translator.tokenizer
-    recipe = {name: value for name, value in plain(translator.config).items() if name != "progress"}
-    for name, value in _without_names(model.generation_config.to_diff_dict()).items():
-        if name not in _OVERRULED and not name.endswith("token_id"):
-            recipe[name] = value
+    gate, model, tokenizer = translator.acting_gate, translator.model, translator.tokenizer
+    settings = {name: value for name, value in plain(translator.config).items() if name != "progress"}
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    # As it writes text; how it reads text is seen in the token ids of a source.
     writes = [
         type(tokenizer).__name__,
         dict(tokenizer.get_vocab()),
@@ -156,8 +98,14 @@ def decoding_recipe(translator: Translator) -> dict[str, Any]:
         getattr(tokenizer, "clean_up_tokenization_spaces", None),
         json.loads(backend.to_str())["decoder"] if backend else None,
     ]
-    config = _without_names(model.config.to_dict())
-    return {**recipe, "model_config": digest(config), "tokenizer": digest(writes)}
+    return {
+        **settings,
+        "weights": _weights_digest(model),
+        "gate": gate and gate.facts(),
+        "generation_config": _without_names(model.generation_config.to_dict()),
+        "model_config": digest(_without_names(model.config.to_dict())),
+        "tokenizer": digest(writes),
+    }
 
 
 def _text_digest(translator: Translator, text: PairText) -> str:

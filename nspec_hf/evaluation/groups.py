@@ -5,9 +5,7 @@ zero-shot directions that reach 5 and 10 BLEU. An average counts every direction
 """
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, ConfigError, Table
@@ -67,43 +65,6 @@ def grouped_table(
         ),
         rows=tuple(rows),
         notes=notes_of(systems, [metric]),
-    )
-
-
-def seeds_table(
-    runs: Mapping[str, Sequence[SystemScores]], metric: str = "bleu", by: Literal["group", "tier"] = "group"
-) -> Table:
-    """Return averages over several seeds, mean ± standard deviation (Tan et al., Tables 12 and 13).
-
-    Args:
-        runs: System → the scores of its runs, one a seed; two or more.
-        metric: Whose averages.
-        by: As in `grouped_table`.
-
-    Raises:
-        ConfigError: If a system has fewer than two runs, or the runs differ in pairs, pivot or tiers.
-        UnknownPairError: If a run lacks a score.
-    """
-    few = [f"{name} ({len(scores)})" for name, scores in runs.items() if len(scores) < 2]
-    if few or not runs:
-        raise ConfigError(f"a spread over seeds needs two runs or more of every system, got {few or 'none'}")
-    numbered = [
-        replace(run, name=f"{name} {seed}")
-        for name, scores in runs.items()
-        for seed, run in enumerate(scores, start=1)
-    ]
-    _check_alike(numbered, None)
-    columns = _columns(numbered[0], by)
-    rows = []
-    for name, scores in runs.items():
-        values = [[_mean(run, metric, column) for run in scores] for column in columns.values()]
-        spread = (f"{statistics.mean(column):.2f} ± {statistics.stdev(column):.2f}" for column in values)
-        rows.append((name, len(scores), *spread))
-    return Table(
-        title=f"{metric}, mean over directions; mean ± standard deviation over seeds",
-        columns=("system", "seeds", *columns),
-        rows=tuple(rows),
-        notes=notes_of(numbered, [metric]),
     )
 
 

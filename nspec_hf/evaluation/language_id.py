@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from nspec_hf.core import ConfigError, Pair, warn
+from nspec_hf.core import ConfigError, Pair, optional, warn
 from nspec_hf.data import require_parallel
 
 # Codes of M2M-100, NLLB and mBART for languages that lingua lists under another code.
@@ -116,7 +116,7 @@ class _Identifier:
     """Lingua, with the codes that translation models use; each distinct sentence is looked at once."""
 
     def __init__(self, languages: Iterable[str] | None) -> None:
-        lingua = _load_lingua()
+        lingua = optional("lingua", "the off-target share", ConfigError)
         named = {language.iso_code_639_1.name.lower(): language for language in lingua.Language.all()}
         self.known = _codes(lingua)
         self.chosen = frozenset(named)
@@ -154,14 +154,6 @@ class _Identifier:
                 f"{', '.join(languages) or 'none'}; it knows: {', '.join(sorted(self.chosen))}"
             )
         return chosen
-
-
-def _load_lingua() -> Any:
-    try:
-        import lingua  # an extra, and 96 MB of models
-    except ImportError:
-        raise ConfigError("the off-target share needs `pip install nspec-hf[evaluate]`") from None
-    return lingua
 
 
 def _codes(lingua: Any) -> dict[str, frozenset[str]]:

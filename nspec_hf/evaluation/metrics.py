@@ -28,7 +28,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from nspec_hf.core import ConfigError, Pair, digest, warn
+from nspec_hf.core import ConfigError, Pair, digest, optional, warn
 from nspec_hf.data import require_parallel
 
 # By the first part of a code, so that zh, zh-CN, zh_CN and zho_Hans are all Chinese.
@@ -240,10 +240,7 @@ def _evaluate_score(
 
 
 def _load_evaluate(name: str) -> tuple[Any, str]:
-    try:
-        import evaluate  # an extra, and slow to import: loaded only where such a metric is named
-    except ImportError:
-        raise ConfigError(f"evaluate:{name} needs `pip install nspec-hf[evaluate]`") from None
+    evaluate = optional("evaluate", f"the metric evaluate:{name}", ConfigError)
     try:
         return evaluate.load(name, keep_in_memory=True), evaluate.__version__
     except (OSError, ImportError, ValueError) as error:

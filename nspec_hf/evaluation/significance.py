@@ -5,7 +5,6 @@
 report it, and after Holm's correction, since of sixty directions three would pass by chance alone.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,17 @@ from functools import partial
 from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from nspec_hf.core import ConfigError, Pair, Table, UnknownPairError, as_pairs, require_count, warn
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    Table,
+    UnknownPairError,
+    as_pairs,
+    optional,
+    require_count,
+    usable_cores,
+    warn,
+)
 from nspec_hf.data import Outputs, require_parallel
 from nspec_hf.evaluation.metrics import SacrebleuMetric, sacrebleu_metric
 from nspec_hf.evaluation.paired_test import PairedResult, PairedTest, paired_test
@@ -105,15 +114,8 @@ class Comparison(Saved):
         return sorted({f"{row.metric}: {row.signature}" for row in self.rows})
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return a data frame with a line a row.
-
-        Raises:
-            ConfigError: If pandas is not installed.
-        """
-        try:
-            import pandas as pd  # an extra, and slow to import: scoring needs none of it
-        except ImportError:
-            raise ConfigError("to_pandas needs `pip install nspec-hf[analysis]`") from None
+        """Return a data frame with a line a row; needs pandas."""
+        pd = optional("pandas", "to_pandas", ConfigError)
         return pd.DataFrame([{**asdict(row), "pair": str(row.pair)} for row in self.rows])
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,8 +233,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _run(tasks: Sequence[Callable[[], Results]], n_jobs: int | None) -> list[Results]:
     """Run each direction's test, several at once."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(len(tasks), n_jobs or usable)
+    workers = min(len(tasks), n_jobs or usable_cores())
     if workers == 1:
         return [task() for task in tasks]
     # Forked processes need no `if __name__ == "__main__"` in the caller's script and start at once; these

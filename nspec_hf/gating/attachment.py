@@ -73,8 +73,10 @@ class Attachment:
     one_pair_a_batch = False
     """Whether it is faster on batches of one pair each."""
 
-    leaves_parameters_unused = False
-    """Whether a batch may leave parameters without a gradient, which DDP must be told."""
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """Whether a batch may leave parameters without a gradient, which DDP must be told."""
+        return self.own is not None
 
     @property
     def attached(self) -> bool:

@@ -111,7 +111,7 @@ class TakenOver:
         raise NotImplementedError
 
 
-class Entry:
+class Entry(TakenOver):
     """One module that is called from outside: a hook before its forward, one behind it, and its `generate`.
 
     Args:
@@ -122,12 +122,12 @@ class Entry:
 
     def __init__(self, module: nn.Module, routing: Routing, check: Callable[[], None] | None) -> None:
         """Remember the module; it is not touched before `attach`."""
+        super().__init__()
         self.module = module
         self._routing = routing
         self._check = check
         self._parameters = tuple(inspect.signature(module.forward).parameters)
         self._handles: list[RemovableHandle] = []
-        self._taken: list[Takeover] = []
 
     def attach(self) -> None:
         """Put hooks and `generate` there."""
@@ -143,14 +143,13 @@ class Entry:
         """Take them away."""
         while self._handles:
             self._handles.pop().remove()
-        while self._taken:
-            self._taken.pop().give_back()
+        super().detach()
 
     @property
     def in_place(self) -> list[bool]:
         """For each thing that was put there, whether it still is."""
         pairs = zip(self._handles, hooks_of(self.module), strict=False)
-        return [handle.id in hooks for handle, hooks in pairs] + [taken.in_place for taken in self._taken]
+        return [*(handle.id in hooks for handle, hooks in pairs), *super().in_place]
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Take `pair_ids` out of the arguments and decide the route."""

@@ -16,14 +16,7 @@ from typing import Any, Self, get_args
 
 from torch import nn
 
-from nspec_hf.core import (
-    ArtifactError,
-    ConfigError,
-    Pair,
-    TrainingSetupError,
-    UnknownPairError,
-    in_short,
-)
+from nspec_hf.core import ArtifactError, ConfigError, Pair, TrainingSetupError, UnknownPairError, in_short
 from nspec_hf.gating.attachment import Attachment, Part
 from nspec_hf.gating.config import GateConfig, GateMode
 from nspec_hf.gating.mask_mode import GatedSite

@@ -95,7 +95,7 @@ class GatedSite(TakenOver):
     @property
     def in_place(self) -> list[bool]:
         """For each module that was taken over, whether it still is, and is still in the model."""
-        return [taken.in_place and not self.displaced for taken in self._taken]
+        return [there and not self.displaced for there in super().in_place]
 
     @property
     def displaced(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nspec_hf.core import ConfigError, Pair, RoutingError, in_short
+from nspec_hf.core import ConfigError, Pair, RoutingError, in_short, languages_of
 from nspec_hf.data import LanguageTags
 
 HOW_TO_ROUTE = (
@@ -98,7 +98,7 @@ class TokenReader:
                 f"the {tags.family} tokenizer does not show both languages in its tokens; give pair_ids in "
                 "the batch or call gate.use(pair)"
             )
-        self._codes = sorted({code for pair in pairs for code in (pair.source, pair.target)})
+        self._codes = sorted(languages_of(pairs))
         self._tag_ids = torch.tensor([tags.tag_id(code) for code in self._codes])
         self._index_of = index_of
 

@@ -37,14 +37,7 @@ from torch.nn.functional import linear as product
 
 from nspec_hf.core import warn
 from nspec_hf.gating.config import GateConfig
-from nspec_hf.gating.linears import (
-    Slice,
-    SlicedProduct,
-    changed_linears,
-    check_whole,
-    cut,
-    multiply,
-)
+from nspec_hf.gating.linears import Slice, SlicedProduct, changed_linears, check_whole, cut, multiply
 from nspec_hf.gating.mask_mode import GatedSite, MaskedSite
 from nspec_hf.gating.routing import Routing
 from nspec_hf.masks import PackedMasks, SiteBits

@@ -39,12 +39,7 @@ from nspec_hf.core import (
 )
 from nspec_hf.masks.bits import PackedMasks, check_booleans
 from nspec_hf.masks.model_card import card_text
-from nspec_hf.masks.readable import (
-    CONFIG_FILE,
-    MASKS_FILE,
-    warn_of_other_copy,
-    write_texts,
-)
+from nspec_hf.masks.readable import CONFIG_FILE, MASKS_FILE, warn_of_other_copy, write_texts
 from nspec_hf.masks.repository import (
     facts_without_paths,
     fetch,

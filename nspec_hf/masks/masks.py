@@ -13,15 +13,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
-from nspec_hf.core import (
-    ConfigError,
-    Pair,
-    SiteMismatchError,
-    as_names,
-    as_pairs,
-    require,
-    require_count,
-)
+from nspec_hf.core import ConfigError, Pair, SiteMismatchError, as_names, as_pairs, require, require_count
 from nspec_hf.masks.config import Coverage, Grouping, SelectConfig
 from nspec_hf.masks.derived import DerivedMasks
 from nspec_hf.masks.select import Recipe, choose, draw

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
-from nspec_hf.core import Pair
+from nspec_hf.core import Pair, languages_of
 from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.select import LIBRARY, Recipe
 
@@ -30,9 +30,9 @@ _METHODS = {
 }
 
 
-def languages_of(pairs: Iterable[Pair]) -> list[str]:
+def iso_codes(pairs: Iterable[Pair]) -> list[str]:
     """Return the sorted ISO 639 codes of the pairs' languages, as the Hub wants them (`deu_Latn` → `deu`)."""
-    codes = {re.split("[-_]", code)[0].lower() for pair in pairs for code in (pair.source, pair.target)}
+    codes = {re.split("[-_]", code)[0].lower() for code in languages_of(pairs)}
     return sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code))
 
 
@@ -54,7 +54,7 @@ def front_matter(
         results: Scores.
     """
     data: dict[str, Any] = {
-        "language": languages_of(pairs) or None,
+        "language": iso_codes(pairs) or None,
         "library_name": LIBRARY,
         "pipeline_tag": "translation",
         "tags": list(tags),

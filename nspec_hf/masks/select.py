@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, Pair, digest, require, warn
+from nspec_hf.core import ConfigError, Pair, digest, in_short, require, warn
 from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.config import SelectConfig
 from nspec_hf.masks.rules import allocate_by_importance, select_by_coverage, select_random
 from nspec_hf.recording import ActivationStats, Site
 
 LIBRARY = "nspec_hf"
-
-_LISTED = 10  # so many silent rows are named in a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +186,7 @@ def _warn_silent(pairs: Sequence[Pair], values: Mapping[str, Tensor], keeps: str
         for row in (values_PF.sum(dim=1) == 0).nonzero()[:, 0].tolist()
     ]
     if silent:
-        more = f" and {len(silent) - _LISTED} more" if len(silent) > _LISTED else ""
-        warn(f"no neuron ever fired, so {keeps} is kept, for: {', '.join(silent[:_LISTED])}{more}")
+        warn(f"no neuron ever fired, so {keeps} is kept, for: {in_short(silent, 10)}")
 
 
 def _recipe(stats: ActivationStats, config: SelectConfig, *names: str) -> Recipe:

@@ -24,13 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from nspec_hf.core import (
-    ArtifactError,
-    ConfigError,
-    MissingPartError,
-    UnsupportedModelError,
-    adapter_base,
-)
+from nspec_hf.core import ArtifactError, ConfigError, MissingPartError, UnsupportedModelError, adapter_base
 from nspec_hf.data import LanguageTags
 
 ATTACHED = "_nspec_attachment"

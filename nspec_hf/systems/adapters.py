@@ -15,6 +15,7 @@ changes nothing. Where they stand:
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
-from nspec_hf.recording import find_sites, linear_at
+from nspec_hf.recording import SIDES, find_sites, linear_at
 from nspec_hf.systems.families import Families, found_families, named_families
 from nspec_hf.systems.parts.clones import layer_path
 from nspec_hf.systems.parts.rowwise import Key, KeyOf, Keys, OwnModules, RowwiseAttachment, RowwiseOutput
@@ -51,16 +52,6 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what is put in the place of x, [R, L, D]."""
         return x + self.up(torch.relu(self.down(self.norm(x))))
-
-
-@dataclass(frozen=True)
-class _Own:
-    """The adapters at one place: an object, not a closure, so that it is copied with its model."""
-
-    adapters: Mapping[Key, nn.Module]
-
-    def __call__(self, rows: Tensor, key: Key) -> Tensor:
-        return self.adapters[key](rows)
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,7 @@ class Adapters:
         routing = Routing(self.pairs)
         keys = {side: Keys(routing, key_of) for side, key_of in self._key_of.items()}
         parts = [
-            RowwiseOutput(model.get_submodule(name), keys[place.side], _Own(own.at(name)))
+            RowwiseOutput(model.get_submodule(name), keys[place.side], partial(_through, own.at(name)))
             for name, place in places.items()
         ]
         return RowwiseAttachment(model, routing, parts, places, own, self.knows, self.description)
@@ -185,9 +176,9 @@ class PairAdapters(System):
     def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put each pair's adapters on the model."""
         stand_ins = StandIns.of(run.pairs, run.config.data.pivot)
-        whose = _Whose(stand_ins)
+        keys = (partial(_of_pair, stand_ins, side) for side in SIDES)
         shape = (self.bottleneck, self.per_layer, run.seed)
-        return Adapters(run.pairs, whose.in_encoder, whose.in_decoder, *shape).on(model).attach()
+        return Adapters(run.pairs, *keys, *shape).on(model).attach()
 
     def freeze(self, model: PreTrainedModel) -> None:
         """Freeze the base, unless it is trained from scratch too."""
@@ -255,23 +246,6 @@ class FamilyAdapters(System):
         freeze_base(model)
 
 
-@dataclass(frozen=True)
-class _Whose:
-    """Whose adapters a pair has: its own, or those of the pairs that stand in for it."""
-
-    stand_ins: StandIns
-
-    def in_encoder(self, pair: Pair) -> str | None:
-        return self._on("encoder", pair)
-
-    def in_decoder(self, pair: Pair) -> str | None:
-        return self._on("decoder", pair)
-
-    def _on(self, side: str, pair: Pair) -> str | None:
-        known = self.stand_ins.knows(pair)
-        return str(self.stand_ins.trained[self.stand_ins.at(pair, side)]) if known else None
-
-
 def freeze_base(model: nn.Module) -> None:
     """Switch the gradients of all weights off but those of an attachment."""
     for name, parameter in model.named_parameters():
@@ -283,6 +257,18 @@ def _check_shape(bottleneck: int, per_layer: int) -> None:
         raise ConfigError(f"bottleneck is a positive width, got {bottleneck}")
     if per_layer not in (1, 2):
         raise ConfigError(f"per_layer is 1 (after the layer) or 2 (also after attention), got {per_layer}")
+
+
+# Not closures, whose modules would not be copied with their model.
+
+
+def _through(adapters: Mapping[Key, nn.Module], rows: Tensor, key: Key) -> Tensor:
+    return adapters[key](rows)
+
+
+def _of_pair(stand_ins: StandIns, side: str, pair: Pair) -> str | None:
+    """Return whose adapters a pair has: its own, or those of the pair that stands in for it."""
+    return str(stand_ins.trained[stand_ins.at(pair, side)]) if stand_ins.knows(pair) else None
 
 
 def _distinct(keys: Iterable[Key]) -> list[str]:

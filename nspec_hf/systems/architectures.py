@@ -12,11 +12,9 @@ from typing import Any, ClassVar
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nspec_hf.core import ConfigError
-from nspec_hf.recording import load_config
+from nspec_hf.recording import SIDES, load_config
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
-
-_SIDES = ("encoder", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,7 @@ class OtherWidth(Architecture):
 
     def changed(self, config: PretrainedConfig) -> dict[str, Any]:
         """Return the other width."""
-        return _scaled(config, self.width, *(f"{side}_ffn_dim" for side in _SIDES))
+        return _scaled(config, self.width, *(f"{side}_ffn_dim" for side in SIDES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,7 @@ class OtherDepth(Architecture):
 
     def changed(self, config: PretrainedConfig) -> dict[str, Any]:
         """Return the other depth."""
-        return _scaled(config, self.layers, *(f"{side}_layers" for side in _SIDES))
+        return _scaled(config, self.layers, *(f"{side}_layers" for side in SIDES))
 
 
 @dataclass(frozen=True, kw_only=True)

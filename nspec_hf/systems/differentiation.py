@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import (
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import BatchConfig, PairBatchSampler, PairCollator
@@ -255,19 +250,13 @@ def cosines(gradients_PN: Tensor) -> Tensor:
 def part_in_two(cosines_PP: Tensor) -> tuple[list[int], list[int]]:
     """Return two sets of pairs, by agglomerative clustering: average linkage of the distance 1 − cosine.
 
-    The first set holds the first pair. Of equal distances the first in order is joined.
+    The first set holds the first pair.
     """
-    sets = [[index] for index in range(len(cosines_PP))]
-    while len(sets) > 2:
-        links = [
-            (-cosines_PP[one][:, other].mean().item(), i, j)
-            for i, one in enumerate(sets)
-            for j, other in enumerate(sets)
-            if i < j
-        ]
-        _, i, j = min(links)
-        sets[i] = sorted(sets[i] + sets.pop(j))
-    return sets[0], sets[1]
+    distances_PP = (1 - cosines_PP).clamp(min=0)  # a rounded cosine may exceed 1
+    distances = distances_PP[tuple(torch.triu_indices(*cosines_PP.shape, offset=1))]
+    set_P = cut_tree(linkage(distances.numpy(), "average"), n_clusters=2)[:, 0]
+    first, second = ((set_P == number).nonzero()[0].tolist() for number in (set_P[0], 1 - set_P[0]))
+    return first, second
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

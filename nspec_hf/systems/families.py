@@ -11,7 +11,7 @@ from scipy.cluster.hierarchy import fcluster
 from transformers import PreTrainedModel
 
 from nspec_hf.analysis import LanguageTree, language_tree, overlap, progression
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, languages_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.systems.run import Run
 
@@ -46,7 +46,7 @@ def named_families(families: Mapping[str, str], pairs: Sequence[Pair], pivot: st
     Raises:
         ConfigError: If a language has none.
     """
-    languages = languages_of(pairs, pivot)
+    languages = [code for code in languages_of(pairs) if code != pivot]
     missing = [code for code in languages if code not in families]
     if missing:
         raise ConfigError(
@@ -72,8 +72,9 @@ def found_families(model: PreTrainedModel, run: Run, count: int | None = None) -
     """
     select = run.config.select
     masks = NeuronMasks.from_config(run.recorded(model, run.config.record), select)
-    course = progression(overlap(masks)).without([run.config.data.pivot])
-    languages = languages_of(run.pairs, run.config.data.pivot)
+    pivot = run.config.data.pivot
+    course = progression(overlap(masks)).without([pivot])
+    languages = [code for code in languages_of(run.pairs) if code != pivot]
     if len(languages) < 2:
         return dict.fromkeys(languages, *languages)
     rows = [course.languages.index(code) for code in languages]
@@ -112,9 +113,3 @@ def cut_tree(tree: LanguageTree, count: int | None = None) -> dict[str, str]:
     for code, label in zip(tree.languages, labels_L, strict=True):
         members.setdefault(int(label), []).append(code)
     return {code: "+".join(codes) for codes in members.values() for code in codes}
-
-
-def languages_of(pairs: Sequence[Pair], pivot: str) -> list[str]:
-    """Return the pairs' languages without the pivot, in the order in which they come."""
-    spoken = (code for pair in pairs for code in (pair.source, pair.target))
-    return [code for code in dict.fromkeys(spoken) if code != pivot]

@@ -15,7 +15,6 @@ from nspec_hf.gating import Attachment
 from nspec_hf.systems.parts.subnetworks import SubnetworkAttachment, Subnetworks
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
-from nspec_hf.training import join_processes
 
 _FILE = "subnetworks.safetensors"
 
@@ -82,13 +81,9 @@ class LaSS(System):
 
     def _subnetwork(self, pair: Pair, run: Run) -> tuple[Subnetworks, dict[str, Any]]:
         """Return the sub-network of one pair and what it cost, which are kept in the folder."""
-        path, folder = (
-            run.folder / "subnetworks" / f"{pair.file_name}.safetensors",
-            Path("fine_tuned") / pair.file_name,
-        )
-        there = path.is_file()
-        join_processes().wait_for_everyone()
-        if not there:
+        path = run.folder / "subnetworks" / f"{pair.file_name}.safetensors"
+        folder = Path("fine_tuned") / pair.file_name
+        if not run.is_there(path):
             model = run.base() if self.dropout is None else run.base(dropout=self.dropout)
             corpus, validation = run.corpus.subset(pair), run.validation.subset(pair)
             result = run.train(

@@ -6,23 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from transformers import (
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nspec_hf.core import ConfigError
-from nspec_hf.gating import (
-    MASKS_FOLDER,
-    Attachment,
-    GateConfig,
-    GateMode,
-    NeuronGate,
-    Silence,
-)
+from nspec_hf.core import ConfigError, packed_width
+from nspec_hf.gating import MASKS_FOLDER, Attachment, GateConfig, GateMode, NeuronGate, Silence
 from nspec_hf.masks import NeuronMasks, SelectConfig
 from nspec_hf.recording import ActivationStats, RecordConfig
 from nspec_hf.systems.run import Run
@@ -81,7 +68,7 @@ class Masked(System):
     def extra_bytes(self, run: Run) -> int:
         """Return the size of the masks: a bit for each neuron, whole bytes a site and pair."""
         masks = self.kept_masks(run)
-        return len(masks) * sum((site.width + 7) // 8 for site in masks.sites)
+        return len(masks) * sum(packed_width(site.width) for site in masks.sites)
 
 
 class RefreshMasks(TrainerCallback):

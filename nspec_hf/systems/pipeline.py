@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from nspec_hf.core import claim_folder, lock_folder, require_writable
 from nspec_hf.data import LanguageTags, encode_corpus
-from nspec_hf.evaluation import SystemScores, Translator, evaluate_system
+from nspec_hf.evaluation import SystemScores
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
 from nspec_hf.systems.experiment import ExperimentConfig
 from nspec_hf.systems.result import write_scores
@@ -62,8 +62,7 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
         with state.main_process_first():
             tokenizer = make_tokenizer(texts, config.vocabulary, folder / "tokenizer")
         tags, longest = LanguageTags(tokenizer, config.data.codes), config.pretrain.batches.max_length or 256
-        # Read before training, so that a file that is missing is missed now.
-        tests = config.data.read_tests(tags)
+        config.data.read_tests(tags)  # before training, so that a file that is missing is missed now
         corpus = encode_corpus(texts, tags, longest)
         trained = train(
             make_model(tokenizer, config.model, int(config.pretrain.arguments.get("seed", 42))),
@@ -79,15 +78,8 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
             return None
         # What was saved is what is scored: under FSDP, this process holds only a part of the trained model.
         model = load_model(folder / "model", device=state.device)
-        scores = evaluate_system(
-            "base",
-            Translator(model, tags, config=config.translate),
-            tests,
-            folder / "outputs",
-            config.metrics,
-            config.data.pivot,
-            config.data.tiers,
-        )
+        run = Run(config=dataclasses.replace(config, base=""), folder=folder, row="base")
+        scores = run.score(run.translate(model, None, "outputs"))
         facts = {
             "system": "base",
             "parameters": model.num_parameters(),

@@ -78,8 +78,7 @@ class RunResult:
                             scores.setdefault(Pair(pair), {})[metric] = float(value)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"{path} is no result of a run ({error!r}); files of an older layout are converted by "
-                "recipes/shrink_results.py"
+                f"{path} is no result of a run ({error!r}); give another file, or run it again"
             ) from error
         signatures = sorted(f"{metric}: {signature}" for metric, by in signed.items() for signature in by)
         made = "decoding: " + ", ".join(f"{name}={value}" for name, value in decoding.items())

@@ -120,7 +120,7 @@ class Run:
             kept: Take what lies in the folder, and leave it there; False counts in any case.
         """
         path = self.folder / "nspec_stats.safetensors"
-        if kept and self._is_there(path):
+        if kept and self.is_there(path):
             return ActivationStats.load(path)
         config = self.config
         self._tell(f"records {len(self.validation):,} sentences of {len(self.pairs)} directions")
@@ -230,7 +230,7 @@ class Run:
         Work that may take several sittings returns its own `seconds`.
         """
         path = self.folder / f"{name}.json"
-        if self._is_there(path):
+        if self.is_there(path):
             return read_json(path)
         started = time.perf_counter()
         facts = work()
@@ -242,7 +242,7 @@ class Run:
         if self.tell is not None:
             self.tell(f"{self.row} {what}")
 
-    def _is_there(self, path: Path) -> bool:
+    def is_there(self, path: Path) -> bool:
         """Return whether a file is there; asked by all processes before any goes on and writes it."""
         there = path.is_file()
         join_processes().wait_for_everyone()

@@ -5,6 +5,8 @@ Shape letters: R = rows, L = tokens, D = model width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -65,31 +67,20 @@ def target_attention(model: PreTrainedModel, pairs: list[Pair], seed: int = 1) -
 
     own = OwnModules({target: names for target in targets[1:]}, fresh, seed)
     routing = Routing(pairs)
-    keys = Keys(routing, _target)
-    parts = [RowwisePart(model.get_submodule(name), keys, _Own(own.at(name))) for name in names]
-    knows, about = _Targets(frozenset(targets)), {"attention_of_targets": targets}
+    keys = Keys(routing, attrgetter("target"))
+    parts = [
+        RowwisePart(model.get_submodule(name), keys, partial(_projected, own.at(name))) for name in names
+    ]
+    knows, about = partial(_is_target, frozenset(targets)), {"attention_of_targets": targets}
     return RowwiseAttachment(model, routing, parts, names, own, knows, about)
 
 
-@dataclass(frozen=True)
-class _Own:
-    """The projections at one place: an object, not a closure, so that it is copied with its model."""
-
-    projections: Mapping[Key, nn.Module]
-
-    def __call__(self, original: Any, rows: Tensor, key: Key) -> Tensor:
-        return self.projections[key](rows) if key in self.projections else original(rows)
+# Not closures, whose modules would not be copied with their model.
 
 
-@dataclass(frozen=True)
-class _Targets:
-    """Whether a pair's target is one that was trained."""
-
-    trained: frozenset[str]
-
-    def __call__(self, pair: Pair) -> bool:
-        return pair.target in self.trained
+def _projected(projections: Mapping[Key, nn.Module], original: Any, rows: Tensor, key: Key) -> Tensor:
+    return projections[key](rows) if key in projections else original(rows)
 
 
-def _target(pair: Pair) -> str:
-    return pair.target
+def _is_target(trained: frozenset[str], pair: Pair) -> bool:
+    return pair.target in trained

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -10,6 +7,7 @@ from nspec_hf.analysis.figures import neurons as figures
 from nspec_hf.analysis.figures.style import save_figure
 from nspec_hf.analysis.language_families import family_colours
 from nspec_hf.masks import NeuronMasks
+from tests.helpers.fresh_python import run_python
 from tests.helpers.kin import FAMILIES, kin_masks, kin_stats
 
 
@@ -126,4 +124,4 @@ def test_a_figure_is_saved_twice_and_equal_figures_are_equal_files(analysis, tmp
 
 def test_drawing_does_not_load_pyplot():
     code = "import sys, nspec_hf.analysis.figures.registry; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).returncode == 0

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from nspec_hf.analysis import gains
-from nspec_hf.analysis.gain_tables import Cost, efficiency, setting_gains
+from nspec_hf.analysis.gain_tables import efficiency, setting_gains
 from nspec_hf.core import ConfigError, UnknownPairError
 from nspec_hf.masks import NeuronMasks
 
@@ -61,10 +61,9 @@ def test_gains_against_a_setting_are_means_by_group_in_rising_order():
 
 def test_masks_cost_bits_and_no_parameter():
     masks = NeuronMasks.random({"model.decoder.layers.0.fc1": 21}, ["en-de", "en-fr"], 0.5)
-    other = Cost(system="adapters", extra_parameters=1000, extra_bytes=4000)
-    result = efficiency(masks, seconds=2.5, model_width=16, others=[other])
-    assert result.systems == ("masks, packed bits", "masks, a boolean a weight", "adapters")
-    assert result.extra_parameters.tolist() == [0, 0, 1000]
-    assert result.extra_bytes.tolist() == [2 * 3, 2 * 21 * 16, 4000]
+    result = efficiency(masks, seconds=2.5, model_width=16)
+    assert result.systems == ("masks, packed bits", "masks, a boolean a weight")
+    assert result.extra_parameters.tolist() == [0, 0]
+    assert result.extra_bytes.tolist() == [2 * 3, 2 * 21 * 16]
     assert result.extraction_seconds[0] == 2.5
     assert result.computed[0] == pytest.approx(round(0.5 * 21) / 21)

@@ -1,7 +1,5 @@
 """What is asked of a model: scores under given masks, gains of untrained masks, recordings of more text."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from nspec_hf.data import LanguageTags, encode_corpus
 from nspec_hf.evaluation import TranslateConfig
 from nspec_hf.recording import RecordConfig
 from nspec_hf.training import record_corpus
+from tests.helpers.gated import zeroed_copy
 from tests.helpers.tiny_text import PAIRS, corpus, masks, model, texts, tokenizer
 
 GREEDY = TranslateConfig(num_beams=1, progress=False, length_ratio=1.0, length_extra=4)
@@ -37,24 +36,14 @@ def recorded_alone(network, rows_by_pair):
     return record_corpus(network, tokenizer(), encode_corpus(chosen, LanguageTags(tokenizer())))
 
 
-def zeroed(network, own, pair):
-    """A copy of the model without the neurons that a pair does not keep."""
-    copied = copy.deepcopy(network)
-    for name, keep in own[pair].items():
-        linear = copied.get_submodule(name)
-        linear.weight.data[~keep] = 0
-        linear.bias.data[~keep] = 0
-    return copied
-
-
 def test_the_score_of_masks_is_that_of_a_copy_with_zeroed_neurons(network):
     own = masks(network, density=0.3)
     found = scorer(network, LanguageTags(tokenizer()), texts(6), "chrf", GREEDY)(own)
     assert list(found) == PAIRS
     for text in texts(6):
-        alone = scorer(zeroed(network, own, text.pair), LanguageTags(tokenizer()), [text], "chrf", GREEDY)(
-            None
-        )
+        alone = scorer(
+            zeroed_copy(network, own, text.pair), LanguageTags(tokenizer()), [text], "chrf", GREEDY
+        )(None)
         assert found[text.pair] == alone[text.pair]
     assert len(set(found.values())) > 1
 

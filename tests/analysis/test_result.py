@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from nspec_hf.analysis import Result, site_label
-from nspec_hf.analysis.result import axes
+from nspec_hf.analysis import Result
+from nspec_hf.analysis.result import axes, site_label
 from nspec_hf.core import Pair
 from nspec_hf.recording import Site, site_from_name
 

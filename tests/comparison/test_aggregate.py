@@ -120,8 +120,8 @@ def test_verdicts_are_those_of_the_paired_tests_on_the_same_files(made):
                 place = ("better", "worse", "not significant").index(row.verdict)
                 counts["zero-shot" if row.pair in ZERO else "trained"][place] += 1
                 own = comparison.row("ns").against[reference]
-                assert own.verdicts["bleu"][row.pair][seed - 1] == row.verdict
-                assert own.p_values["bleu"][row.pair][seed - 1] == row.p_value
+                assert own.tests["bleu"][row.pair][seed - 1].verdict == row.verdict
+                assert own.tests["bleu"][row.pair][seed - 1].p_value == row.p_value
         for block, wanted in counts.items():
             assert list(comparison.row("ns").against[reference].counts["bleu"][block].values()) == wanted
     # Different verdicts occur, so the counts could be wrong.
@@ -289,8 +289,8 @@ def test_verdicts_outlive_the_translations_but_not_the_scores(made, tmp_path):
     for name in ("ns s1 against finetune s1", "ns s2 against finetune s2"):
         kept[name]["bleu"]["en-de"][0] += 0.01
     changed = compare_rows(elsewhere[0].runs[0].config, elsewhere, kept=kept).row("ns").against["finetune"]
-    assert "en-de" not in changed.verdicts["bleu"]
-    assert changed.verdicts["chrf++"] == comparison.row("ns").against["finetune"].verdicts["chrf++"]
+    assert "en-de" not in changed.tests["bleu"]
+    assert changed.tests["chrf++"] == comparison.row("ns").against["finetune"].tests["chrf++"]
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from nspec_hf.core import (
     check_settings_files,
     digest,
     files as core_files,
+    raw_lines,
     read_json,
     read_lines,
-    read_raw_lines,
     write_json,
     write_lines,
     write_text,
@@ -72,7 +72,7 @@ def test_bad_utf8_is_named_with_its_line_and_can_be_read_as_bytes(tmp_path):
     path.write_bytes(b"good\nb\xffd\n")
     with pytest.raises(CorpusError, match=r"train\.en, line 2: not UTF-8"):
         read_lines(path)
-    assert read_raw_lines(path) == [b"good", b"b\xffd"]
+    assert list(raw_lines(path)) == [b"good", b"b\xffd"]
 
 
 @pytest.mark.parametrize("ending", [".gz", ".xz", ".bz2"])

@@ -8,14 +8,7 @@ from tokenizers import decoders, normalizers
 
 from nspec_hf.core import Pair, UnknownPairError
 from nspec_hf.data import LanguageTags, PairText, read_outputs
-from nspec_hf.evaluation import (
-    TranslateConfig,
-    Translator,
-    evaluate_system,
-    generate as evaluation,
-    score,
-    translate_test_set,
-)
+from nspec_hf.evaluation import TranslateConfig, Translator, generate as evaluation, translate_test_set
 from nspec_hf.gating import GateConfig
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
 
@@ -178,28 +171,6 @@ def test_a_line_break_in_a_translation_becomes_a_space(tmp_path):
     translator.translate = lambda sources, pair: ["a\r\nb", "c\u2028d", ""]
     found = translate_test_set(translator, texts(3)[:1], tmp_path)
     assert found == read_outputs(tmp_path) == {Pair("en-de"): ["a b", "c\u2028d", ""]}
-
-
-def test_scores_are_those_of_the_outputs_with_their_recipe(tmp_path):
-    chosen = masks(model())
-    said = texts(3)
-    found = evaluate_system(
-        "ours",
-        system(chosen=chosen),
-        said,
-        tmp_path,
-        ("chrf",),
-        tiers={"de": "high", "fr": "low"},
-        recipe={"seed": 1},
-    )
-    outputs = read_outputs(tmp_path)
-    for text in said:
-        expected = score(outputs[text.pair], text.targets, "chrf", text.pair).value
-        assert found.value(text.pair, "chrf") == expected
-    assert found.generation["masks"] == chosen.fingerprint()
-    assert (found.generation["num_beams"], found.generation["seed"]) == (1, 1)
-    assert {"tokenizer", "model_config"} <= found.generation.keys()
-    assert found.tier("en-fr") == "low"
 
 
 def test_zero_shot_pairs_are_composed_before_anything_is_translated(tmp_path):

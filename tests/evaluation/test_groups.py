@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.evaluation import grouped_table, tiers_from_sizes
-from nspec_hf.evaluation.groups import seeds_table, wrong_language
+from nspec_hf.evaluation.groups import wrong_language
 from nspec_hf.evaluation.language_id import OffTarget
 from tests.evaluation.test_system_scores import TIERS, VALUES, board
 
@@ -68,23 +68,6 @@ def test_wrong_language_is_averaged_over_the_zero_shot_directions_that_have_a_sh
     unknown = board(off_target={Pair("de-da"): off_target_of("de-da", None)})
     assert wrong_language(unknown) is None
     assert "zero-shot wrong language %" not in grouped_table([unknown]).columns
-
-
-def test_seeds_give_a_mean_and_its_spread():
-    plus_two = board(values=BETTER)
-    table = seeds_table({"base": [board(), plus_two, plus_two], "new": [plus_two, plus_two]})
-    assert table.columns == ("system", "seeds", "one-to-many", "many-to-one", "zero-shot", "all")
-    # 20, 22, 22: mean 21.33, standard deviation √(((4/3)² + 2·(2/3)²) / 2) = 1.1547.
-    assert table.rows[0][:3] == ("base", 3, "21.33 ± 1.15")
-    assert table.rows[1] == ("new", 2, "22.00 ± 0.00", "25.00 ± 0.00", "7.00 ± 0.00", "18.00 ± 0.00")
-    assert "bleu: sig-en-de" in table.notes
-
-
-def test_one_run_has_no_spread():
-    with pytest.raises(ConfigError, match=r"base \(1\)"):
-        seeds_table({"base": [board()]})
-    with pytest.raises(ConfigError, match="two runs"):
-        seeds_table({})
 
 
 def test_the_notes_carry_signatures_and_settings():

@@ -11,6 +11,7 @@ from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks, Recipe
+from tests.helpers.gated import zeroed_copy
 from tests.helpers.models import tiny_mbart
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
 from tests.helpers.tiny_tokenizers import make_tokenizers
@@ -26,17 +27,6 @@ def mixed(count=3):
     said = texts(count, seed=2)
     rows = [(each.sources[i], each.pair) for i in range(count) for each in said]
     return [row[0] for row in rows], [row[1] for row in rows]
-
-
-def zeroed(network, chosen, pair):
-    """Return a copy of the model whose silenced rows of fc1 are zero, bias included: the reference."""
-    twin = copy.deepcopy(network)
-    with torch.no_grad():
-        for name, keep_F in chosen[pair].items():
-            layer = twin.get_submodule(name)
-            layer.weight[~keep_F] = 0
-            layer.bias[~keep_F] = 0
-    return twin
 
 
 def by_hand(network, text, pair, config):
@@ -61,7 +51,7 @@ def test_a_mixed_list_equals_each_text_alone_in_a_model_without_the_silenced_neu
     )
     sources, pairs = mixed()
     found = Translator(network, tokenizer(), chosen, config).translate(sources, pairs)
-    twins = {pair: zeroed(network, chosen, pair) for pair in PAIRS}
+    twins = {pair: zeroed_copy(network, chosen, pair) for pair in PAIRS}
     expected = [by_hand(twins[pair], text, pair, config) for text, pair in zip(sources, pairs, strict=True)]
     assert found == expected
     dense = Translator(network, tokenizer(), None, config).translate(sources, pairs)
@@ -80,7 +70,7 @@ def test_one_set_of_masks_with_levels_translates_at_the_coverage_that_is_asked_f
         found[coverage] = Translator(network, tokenizer(), both, BEAMS, coverage=coverage).translate(
             sources, pairs
         )
-        twins = {pair: zeroed(network, chosen, pair) for pair in PAIRS}
+        twins = {pair: zeroed_copy(network, chosen, pair) for pair in PAIRS}
         assert found[coverage] == [
             by_hand(twins[pair], text, pair, BEAMS) for text, pair in zip(sources, pairs, strict=True)
         ]
@@ -97,9 +87,9 @@ def test_a_composed_pair_equals_a_model_of_both_halves():
     translator = Translator(network, tokenizer(), chosen, BEAMS, GateConfig(zero_shot="compose"))
     sources = texts(4, seed=3, pairs=["de-fr"])[0].sources
     found = translator.translate([*sources, "one two"], [*["de-fr"] * 4, "en-de"])
-    twin = zeroed(network, chosen.compose("de-fr"), "de-fr")
+    twin = zeroed_copy(network, chosen.compose("de-fr"), "de-fr")
     assert found[:4] == [by_hand(twin, text, "de-fr", BEAMS) for text in sources]
-    assert found[4] == by_hand(zeroed(network, chosen, "en-de"), "one two", "en-de", BEAMS)
+    assert found[4] == by_hand(zeroed_copy(network, chosen, "en-de"), "one two", "en-de", BEAMS)
 
 
 def test_one_text_gives_one_translation_and_no_text_none():

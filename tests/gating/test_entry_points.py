@@ -7,36 +7,16 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 
 from nspec_hf.core import RoutingError, UnsupportedModelError
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
-from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import find_sites
+from tests.helpers.gated import random_masks, zeroed_copy
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
-
-PAIRS = ["en-de", "de-en", "en-fr"]
-
-
-def random_masks(model: PreTrainedModel) -> NeuronMasks:
-    sites = {site.name: site.width for site in find_sites(model)}
-    return NeuronMasks.random(sites=sites, pairs=PAIRS, density=0.6, seed=1)
 
 
 def sources(rows: int = 5, seed: int = 3) -> torch.Tensor:
     """Sentences of one length, so that no padding makes a row alone differ from a row in a batch."""
     return torch.randint(3, 48, (rows, 7), generator=torch.Generator().manual_seed(seed))
-
-
-def zeroed_copy(model, masks, pair):
-    reference = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, keep_F in masks[pair].items():
-            linear = reference.get_submodule(name)
-            linear.weight[~keep_F] = 0
-            if linear.bias is not None:
-                linear.bias[~keep_F] = 0
-    return reference
 
 
 def tokens(generated, pad=1):
@@ -321,8 +301,7 @@ def test_a_generate_that_was_wrapped_by_others_stays_theirs_and_lets_everything_
 
 def test_a_model_without_generate_is_gated_as_well():
     model = tiny_m2m100().model
-    sites = {site.name: site.width for site in find_sites(model)}
-    masks = NeuronMasks.random(sites=sites, pairs=PAIRS, density=0.6, seed=1)
+    masks = random_masks(model)
     batch = {name: value for name, value in random_batch().items() if name != "labels"}
     with NeuronGate(model, masks):
         assert "generate" not in vars(model)

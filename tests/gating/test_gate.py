@@ -11,25 +11,15 @@ import torch
 import torch._dynamo
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM
 
 from nspec_hf.core import ConfigError, RoutingError, SiteMismatchError
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
-from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import find_sites, weight_fingerprint
+from nspec_hf.recording import weight_fingerprint
+from tests.helpers.gated import PAIRS, random_masks, without_ids
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
 
-PAIRS = ["en-de", "de-en", "en-fr"]
 TWELVE = [f"en-{letter * 2}" for letter in "abcdefghijkl"]
-
-
-def random_masks(model: PreTrainedModel, pairs=PAIRS, seed=1) -> NeuronMasks:
-    sites = {site.name: site.width for site in find_sites(model)}
-    return NeuronMasks.random(sites=sites, pairs=pairs, density=0.6, seed=seed)
-
-
-def without_ids(batch):
-    return {name: value for name, value in batch.items() if name != "pair_ids"}
 
 
 def everything_on(model):
@@ -483,7 +473,7 @@ def test_twelve_pairs_in_turn_take_one_graph(counter, mode):
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     seen = []
     torch.set_grad_enabled(mode == "gradient")  # mode gradient does nothing without gradients
-    with NeuronGate(model, random_masks(model, TWELVE), GateConfig(mode=mode)) as gate:
+    with NeuronGate(model, random_masks(model, pairs=TWELVE), GateConfig(mode=mode)) as gate:
         for pair in TWELVE:
             gate.use(pair)
             logits = compiled(**batch).logits

@@ -5,25 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from nspec_hf.core import UnsupportedModelError
 from nspec_hf.gating import GateConfig, NeuronGate
-from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import find_sites
+from tests.helpers.gated import PAIRS, random_masks, without_ids
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
 
-PAIRS = ["en-de", "en-fr", "de-en"]
 GRADIENT = GateConfig(mode="gradient")
-
-
-def random_masks(model: PreTrainedModel, kinds=("ffn",)) -> NeuronMasks:
-    sites = {site.name: site.width for site in find_sites(model, kinds)}
-    return NeuronMasks.random(sites=sites, pairs=PAIRS, density=0.6, seed=1)
-
-
-def without_ids(batch):
-    return {name: value for name, value in batch.items() if name != "pair_ids"}
 
 
 def summed_loss(model, batch):

@@ -11,36 +11,15 @@ from nspec_hf.core import UnsupportedModelError
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites, weight_fingerprint
+from tests.helpers.gated import PAIRS, one_pair, random_masks, without_ids, zeroed_copy
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_bart, tiny_m2m100
 
-PAIRS = ["en-de", "en-fr", "de-en"]
 ALL_KINDS = ("ffn", "attention", "ffn_out")
-
-
-def random_masks(model, kinds=("ffn",), density=0.6):
-    sites = {site.name: site.width for site in find_sites(model, kinds)}
-    return NeuronMasks.random(sites=sites, pairs=PAIRS, density=density, seed=1)
-
-
-def zeroed_copy(model, masks, pair):
-    """The reference: rows and biases of silenced neurons are zero."""
-    reference = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, keep_F in masks[pair].items():
-            linear = reference.get_submodule(name)
-            linear.weight[~keep_F] = 0
-            if linear.bias is not None:
-                linear.bias[~keep_F] = 0
-    return reference
 
 
 def rows_of_pair(batch, pair):
     """The batch with every row labelled as one pair."""
-    return {**batch, "pair_ids": torch.full_like(batch["pair_ids"], PAIRS.index(pair))}
-
-
-def without_ids(batch):
-    return {name: value for name, value in batch.items() if name != "pair_ids"}
+    return one_pair(batch, PAIRS.index(pair))
 
 
 def run(model, batch):

@@ -12,9 +12,9 @@ from nspec_hf.gating import GateConfig, NeuronGate, Routing
 from nspec_hf.gating.route import Route
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
+from tests.helpers.gated import PAIRS, random_masks, without_ids
 from tests.helpers.models import random_batch, tiny_m2m100
 
-PAIRS = ["en-de", "de-en", "en-fr"]
 CODES = ("en", "de", "fr", "cs")
 EN, DE, FR, CS = 40, 41, 42, 43
 
@@ -40,12 +40,7 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture
 def masks(model: PreTrainedModel) -> NeuronMasks:
-    sites = {site.name: site.width for site in find_sites(model)}
-    return NeuronMasks.random(sites=sites, pairs=PAIRS, density=0.6, seed=1)
-
-
-def without_ids(batch):
-    return {name: value for name, value in batch.items() if name != "pair_ids"}
+    return random_masks(model)
 
 
 def tagged_batch(sources, targets):

@@ -13,14 +13,12 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.optim.optimizer import _global_optimizer_post_hooks
-from transformers import PreTrainedModel
 
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of, slice_mode as slicing
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
+from tests.helpers.gated import PAIRS, one_pair, random_masks, without_ids
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
-
-PAIRS = ["en-de", "de-en", "en-fr"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,22 +28,9 @@ def _always_slice(monkeypatch):
     monkeypatch.setattr(slicing, "_SAVED_TOKENS_KEPT", 0)
 
 
-def random_masks(model: PreTrainedModel, pairs=PAIRS, density=0.6, kinds=("ffn",), seed=1) -> NeuronMasks:
-    sites = {site.name: site.width for site in find_sites(model, kinds)}
-    return NeuronMasks.random(sites=sites, pairs=pairs, density=density, seed=seed)
-
-
 def gated(model, masks, mode="slice", **changes):
     changes = {"multiple_of": 1, **changes} if mode == "slice" else changes
     return NeuronGate(model, masks, GateConfig(mode=mode, **changes))
-
-
-def one_pair(batch, index):
-    return {**batch, "pair_ids": torch.full_like(batch["pair_ids"], index)}
-
-
-def without_ids(batch):
-    return {name: value for name, value in batch.items() if name != "pair_ids"}
 
 
 def results(model, batch):
@@ -477,7 +462,7 @@ def test_generation_keeps_no_more_than_the_bound(share, monkeypatch):
 
 def test_a_composed_pair_is_sliced_too():
     model = tiny_m2m100()
-    masks, batch = random_masks(model, ["de-en", "en-fr"]), without_ids(random_batch())
+    masks, batch = random_masks(model, pairs=["de-en", "en-fr"]), without_ids(random_batch())
     found = {}
     for mode in ("mask", "slice"):
         with gated(model, masks, mode, zero_shot="compose") as gate, torch.no_grad():
@@ -538,7 +523,7 @@ def test_all_pairs_share_one_compiled_graph(name, silence):
     }
     model = make[name](encoder_layers=1, decoder_layers=1)
     batch = without_ids(random_batch())
-    masks = random_masks(model, pairs)
+    masks = random_masks(model, pairs=pairs)
     keep = dict(masks.keep)
     keep[next(iter(keep))][1, :9] = False
     masks = NeuronMasks(masks.pairs, keep)

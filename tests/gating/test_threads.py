@@ -15,6 +15,7 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
 from tests.gating.test_mask_mode import zeroed_copy
 from tests.gating.test_routing import DE, EN, FR, PAIRS, tagged_batch, word_tokenizer
+from tests.helpers.gated import random_masks
 from tests.helpers.models import random_batch, tiny_m2m100
 
 TAGS = {"en-de": (EN, DE), "de-en": (DE, EN), "en-fr": (EN, FR)}
@@ -30,11 +31,6 @@ def _switch_threads_often(monkeypatch):
     sys.setswitchinterval(1e-5)
     yield
     sys.setswitchinterval(interval)
-
-
-def random_masks(model):
-    sites = {site.name: site.width for site in find_sites(model)}
-    return NeuronMasks.random(sites=sites, pairs=PAIRS, density=0.6, seed=1)
 
 
 def request(pair, rows):

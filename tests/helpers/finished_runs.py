@@ -3,8 +3,8 @@
 import dataclasses
 import random
 
+from nspec_hf.core import write_lines
 from nspec_hf.data import CorpusConfig
-from nspec_hf.data.translations import write_outputs
 from nspec_hf.evaluation import score_system
 from nspec_hf.systems import DataConfig, ExperimentConfig
 from nspec_hf.systems.plan import ComparisonPlan
@@ -46,7 +46,8 @@ def finish(run, share, pairs=None, **facts):
     outputs = {
         text.pair: spoil(text.targets, share, f"{run.name} {text.pair}", text.pair.target) for text in texts
     }
-    write_outputs(run.folder / "outputs", outputs)
+    for pair, lines in outputs.items():
+        write_lines(run.folder / "outputs" / f"{pair.file_name}.txt", lines)
     scores = score_system(
         run.row,
         outputs,

@@ -10,14 +10,13 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
+
+from tests.helpers.fresh_python import run_python
 
 TOKEN = "hf_stand_in"
 
@@ -223,13 +222,6 @@ def run(hub, home, program, *arguments, token=TOKEN):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
     environment |= {"HF_TOKEN": token} if token else {}
-    finished = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    finished = run_python(program, *arguments, env=environment)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout.splitlines()[-1])

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from nspec_hf.core import as_pairs
 from nspec_hf.masks import NeuronMasks, Recipe, SelectConfig
-from nspec_hf.masks.model_card import card_text, languages_of, usage_snippet
+from nspec_hf.masks.model_card import card_text, iso_codes, usage_snippet
 from tests.masks.test_select import DECODER, ENCODER, PAIRS, made_up_stats
 
 BASE = {"id": "some/base", "revision": "abc123", "fingerprint": "0123456789abcdef"}
@@ -42,7 +42,7 @@ def test_a_base_that_is_no_repository_stays_out_of_the_metadata(base, monkeypatc
 
 def test_languages_are_iso_codes_as_the_hub_wants_them():
     pairs = as_pairs(["eng_Latn-deu_Latn", "zh-CN->en_XX", "klingon-en"])
-    assert languages_of(pairs) == ["deu", "en", "eng", "zh"]
+    assert iso_codes(pairs) == ["deu", "en", "eng", "zh"]
     keep = {ENCODER: torch.tensor([[True, False]])}
     assert "language:" not in card_text(NeuronMasks(pairs=["klingon-elvish"], keep=keep), repo="me/masks")
 

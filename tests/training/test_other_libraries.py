@@ -9,20 +9,13 @@ from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from nspec_hf.core import ConfigError, UnsupportedModelError
 from nspec_hf.gating import GateConfig, NeuronGate
-from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import find_sites
 from nspec_hf.training import TrainConfig
 from nspec_hf.training.arguments import training_arguments
 from tests.gating.test_slice_mode_processes import slicing_always
+from tests.helpers.gated import PAIRS, random_masks
 from tests.helpers.models import random_batch, tiny_m2m100
 from tests.helpers.tiny_text import model, same_weights, tokenizer
 from tests.training.test_specialization import log_of, saved_masks, script, specialized
-
-PAIRS = ["en-de", "de-en", "en-fr"]
-
-
-def random_masks(network):
-    return NeuronMasks.random(find_sites(network), PAIRS, density=0.6, seed=1)
 
 
 def silenced(network, masks, pair):

@@ -16,7 +16,6 @@ from nspec_hf.analysis.figures.style import (
     PALETTE,
     PINK,
     RED,
-    SIDES,
     heat_map,
     label_size,
     panel,
@@ -27,6 +26,7 @@ from nspec_hf.analysis.gain_tables import Gains, SettingGains
 from nspec_hf.analysis.sweeps import AllocationSweep, CoverageSweep, Stability
 from nspec_hf.core import ZERO_SHOT
 from nspec_hf.evaluation import Comparison
+from nspec_hf.recording import SIDES
 
 VERDICTS = {"better": GREEN, "worse": RED, "not significant": GREY}
 

@@ -16,7 +16,6 @@ from nspec_hf.analysis.figures.style import (
     IOU,
     ORANGE,
     PALETTE,
-    SIDES,
     SKY,
     heat_map,
     label_size,
@@ -29,6 +28,7 @@ from nspec_hf.analysis.general_specific import ImportanceCurves, LScore, MScore,
 from nspec_hf.analysis.language_families import FamilyAgreement, LanguageTree, family_colours
 from nspec_hf.analysis.mask_overlap import Density, Overlap, Progression, order_by_family
 from nspec_hf.analysis.result import p_text, site_label
+from nspec_hf.recording import SIDES
 
 _FEWEST_OF_A_DISTRIBUTION = 10
 """Values; fewer are drawn one by one."""

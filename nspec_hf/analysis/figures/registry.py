@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 import nspec_hf.analysis.figures.gains as gains
 import nspec_hf.analysis.figures.neurons as neurons
 from nspec_hf.analysis.analysis import Analysis, file_name
-from nspec_hf.analysis.figures.style import SIDES, save_figure
+from nspec_hf.analysis.figures.style import save_figure
 from nspec_hf.analysis.result import site_label
 from nspec_hf.core import ZERO_SHOT
+from nspec_hf.recording import SIDES
 
 Arguments = Mapping[str, tuple[Any, ...]]
 

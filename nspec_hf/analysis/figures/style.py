@@ -19,12 +19,11 @@ from matplotlib.patches import Patch
 from nspec_hf.analysis.language_families import PALETTE
 from nspec_hf.analysis.result import site_label
 from nspec_hf.core import atomic_write
-from nspec_hf.recording import Site
+from nspec_hf.recording import SIDES, Site
 
 BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW, GREY = PALETTE
 INK = "#444444"
 """Colour of frames and rules."""
-SIDES = ("encoder", "decoder")
 IOU = "intersection over union"
 
 

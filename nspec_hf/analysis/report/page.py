@@ -22,9 +22,8 @@ from nspec_hf import __version__
 from nspec_hf.analysis.analysis import Analysis
 from nspec_hf.analysis.general_specific import general_neurons, general_share
 from nspec_hf.analysis.language_families import family_colours
-from nspec_hf.analysis.mask_overlap import languages_of
 from nspec_hf.analysis.result import p_text, site_label
-from nspec_hf.core import pack, plain, write_text
+from nspec_hf.core import languages_of, pack, plain, write_text
 from nspec_hf.evaluation import VERDICTS
 
 SCRIPTS = ("report_data.js", "report_map.js", "report_charts.js", "report_neurons.js", "report_page.js")

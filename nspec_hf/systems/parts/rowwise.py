@@ -193,11 +193,6 @@ class RowwiseAttachment(Attachment):
         self._runs_untrained = knows
         self._description = dict(description or {})
 
-    @property
-    def leaves_parameters_unused(self) -> bool:
-        """Whether a batch may leave some of the weights without a gradient."""
-        return self.own is not None
-
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run."""
         return super().knows(pair) or self._runs_untrained(Pair(pair))
