@@ -1,5 +1,7 @@
 """Shared fixtures: real data where it lies beside the project, and a hub that is switched off."""
 
+import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -11,13 +13,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # found the package of dynamic modules.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules")
 
+import docstring_parser
 import hypothesis
 import pytest
 
 from tests.helpers.tiny_experiment import experiment, recipe
 
-# No test pulls the plug, and waiting for the disk at every file that is written takes minutes.
+# What all tests together would spend minutes on: no test pulls the plug, so none waits for the disk; the help
+# texts of a command line are read out of the source of its settings once.
 os.fsync = lambda descriptor: None
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 # No timed assertions: a busy machine is not a bug.
 hypothesis.settings.register_profile("nspec", deadline=None)
 hypothesis.settings.load_profile("nspec")
@@ -34,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(ROOT / "tests").parts[0] in ROOMS_THAT_TRAIN:
             item.add_marker(pytest.mark.medium)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the libraries out of garbage collections: every training asks for one, of all that is there."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
