@@ -78,7 +78,7 @@ ROOMS: dict[str, str] = {
     "slice_mode gate widen",
     "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic "
     "specialization run base_model",
-    "evaluation": "config saved requests translator metrics comet language_id system_scores groups generate "
+    "evaluation": "config requests translator generate metrics comet language_id saved system_scores groups "
     "paired_test significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
     "analysis figures.style figures.neurons figures.gains figures.tradeoffs figures.registry report.page",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from nspec_hf.evaluation.config import TranslateConfig as TranslateConfig
     from nspec_hf.evaluation.requests import check_texts as check_texts
     from nspec_hf.evaluation.translator import Translator as Translator
+    from nspec_hf.evaluation.generate import translate_test_set as translate_test_set
     from nspec_hf.evaluation.metrics import (
         Score as Score,
         sacrebleu_metric as sacrebleu_metric,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         grouped_table as grouped_table,
         tiers_from_sizes as tiers_from_sizes,
     )
-    from nspec_hf.evaluation.generate import translate_test_set as translate_test_set
     from nspec_hf.evaluation.significance import (
         VERDICTS as VERDICTS,
         Comparison as Comparison,
