@@ -5,6 +5,7 @@ program gets its own environment, the Hub's variables in it too, its own folder,
 """
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
@@ -18,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LOADED = """
-    accelerate huggingface_hub.hf_api sacrebleu safetensors.torch scipy.stats sentencepiece torch
+    accelerate huggingface_hub.hf_api jinja2 matplotlib.backends.backend_agg matplotlib.figure pandas
+    rich.console sacrebleu safetensors.torch scipy.cluster.hierarchy sentencepiece torch
     torch.distributed transformers transformers.trainer_seq2seq
     transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto
     transformers.models.m2m_100.modeling_m2m_100 transformers.generation.utils
@@ -65,7 +67,8 @@ def _waiting() -> subprocess.Popen[str]:
 
 def _wait() -> None:
     for module in LOADED:
-        importlib.import_module(module)
+        with contextlib.suppress(ImportError):  # an extra that is not here
+            importlib.import_module(module)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
