@@ -9,7 +9,7 @@ usage: recipes/gpu.sh [--dry] OUT DATA MINUTES [PART ...]
   OUT      folder for logs, results and work; give the same one again to go on
   DATA     folder that holds multi30k/ and bible/
   MINUTES  time for each part; what is not done by then goes on next time
-  PART     of: tests quick full d64 d128 d192 bible; without any, all of them in this order
+  PART     of: tests quick full big d64 d128 d192 bible; without any, all of them in this order
   --dry    print the commands instead of running them
 
 Environment: PYTHON (python3), JOBS (runs of a comparison at a time: 4), EXTRA (arguments for the recipes).
@@ -52,14 +52,25 @@ experiment() {
     run "$name" "$python" recipes/compare.py "${arguments[@]}" --jobs "${JOBS:-4}" ${extra[@]+"${extra[@]}"}
 }
 
+# Memory and one update of models of published shapes, with random weights: no download.
+big() {
+    local shape
+    for shape in m2m100-418m m2m100-1.2b nllb-3.3b; do
+        run big "$python" -m recipes.bench.big_model --device cuda --shape "$shape" --gradient-checkpointing \
+            --sentences 2000 --tokens 32 --rows 64 --json "$out/big.$shape.cuda.json" || return
+    done
+}
+
 part() {
     local configs=recipes/configs bench=("$python" -m recipes.bench --json "$out/bench.cuda.json")
+    bench+=(--device cuda)
     # A fifth of the time is for the comparison that is under way, the table and the figure.
     bench+=(--plot "$out/bench.cuda.png" --resume --minutes "$((minutes * 8 / 10)).$((minutes * 8 % 10))")
     case $1 in
         tests) run tests "$python" -m pytest -m gpu -p no:cacheprovider ;;
         quick) run bench "${bench[@]}" --quick ;;
         full) run bench "${bench[@]}" --full ;;
+        big) big ;;
         d64 | d128 | d192)
             experiment "$1" multi30k "$configs/multi30k_all.yaml" --config "$configs/multi30k_all/$1.yaml" ;;
         bible) experiment bible bible "$configs/bible.yaml" ;;
@@ -68,7 +79,7 @@ part() {
 }
 
 failed=0
-if [ $# -eq 0 ]; then set -- tests quick full d64 d128 d192 bible; fi
+if [ $# -eq 0 ]; then set -- tests quick full big d64 d128 d192 bible; fi
 for name in "$@"; do
     ends=$((SECONDS + 60 * minutes))
     echo "== $name"

@@ -13,11 +13,12 @@ from pathlib import Path
 import jsonargparse
 import pytest
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from nspec_hf.cli.main import COMMANDS, main, spelled_out, underscored
 from nspec_hf.systems import ExperimentConfig, read_settings
-from recipes.bench import __main__ as bench
+from recipes.bench import __main__ as bench, big_model, processes
 from tests.helpers import tiny_text
 from tests.helpers.pages import GIVEN, PAGES, README, ROOT, blocks, shell
 
@@ -122,8 +123,10 @@ def test_every_nspec_command_has_these_settings(line):
 def test_every_recipe_command_has_these_settings(line):
     script, *arguments = shlex.split(line)[1:]
     if script == "-m":
-        assert arguments[0] == "recipes.bench"
-        bench.read_options(arguments[1:])
+        assert arguments[0].startswith("recipes.bench")
+        names = {"": bench, ".processes": processes, ".big_model": big_model}
+        parts = {f"recipes.bench{name}": module for name, module in names.items()}
+        assert parts[arguments[0]].read_options(arguments[1:])
     elif Path(script).stem in _WITH_OPTIONS:
         assert loaded(Path(script).stem).read_options(arguments)
     elif script.endswith("add_language.py"):
@@ -139,6 +142,13 @@ def test_every_recipe_command_has_these_settings(line):
         extra = extras.get(Path(script).stem, {})
         settings, _ = read_settings(ExperimentConfig, [config, *rest], **extra)
         assert settings.data.trained_pairs()
+
+
+@pytest.mark.parametrize("line", every("accelerate"))
+def test_every_launch_has_these_settings(line):
+    arguments = launch_command_parser().parse_args(shlex.split(line)[2:])
+    for path in (arguments.config_file, arguments.training_script):
+        assert (ROOT / path).is_file()
 
 
 def with_recipes(page):

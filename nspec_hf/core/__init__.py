@@ -82,10 +82,15 @@ if TYPE_CHECKING:
     )
     from nspec_hf.core.distributed import (
         add_up as add_up,
+        as_often as as_often,
         gather as gather,
+        generating as generating,
         in_step as in_step,
+        is_spread as is_spread,
+        part as part,
         rank as rank,
         real_rows as real_rows,
+        whole as whole,
         world_size as world_size,
     )
     from nspec_hf.core.provenance import (

@@ -2,16 +2,24 @@
 
 Works with `torch.distributed` however it was started (accelerate, torchrun, the Trainer). Every process
 must call these functions in the same order.
+
+FSDP2 and DeepSpeed's ZeRO-3 give each process a part of every weight and gather the whole of a layer while it
+runs. So all processes must run such a model equally often, and what looks at its weights asks here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from nspec_hf.core.errors import ConfigError
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_Batch = TypeVar("_Batch")
 
 
 def world_size() -> int:
@@ -44,6 +52,53 @@ def gather(tensor: Tensor) -> list[Tensor]:
     return [part.to(tensor.device) for part in parts]
 
 
+def is_spread(model: nn.Module) -> bool:
+    """Return whether each process has a part of the model's weights only, by FSDP2 or ZeRO-3."""
+    # By name: the class's module is not imported before something is sharded.
+    return _is_fsdp2(model) or hasattr(next(model.parameters(), None), "ds_id")
+
+
+def whole(weight: Tensor) -> Tensor:
+    """Return the whole of a weight, detached; where processes have parts of it, all must ask for it."""
+    if hasattr(weight, "full_tensor"):
+        return weight.detach().full_tensor()
+    if hasattr(weight, "ds_id"):
+        with import_module("deepspeed").zero.GatheredParameters([weight]):
+            return weight.detach().clone()
+    return weight.detach()
+
+
+def part(weight: Tensor) -> Tensor:
+    """Return what this process has of a weight."""
+    weight = getattr(weight, "ds_tensor", weight)
+    return weight.to_local() if hasattr(weight, "to_local") else weight
+
+
+def generating(model: nn.Module, generate: _Method) -> _Method:
+    """Return a model's `generate` as processes call it together that have parts of its weights; else itself.
+
+    The traps: FSDP2 gathers what lies outside of the layers (embeddings) in the model's own forward pass
+    alone, but `generate` runs the encoder without it; and a process that has written its sentences to their
+    ends would leave the others waiting.
+    """
+    if world_size() == 1 or not is_spread(model):
+        return generate
+
+    @functools.wraps(generate)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        kwargs = {"synced_gpus": True, **kwargs}
+        if not _is_fsdp2(model):
+            return generate(*args, **kwargs)
+        # FSDP2 wraps an attribute of the model, which must not keep it.
+        setattr(model, _GATHERED, generate)
+        import_module("torch.distributed.fsdp").register_fsdp_forward_method(model, _GATHERED)
+        wrapped = getattr(model, _GATHERED)
+        delattr(model, _GATHERED)
+        return wrapped(*args, **kwargs)
+
+    return cast(_Method, run)
+
+
 def in_step(batches: Iterable[Any]) -> Iterator[Any | None]:
     """Yield batches, then `None` until the other processes are through theirs: all take as many steps."""
     iterator = iter(batches)
@@ -52,6 +107,26 @@ def in_step(batches: Iterable[Any]) -> Iterator[Any | None]:
         if not int(add_up(torch.tensor(int(batch is not None)))):
             return
         yield batch
+
+
+def as_often(model: nn.Module, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, bool]]:
+    """Yield the batches that a model is to run, each with whether it counts.
+
+    Where processes have parts of its weights, all must run it equally often: one that is through its batches
+    gets its last one again, and that does not count.
+
+    Raises:
+        ConfigError: If one of the processes has no batch at all; then all of them raise it.
+    """
+    if world_size() == 1 or not is_spread(model):
+        yield from ((batch, True) for batch in batches)
+        return
+    last: Any = None
+    for batch in in_step(batches):
+        if last is None and int(add_up(torch.tensor(int(batch is None)))):
+            raise ConfigError("the processes share out the model's weights, so each needs text of its own")
+        last = last if batch is None else batch
+        yield last, batch is not None
 
 
 def real_rows(loader: object, batch: Mapping[str, Tensor]) -> int | None:
@@ -75,6 +150,13 @@ def real_rows(loader: object, batch: Mapping[str, Tensor]) -> int | None:
         return None
     rows = len(next(iter(batch.values())))
     return min(max(remainder - rank() * rows, 0), rows)
+
+
+_GATHERED = "_nspec_gathered"
+
+
+def _is_fsdp2(model: nn.Module) -> bool:
+    return any(kind.__name__ == "FSDPModule" for kind in type(model).__mro__)
 
 
 def _shareable(tensor: Tensor) -> Tensor:

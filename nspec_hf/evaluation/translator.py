@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from nspec_hf.core import ConfigError, NspecError, Pair, UnsupportedModelError, warn
+from nspec_hf.core import (
+    ConfigError,
+    NspecError,
+    Pair,
+    UnsupportedModelError,
+    as_often,
+    generating,
+    warn,
+)
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import by_number, check_generation, check_texts, sees_rows
@@ -51,7 +59,8 @@ class Translator:
         translator.translate(["A man sleeps.", "Ein Hund."], ["en-de", "de-en"])
 
     The model is left as it was: its train or eval mode, and a gate that is on it. Threads may share a
-    translator, or have several of one model: they wait for each other, call by call.
+    translator, or have several of one model: they wait for each other, call by call. Where processes have
+    parts of the model's weights (FSDP2, ZeRO-3), all call this together, each with texts of its own.
 
     Args:
         model: A sequence-to-sequence model; wrappers of DDP, `torch.compile` and PEFT are looked through.
@@ -159,12 +168,14 @@ class Translator:
         hidden = None if self.config.progress else True
         bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=hidden)
         with gate or nullcontext(), eval_mode(self.model), bar:
-            for batch in batches:
+            for batch, counts in as_often(self.model, batches):
                 settings = self._settings(batch, asked)
                 if gate is not None:
                     ids = [pair_ids[row.pair] for row in batch]
                     settings["pair_ids"] = torch.tensor(ids, device=self.model.device)
                 outputs, ended = self._generate(batch, settings)
+                if not counts:
+                    continue
                 for row, text in zip(batch, outputs, strict=True):
                     written = self.tags.text.after(text, row.pair.target)
                     results[row.number] = written if texts[row.number].strip() else ""
@@ -278,7 +289,7 @@ class Translator:
         padding = [self.tokenizer.pad_token_id] * width
         input_ids_BS = torch.tensor([(row.ids + padding)[:width] for row in batch], device=device)
         lengths_B = torch.tensor([len(row.ids) for row in batch], device=device)
-        generate = cast("Callable[..., Tensor]", self.model.generate)
+        generate = generating(self.model, cast("Callable[..., Tensor]", self.model.generate))
         try:
             with torch.no_grad():
                 outputs_BT = generate(

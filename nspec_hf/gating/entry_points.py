@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from nspec_hf.core import RoutingError, warn
+from nspec_hf.core import RoutingError, generating, warn
 from nspec_hf.gating.internals import generation_setting, hooks_of, is_replica, runs_layers_again
 from nspec_hf.gating.route import Route
 from nspec_hf.gating.routing import Routing, tensors_in
@@ -56,8 +56,9 @@ class Takeover:
     def in_place(self) -> bool:
         """Whether this is what the module runs, itself or through another that took it over later."""
         holder = vars(self.module).get(self._name)
-        while isinstance(holder, Takeover) and holder is not self:
-            holder = holder.original
+        # What FSDP2 puts around a method tells by `__wrapped__` what is inside, as a Takeover does.
+        while holder is not None and holder is not self:
+            holder = getattr(holder, "__wrapped__", None)
         return holder is self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,6 +75,8 @@ class Takeover:
         """Put the original back; where another library has wrapped this since, it runs the original."""
         self._replacement = None
         if vars(self.module).get(self._name) is not self:
+            if self.in_place:
+                return  # FSDP2 has wrapped it, and says so
             warn(
                 f"{type(self.module).__name__}.{self._name} was replaced again after the gate was attached, "
                 "so it cannot be given back; the gate inside it now lets everything pass"
@@ -158,7 +161,8 @@ class Entry(TakenOver):
                 "nn.DataParallel runs copies of the model in threads that share one gate, so rows would get "
                 "each other's pairs; start one process a device with `accelerate launch` or `torchrun`"
             )
-        if self._check is not None and not torch.compiler.is_compiling():
+        # `generate` has asked once for all of its steps.
+        if self._check is not None and self._routing.kept is None and not torch.compiler.is_compiling():
             self._check()
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         pair_ids = inputs.pop("pair_ids", None)
@@ -177,6 +181,8 @@ class Entry(TakenOver):
 
     def generate(self, *args: Any, pair_ids: Any = None, **kwargs: Any) -> Any:
         """Run `generate` with one more argument, `pair_ids` [B]: one route for all steps of all beams."""
+        if self._check is not None:
+            self._check()
         prompt: list[int] = []  # what every row's decoder starts from
         for name in ("decoder_start_token_id", "forced_bos_token_id"):
             value = generation_setting(self.module, kwargs, name)
@@ -184,7 +190,7 @@ class Entry(TakenOver):
         given = {"inputs": args[0]} if args else {}
         inputs = {**given, **kwargs, "prompt": torch.tensor([prompt], dtype=torch.long)}
         with self._routing.generation(pair_ids, inputs):
-            return self._taken[0].original(*args, **kwargs)
+            return generating(self.module, self._taken[0].original)(*args, **kwargs)
 
     def _carry(self, route: Route | None, values: Any) -> None:
         """Let tensors set the route of a backward pass that reaches them; None: they come from outside."""

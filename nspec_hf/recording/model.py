@@ -8,6 +8,7 @@ code. Here each of these is an error or an argument.
 """
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -130,15 +131,16 @@ def load_model(
     try:
         plain_class: Any = family._model_mapping[type(config)] if reshape else None
         loader = _reshaped(plain_class, reshape) if plain_class and reshape else family
-        loaded: Any = loader.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype or (torch.float32 if for_training else "auto"),
-            trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # they are refused below, with their names
-            output_loading_info=True,
-            **options,
-        )
+        with _by_every_process():
+            loaded: Any = loader.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype or (torch.float32 if for_training else "auto"),
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # they are refused below, with their names
+                output_loading_info=True,
+                **options,
+            )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the library makes of a damaged file
@@ -254,6 +256,16 @@ def decoder_prompt(model: nn.Module, tags: LanguageTags, pair: str) -> list[int]
     if with_any_start == with_another:
         return with_any_start
     return tags.decoder_prefix(pair, decoder_start_token(model))
+
+
+@contextmanager
+def _by_every_process() -> Iterator[None]:
+    """Load weights in each process: FSDP may leave all but the first without, which then could not record."""
+    asked = os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
+    try:
+        yield
+    finally:
+        os.environ |= {} if asked is None else {"FSDP_CPU_RAM_EFFICIENT_LOADING": asked}
 
 
 def _reshaped(

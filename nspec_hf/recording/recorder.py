@@ -24,8 +24,10 @@ from nspec_hf.core import (
     ConfigError,
     Pair,
     UnsupportedModelError,
+    as_often,
     as_pairs,
     in_step,
+    is_spread,
     pair_index,
     rank,
     real_rows,
@@ -94,13 +96,15 @@ def record(
     if away:
         raise UnsupportedModelError(
             f"{len(away)} weights are not in memory ({away[0]}, …): load the model without offloading to CPU "
-            "or disk; a smaller dtype or device_map='auto' over several GPUs may make it fit"
+            "or disk, under FSDP in every process (fsdp_cpu_ram_efficient_loading: false); a smaller dtype, "
+            "or device_map='auto' over several GPUs, may make it fit"
         )
     stats = ActivationStats(pairs, sites, config, _base(plain, sites), corpus)
     recorder = _Recorder(plain, sites, pairs, config)
     with recorder.attached():
-        for batch in _watched(batches, config):
-            recorder.take(batch, None if batch is None else real_rows(batches, batch))
+        for batch, counts in _watched(plain, batches, config):
+            rows = 0 if batch is None or not counts else real_rows(batches, batch)
+            recorder.take(batch, rows)
             if recorder.sums.is_full():
                 break
     recorder.sums.fill(stats)
@@ -118,7 +122,9 @@ class _Recorder:
         self.two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
         self.sums = Accumulator(len(pairs), self.two_sided, config.max_sentences)
         self.arguments = set(inspect.signature(type(model).forward).parameters)
-        self.vocabulary = cast(Any, model.get_input_embeddings()).weight.shape[0]
+        embeddings = cast(Any, model.get_input_embeddings())
+        # Under ZeRO-3 the weight itself is empty.
+        self.vocabulary = getattr(embeddings, "num_embeddings", embeddings.weight.shape[0])
         self.limits = {side: position_limit(model, side) for side in SIDES}
         self.gate_index = _gate_index(model, pairs)
         self.read: set[str] = set()
@@ -312,12 +318,15 @@ def _eager(model: nn.Module) -> Iterator[None]:
 
 
 def _watched(
-    batches: Iterable[Mapping[str, Any]], config: RecordConfig
-) -> Iterator[Mapping[str, Any] | None]:
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], config: RecordConfig
+) -> Iterator[tuple[Mapping[str, Any] | None, bool]]:
+    """Yield batches, each with whether it counts; None where only other processes have one."""
     shown = config.progress and rank() == 0
     bar = tqdm(batches, desc="record", unit="batch", disable=None if shown else True)
     # Only a limit has to know what the other processes have seen.
-    return in_step(bar) if config.max_sentences is not None and world_size() > 1 else iter(bar)
+    if config.max_sentences is None or is_spread(model) or world_size() == 1:
+        return as_often(model, bar)
+    return ((batch, True) for batch in in_step(bar))
 
 
 def _base(model: nn.Module, sites: list[Site]) -> dict[str, Any]:

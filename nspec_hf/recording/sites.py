@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, SiteMismatchError, UnsupportedModelError, as_names, digest
+from nspec_hf.core import ConfigError, SiteMismatchError, UnsupportedModelError, as_names, digest, whole
 from nspec_hf.recording.config import KINDS
 
 # Gated linear → (ungated linear, down projection), all children of one module.
@@ -196,7 +196,7 @@ def site_activation(model: nn.Module, site: Site) -> Callable[[Tensor], Tensor]:
 def weight_fingerprint(model: nn.Module, sites: Sequence[Site]) -> str:
     """Return the first 16 hex digits of the SHA-256 over the sites' names and weights (as float32, in order).
 
-    Sharded weights (FSDP2) are gathered, so then every rank must call this.
+    Sharded weights (FSDP2, ZeRO-3) are gathered, so then every rank must call this.
     """
     model = plain_model(model)
 
@@ -211,9 +211,7 @@ def weight_fingerprint(model: nn.Module, sites: Sequence[Site]) -> str:
 def _dense(linear: Any) -> Tensor:
     """Return a linear's weight as float32 on the CPU, whole where it is sharded, unpacked where quantized."""
     weight: Any = linear.weight
-    weight = weight.detach() if isinstance(weight, Tensor) else weight()
-    if hasattr(weight, "full_tensor"):
-        weight = weight.full_tensor()
+    weight = whole(weight) if isinstance(weight, Tensor) else weight()
     if weight.is_quantized or type(weight).dequantize is not Tensor.dequantize:
         weight = weight.dequantize()
     return weight.float().cpu().contiguous()

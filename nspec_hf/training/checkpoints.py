@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from nspec_hf.core import ArtifactError, digest, read_json, warn
+from nspec_hf.core import ArtifactError, digest, read_json, warn, whole
 from nspec_hf.gating import OWN_WEIGHTS, attachment_of
 from nspec_hf.recording import plain_model
 
@@ -106,12 +106,12 @@ def weights_digest(model: nn.Module) -> str:
     PEFT's) are left out: they are drawn anew in every sitting.
     """
     adapted = hasattr(model, "peft_config")
-    parts = [
-        (name, list(weight.shape), weight.detach().flatten()[:: max(1, weight.numel() // 1024)].float().cpu())
-        for name, weight in model.named_parameters()
-        if f"{OWN_WEIGHTS}." not in name and not (adapted and weight.requires_grad) and not weight.is_meta
-    ]
-    return digest(*(part for name, shape, values in parts for part in (name, shape, values.numpy())))
+    parts: list[Any] = []
+    for name, weight in model.named_parameters():
+        if f"{OWN_WEIGHTS}." not in name and not (adapted and weight.requires_grad) and not weight.is_meta:
+            values = whole(weight).flatten()
+            parts += [name, list(weight.shape), values[:: max(1, len(values) // 1024)].float().cpu().numpy()]
+    return digest(*parts)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

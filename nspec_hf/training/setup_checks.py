@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
-from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, warn
+from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, add_up, is_spread, part, warn
 from nspec_hf.data import IGNORED, EncodedCorpus, LanguageTags, PairCollator
 
 
@@ -55,11 +55,12 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         NotFiniteError: If one is NaN or infinite.
     """
-    broken = [
-        name
-        for name, weight in model.named_parameters()
-        if weight.requires_grad and not (weight.is_meta or torch.isfinite(weight).all())
-    ]
+    trained = [(name, part(weight)) for name, weight in model.named_parameters() if weight.requires_grad]
+    flags = torch.tensor([not (each.is_meta or bool(torch.isfinite(each).all())) for _, each in trained])
+    # Where each process sees its own part, all must hear of it: one that raised alone would leave the others
+    # waiting. Else all see the same, and one may save alone.
+    flags = add_up(flags.int()) if is_spread(model) else flags
+    broken = [name for (name, _), flag in zip(trained, flags.tolist(), strict=True) if flag]
     if broken:
         raise NotFiniteError(
             f"training has made {len(broken)} weights NaN or infinite ({', '.join(broken[:3])}), so nothing "

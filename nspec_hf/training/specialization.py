@@ -40,6 +40,7 @@ from nspec_hf.recording import (
 )
 from nspec_hf.training.checkpoints import MADE_BY_FILE
 from nspec_hf.training.trainer import SpecializationTrainer
+from nspec_hf.training.trainer_hooks import keep_ties
 
 
 class ScriptGate(NeuronGate):
@@ -128,6 +129,7 @@ class Specialization:
             TrainingSetupError: If the trainer trains another model.
         """
         if isinstance(host, Accelerator):
+            keep_ties(host)
             prepare = host.prepare_data_loader
 
             def with_pairs(loader: DataLoader, *args: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import speed_metrics
 
-from nspec_hf.core import Pair, TrainingSetupError
+from nspec_hf.core import Pair, TrainingSetupError, is_spread
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.recording import eval_mode
@@ -192,6 +192,9 @@ class SpecializationTrainer(HookedTrainer):
             gen_kwargs["decoder_start_token_id"] = prompts[0][0]
             # Else a prompt of one token (mBART-25, Marian) would be followed by this one in every language.
             gen_kwargs["forced_bos_token_id"] = None
+        if generates and is_spread(self.trained):
+            # The library knows of FSDP1 and ZeRO-3 only: one that is done would leave the others waiting.
+            gen_kwargs = {"synced_gpus": True, **(gen_kwargs or getattr(self, "_gen_kwargs", {}))}
         return super().prediction_step(
             model, self._for_model(inputs), prediction_loss_only, ignore_keys=ignore_keys, **gen_kwargs
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -16,6 +17,37 @@ from transformers.trainer_callback import ExportableState
 from nspec_hf.recording import plain_model
 from nspec_hf.training.checkpoints import STATE_NAME, best_checkpoint
 from nspec_hf.training.setup_checks import check_finite
+
+
+def keep_ties(accelerator: Accelerator) -> None:
+    """Let FSDP2 shard a model whose modules share their embeddings, as encoder and decoder of M2M-100 do.
+
+    accelerate makes a group of the input and the output embeddings alone; the others that share the weight
+    are left to another group, which PyTorch refuses in the first forward pass. Unless accelerate sees those
+    two, all of them are one group: that of the model itself.
+    """
+    prepare = accelerator.prepare
+
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        hidden = [each for each in args if accelerator.is_fsdp2 and _shares_embeddings(each)]
+        for model in hidden:
+            model.get_input_embeddings = model.get_output_embeddings = lambda: None
+        try:
+            return prepare(*args, **kwargs)
+        finally:
+            for model in hidden:
+                del model.get_input_embeddings, model.get_output_embeddings
+
+    vars(accelerator)["prepare"] = prepared
+
+
+def _shares_embeddings(model: Any) -> bool:
+    """Return whether more modules than the input and the output embeddings have their weight."""
+    weight = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "weight", None)
+    if weight is None or not isinstance(model, nn.Module):
+        return False
+    holders = {module for module in model.modules() if getattr(module, "weight", None) is weight}
+    return len(holders - {model.get_input_embeddings(), model.get_output_embeddings()}) > 0
 
 
 class HookedTrainer(Seq2SeqTrainer):
@@ -54,10 +86,24 @@ class HookedTrainer(Seq2SeqTrainer):
             NotFiniteError: If they are not.
         """
         check_finite(self.trained)
-        super().save_model(output_dir, _internal_call)
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        kind = None if plugin is None else plugin.state_dict_type
+        if plugin is not None and not _internal_call:
+            # A checkpoint's weights may be a part a process; a model's folder would get none at all.
+            plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            if plugin is not None and not _internal_call:
+                plugin.set_state_dict_type(kind)
         if _internal_call and self.args.should_save:
             for write in self.into_checkpoint:
                 write(Path(str(output_dir)))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, one that shards weights which modules share."""
+        super().create_accelerator_and_postprocess()
+        keep_ties(self.accelerator)
 
     @classmethod
     def adopt(cls, trainer: Seq2SeqTrainer, keeps_columns: tuple[str, ...]) -> Self:
@@ -69,6 +115,7 @@ class HookedTrainer(Seq2SeqTrainer):
         """
         own = type(trainer)
         if not issubclass(own, cls):
+            keep_ties(trainer.accelerator)
             trainer.__class__ = cls if issubclass(cls, own) else type(own.__name__, (cls, own), {})
         adopted = cast(Self, trainer)
         adopted.keeps_columns, adopted._signature_columns = keeps_columns, None

@@ -6,9 +6,9 @@
     python -m recipes.bench --quick --only switch_ms,record_vs_forward
 
 On a GPU the same commands measure in bfloat16 with CUDA events. What is measured and where: `measurements.py`
-(recording, feed-forward blocks, whole models), `masks.py` (switching pairs, masks' files),
-`export.py` (CTranslate2), `trained_model.py` (a trained model with its own masks); `workload.py` has the
-ways that are compared, `clock.py` how they are timed.
+(recording, feed-forward blocks, whole models), `masks.py` (switching pairs, masks' files), `export.py`
+(CTranslate2), `end_to_end.py` (what a user sees), `trained_model.py` (a trained model with its own masks);
+`workload.py` has the ways that are compared, `clock.py` how they are timed.
 
 A number that cannot be measured is reported as null, with the reason.
 """
@@ -19,6 +19,7 @@ import functools
 import json
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +33,21 @@ from rich.table import Table
 
 from nspec_hf.core import NspecError, write_result
 from recipes.bench.clock import Measured, Rounds, Stopwatch
+from recipes.bench.end_to_end import KEYS as END_KEYS, end_to_end
 from recipes.bench.export import KEYS as EXPORT_KEYS, exported
 from recipes.bench.figure import draw
 from recipes.bench.growth import draw_growth, grow_pairs, grow_plan, grow_sites, grow_text
 from recipes.bench.masks import artifact, switching
-from recipes.bench.measurements import DENSITY, Bench, Found, Growth, Plan, blocks, models, recording
+from recipes.bench.measurements import (
+    DENSITY,
+    Bench,
+    Found,
+    Growth,
+    Plan,
+    blocks,
+    models,
+    recording,
+)
 from recipes.bench.trained_model import KEYS as BASE_KEYS, Base, trained
 from recipes.bench.workload import WAYS, Shape
 
@@ -54,6 +65,7 @@ TINY = Plan(
     decode=(2, 6, 4),
     switched=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
     artifact=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
+    ends=(Shape(d_model=16, d_ff=64, layers=1, vocabulary=64), (3, 48, 3)),
     growth=Growth(pairs=(2, 12), layers=(1, 2), planned=(500, 1000), lines=(60,), narrow=16),
     rounds=Rounds(least=2, most=2),
     long_rounds=Rounds(least=2, most=2),
@@ -67,6 +79,7 @@ QUICK = Plan(
     decode=(4, 32, 32),
     switched=Shape(d_model=1024, d_ff=4096, layers=12, vocabulary=1_000),
     artifact=NLLB_3B,
+    ends=(Shape(d_model=512, d_ff=2048, layers=2, vocabulary=1_000), (8, 96, 24)),
     rounds=Rounds(least=3, most=9, seconds=6),
     long_rounds=Rounds(least=3, most=9, seconds=30),
 )
@@ -93,6 +106,7 @@ PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
     blocks: tuple(f"block_{what}_{way}_vs_dense" for what in ("train", "decode") for way in WAYS[1:]),
     models: tuple(f"{what}_{way}_vs_dense" for what in ("train", "decode") for way in WAYS[1:]),
     exported: EXPORT_KEYS,
+    end_to_end: END_KEYS,
     switching: ("switch_ms",),
     artifact: (
         *(f"mask_{what}_{count}_pairs" for what in ("bytes", "memory") for count in (60, 400, 40_000)),
@@ -117,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("bench: there is no CUDA device here, so nothing is measured", file=sys.stderr)
+        return 2
     bench = Bench(
         plan=plan_for(options.size, device),
         device=device,
@@ -145,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for key, measured in run_part(bench, part, keys):
                 found[key] = measured
                 log.write(found, bench.watch.now() - began)
+    for key, measured in best_multiple(found):
+        found[key] = measured
+        log.write(found, bench.watch.now() - began)
     Console(width=None if sys.stdout.isatty() else 140).print(table_of(found))
     if options.plot:
         draw(found, options.plot)
@@ -213,6 +233,21 @@ def run_part(bench: Bench, part: Callable[[Bench], Found], keys: Sequence[str]) 
             missing = Measured.missing(reason)
             print(f"{key}: {in_words(missing)}", file=sys.stderr, flush=True)
             yield key, missing
+
+
+def best_multiple(found: Mapping[str, Measured]) -> Found:
+    """Yield the value of `GateConfig.multiple_of` whose block was the fastest, over all that was measured."""
+    key = "block_{}_slice_vs_dense.multiple_of_"
+    times: dict[int, list[float]] = {}
+    for name, each in found.items():
+        work = next((work for work in ("train", "decode") if name.startswith(key.format(work))), None)
+        if work is not None and each.median is not None:
+            times.setdefault(int(name.removeprefix(key.format(work))), []).append(each.median)
+    if times:
+        ratio_of = {multiple: statistics.fmean(values) for multiple, values in times.items()}
+        best = min(ratio_of, key=lambda multiple: ratio_of[multiple])
+        setting = next(each.setting for name, each in found.items() if "multiple_of" in name)
+        yield "best_multiple_of", Measured.exactly(best, **setting, ratios=ratio_of)
 
 
 def plan_for(size: str, device: torch.device) -> Plan:

@@ -52,8 +52,8 @@ def grow_pairs(bench: Bench) -> Found:
     for count in _to_do(bench, "growth_pairs.batch_seconds", bench.plan.growth.pairs):
         own, new = _pairs_of(count)
         setting = {"shape": str(shape), "sites": 2 * shape.layers, "pairs": len(own) + len(new)}
-        recorded, seconds, _ = _measured(partial(make_masks, mask_sites(shape), own, 0.75))
-        composed, again, _ = _measured(partial(recorded.compose, new, pivot="l000"))
+        recorded, seconds, _ = measured(partial(make_masks, mask_sites(shape), own, 0.75))
+        composed, again, _ = measured(partial(recorded.compose, new, pivot="l000"))
         tracemalloc.start()  # the process has freed memory that composing takes before any of the system's
         recorded.compose(new, pivot="l000")
         objects = tracemalloc.get_traced_memory()[1] / 1e6
@@ -71,7 +71,7 @@ def grow_pairs(bench: Bench) -> Found:
             path = Path(folder) / MASKS_FILE
             composed.save(path)
             yield f"growth_pairs.file_mb.{count}", Measured.exactly(path.stat().st_size / 1e6, **setting)
-            loaded, seconds, _ = _measured(partial(NeuronMasks.from_pretrained, path))
+            loaded, seconds, _ = measured(partial(NeuronMasks.from_pretrained, path))
             yield f"growth_pairs.load_ms.{count}", Measured.exactly(1000 * seconds, **setting)
             yield from _used(bench, loaded, count)
 
@@ -85,10 +85,10 @@ def _used(bench: Bench, masks: NeuronMasks, count: int) -> Found:
     # The last ones: where some are composed, these are.
     ids = torch.arange(len(masks) - rows, len(masks), device=bench.device)
     setting = {"shape": str(shape), "pairs": len(masks), "rows": rows}
-    gate, seconds, memory = _measured(lambda: NeuronGate(model, masks).attach())
+    gate, seconds, memory = measured(lambda: NeuronGate(model, masks).attach())
     yield f"growth_pairs.gate_ms.{count}", Measured.exactly(1000 * seconds, **setting, memory_mb=memory)
     with torch.no_grad():
-        together, seconds, memory = _measured(lambda: model(**batch, pair_ids=ids, use_cache=False).logits)
+        together, seconds, memory = measured(lambda: model(**batch, pair_ids=ids, use_cache=False).logits)
         gate.detach()
         apart = 0.0
         for row in {0, rows - 1}:
@@ -114,7 +114,7 @@ def grow_sites(bench: Bench) -> Found:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MASKS_FILE
             masks.save(path)
-            _, seconds, _ = _measured(partial(NeuronMasks.from_pretrained, path))
+            _, seconds, _ = measured(partial(NeuronMasks.from_pretrained, path))
             yield f"growth_sites.load_ms.{layers}", Measured.exactly(1000 * seconds, **setting)
             yield f"growth_sites.file_mb.{layers}", Measured.exactly(path.stat().st_size / 1e6, **setting)
 
@@ -128,7 +128,7 @@ def grow_plan(bench: Bench) -> Found:
         def first(lengths: np.ndarray = lengths, pair_ids: np.ndarray = pair_ids) -> list[int]:
             return next(iter(PairBatchSampler(lengths, pair_ids, BatchConfig(max_tokens=4096))))
 
-        batch, seconds, memory = _measured(first)
+        batch, seconds, memory = measured(first)
         again = first() if count <= 10_000_000 else batch
         if batch != again:
             raise NspecError("a second start has other batches")
@@ -150,11 +150,11 @@ def grow_text(bench: Bench) -> Found:
                 return _first_batch(corpus, tags)
 
             setting = {"shape": f"{count:,} lines of 4 to 24 words, one process"}
-            batch, seconds, memory = _measured(start)
+            batch, seconds, memory = measured(start)
             per_line = Measured.exactly(1e6 * seconds / count, **setting, what="a line")
             yield f"growth_text.first_start_us.{count}", per_line
             yield f"growth_text.memory_mb.{count}", Measured.exactly(memory, **setting)
-            again, seconds, _ = _measured(start)
+            again, seconds, _ = measured(start)
             if batch != again:
                 raise NspecError("a second start has other batches")
             yield f"growth_text.second_start_seconds.{count}", Measured.exactly(seconds, **setting)
@@ -203,7 +203,7 @@ def _write_text(folder: Path, count: int) -> Any:
     return train_vocabulary([line for _, line in sample], ["en", "de"], VocabularyConfig(size=1000))
 
 
-def _measured(work: Callable[[], _Result]) -> tuple[_Result, float, float]:
+def measured(work: Callable[[], _Result]) -> tuple[_Result, float, float]:
     """Return what work returns, the seconds it took, and the MB of its peak on top of what there was.
 
     Raises:
@@ -214,12 +214,13 @@ def _measured(work: Callable[[], _Result]) -> tuple[_Result, float, float]:
         reset.write_text("5")
     except OSError as error:
         raise NspecError(f"memory is measured on Linux alone: {error}") from None
-    before, began = _status("VmHWM"), time.perf_counter()
+    before, began = memory_kb("VmHWM"), time.perf_counter()
     result = work()
-    return result, time.perf_counter() - began, (_status("VmHWM") - before) / 1000
+    return result, time.perf_counter() - began, (memory_kb("VmHWM") - before) / 1000
 
 
-def _status(name: str) -> int:
+def memory_kb(name: str) -> int:
+    """Return what Linux says of this process's memory: `VmRSS` now, `VmHWM` at most since `measured`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

@@ -79,6 +79,9 @@ class Plan:
     """Of the short comparisons."""
     long_rounds: Rounds
     """Of training whole models and of decoding."""
+    ends: tuple[Shape, tuple[int, int, int]]
+    """The model that is trained and translated with from end to end; rows translated at once, tokens of the
+    longest sentence, updates that are timed."""
     growth: Growth = Growth()
     """Of the measurements of growth."""
     pairs: int = 3

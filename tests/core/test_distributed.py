@@ -3,16 +3,31 @@
 import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from nspec_hf.core import ConfigError, EmptyPairError, add_up, gather, in_step, rank, real_rows, world_size
+from nspec_hf.core import (
+    ConfigError,
+    EmptyPairError,
+    NotFiniteError,
+    add_up,
+    gather,
+    generating,
+    in_step,
+    rank,
+    real_rows,
+    world_size,
+)
 from nspec_hf.recording import ActivationStats, RecordConfig, record
+from nspec_hf.training.setup_checks import check_finite
+from tests.gating.test_slice_mode_processes import shard
 from tests.helpers.models import random_batch, tiny_m2m100
 from tests.helpers.two_processes import run_in_processes
 
 PAIRS = ["en-de", "de-en", "en-fr"]
 FULL = RecordConfig(av=True, te=True)
 PLAN = [random_batch(seed=seed, rows=2 + seed % 4) for seed in range(7)]
+SOURCE = {name: PLAN[0][name] for name in ("input_ids", "attention_mask")}
 # In batches of 3 on two processes the last step has one real row and five duplicates.
 ROWS = 19
 
@@ -127,3 +142,65 @@ def test_alone_each_function_is_the_identity():
 def test_the_last_batch_of_a_prepared_loader_is_whole_in_one_process():
     loader = prepared()
     assert [real_rows(loader, batch) for batch in loader] == [None] * 6 + [1]
+
+
+UNEVEN = ([0, 1, 2, 3], [4], [5, 6])
+"""Numbers of the batches of each of three processes."""
+
+
+def of_length(tokens):
+    return {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+
+
+def work_on_shared_out_weights(index, count, folder):
+    distributed.init_process_group("gloo")
+    mine = [PLAN[number] for number in UNEVEN[index]]
+    record(shard(model()), mine, PAIRS, FULL).save(f"{folder}/shared out.{index}")
+    limited = RecordConfig(max_sentences=5)
+    record(shard(model()), mine, PAIRS, limited).save(f"{folder}/shared out, limit.{index}")
+    network = shard(model())
+    with pytest.raises(ConfigError, match="each needs text of its own"):
+        record(network, mine if index else [], PAIRS)
+    # Before any forward pass of the model, and as many tokens as this process alone wants.
+    written = generating(network, network.generate)(
+        **SOURCE, max_new_tokens=2 + index, min_new_tokens=2 + index
+    )
+    network(**{name: value for name, value in PLAN[0].items() if name != "pair_ids"}).loss.backward()
+    again = generating(network, network.generate)(
+        **SOURCE, max_new_tokens=2 + index, min_new_tokens=2 + index
+    )
+    assert torch.equal(again, written)
+    torch.save(written, f"{folder}/written.{index}")
+    check_finite(network)
+    if index == 1:
+        with torch.no_grad():
+            next(network.parameters()).to_local()[0] = float("nan")
+    with pytest.raises(NotFiniteError, match=r"model\.shared\.weight"):
+        check_finite(network)
+
+
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared_out")
+    run_in_processes(work_on_shared_out_weights, 3, str(folder))
+    return folder
+
+
+@pytest.mark.slow
+def test_processes_with_parts_of_the_weights_and_unequal_shares_record_what_one_does(shared_out, alone):
+    for index in range(3):
+        found = ActivationStats.load(shared_out / f"shared out.{index}").tensors()
+        for key, expected in alone["plan"].tensors().items():
+            if expected.dtype == torch.int64:
+                assert torch.equal(found[key], expected), key
+            else:
+                assert torch.allclose(found[key], expected, rtol=1e-9, atol=0), key
+        limited = ActivationStats.load(shared_out / f"shared out, limit.{index}")
+        assert [limited.sentences(pair) for pair in PAIRS] == [5, 5, 5]
+
+
+@pytest.mark.slow
+def test_processes_with_parts_of_the_weights_generate_as_many_tokens_as_each_wants(shared_out):
+    for index in range(3):
+        expected = model().generate(**SOURCE, **of_length(2 + index))
+        assert torch.equal(torch.load(shared_out / f"written.{index}", weights_only=True), expected)

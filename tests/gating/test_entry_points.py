@@ -1,6 +1,7 @@
 """Calls into a gated model: generate with beams, the encoder alone, wrappers, and what is refused."""
 
 import copy
+import functools
 from types import MethodType
 
 import pytest
@@ -306,3 +307,25 @@ def test_a_model_without_generate_is_gated_as_well():
     with NeuronGate(model, masks):
         assert "generate" not in vars(model)
         assert model(**batch).last_hidden_state.shape == (4, 6, 16)
+
+
+def test_a_generate_that_is_wrapped_by_the_rules_still_holds_the_gate_and_is_given_back_in_silence(recwarn):
+    """As FSDP2 wraps `generate`, so that it gathers weights: `functools.wraps` tells what is inside."""
+    model = tiny_m2m100()
+    gate = NeuronGate(model, random_masks(model)).attach()
+    inner = model.generate
+
+    @functools.wraps(inner)
+    def around(*args, **kwargs):
+        return inner(*args, **kwargs)
+
+    model.generate = around
+    assert gate.status().in_place == gate.status().expected
+    gated = model.generate(sources(), pair_ids=[0] * 5, max_new_tokens=6)
+    gate.detach()
+    assert not recwarn.list
+    dense = model.generate(sources(), max_new_tokens=6)
+    assert torch.equal(dense, tiny_m2m100().generate(sources(), max_new_tokens=6))
+    assert not torch.equal(dense, gated)
+    with gate:
+        assert torch.equal(model.generate(sources(), pair_ids=[0] * 5, max_new_tokens=6), gated)

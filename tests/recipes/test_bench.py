@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nspec_hf.recording import find_sites, record
 from recipes.bench import (
     __main__ as bench,
     clock,
+    end_to_end,
     figure as drawing,
     masks as mask_files,
     measurements,
@@ -35,6 +37,14 @@ KEYS = {
     "decode_mask_vs_dense",
     "decode_released_vs_dense",
     "ct2_pruned_vs_dense",
+    "updates_dense_vs_plain",
+    "updates_mask_vs_plain",
+    "updates_slice_vs_plain",
+    "updates_lora_vs_plain",
+    "translator_dense_vs_generate",
+    "translator_slice_vs_generate",
+    "record_vs_evaluate",
+    "best_multiple_of",
     "switch_ms",
     "mask_bytes_60_pairs",
     "growth_pairs.batch_seconds.12",
@@ -427,3 +437,56 @@ def test_the_least_operations_of_a_trained_model_follow_the_density_of_each_side
     dense = shape.step_flops(1, source, 0) + 5 * shape.step_flops(1, 0, target)
     found = trained_model.flops_floor(model, NeuronMasks(["en-de", "de-en"], keep), source, target, beams=5)
     assert found == pytest.approx(1 - spared / dense)
+
+
+def test_trainers_take_turns_and_each_is_charged_for_its_own():
+    fake = FakeClock()
+    turns, order = end_to_end.Turns(["one", "other"], fake.now), []
+
+    def run(name, seconds, rounds):
+        turns.wait(name)
+        for _ in range(rounds):
+            order.append(name)
+            fake.time += seconds
+            turns.end(name)
+            turns.wait(name)
+        turns.leave(name)
+
+    threads = [threading.Thread(target=run, args=each) for each in (("other", 5.0, 3), ("one", 1.0, 2))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert order == ["one", "other", "one", "other", "other"]
+    assert turns.seconds == {"one": [1.0, 1.0], "other": [5.0, 5.0, 5.0]}
+
+
+def test_all_trainers_see_the_same_batches_and_the_library_s_gets_no_pairs(tmp_path):
+    shape = workload.Shape(d_model=16, d_ff=64, layers=1, vocabulary=1000)
+    corpus, collator, _ = end_to_end.made_text(3, 48)
+    model = workload.make_model(shape, torch.device("cpu"), torch.float32)
+    masks = workload.make_masks(find_sites(model), corpus.pairs, 0.5)
+    seen = {}
+    for way in ("plain", "dense", "slice"):
+        folder = str(tmp_path / way)
+        trainer = end_to_end.trainer_of(way, model, masks, corpus, collator, folder, 1, torch.device("cpu"))
+        seen[way] = list(trainer.get_train_dataloader())
+    assert "pair_ids" not in seen["plain"][0]
+    assert len({int(pair) for batch in seen["slice"] for pair in batch["pair_ids"]}) == len(corpus.pairs)
+    for way in ("dense", "slice"):
+        for batch, plain in zip(seen[way], seen["plain"], strict=True):
+            assert all(torch.equal(batch[name], plain[name]) for name in plain)
+
+
+def test_the_fastest_multiple_is_that_of_training_and_decoding_together():
+    key = "block_{}_slice_vs_dense.multiple_of_{}"
+    times = {"train": {1: 0.9, 8: 0.7, 64: 0.72}, "decode": {1: 0.8, 8: 0.8, 64: 0.6}}
+    found = {
+        key.format(work, multiple): clock.Measured.exactly(ratio, shape="a block")
+        for work, ratios in times.items()
+        for multiple, ratio in ratios.items()
+    }
+    found["block_train_slice_vs_dense"] = clock.Measured.exactly(0.1)
+    ((name, best),) = bench.best_multiple(found)
+    assert (name, best.median) == ("best_multiple_of", 64)
+    assert not list(bench.best_multiple({}))

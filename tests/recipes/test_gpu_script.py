@@ -4,14 +4,16 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
+import torch
 
 from nspec_hf.systems import ExperimentConfig, read_settings
-from recipes.bench import __main__ as bench
+from recipes.bench import __main__ as bench, big_model
 from tests.helpers.tiny_experiment import RECIPES
 
-PARTS = ["tests", "quick", "full", "d64", "d128", "d192", "bible"]
+PARTS = ["tests", "quick", "full", "big", "d64", "d128", "d192", "bible"]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or shutil.which("timeout") is None, reason="needs bash and timeout"
@@ -70,8 +72,18 @@ def test_a_dry_run_shows_commands_that_the_recipes_understand_and_runs_none(tmp_
         options = bench.read_options(command[2:])
         assert (options.size, options.resume, options.minutes) == (command[-1][2:], True, 4.0)
         assert options.plot == str(tmp_path / "out" / "bench.cuda.png")
+    shapes = []
+    for command in commands[3:6]:
+        assert command[:2] == ["-m", "recipes.bench.big_model"]
+        options = big_model.read_options(command[2:])
+        assert (options.device, options.json) == (
+            "cuda",
+            str(tmp_path / "out" / f"big.{options.shape}.cuda.json"),
+        )
+        shapes.append(options.shape)
+    assert shapes == ["m2m100-418m", "m2m100-1.2b", "nllb-3.3b"]
     names = []
-    for script, *arguments in commands[3:]:
+    for script, *arguments in commands[6:]:
         placed = [str(RECIPES.parent / each) if each.startswith("recipes/") else each for each in arguments]
         config, _ = read_settings(ExperimentConfig, placed, jobs={"type": int, "default": 1})
         names.append((script, config.name))
@@ -82,7 +94,16 @@ def test_a_dry_run_shows_commands_that_the_recipes_understand_and_runs_none(tmp_
     assert names == [
         (f"recipes/{script}.py", name) for name in experiments for script in ("pretrain", "compare")
     ]
-    assert len({command[command.index("--work") + 1] for command in commands[3:]}) == len(experiments)
+    assert len({command[command.index("--work") + 1] for command in commands[6:]}) == len(experiments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("part", ["quick", "big"])
+def test_without_a_gpu_a_part_that_measures_one_says_so_and_measures_nothing(tmp_path, part):
+    found = gpu(tmp_path / "out", tmp_path, 5, part, PYTHON=sys.executable)
+    assert found.returncode == 1
+    assert "there is no CUDA device here, so nothing is measured" in found.stdout
+    assert not list((tmp_path / "out").glob("*.json"))
 
 
 def test_a_part_that_fails_stops_no_other_and_without_a_base_nothing_is_compared(tmp_path):

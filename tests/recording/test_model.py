@@ -1,11 +1,14 @@
 """Loading a model: whole, finite, in the right precision, and without running code of its own."""
 
 import json
+import os
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import distributed
+from transformers import AutoModelForSeq2SeqLM
 
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
 from nspec_hf.recording import (
@@ -18,6 +21,7 @@ from nspec_hf.recording import (
 )
 from tests.helpers.families import tiny_llama
 from tests.helpers.models import tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_pegasus, tiny_t5
+from tests.helpers.two_processes import run_in_processes
 
 FAMILIES = (tiny_m2m100, tiny_mbart, tiny_bart, tiny_marian, tiny_pegasus, tiny_t5)
 
@@ -214,3 +218,20 @@ def test_a_model_without_weights_has_the_sites_of_the_whole_one(tmp_path):
 def test_a_model_without_weights_is_missed_by_name(tmp_path):
     with pytest.raises(ArtifactError, match="nowhere"):
         empty_model(tmp_path / "nowhere")
+
+
+def load_in_one_of_two(index, count, folder):
+    distributed.init_process_group("gloo")
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    by_library = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    assert any(weight.is_meta for weight in by_library.parameters()) == (index > 0)
+    found = load_model(folder)
+    expected = tiny_m2m100().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
+
+
+@pytest.mark.slow
+def test_every_process_has_weights_to_record_also_where_fsdp_would_leave_all_but_the_first_without(tmp_path):
+    tiny_m2m100().save_pretrained(tmp_path)
+    run_in_processes(load_in_one_of_two, 2, str(tmp_path))

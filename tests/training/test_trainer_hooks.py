@@ -11,7 +11,8 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_callback import CallbackHandler
 
 from nspec_hf.training import SpecializationTrainer
-from nspec_hf.training.trainer_hooks import HookedTrainer
+from nspec_hf.training.trainer_hooks import HookedTrainer, keep_ties
+from tests.helpers.models import SIX_ARCHITECTURES
 from tests.helpers.tiny_text import corpus, model
 from tests.training.test_trainer import build
 
@@ -97,3 +98,24 @@ def test_generation_settings_are_those_of_the_library_s_private_name(tmp_path):
     trainer.model.generation_config.max_length = 5
     widths = [trainer.evaluate(corpus(2), max_new_tokens=count)["eval_width"] for count in (4, 9)]
     assert widths[0] < widths[1]
+
+
+@pytest.mark.parametrize("name", SIX_ARCHITECTURES)
+@pytest.mark.parametrize("sharded", [True, False])
+def test_accelerate_does_not_see_embeddings_that_others_share_while_it_shards(name, sharded):
+    """FSDP2 would be given a group of two of the modules that have the weight, and refuses that."""
+    network, seen = SIX_ARCHITECTURES[name](), []
+
+    class Accelerator:
+        is_fsdp2 = sharded
+
+        def prepare(self, *parts):
+            seen.extend([network.get_input_embeddings(), network.get_output_embeddings()])
+            raise KeyError("on purpose")
+
+    accelerator, kept = Accelerator(), [network.get_input_embeddings(), network.get_output_embeddings()]
+    keep_ties(accelerator)
+    with pytest.raises(KeyError, match="on purpose"):
+        accelerator.prepare(network, "an optimizer")
+    assert seen == ([None, None] if sharded else kept)
+    assert [network.get_input_embeddings(), network.get_output_embeddings()] == kept
