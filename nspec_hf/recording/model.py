@@ -260,7 +260,7 @@ def decoder_prompt(model: nn.Module, tags: LanguageTags, pair: str) -> list[int]
 
 @contextmanager
 def _by_every_process() -> Iterator[None]:
-    """Load weights in each process: FSDP may leave all but the first without, which then could not record."""
+    """Load all weights in each process: FSDP may leave some to the first, and the others could not record."""
     asked = os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
     try:
         yield

@@ -195,23 +195,25 @@ def _updates(
     clock = time.thread_time if bench.watch.now is time.process_time else bench.watch.now
     turns, failed = Turns(["plain", *ways], clock), []
 
-    def train(way: str) -> None:
+    def train(way: str, trainer: Seq2SeqTrainer) -> None:
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                trainer = trainer_of(way, model, masks, corpus, collator, folder, count + WARM, bench.device)
-                trainer.add_callback(TurnCallback(turns, way))
-                turns.wait(way)
-                trainer.train()
+            turns.wait(way)
+            trainer.train()
         except Exception as error:
             failed.append(error)
         finally:
             turns.leave(way)
 
-    threads = [threading.Thread(target=train, args=(way,)) for way in ("plain", *ways)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with tempfile.TemporaryDirectory() as folder:
+        threads = []
+        for way in ("plain", *ways):  # made one by one: what accelerate knows is common to all threads
+            trainer = trainer_of(way, model, masks, corpus, collator, folder, count + WARM, bench.device)
+            trainer.add_callback(TurnCallback(turns, way))
+            threads.append(threading.Thread(target=train, args=(way, trainer)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     if failed:
         raise failed[0]
     plain = turns.seconds["plain"][WARM:]

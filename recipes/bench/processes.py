@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,10 @@ def _child(world: World, case: Case, rank: int, port: int, folder: Path) -> int:
         torch.set_num_threads(1)
         if case.count > 1:
             _introduce(rank, case.count, port)
-        if case.way == "fsdp2":
-            fsdp_on_cpu()
+        if case.way == "zero3":
+            # Its own kernels would be compiled now, for minutes; without them it uses PyTorch's.
+            import_module("deepspeed").ops.__compatible_ops__.clear()
+        shard_on_cpu()
         found = run_case(world, case, rank, folder)
         if rank == 0:
             (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
@@ -139,16 +142,24 @@ def _introduce(rank: int, count: int, port: int) -> None:
         os.environ |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(count)}
 
 
-def fsdp_on_cpu() -> None:
-    """Let accelerate shard on a CPU too, where it would fall back to DDP without a word."""
+def shard_on_cpu() -> None:
+    """Let accelerate shard by FSDP2 and ZeRO-3 on a CPU too, where it falls back to DDP without a word."""
     make = AcceleratorState.__init__
 
     @functools.wraps(make)
-    def init(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
-        make(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+    def init(
+        self: Any, *args: Any, deepspeed_plugin: Any = None, fsdp_plugin: Any = None, **kwargs: Any
+    ) -> None:
+        make(self, *args, deepspeed_plugin=deepspeed_plugin, fsdp_plugin=fsdp_plugin, **kwargs)
+        if self.distributed_type != DistributedType.MULTI_CPU:
+            return
+        if fsdp_plugin is not None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        if deepspeed_plugin is not None:
+            plugins = deepspeed_plugin if isinstance(deepspeed_plugin, dict) else {"": deepspeed_plugin}
+            next(iter(plugins.values())).select(_from_accelerator_state=True)
+            self.distributed_type, self.deepspeed_plugins = DistributedType.DEEPSPEED, deepspeed_plugin
+        PartialState._shared_state["distributed_type"] = self.distributed_type
 
     AcceleratorState.__init__ = init
 
