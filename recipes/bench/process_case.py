@@ -84,7 +84,7 @@ def make_world(seed: int = 1) -> World:
         return [PairText(pair, said[pair.source], said[pair.target]) for pair in pairs]
 
     tokenizer = train_vocabulary(
-        [line for each in text("train", 200) for line in each.source],
+        [line for each in text("train", 200) for line in each.sources],
         families.languages,
         VocabularyConfig(size=200),
     )
@@ -101,8 +101,8 @@ def make_world(seed: int = 1) -> World:
         tokenizer,
         train,
         valid=encode(text("valid", 7)),
-        texts=[line for each in test for line in each.source],
-        pairs=[each.pair for each in test for _ in each.source],
+        texts=[line for each in test for line in each.sources],
+        pairs=[each.pair for each in test for _ in each.sources],
         masks=NeuronMasks.from_coverage(stats, 0.8),
     )
 
