@@ -4,15 +4,17 @@
     python recipes/add_language.py recipes/configs/multi30k_add/czech.yaml --data.corpus.path DIR --lines 500
 
 A row is one way. What has been measured is in `recipes/results/NAME.LINES.ROW.sSEED.json` and is not done
-again. With `--tokenizer`, only the tokenizer of all languages is made, before `pretrain.py`; with
-`--figure`, what has been measured is drawn: BLEU against parameters that were added.
+again. `--search true` chooses among the rows that the file lists under `searched` for each way, by the loss
+of the validation text, runs what it chose with every seed, and tests it. With `--tokenizer`, only the
+tokenizer of all languages is made, before `pretrain.py`; with `--figure`, what has been measured is drawn:
+BLEU against parameters that were added.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nspec_hf.adding import AddConfig, add_pairs, forgetting, retrain
 from nspec_hf.core import Pair, exit_status, plain, read_json, read_lines, require, write_result
@@ -42,7 +44,12 @@ class Adding:
     old_pairs: Sequence[str]
     """What the base was trained on."""
     rows: Mapping[str, Mapping[str, Any]]
-    """Name → `way` (beside, free, replay), `add` (fields of AddConfig), `arguments`, `dropout`, `unseen`."""
+    """Name → `way` (beside, free, replay, joint), `add` (fields of AddConfig), `arguments`, `dropout`,
+    `unseen`, `updates`. `joint` trains all pairs together from the start."""
+    searched: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Name of a way → as many rows for each, of which `--search` chooses one."""
+    seeds: Sequence[int] = (1, 2)
+    """Seeds of the rows that `--search` chose."""
     name: str = "adding"
     """What results are called."""
     base: str = ""
@@ -69,13 +76,12 @@ def measure(config: Adding, row: str, lines: int, seed: int, updates: int, sente
     tests = [as_unseen(text, unseen) for text in cut(data.read(data.test_split), sentences)]
     old = cut(data.read(data.train_split, config.old_pairs), 4000)
     old_tests = cut(data.read(data.test_split, config.old_pairs), sentences // 2)
-    arguments = {
-        **config.train.arguments,
-        **settings.get("arguments", {}),
-        "max_steps": updates,
-        "seed": seed,
-    }
-    run = replace(config.train, arguments=arguments, batches=replace(config.train.batches, seed=seed))
+    own = {"max_steps": settings.get("updates", updates), "seed": seed, **settings.get("arguments", {})}
+    run = replace(
+        config.train,
+        arguments={**config.train.arguments, **own},
+        batches=replace(config.train.batches, seed=seed),
+    )
     add = AddConfig(**{"seed": seed, **settings.get("add", {})})
     place, way = Path(config.work) / f"{lines}" / f"{row}.s{seed}", settings.get("way", "beside")
     found: dict[str, Any] = {"row": row, "way": way, "lines": lines, "seed": seed, "settings": dict(settings)}
@@ -89,6 +95,8 @@ def measure(config: Adding, row: str, lines: int, seed: int, updates: int, sente
             found["identical"] = [made.untouched.identical, made.untouched.sentences]
     else:
         replayed = old if way == "replay" else ()
+        if way == "joint":
+            model, replayed = type(model)(model.config), data.read(data.train_split, config.old_pairs)
         tags, trained = retrain(model, tags, new, add, run, place, validation=watched, replayed=replayed)
         found |= {"trained": whole, "share": 1.0}
     translator = Translator(model, tags, gate.attach() if gate else None, config.translate)
@@ -126,16 +134,61 @@ def scores_of(
     return {metric: {**of, "mean": sum(of.values()) / len(of)} for metric, of in values.items()}
 
 
-def test_rows(config: Adding, lines: int, seed: int, baseline: str, sentences: int) -> Comparison:
+def row_of(config: Adding, row: str, lines: int, seed: int, updates: int, sentences: int) -> dict[str, Any]:
+    """Return what a row came to, which is measured where it has not been."""
+    path = Path(config.results) / f"{config.name}.{lines}.{row}.s{seed}.json"
+    if not path.is_file():
+        found = measure(config, row, lines, seed, updates, sentences)
+        write_result(path, found, without_places(plain(config)))
+        mean = {metric: round(of["mean"], 2) for metric, of in found["new"].items()}
+        old = f", old pairs {found['old']['bleu']['mean']:.2f}" if "old" in found else ""
+        print(f"{lines} lines, {row}, seed {seed}: {mean}{old}", flush=True)
+    return read_json(path)
+
+
+def search(config: Adding, lines: int, updates: int, sentences: int) -> dict[str, Any]:
+    """Choose a row for each way by the loss of the validation text, run it with every seed, test it.
+
+    The test is a paired bootstrap against the best fine-tuning (`free`) of the same seed.
+    """
+    losses: dict[str, dict[str, float]] = {}
+    for way, rows in config.searched.items():
+        run = {row: row_of(config, row, lines, config.seeds[0], updates, sentences) for row in rows}
+        losses[way] = {row: list(each["validation_loss"].values())[-1] for row, each in run.items()}
+    chosen = {way: min(each, key=lambda row: each[row]) for way, each in losses.items()}
+    scores: dict[str, Any] = {way: {} for way in chosen}
+    tests = {}
+    for seed in config.seeds:
+        for way, row in chosen.items():
+            each = row_of(config, row, lines, seed, updates, sentences)
+            scores[way][f"s{seed}"] = {metric: of["mean"] for metric, of in each["new"].items()}
+        tested = compare_rows(config, lines, seed, chosen["free"], sentences, list(chosen.values()), "bs")
+        tests[f"s{seed}"] = tested.to_dict()
+        print(tested.table(), flush=True)
+    found = {"lines": lines, "losses": losses, "chosen": chosen, "scores": scores, "tests": tests}
+    path = Path(config.results) / f"{config.name}.{lines}.search.json"
+    write_result(path, found, without_places(plain(config)))
+    return found
+
+
+def compare_rows(
+    config: Adding,
+    lines: int,
+    seed: int,
+    baseline: str,
+    sentences: int,
+    rows: Sequence[str] = (),
+    test: Literal["ar", "bs"] = "ar",
+) -> Comparison:
     """Test every row that was measured against one of them, on the new pairs; the result is kept."""
     texts = cut(config.data.read(config.data.test_split), sentences)
     folder, systems = Path(config.work) / f"{lines}", {}
-    for row in config.rows:
+    for row in rows or config.rows:
         files = {text.pair: folder / f"{row}.s{seed}" / "outputs" / f"{text.pair}.txt" for text in texts}
         if all(file.is_file() for file in files.values()):
             systems[row] = {pair: read_lines(file) for pair, file in files.items()}
     references: dict[str, Sequence[str]] = {text.pair: text.targets for text in texts}
-    tested = compare(systems, references, baseline, n_samples=1000, n_jobs=1)
+    tested = compare(systems, references, baseline, test=test, n_samples=1000, n_jobs=1)
     path = Path(config.results) / f"{config.name}.{lines}.significance.s{seed}.json"
     write_result(path, tested.to_dict(), without_places(plain(config)))
     return tested
@@ -180,6 +233,7 @@ def read_options(argv: list[str] | None = None) -> tuple[Adding, Any]:
         sentences={"type": int, "default": 1000, "help": "Test sentences of a new pair; half of an old one."},
         baseline={"type": str, "default": "", "help": "Only test what has been measured against this row."},
         figure={"type": bool, "default": False, "help": "Only draw what has been measured."},
+        search={"type": bool, "default": False, "help": "Choose settings on the validation text, and test."},
         tokenizer={"type": bool, "default": False, "help": "Only make the tokenizer of all languages."},
     )
 
@@ -188,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
     config, extra = read_options(argv)
     if extra.baseline:
-        print(test_rows(config, extra.lines, extra.seed, extra.baseline, extra.sentences).table())
+        print(compare_rows(config, extra.lines, extra.seed, extra.baseline, extra.sentences).table())
         return
     if extra.figure:
         print(draw(config))
@@ -197,17 +251,14 @@ def main(argv: list[str] | None = None) -> None:
         texts = config.data.read(config.data.train_split, [*config.old_pairs, *config.data.pairs])
         make_tokenizer(texts, VocabularyConfig(size=2000), Path(config.work) / "base" / "tokenizer")
         return
+    if extra.search:
+        search(config, extra.lines, extra.updates, extra.sentences)
+        return
     rows = extra.only.split(",") if extra.only else list(config.rows)
     for row in rows:
         require(row in config.rows, f"there is no row {row!r}; there are: {', '.join(config.rows)}")
     for row in rows:
-        path = Path(config.results) / f"{config.name}.{extra.lines}.{row}.s{extra.seed}.json"
-        if not path.is_file():
-            found = measure(config, row, extra.lines, extra.seed, extra.updates, extra.sentences)
-            write_result(path, found, without_places(plain(config)))
-            mean = {metric: round(of["mean"], 2) for metric, of in found["new"].items()}
-            old = f", old pairs {found['old']['bleu']['mean']:.2f}" if "old" in found else ""
-            print(f"{extra.lines} lines, {row}, seed {extra.seed}: {mean}{old}", flush=True)
+        row_of(config, row, extra.lines, extra.seed, extra.updates, extra.sentences)
 
 
 if __name__ == "__main__":

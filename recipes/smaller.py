@@ -5,9 +5,10 @@
 
 For each form (Hugging Face, CTranslate2 in float32 and in int8) four models: `dense`, with all neurons and
 all subwords; `neurons`, only the pairs' neurons; `vocabulary`, only the subwords of their training text;
-`both`. Each is exported and proved as `nspec export` does it, loaded by `nspec_hf.load`, and translates
-the split with beams. `dense` and `vocabulary` are made of `--dense` where it is given, such as a fine-tuned
-model.
+`both`. Several pairs translate with their own neurons each, from one model or, in CTranslate2, from a model a
+pair; in the forms with `union` from one model with the neurons of all. Each is exported and proved as `nspec
+export` does it, loaded by `nspec_hf.load`, and translates the split with beams. `dense` and `vocabulary` are
+made of `--dense` where it is given, such as a fine-tuned model.
 
 Speed is tokens of the whole vocabulary written a second of processor time, the best of interleaved rounds, so
 that other programs on the machine count little.
@@ -36,8 +37,11 @@ FORMS = {
     "zeroed": {"format": "zeroed"},
     "padded": {"format": "padded"},
     "pruned": {"format": "pruned"},
+    "pruned.union": {"format": "pruned", "group": "union"},
     "ctranslate2": {"format": "ctranslate2"},
     "ctranslate2.int8": {"format": "ctranslate2", "quantization": "int8"},
+    "ctranslate2.union": {"format": "ctranslate2", "group": "union"},
+    "ctranslate2.union.int8": {"format": "ctranslate2", "group": "union", "quantization": "int8"},
 }
 """Name in the result → settings of `ExportConfig`."""
 

@@ -18,6 +18,11 @@ class ExportConfig:
     silence: Literal["neuron", "weights"] = "neuron"
     """What the gate did in training to neurons that a pair does not keep."""
 
+    group: Literal["own", "union"] = "own"
+    """Several pairs. `own`: each translates with its own neurons: one model has those of all, and their masks
+    beside it; CTranslate2, which has no masks, gets a model a pair, each in a folder with its name. `union`:
+    all pairs run the neurons of all, which a specialized model is not used to."""
+
     quantization: str = "float32"
     """For `ctranslate2`: float32, float16, bfloat16, int16, int8, int8_float32, int8_float16 or
     int8_bfloat16."""
@@ -43,6 +48,8 @@ class ExportConfig:
         """Check the values."""
         if self.format not in ("zeroed", "padded", "pruned", "ctranslate2"):
             raise ConfigError(f"format is zeroed, padded, pruned or ctranslate2, got {self.format!r}")
+        if self.group not in ("own", "union"):
+            raise ConfigError(f"group is own or union, got {self.group!r}")
         if min(self.multiple_of, self.min_count, self.sample, self.max_new_tokens) < 1:
             raise ConfigError("multiple_of, min_count, sample and max_new_tokens are positive")
         if self.agreement is not None and not 0 <= self.agreement <= 1:

@@ -159,10 +159,16 @@ def _baked(
         keep_F = keep[site.name]
         _zero(baked, site, keep_F, silence)
         if width and site.kind == "ffn":
-            # Kept neurons first, so that what fills up to the width is zeroed ones; then in their order.
-            order_F = torch.argsort(keep_F.int(), descending=True, stable=True)
-            _narrow(baked, site, order_F[: width(site.name)].sort().values)
+            _narrow(baked, site, left_neurons(keep_F, width(site.name)))
     return baked
+
+
+def left_neurons(keep_F: Tensor, width: int) -> Tensor:
+    """Return which neurons a site that is cut to a width still has, in their order, [K].
+
+    Kept ones come first, so that what fills up to the width is zeroed ones.
+    """
+    return torch.argsort(keep_F.int(), descending=True, stable=True)[:width].sort().values
 
 
 def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:

@@ -79,12 +79,12 @@ def gated_tokens(
     max_new_tokens: int,
     forbidden: Sequence[int] = (),
 ) -> Tokens:
-    """Return what a gate with the first of these masks' pairs writes, for each pair's sample.
+    """Return what a gate writes for each pair's sample: with its own neurons, else those of the first pair.
 
     Args:
         model: The model; a gate on it is off meanwhile.
         tags: How the tokenizer spells languages.
-        masks: The masks; None: all neurons are used.
+        masks: The masks: of these pairs, or of all together. None: all neurons are used.
         sample: Encoded sentences.
         silence: What the gate does to a neuron.
         max_new_tokens: Longest translation.
@@ -96,13 +96,15 @@ def gated_tokens(
     try:
         with ExitStack() as stack:
             stack.enter_context(eval_mode(model))
-            if masks is not None:
-                gate = stack.enter_context(NeuronGate(model, masks, GateConfig(silence=silence)))
-                gate.use(masks.pairs[0])
-            return {
-                pair: greedy(model, tags, pair, rows, max_new_tokens, forbidden)
-                for pair, rows in sample.items()
-            }
+            gate = NeuronGate(model, masks, GateConfig(silence=silence)) if masks is not None else None
+            if gate is not None:
+                stack.enter_context(gate)
+            found: Tokens = {}
+            for pair, rows in sample.items():
+                if gate is not None and masks is not None:
+                    gate.use(pair if pair in masks else masks.pairs[0])
+                found[pair] = greedy(model, tags, pair, rows, max_new_tokens, forbidden)
+            return found
     finally:
         if other is not None:
             other.attach()
@@ -143,3 +145,17 @@ def until_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[in
     """Return the tokens before the end of the sentence."""
     ids = list(ids)
     return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
+
+
+def prompts(
+    model: PreTrainedModel, tags: LanguageTags, pairs: Sequence[Pair]
+) -> tuple[int | None, dict[Pair, list[int]]]:
+    """Return the token that all pairs' translations start from, if there is one, and what follows it.
+
+    mBART-25 starts from the language, so there is none for several of them.
+    """
+    starts = {pair: decoder_prompt(model, tags, pair) for pair in pairs}
+    first = {prompt[0] for prompt in starts.values()}
+    if len(first) > 1:
+        return None, starts
+    return first.pop(), {pair: prompt[1:] for pair, prompt in starts.items()}

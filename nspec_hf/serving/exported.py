@@ -7,7 +7,7 @@ from typing import Any
 from nspec_hf.core import ConfigError, ExportError, Pair, as_pairs, pair_index
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation import TranslateConfig, Translator, check_texts
-from nspec_hf.export import Decoder
+from nspec_hf.export import Decoder, folder_of_pair
 
 # What `generate` calls it → what CTranslate2 calls it.
 _OPTIONS = {
@@ -20,7 +20,7 @@ _STEP = 32  # bounds of the output are rounded up to a multiple, so that texts s
 
 
 class ExportedTranslator(Translator):
-    """A translator for a model that was exported as `zeroed` or `pruned`: its pairs, and no other.
+    """A translator for a model that was exported for some pairs and runs all of its neurons: no other pairs.
 
     Args:
         model: The model, as `load_pruned` or `load_model` gives it.
@@ -53,7 +53,7 @@ class ConvertedTranslator:
     Args:
         folder: What `nspec export` wrote.
         tags: How its tokenizer spells languages.
-        pairs: The pairs whose neurons it has.
+        pairs: The pairs whose neurons it has, or that have a model each in it.
         config: Decoding.
         threads: Threads of one translation; 0: what CTranslate2 takes by itself.
 
@@ -73,7 +73,10 @@ class ConvertedTranslator:
         self.tags, self.tokenizer = tags, tags.tokenizer
         self.pairs = as_pairs(pairs)
         self.config = config or TranslateConfig()
-        self.decoder = Decoder(folder, tags.tokenizer, threads)
+        places = {pair: folder_of_pair(folder, pair) for pair in self.pairs}
+        loaded = {place: Decoder(place, tags.tokenizer, threads) for place in dict.fromkeys(places.values())}
+        self.decoders = {pair: loaded[place] for pair, place in places.items()}
+        """The model of each pair; they may be one."""
 
     def translate(
         self, texts: str | Sequence[str], pair: str | Sequence[str], **generation: Any
@@ -104,9 +107,12 @@ class ConvertedTranslator:
                 bound = longest or int(self.config.length_ratio * len(ids)) + self.config.length_extra
                 # A bound that depended on other texts would make a translation depend on them.
                 rounded = longest or -(-bound // _STEP) * _STEP
-                groups.setdefault(rounded, []).append((number, ids, self._prefix(each), bound))
-        for rounded, rows in groups.items():
-            found = self.decoder.decode(
+                decoder = self.decoders[each]
+                groups.setdefault((rounded, decoder), []).append(
+                    (number, ids, self._prefix(each, decoder.start), bound)
+                )
+        for (rounded, decoder), rows in groups.items():
+            found = decoder.decode(
                 [ids for _, ids, _, _ in rows], [prefix for _, _, prefix, _ in rows], rounded, **options
             )
             for (number, _, _, bound), ids in zip(rows, found, strict=True):
@@ -127,9 +133,8 @@ class ConvertedTranslator:
         """Raise an UnknownPairError where the model was not exported for a pair."""
         pair_index(self.pairs, pair, "exported model")
 
-    def _prefix(self, pair: str) -> list[int]:
+    def _prefix(self, pair: str, start: int | None) -> list[int]:
         """Return what a translation begins with behind the start token."""
-        start = self.decoder.start
         prompt = self.tags.decoder_prefix(pair, -1 if start is None else start)
         return prompt if start is None or prompt[0] != start else prompt[1:]
 

@@ -16,9 +16,9 @@ from nspec_hf.adding import ADDED_FILE, base_of, load_added
 from nspec_hf.core import ArtifactError, ConfigError, Pair, read_json, warn
 from nspec_hf.data import LanguageTags, load_tokenizer
 from nspec_hf.evaluation import TranslateConfig, Translator
-from nspec_hf.export import REPORT_FILE, load_pruned
+from nspec_hf.export import REPORT_FILE, exported_masks, load_pruned
 from nspec_hf.gating import GateConfig, NeuronGate
-from nspec_hf.masks import NeuronMasks, fetch
+from nspec_hf.masks import MASKS_FILE, NeuronMasks, fetch
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
 from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator, exported_pairs
 from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, given_only, recognized
@@ -29,10 +29,10 @@ class LoadedModel:
     """What `load` returns; `translate` is its translator's."""
 
     model: Any
-    """The model; CTranslate2's own where it was exported for that."""
+    """The model; CTranslate2's own where it was exported for that, by pair where each has one."""
     tokenizer: PreTrainedTokenizerBase
     masks: NeuronMasks | None
-    """None for a plain model and for an exported one, whose masks are baked in."""
+    """None for a plain model and for an exported one, unless it was exported for several pairs."""
     gate: NeuronGate | None
     """On the model already; None where there are no masks."""
     translator: Translator | ConvertedTranslator
@@ -112,7 +112,7 @@ def load(
         ArtifactError: If it holds none of these, a file is damaged, or the model is not named or not there.
         SiteMismatchError: If the masks are for another model.
         UnsupportedModelError: If the model was trained with more than masks (adapters …).
-        ConfigError: If `base` or `gate` is given for an exported model.
+        ConfigError: If `base` is given for an exported model, or `gate` for one without masks beside it.
 
     Warns:
         UserWarning: If the model's weights or masks are others than what they were published or trained with.
@@ -128,12 +128,12 @@ def load(
         name, hub = str(here), download
     about = {"source": str(repo_or_folder), "revision": commit}
     if (here / REPORT_FILE).is_file():
-        if base is not None or gate is not None:
+        if base is not None or (gate is not None and not (here / MASKS_FILE).is_file()):
             raise ConfigError(
                 f"{repo_or_folder} is an exported model, its masks baked in; give no base or gate"
             )
         folder = here if not commit else fetch(name, None, commit, subfolder, download)
-        return _exported(folder, translate, codes, about, options)
+        return _exported(folder, translate, gate, codes, about, options)
     given = None if base is None else Place(str(base), given_only(download, revision=base_revision))
     trusted = {"trust_remote_code": trust_remote_code}
     if (here / ADDED_FILE).is_file():
@@ -203,25 +203,34 @@ def _added(
 def _exported(
     folder: Path,
     translate: TranslateConfig | None,
+    gate: GateConfig | None,
     codes: Mapping[str, str] | None,
     about: Mapping[str, str],
     options: Mapping[str, Any],
 ) -> LoadedModel:
     report = read_json(folder / REPORT_FILE, ArtifactError)
     pairs = exported_pairs(report, folder)
-    form = report.get("config", {}).get("format")
+    config = report.get("config", {})
+    form = config.get("format")
     tags = LanguageTags(load_tokenizer(folder), codes)
+    masks, attached = exported_masks(folder), None
     if form == "ctranslate2":
         translator: Any = ConvertedTranslator(folder, tags, pairs, translate)
-        model: Any = translator.decoder.translator
+        models = {pair: decoder.translator for pair, decoder in translator.decoders.items()}
+        model: Any = models if len(set(models.values())) > 1 else models[pairs[0]]
     else:
         model = (load_pruned if form == "pruned" else load_model)(folder, **options)
-        translator = ExportedTranslator(model, tags, pairs, translate)
+        if masks is not None:  # several pairs, each with its own neurons
+            gate = gate or GateConfig(silence=config.get("silence", "neuron"))
+            attached = NeuronGate(model, masks, gate).attach()
+            translator = Translator(model, tags, attached, translate)
+        else:
+            translator = ExportedTranslator(model, tags, pairs, translate)
     return LoadedModel(
         model=model,
         tokenizer=tags.tokenizer,
-        masks=None,
-        gate=None,
+        masks=masks,
+        gate=attached,
         translator=translator,
         base=str(folder),
         weights=f"exported as {form} from masks {report.get('masks')}",

@@ -213,7 +213,7 @@ def test_ctranslate2_takes_each_family_with_the_tokenizer_that_the_library_makes
     model = SIX_ARCHITECTURES[family](**ids, decoder_start_token_id=start, **both)
     sites = {site.name: site.width for site in find_sites(model)}
     masks = NeuronMasks.random(sites=sites, pairs=pairs, density=0.5, seed=3)
-    config = ExportConfig(format="ctranslate2", max_new_tokens=10)
+    config = ExportConfig(format="ctranslate2", group="union", max_new_tokens=10)
     texts = dict.fromkeys(pairs, TEXT)
     assert export_model(model, tokenizer, masks, pairs, tmp_path / "out", config, texts).same == 1.0
     small, tags = pruned(model, masks.union("all"), "all")[0], LanguageTags(tokenizer)

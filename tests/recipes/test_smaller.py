@@ -34,11 +34,12 @@ def test_every_form_of_a_group_of_pairs_is_beside_its_dense_one(tmp_path, capsys
         "1",
     ]
     arguments += ["--max-new-tokens", "8", "--beams", "2", "--json", tmp_path / "out.json"]
-    arguments += ["--forms", "padded", "ctranslate2", "ctranslate2.int8"]
+    forms = ["padded", "ctranslate2.union", "ctranslate2.union.int8", "ctranslate2"]
+    arguments += ["--forms", *forms]
     assert loaded("smaller").main([str(each) for each in arguments]) == 0
     assert "of dense" in capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())
-    for form in ("padded", "ctranslate2", "ctranslate2.int8"):
+    for form in forms[:3]:
         models = found[form]
         sizes = {name: each["bytes"] for name, each in models.items()}
         assert sizes["both"] < min(sizes["neurons"], sizes["vocabulary"])
@@ -47,3 +48,7 @@ def test_every_form_of_a_group_of_pairs_is_beside_its_dense_one(tmp_path, capsys
         assert {pair for each in models.values() for pair in each["bleu"]} == set(pairs)
         assert models["both"]["density"] < models["vocabulary"]["density"] == 1.0
     assert found["padded"]["dense"]["parameters"] == model.num_parameters()
+    apart = found["ctranslate2"]  # a model a pair, where masks differ
+    assert apart["vocabulary"]["bytes"] < apart["both"]["bytes"] < apart["neurons"]["bytes"]
+    assert apart["both"]["parameters"] > found["ctranslate2.union"]["both"]["parameters"]
+    assert apart["neurons"]["bleu"] == found["padded"]["neurons"]["bleu"]

@@ -1,0 +1,59 @@
+"""Several pairs in one exported model, each with its own neurons.
+
+Shape letters: P = pairs, F = neurons of a site, K = those that the exported model has.
+
+A specialized model was trained with each pair's own neurons, and translates worse with more of them. So a
+model that has the neurons of several pairs together goes with their masks, renumbered to the neurons that are
+left: a gate with these silences what the pair did not have, as in the whole model. CTranslate2 has no such
+gate; there each pair gets a model, or all run the neurons of all.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from nspec_hf.export.config import ExportConfig
+from nspec_hf.export.prune import left_neurons
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import linear_at
+
+Sharing = Literal["", "gated", "apart", "union"]
+"""How several pairs share an export: `gated`, one model with masks beside it; `apart`, a model a pair;
+`union`, one model whose neurons all run for all. Empty where there is nothing to share."""
+
+
+def sharing_of(own: NeuronMasks | None, config: ExportConfig) -> Sharing:
+    """Return how pairs share an export.
+
+    Args:
+        own: Their masks; None where all neurons stay.
+        config: Form, and what is asked for.
+    """
+    if own is None or own.keep.is_alike():
+        return ""
+    if config.group == "union":
+        return "union"
+    return "apart" if config.format == "ctranslate2" else "gated"
+
+
+def renumbered(own: NeuronMasks, together: NeuronMasks, model: PreTrainedModel) -> NeuronMasks:
+    """Return pairs' masks for a model that has the neurons of all of them, and no others.
+
+    Levels are left out: a denser one may keep neurons that are gone.
+
+    Args:
+        own: The masks for the whole model.
+        together: Their union, which the model was cut to.
+        model: That model.
+    """
+    keep, general = {}, None if own.general is None else dict(own.general)
+    union = together[together.pairs[0]]
+    for name, keep_PF in own.keep.items():
+        index_K = left_neurons(union[name], linear_at(model, name).out_features)
+        keep[name] = keep_PF[:, index_K]
+        if general is not None:
+            general[name] = general[name][index_K]
+    note = f"renumbered to the neurons of {', '.join(own.pairs)} together"
+    recipe = replace(own.recipe, derived=(*own.recipe.derived, note))
+    return NeuronMasks(own.pairs, keep, general=general, recipe=recipe)
