@@ -142,7 +142,7 @@ def exported(
     arguments = ["--model", folder / "model", "--pairs", ",".join(directions(options.languages[:count]))]
     arguments += ["--masks", folder / "masks", "--output", output, "--trim-vocabulary"]
     arguments += ["--corpus.path", options.data, "--split", "test", "--export.format", options.form]
-    arguments += ["--corpus.max_lines", options.lines, "--export.sample", "2", "--export.max_new_tokens", "8"]
+    arguments += ["--corpus.max_lines", options.lines, "--export.sample", "1", "--export.max_new_tokens", "4"]
     if name.startswith("nllb"):
         arguments += ["--codes", str(codes)]
     peak = _peak(["-m", "nspec_hf", "export", *map(str, arguments)])

@@ -29,7 +29,7 @@ from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, require_ctranslate2
 from nspec_hf.export.group import Sharing, renumbered, sharing_of
-from nspec_hf.export.prune import give_up, padded, pruned, whole, zeroed
+from nspec_hf.export.prune import give_up, let_go, padded, pruned, whole, zeroed
 from nspec_hf.export.reading import exported_tokens
 from nspec_hf.export.report import ExportReport
 from nspec_hf.export.trim import Trimmed, expected_tokens, measure, trim
@@ -206,9 +206,13 @@ def _made(
         parts = [(own.subset([pair]), [pair], folder / pair) for pair in pairs]
     parameters = 0
     for number, (masks, those, place) in enumerate(parts, 1):
-        baked, widths = _baked(model, masks, config, release and number == len(parts))
+        last = release and number == len(parts)
+        baked, widths = _baked(model, masks, config, last)
         if trimmed:
+            before = list(baked.parameters())
             cut_vocabulary(baked, trimmed.kept)
+            left = set(map(id, baked.parameters()))
+            let_go(*(weight for weight in before if last and id(weight) not in left))
         _write(baked, after, those, config, place)
         parameters += baked.num_parameters()
     if own is not None and chosen is not None and sharing == "gated":

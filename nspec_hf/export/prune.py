@@ -12,6 +12,9 @@ none where the model is given up for it (`release`).
 """
 
 import copy
+import ctypes
+import mmap
+import sys
 from collections.abc import Callable, Mapping
 from itertools import chain
 
@@ -157,7 +160,7 @@ def _baked(
     # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
     for site in sorted(gated, key=lambda site: site.kind != "ffn"):
         keep_F = keep[site.name]
-        _zero(baked, site, keep_F, silence)
+        _zero(baked, site, keep_F, silence, release)
         if width and site.kind == "ffn":
             _narrow(baked, site, left_neurons(keep_F, width(site.name)))
     return baked
@@ -204,14 +207,29 @@ def give_up(model: PreTrainedModel) -> None:
     model.to(torch.device("meta"))  # type: ignore[arg-type]
 
 
-def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
-    linear = _with_own_weights(site.linear(model))
+def let_go(*weights: Tensor) -> None:
+    """Give the memory of weights that nothing uses any more back to the system now; what they hold is lost.
+
+    Else a mapped file stays in memory as long as one of its weights is used, and freed memory a while longer.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    for weight in weights:
+        if advise is not None and weight.device.type == "cpu" and weight.is_contiguous():
+            # Whole pages alone: others' weights may begin on the last one.
+            first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+            size = (weight.data_ptr() + weight.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+            if size > 0:
+                advise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str, release: bool) -> None:
+    linear = _with_own_weights(site.linear(model), release)
     off_F = ~keep_F.to(linear.weight.device)
     with torch.no_grad():
         if site.kind != "ffn":
             _zero_rows(linear, off_F)
             return
-        down = _with_own_weights(linear_at(model, site.down))
+        down = _with_own_weights(linear_at(model, site.down), release)
         if silence == "weights" and linear.bias is not None and off_F.any():
             if site.up or down.bias is None:
                 raise UnsupportedModelError(
@@ -222,12 +240,15 @@ def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str) -> None:
             down.bias.add_(nn.functional.linear(constant_F, down.weight))
         _zero_rows(linear, off_F)
         if site.up:
-            _zero_rows(_with_own_weights(linear_at(model, site.up)), off_F)
+            _zero_rows(_with_own_weights(linear_at(model, site.up), release), off_F)
         down.weight[:, off_F] = 0
 
 
-def _with_own_weights(linear: nn.Linear) -> nn.Linear:
-    resize(linear, linear.weight.clone(), None if linear.bias is None else linear.bias.clone())
+def _with_own_weights(linear: nn.Linear, release: bool) -> nn.Linear:
+    shared = linear.weight
+    resize(linear, shared.clone(), None if linear.bias is None else linear.bias.clone())
+    if release:
+        let_go(shared)
     return linear
 
 

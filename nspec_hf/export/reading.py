@@ -75,11 +75,10 @@ def exported_tokens(
         loaded = load(folder, dtype=model.dtype, device=device)
         masks = exported_masks(folder) if masked else None
         return gated_tokens(loaded, tags, masks, sample, config.silence, longest)
-    _, prefixes = prompts(model, tags, list(sample))
-    return {
-        pair: [
-            until_end(row, tags.tokenizer)
-            for row in decode(folder_of_pair(folder, pair), tags.tokenizer, rows, prefixes[pair], longest)
-        ]
-        for pair, rows in sample.items()
-    }
+    found: Tokens = {}
+    for pair, rows in sample.items():
+        place = folder_of_pair(folder, pair)
+        _, prefixes = prompts(model, tags, list(sample) if place == folder else [pair])
+        written = decode(place, tags.tokenizer, rows, prefixes[pair], longest)
+        found[pair] = [until_end(row, tags.tokenizer) for row in written]
+    return found

@@ -9,7 +9,7 @@ from nspec_hf.core import as_pairs, versions, write_json, write_text
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.group import Sharing
 from nspec_hf.export.trim import VocabularyReport
-from nspec_hf.masks import languages_of
+from nspec_hf.masks import front_matter
 
 REPORT_FILE = "nspec_export.json"
 """What was exported, in every exported folder."""
@@ -83,7 +83,6 @@ class ExportReport:
 
 
 def _page(report: ExportReport) -> str:
-    codes = ", ".join(languages_of(as_pairs(report.pairs)))
     plain = {
         "zeroed": "`AutoModelForSeq2SeqLM` and `AutoTokenizer` load it too",
         "padded": "`AutoModelForSeq2SeqLM` and `AutoTokenizer` load it too",
@@ -99,11 +98,7 @@ def _page(report: ExportReport) -> str:
         f"{report.alone:.1%} as each pair's own neurons do.",
     }[report.sharing]
     facts = str(dataclasses.replace(report, folder="This model"))
-    return f"""---
-library_name: nspec_hf
-pipeline_tag: translation
-language: [{codes}]
----
+    return f"""{front_matter(as_pairs(report.pairs), tags=("translation", "nspec-hf"))}
 
 # {", ".join(report.pairs)}
 

@@ -1,0 +1,58 @@
+"""recipes/add_language.py chooses by the validation text, as many settings of each way, and tests it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from nspec_hf.data import CorpusConfig
+from nspec_hf.systems import DataConfig
+from tests.helpers import tiny_text
+from tests.test_pages import loaded
+
+LOSSES = {"a": 3.0, "b": 2.0, "c": 2.5, "d": 4.0}
+BLEU = {"a": 9.0, "b": 1.0, "c": 5.0, "d": 2.0}  # what the test text says chooses nothing
+
+
+@pytest.fixture
+def config(tmp_path):
+    tiny_text.write_text(tmp_path / "data", train=8, valid=4, test=30)
+    data = DataConfig(
+        corpus=CorpusConfig(path=str(tmp_path / "data")), pairs=["en-de", "de-en"], test_split="test"
+    )
+    return loaded("add_language").Adding(
+        data=data,
+        old_pairs=["en-fr"],
+        rows={row: {} for row in LOSSES},
+        searched={"beside": ["a", "b"], "free": ["c", "d"]},
+        name="tiny",
+        work=str(tmp_path / "work"),
+        results=str(tmp_path / "results"),
+    )
+
+
+def test_the_least_validation_loss_chooses_and_every_seed_is_tested(config, tmp_path, monkeypatch):
+    recipe, asked = loaded("add_language"), []
+
+    def measured(config, row, lines, seed, updates, sentences):
+        asked.append((row, seed))
+        for text in config.data.read("test"):
+            said = text.targets if row == "b" else [line[::-1] for line in text.targets]
+            path = tmp_path / "work" / f"{lines}" / f"{row}.s{seed}" / "outputs" / f"{text.pair}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(said) + "\n", encoding="utf-8")
+        return {"validation_loss": {"1": 9.0, "2": LOSSES[row]}, "new": {"bleu": {"mean": BLEU[row]}}}
+
+    monkeypatch.setattr(recipe, "measure", measured)
+    found = recipe.search(config, 500, 2, 30)
+    assert found["chosen"] == {"beside": "b", "free": "c"}
+    assert asked == [("a", 1), ("b", 1), ("c", 1), ("d", 1), ("b", 2), ("c", 2)]
+    assert found["scores"]["beside"] == {"s1": {"bleu": 1.0}, "s2": {"bleu": 1.0}}
+    kept = json.loads((tmp_path / "results" / "tiny.500.search.json").read_text(encoding="utf-8"))
+    assert kept["losses"] == {"beside": {"a": 3.0, "b": 2.0}, "free": {"c": 2.5, "d": 4.0}}
+    for tested in kept["tests"].values():
+        assert tested["test"] == "bs"
+        assert {row["verdict"] for row in tested["rows"] if row["metric"] == "chrf++"} == {"better"}
+    asked.clear()
+    recipe.search(replace(config, seeds=(1,)), 500, 2, 30)
+    assert asked == []  # nothing is measured twice
