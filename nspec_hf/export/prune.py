@@ -15,6 +15,7 @@ import copy
 import ctypes
 import mmap
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import chain
 
@@ -157,10 +158,12 @@ def _baked(
     refuse_changed_linears(baked, gated)
     if release:
         give_up(plain_model(model))
+    held = Counter(id(weight) for part in baked.modules() for weight in part.parameters(recurse=False))
+    free = {number for number, times in held.items() if release and times == 1}
     # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
     for site in sorted(gated, key=lambda site: site.kind != "ffn"):
         keep_F = keep[site.name]
-        _zero(baked, site, keep_F, silence, release)
+        _zero(baked, site, keep_F, silence, free)
         if width and site.kind == "ffn":
             _narrow(baked, site, left_neurons(keep_F, width(site.name)))
     return baked
@@ -222,14 +225,14 @@ def let_go(*weights: Tensor) -> None:
                 advise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
-def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str, release: bool) -> None:
-    linear = _with_own_weights(site.linear(model), release)
+def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str, free: set[int]) -> None:
+    linear = _with_own_weights(site.linear(model), free)
     off_F = ~keep_F.to(linear.weight.device)
     with torch.no_grad():
         if site.kind != "ffn":
             _zero_rows(linear, off_F)
             return
-        down = _with_own_weights(linear_at(model, site.down), release)
+        down = _with_own_weights(linear_at(model, site.down), free)
         if silence == "weights" and linear.bias is not None and off_F.any():
             if site.up or down.bias is None:
                 raise UnsupportedModelError(
@@ -240,14 +243,15 @@ def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str, release: b
             down.bias.add_(nn.functional.linear(constant_F, down.weight))
         _zero_rows(linear, off_F)
         if site.up:
-            _zero_rows(_with_own_weights(linear_at(model, site.up), release), off_F)
+            _zero_rows(_with_own_weights(linear_at(model, site.up), free), off_F)
         down.weight[:, off_F] = 0
 
 
-def _with_own_weights(linear: nn.Linear, release: bool) -> nn.Linear:
+def _with_own_weights(linear: nn.Linear, free: set[int]) -> nn.Linear:
+    """Give a linear copies of its weights; `free` are those that no other module has, nor the whole model."""
     shared = linear.weight
     resize(linear, shared.clone(), None if linear.bias is None else linear.bias.clone())
-    if release:
+    if id(shared) in free:
         let_go(shared)
     return linear
 
