@@ -56,7 +56,7 @@ experiment() {
 big() {
     local shape
     for shape in m2m100-418m m2m100-1.2b nllb-3.3b; do
-        run big "$python" -m recipes.bench.big_model --device cuda --shape "$shape" --gradient-checkpointing \
+        run big "$python" -m recipes.bench.big_model --device cuda --shape "$shape" --activation-checkpointing \
             --sentences 2000 --tokens 32 --rows 64 --json "$out/big.$shape.cuda.json" || return
     done
 }

@@ -43,6 +43,7 @@ PAIRS = (Pair("en-de"), Pair("de-en"))
 
 def make_big_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Return a model of that shape; weights are drawn once, in their own type, with no second copy."""
+    torch.manual_seed(1)
     size = SHAPES[shape]
     config = M2M100Config(
         vocab_size=size["vocabulary"],
@@ -111,7 +112,7 @@ def train_once(
                 max_steps=1,
                 per_device_train_batch_size=options.rows,
                 learning_rate=1e-4,
-                gradient_checkpointing=options.gradient_checkpointing,
+                activation_checkpointing=options.activation_checkpointing,
                 optim=options.optim,
                 save_strategy="no",
                 report_to="none",
@@ -144,7 +145,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=8, help="of a batch; default: %(default)s")
     parser.add_argument("--mode", choices=("mask", "slice"), default="slice", help="of the gate in training")
     parser.add_argument("--optim", default="adamw_torch", help="the Trainer's argument")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="the Trainer's argument")
+    parser.add_argument("--activation-checkpointing", action="store_true", help="the Trainer's argument")
     parser.add_argument("--only", choices=("record", "train"), help="default: both")
     parser.add_argument("--json", help="file for the results, with versions and hardware")
     return parser.parse_args(argv)

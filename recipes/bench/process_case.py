@@ -1,6 +1,5 @@
 """What each process of `processes.py` does: all of a run, from recording to a resumed training."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import (
     M2M100ForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Seq2SeqTrainingArguments,
 )
 
@@ -88,11 +88,13 @@ def make_world(seed: int = 1) -> World:
         families.languages,
         VocabularyConfig(size=200),
     )
-    encode = functools.partial(encode_corpus, tags=LanguageTags(tokenizer), progress=False)
+    tags = LanguageTags(tokenizer)
     # As many sentences as make batches that can be dealt out evenly without halving one.
     train = next(
         corpus
-        for corpus in (encode(text("train", count)) for count in range(60, 20, -1))
+        for corpus in (
+            encode_corpus(text("train", count), tags, progress=False) for count in range(60, 20, -1)
+        )
         if not len(plan(corpus, 0, 1)) % MICRO_BATCHES
     )
     stats = record(make_model(tokenizer), batches_of(tokenizer, train, 0, 1), pairs)
@@ -100,7 +102,7 @@ def make_world(seed: int = 1) -> World:
     return World(
         tokenizer,
         train,
-        valid=encode(text("valid", 7)),
+        valid=encode_corpus(text("valid", 7), tags, progress=False),
         texts=[line for each in test for line in each.sources],
         pairs=[each.pair for each in test for _ in each.sources],
         masks=NeuronMasks.from_coverage(stats, 0.8),
@@ -207,7 +209,7 @@ def _trainer(world: World, case: Case, folder: Path, **changes: Any) -> Speciali
         **(ways.get(case.way, {}) if case.count > 1 else {}),
         **changes,
     }
-    return SpecializationTrainer(
+    trainer = SpecializationTrainer(
         model=model,
         args=Seq2SeqTrainingArguments(**settings),
         train_dataset=world.train,
@@ -217,6 +219,8 @@ def _trainer(world: World, case: Case, folder: Path, **changes: Any) -> Speciali
         gate=NeuronGate(model, world.masks, GateConfig(mode=case.mode)),
         batch_config=BATCHES,
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _by_hand(world: World, case: Case, rank: int, folder: Path) -> dict[str, Any]:
