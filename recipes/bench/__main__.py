@@ -79,7 +79,7 @@ QUICK = Plan(
     decode=(4, 32, 32),
     switched=Shape(d_model=1024, d_ff=4096, layers=12, vocabulary=1_000),
     artifact=NLLB_3B,
-    ends=(Shape(d_model=512, d_ff=2048, layers=2, vocabulary=1_000), (8, 96, 24)),
+    ends=(Shape(d_model=512, d_ff=2048, layers=2, vocabulary=1_000), (8, 96, 20)),
     rounds=Rounds(least=3, most=9, seconds=6),
     long_rounds=Rounds(least=3, most=9, seconds=30),
 )

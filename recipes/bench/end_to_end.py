@@ -69,7 +69,7 @@ KEYS = (
 
 WARM = 2
 """Updates that are not timed."""
-BATCHES = BatchConfig(max_tokens=384, mixed=False)
+BATCHES = BatchConfig(max_tokens=1024, mixed=False)
 """One pair a batch, which slicing is fastest with, for all ways."""
 
 
