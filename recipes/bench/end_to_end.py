@@ -274,7 +274,7 @@ def _translations(
     """`Translator` against `generate` in a loop, both from text to text in batches of one pair."""
     tags = collator.tags
     # Every translation has the same length, so that all do the same work.
-    length = {"min_new_tokens": tokens // 2, "max_new_tokens": tokens // 2}
+    length = {"min_new_tokens": tokens // 4, "max_new_tokens": tokens // 4}
     beams, by_pair = 5, {pair: [line for line, own in texts if own == pair] for pair in masks.pairs}
     config = TranslateConfig(num_beams=beams, max_tokens=10**6, progress=False)
     ways = [way for way in OURS if bench.wants(f"translator_{way}_vs_generate")]
@@ -310,7 +310,7 @@ def _translations(
                 translators[way].translate(by_pair[pair], pair, **length)
 
     works = {way: partial(translate, way) for way in ("generate", *ways)}
-    times = time_rounds(works, replace(bench.plan.long_rounds, warm=len(masks.pairs)), bench.watch)
+    times = time_rounds(works, bench.plan.long_rounds, bench.watch)
     more = {"beams": beams, "rows": len(by_pair[masks.pairs[0]]), **length}
     for way in ways:
         yield f"translator_{way}_vs_generate", times[way], times["generate"], more
