@@ -96,6 +96,14 @@ def _decoding(network: PreTrainedModel) -> Iterator[Finding]:
             why="rows and translations then no longer go together",
             mend="set num_return_sequences to 1 in generation_config.json",
         )
+    if generation.use_cache is False:
+        yield Finding(
+            what="its generation config has no cache (use_cache: false)",
+            why="every token runs the decoder over the whole translation again: the same words, several "
+            "times slower; a model that is made from the config that a Trainer saved has this",
+            mend="set use_cache to true in generation_config.json",
+            level="note",
+        )
     try:
         generation.validate(strict=True)
     except ValueError as error:

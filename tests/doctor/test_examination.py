@@ -2,6 +2,7 @@
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from nspec_hf.cli.main import main
 from nspec_hf.core import Pair
@@ -119,6 +120,16 @@ def test_several_translations_a_sentence_are_wrong(tmp_path):
     model.generation_config.num_beams = model.generation_config.num_return_sequences = 3
     model.generation_config.save_pretrained(tmp_path)
     assert only("model", model=str(tmp_path)).endswith("returns 3 translations a sentence")
+
+
+def test_a_model_that_translates_without_a_cache_is_noted(tmp_path):
+    save(tmp_path)
+    AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(tmp_path, use_cache=False)).save_pretrained(
+        tmp_path
+    )
+    assert findings("model", "note", model=str(tmp_path)) == [
+        "its generation config has no cache (use_cache: false)"
+    ]
 
 
 def test_a_language_without_a_tag_is_wrong(sound):

@@ -88,6 +88,19 @@ def test_a_fresh_model_is_that_of_the_seed_and_of_the_trained_ones_shape(tmp_pat
     assert deeper.config.encoder_layerdrop == deeper.config.decoder_layerdrop == 0
 
 
+def test_a_fresh_model_translates_with_a_cache_whatever_a_trainer_left_in_the_config(tmp_path):
+    base = tiny_marian()
+    base.config.use_cache = False  # as the Trainer sets it, when it is made
+    base.save_pretrained(tmp_path)
+    model = fresh_model(str(tmp_path), {}, seed=1).eval()
+    widths = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    model.generate(torch.tensor([[5, 6, 2]]), num_beams=1, min_new_tokens=4, max_new_tokens=4)
+    assert widths == [1] * 4
+
+
 def test_how_attention_is_computed_may_be_chosen_for_loaded_and_fresh_models_alike(tmp_path):
     """It is no field of a saved config: every row with a model of its own stopped at it."""
     tiny_marian().save_pretrained(tmp_path)
