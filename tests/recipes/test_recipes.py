@@ -157,10 +157,10 @@ def test_the_papers_settings_are_in_the_configs():
     def read(name):
         return read_settings(ExperimentConfig, [str(RECIPES / "configs" / f"{name}.yaml")])[0]
 
-    for name in ("iwslt14", "ec30"):
-        assert read(name).pretrain.patience == 20
-        assert (read(name).select.method, read(name).select.coverage) == ("coverage", 0.95)
-    assert (read("iwslt14").pretrain.batches.temperature, read("ec30").pretrain.batches.temperature) == (2, 5)
+    for name, temperature in (("iwslt14", 2), ("ec30", 5)):
+        config = read(name)
+        assert (config.pretrain.patience, config.pretrain.batches.temperature) == (20, temperature)
+        assert (config.select.method, config.select.coverage) == ("coverage", 0.95)
     for name, size in (("iwslt17", 40000), ("europarl", 90000)):
         config = read(name)
         assert (config.vocabulary.kind, config.vocabulary.size) == ("bpe", size)
