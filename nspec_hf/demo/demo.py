@@ -4,7 +4,7 @@ A small world of languages with known kinship is made up and written as text. A 
 directions out of and into the pivot; what its neurons do is recorded; each direction gets its own neurons;
 and training goes on three times from the same base with the same updates, data order and schedule: with all
 neurons (fine-tune), with each direction's own (neuron specialization), and with random neurons, equally many
-(the control). All are compared on sentences that none has seen. `recipes/configs/demo.yaml` is the same
+(the control). All are compared on sentences that none has seen. `nspec_hf/demo/demo.yaml` is the same
 experiment for the recipes and `accelerate launch`.
 """
 
@@ -119,7 +119,7 @@ def _said(speaker: Speaker, name: str, scores: SystemScores | None, path: Path) 
     """Say in a line what a system's training came to; return its scores."""
     result = RunResult.read(path)
     if scores is None or result is None:
-        raise ConfigError("the demo is for one process; launch recipes/configs/demo.yaml with several")
+        raise ConfigError("the demo is for one process; launch nspec_hf/demo/demo.yaml with several")
     trained = [scores.value(pair, "bleu") for pair in scores.select(ONE_TO_MANY) + scores.select(MANY_TO_ONE)]
     updates, seconds = result.facts["updates"], result.facts["training_seconds"]
     speaker.show(

@@ -122,8 +122,8 @@ def test_one_family_shows_no_kinship(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_recipe_is_the_same_experiment():
-    config, _ = read_settings(ExperimentConfig, [str(ROOT / "recipes" / "configs" / "demo.yaml")])
+def test_the_file_is_the_same_experiment():
+    config, _ = read_settings(ExperimentConfig, [str(ROOT / "nspec_hf" / "demo" / "demo.yaml")])
     own = demo_experiment(LanguageFamilies(SyntheticConfig()), "demo_out")
     recipe, demos = plain(config), plain(own)
     for place in ("work", "results"):
