@@ -16,7 +16,7 @@ from nspec_hf.data import IGNORED, EncodedCorpus, LanguageTags, PairCollator
 
 
 def check_setup(model: nn.Module, args: TrainingArguments, data: object, collator: object) -> None:
-    """Make all checks that do not need a gate.
+    """Make all checks that do not need a gate, and freeze what could not be saved.
 
     Args:
         model: The model itself, out of its wrappers.
@@ -27,6 +27,7 @@ def check_setup(model: nn.Module, args: TrainingArguments, data: object, collato
     Raises:
         TrainingSetupError: If one fails.
     """
+    freeze_unsaved(model)
     check_precision(model)
     check_saving(model)
     check_layerdrop(model, args.world_size)
@@ -34,6 +35,17 @@ def check_setup(model: nn.Module, args: TrainingArguments, data: object, collato
     check_decoder_inputs(model, collator)
     if isinstance(data, EncodedCorpus):
         check_lengths(model, data)
+
+
+def freeze_unsaved(model: nn.Module) -> None:
+    """Freeze what `save_pretrained` leaves out: trained, it would differ in the model that is loaded.
+
+    These are Marian's positions, which are sines; transformers 5.24 lets gradients into them.
+    """
+    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    for name, weight in model.named_parameters():
+        if name in unsaved:
+            weight.requires_grad_(False)
 
 
 def check_precision(model: nn.Module) -> None:

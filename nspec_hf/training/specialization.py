@@ -39,6 +39,7 @@ from nspec_hf.recording import (
     record,
 )
 from nspec_hf.training.checkpoints import MADE_BY_FILE
+from nspec_hf.training.setup_checks import freeze_unsaved
 from nspec_hf.training.trainer import SpecializationTrainer
 from nspec_hf.training.trainer_hooks import keep_ties
 
@@ -102,6 +103,7 @@ class Specialization:
                 "say pair='en-de', or column='pair' where a column of the data names each row's"
             )
         self._network = plain_model(model)
+        freeze_unsaved(self._network)
         tags = as_tags(tokenizer, codes)
         prompt_of = partial(decoder_prompt, self._network, tags)
         self.rows = RowPairs(tags, prompt_of, column, pairs if pair is None else [pair])

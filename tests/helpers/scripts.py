@@ -56,6 +56,8 @@ def long_way(name, pairs):
         "    data_collator = DataCollatorForSeq2Seq(tokenizer, model=model)\n",
         f"""
     import nspec_hf
+    from nspec_hf.training.setup_checks import freeze_unsaved
+    freeze_unsaved(model)
     start = model.config.decoder_start_token_id
     data_collator = nspec_hf.PairCollator(tokenizer, {pairs}, decoder_start_token_id=start)
     rows = [data["validation"][i] for i in range(len(data["validation"]))]

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM
 
 from nspec_hf.core import NotFiniteError, TrainingSetupError
@@ -16,9 +17,11 @@ from nspec_hf.training.setup_checks import (
     check_lengths,
     check_precision,
     check_saving,
+    freeze_unsaved,
     position_limit,
 )
-from tests.helpers.models import tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_t5
+from tests.helpers.gated import without_ids
+from tests.helpers.models import random_batch, tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_t5
 from tests.helpers.tiny_text import PAIRS, corpus, model, tokenizer
 from tests.helpers.tiny_tokenizers import make_tokenizers
 
@@ -28,6 +31,18 @@ def test_weights_that_train_in_float16_are_refused_and_frozen_ones_are_not():
     with pytest.raises(TrainingSetupError, match=r"float16 train to NaN.*dtype=torch.float32"):
         check_precision(half)
     check_precision(half.requires_grad_(False))
+
+
+def test_what_is_not_saved_is_not_trained(tmp_path):
+    """Marian's positions: with gradients in them, another model would be loaded than was trained."""
+    network = tiny_marian().requires_grad_()
+    freeze_unsaved(network)
+    network(**without_ids(random_batch())).loss.backward()
+    network.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors").keys()
+    left_out = {name for name, _ in network.named_parameters()} - saved
+    assert left_out == {f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}
+    assert {name for name, weight in network.named_parameters() if weight.grad is None} == left_out
 
 
 def test_weights_that_train_in_bfloat16_are_warned_about():
