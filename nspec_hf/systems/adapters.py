@@ -78,7 +78,8 @@ def adapter_places(model: nn.Module, per_layer: int) -> list[Place]:
         for name, site in layers.items()
     }
     if per_layer == 2:
-        outputs = [site for site in find_sites(model, ("attention",)) if _puts_out(site.name)]
+        ends = (".out_proj", ".o_proj", ".o")
+        outputs = [site for site in find_sites(model, ("attention",)) if site.name.endswith(ends)]
         # In forward order, so that a layer's last attention is what remains.
         last = {layer_path(site.name): Place(site.name, site.side, site.width) for site in outputs}
         behind = {name: [last[name], *places] for name, places in behind.items()}
@@ -273,7 +274,3 @@ def _of_pair(stand_ins: StandIns, side: str, pair: Pair) -> str | None:
 
 def _distinct(keys: Iterable[Key]) -> list[str]:
     return [str(key) for key in dict.fromkeys(keys) if key is not None]
-
-
-def _puts_out(name: str) -> bool:
-    return name.rpartition(".")[2] in ("out_proj", "o_proj", "o")

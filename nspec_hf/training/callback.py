@@ -13,10 +13,11 @@ evaluation; other masks than the checkpoint was trained with; and those of `setu
 """
 
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nspec_hf.core import TrainingSetupError, plain, warn
@@ -55,7 +56,9 @@ class SpecializationCallback(TrainerCallback):
 
     def __init__(self, gate: Attachment) -> None:
         self.gate = gate
-        self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=partial(_last_rows, gate))
+        # No lambda: a callback that is copied or pickled must ask its own gate.
+        last_rows = partial(attrgetter("last_rows"), gate)
+        self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=last_rows)
         self.in_plain_trainer = True
         self._checked_loss = False
 
@@ -190,8 +193,3 @@ class SpecializationCallback(TrainerCallback):
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     """Return the folder of the checkpoint of the current step."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-
-
-def _last_rows(gate: Attachment) -> Tensor | None:
-    # A function, not a lambda: a callback that is copied or pickled must ask its own gate.
-    return gate.last_rows

@@ -276,11 +276,7 @@ def _collator(
     """Return a collator whose decoder inputs begin as the model's do, or as is usual in its family."""
     parts = (getattr(model, part, None) for part in ("generation_config", "config"))
     starts = [getattr(part, "decoder_start_token_id", None) for part in parts]
-    return PairCollator(tags, corpus.pairs, next(filter(_is_int, starts), None))
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int)
+    return PairCollator(tags, corpus.pairs, next((start for start in starts if isinstance(start, int)), None))
 
 
 def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
