@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
-from nspec_hf.recording import SIDES, find_sites, linear_at
+from nspec_hf.recording import find_sites, linear_at
 from nspec_hf.systems.families import Families, found_families, named_families
 from nspec_hf.systems.parts.clones import layer_path
 from nspec_hf.systems.parts.rowwise import Key, KeyOf, Keys, OwnModules, RowwiseAttachment, RowwiseOutput
@@ -176,10 +176,10 @@ class PairAdapters(System):
 
     def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put each pair's adapters on the model."""
-        stand_ins = StandIns.of(run.pairs, run.config.data.pivot)
-        keys = (partial(_of_pair, stand_ins, side) for side in SIDES)
+        whose = partial(_of_pair, StandIns.of(run.pairs, run.config.data.pivot))
         shape = (self.bottleneck, self.per_layer, run.seed)
-        return Adapters(run.pairs, *keys, *shape).on(model).attach()
+        adapters = Adapters(run.pairs, partial(whose, "encoder"), partial(whose, "decoder"), *shape)
+        return adapters.on(model).attach()
 
     def freeze(self, model: PreTrainedModel) -> None:
         """Freeze the base, unless it is trained from scratch too."""
