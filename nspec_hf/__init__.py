@@ -69,14 +69,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
-    "core": "errors lazy pairs tables files folders artifact distributed provenance invocation",
+    "core": "errors lazy settings pairs tables files folders artifact distributed provenance invocation",
     "data": "config moses language_tags tokenizer stored corpus dataset sampler collator translations "
     "sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder script_batches",
     "masks": "config rules bits select model_card readable repository hub derived masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
-    "training": "config arguments loss checkpoints setup_checks callback trainer_hooks trainer elastic "
+    "training": "config loss checkpoints arguments setup_checks callback trainer_hooks trainer elastic "
     "specialization run base_model",
     "evaluation": "config requests translator generate metrics comet language_id saved system_scores groups "
     "paired_test significance",

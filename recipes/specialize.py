@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         system={"choices": tuple(SYSTEMS), "default": "neuron_specialization", "help": "What to train."},
         settings={"type": dict, "default": {}, "help": "Its settings, where they are not its defaults."},
-        seed={"type": int, "default": 1, "help": "Seed of the run."},
+        seed={"type": int, "default": None, "help": "Seed of the run; else the file's for specialize, or 1."},
         row={"type": str, "default": "", "help": "What tables call it; empty: the system's name."},
         push={"type": str, "default": "", "help": "Hub repository that the masks are pushed to."},
     )

@@ -22,6 +22,7 @@ from nspec_hf.adding.added import AddedPairs
 from nspec_hf.adding.addition import Addition, Layout
 from nspec_hf.core import (
     ArtifactError,
+    ConfigError,
     SiteMismatchError,
     as_pairs,
     plain,
@@ -71,6 +72,7 @@ def load_added(
     revision: str | None = None,
     gate_config: GateConfig | None = None,
     subfolder: str = "",
+    coverage: float | None = None,
     **download: Any,
 ) -> AddedPairs:
     """Read what was added to a model; it is not attached yet.
@@ -81,12 +83,14 @@ def load_added(
         revision: Of the repository.
         gate_config: How masks of the old pairs act, where there are some.
         subfolder: Folder inside it.
+        coverage: Of masks of the old pairs that hold several levels, which one runs.
         download: For `huggingface_hub.snapshot_download`: `token`, `cache_dir` …
 
     Raises:
         ArtifactError: If the file is cut off, altered, or of another kind.
         FileNotFoundError: If there is none, or it is neither a folder nor a repository.
         SiteMismatchError: If the model is another one: its weights are not those of the base.
+        ConfigError: If there are no masks of old pairs with that coverage.
     """
     folder = fetch(folder_or_repo, (ADDED_FILE, MASKS_FILE, CONFIG_FILE), revision, subfolder, download)
     if not (folder / ADDED_FILE).is_file():
@@ -112,6 +116,13 @@ def load_added(
         }
         additions.append(_filled(Addition(plain_one, layout), own, folder / ADDED_FILE))
     masks = NeuronMasks.from_pretrained(folder) if has_masks else None
+    if coverage is not None:
+        if masks is None:
+            raise ConfigError(
+                f"{folder_or_repo} holds no masks of old pairs, whose levels a coverage would choose among; "
+                "leave coverage out"
+            )
+        masks = masks.at(coverage)
     return AddedPairs(plain_one, additions, masks, gate_config)
 
 

@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Literal
 
 from nspec_hf import adding, data, evaluation, training
 from nspec_hf.cli.pipeline import chosen_masks, directions, load
-from nspec_hf.core import ConfigError, require_writable
+from nspec_hf.core import ConfigError, needs, require_writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_BESIDE = "way=beside"
+
+
+@needs(
+    old_corpus="old_pairs",
+    translate="way=replay|free",
+    add__width=_BESIDE,
+    add__lora=_BESIDE,
+    add__copies=_BESIDE,
+    add__pieces=_BESIDE,
+    add__seed=_BESIDE,
+)
 def add_pair(
     model: str,
     pairs: str | Sequence[str],

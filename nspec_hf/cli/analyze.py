@@ -10,6 +10,7 @@ from nspec_hf.core import (
     ConfigError,
     NspecError,
     languages_of,
+    needs,
     read_json,
     require,
     require_count,
@@ -17,6 +18,7 @@ from nspec_hf.core import (
 )
 
 
+@needs(metric="scores or by_setting", baseline="scores", tiers="scores")
 def analyze(
     output: str = "analysis",
     by_setting: Mapping[str, Mapping[float, str]] | None = None,
@@ -43,6 +45,7 @@ def analyze(
     sys.stdout.write(f"{result.agreement_table()}\n{output}: tables and {len(drawn)} files of figures\n")
 
 
+@needs(metric="scores", baseline="scores", tiers="scores")
 def report(output: str = "report.html", title: str | None = None, **files: Any) -> None:
     """Write one HTML page that shows what each pair's neurons do; it opens anywhere and loads nothing.
 

@@ -17,10 +17,12 @@ from nspec_hf.core import (
     as_pairs,
     join_tables,
     languages_of,
+    needs,
     require_writable,
 )
 
 
+@needs(split="corpus", sources="not corpus", tiers_from="not tiers", comet_model="comet_out")
 def evaluate(
     hypotheses: str,
     references: str | None = None,
@@ -103,6 +105,7 @@ def evaluate(
         scores.save(output)
 
 
+@needs(split="corpus", references_ending="references")
 def compare(
     baseline: str,
     system: str | Sequence[str],

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from typing import Any
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, check_settings_files, exit_status, quiet_libraries
+from nspec_hf.core import ConfigError, check_settings_files, exit_status, quiet_libraries, unused, warn
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cli.run", "do it all from one file: record, select, train, translate, evaluate, report"),
@@ -94,9 +94,12 @@ def _run(name: str, arguments: list[str]) -> int:
     arguments = [each for each in arguments if each not in _LOUD]
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         arguments.insert(0, "--config")  # `nspec run mine.yaml`
-    check_settings_files(arguments)
+    parts = check_settings_files(arguments)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    function = getattr(importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}"), name.replace("-", "_"))
+    module = importlib.import_module(f"nspec_hf.{COMMANDS[name][0]}")
+    function = getattr(module, name.replace("-", "_"))
+    if "data" in parts:
+        function = getattr(module, "OF_EXPERIMENTS", function)
     # jsonargparse looks for a function's name in every package above it, and `nspec_hf.record` loads torch.
     function.__qualname__ = f"nspec {name}"
     # It shows the first paragraph alone; the example is below it, and must not be wrapped.
@@ -108,9 +111,12 @@ def _run(name: str, arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-") and first.default is first.empty:
         arguments = [f"--{first.name}", *arguments]  # `nspec inspect masks`
     parser = jsonargparse.auto_parser(function, as_positional=False, **said)
-    settings = parser.instantiate(parser.parse_args(arguments))
+    parsed = parser.parse_args(arguments)
+    settings = parser.instantiate(parsed)
     settings.pop("config", None)
     with contextlib.nullcontext() if loud else _quiet(name):
+        for sentence in unused(parsed.get, parser.get_defaults().get, getattr(function, "needs", {}), "--"):
+            warn(sentence)
         status = function(**settings)
     return status if isinstance(status, int) else 0
 

@@ -20,10 +20,13 @@ from nspec_hf.core import (
     Pair,
     Table,
     as_pairs,
+    needs,
     program,
     require,
     require_count,
     require_writable,
+    warn,
+    warn_unused,
 )
 
 if TYPE_CHECKING:
@@ -93,12 +96,14 @@ def select(
         require(select.method == "coverage", f"method {select.method} has no coverage")
         select = dataclasses.replace(select, coverage=coverage)
     require_writable(output, is_folder=True)
+    warn_unused(select, masks_room.BY_METHOD, "--select.")
     masks = masks_room.NeuronMasks.from_config(recording.ActivationStats.load(stats), select, levels)
     masks.save_pretrained(output)
     _say(_density_table(masks))
     _say(f"{output}: {masks!r}; next: {program()} train --masks {output}")
 
 
+@needs(gate="masks")
 def train(
     model: str,
     corpus: data.CorpusConfig,
@@ -171,6 +176,7 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
     """
     if path.endswith(".safetensors"):
         with contextlib.suppress(ArtifactError):
+            _only_for_models(kinds)
             return _say(_stats_table(recording.ActivationStats.load(path)))
     try:
         masks = masks_room.NeuronMasks.from_pretrained(path)
@@ -180,6 +186,7 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
         except NspecError:
             raise ArtifactError(f"{path} holds neither masks, statistics nor a model: {error}") from error
         return _say(_sites_table(network, tuple(kinds)))
+    _only_for_models(kinds)
     facts = {**dataclasses.asdict(masks.recipe), "fingerprint": masks.fingerprint()}
     facts["levels"] = ", ".join(
         f"coverage {level:g} keeps {masks.at(level).density():.0%}" for level in masks.levels
@@ -191,6 +198,13 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
     )
 
 
+@needs(
+    split="corpus",
+    count_split="trim_vocabulary",
+    export__min_count="trim_vocabulary",
+    export__silence="masks",
+    export__group="masks",
+)
 def export(
     model: str,
     pairs: str | Sequence[str],
@@ -254,6 +268,11 @@ def chosen_masks(masks: str | None, coverage: float | None = None) -> "masks_roo
         return None
     chosen = masks_room.NeuronMasks.from_pretrained(masks)
     return chosen if coverage is None else chosen.at(coverage)
+
+
+def _only_for_models(kinds: Sequence[str]) -> None:
+    if tuple(kinds) != ("ffn",):
+        warn("--kinds has no effect here: statistics and masks are shown with the sites that they hold")
 
 
 def directions(pairs: str | Sequence[str]) -> list[Pair]:

@@ -5,9 +5,20 @@ from collections.abc import Mapping, Sequence
 
 from nspec_hf import analysis, data, evaluation, masks as masks_room, recording
 from nspec_hf.cli.pipeline import load
-from nspec_hf.core import ConfigError, Table, require_count, require_writable
+from nspec_hf.core import ConfigError, Table, needs, require_count, require_writable
+
+_TRANSLATED = "erase or coverages or generals"  # what translates
 
 
+@needs(
+    erase_of="erase",
+    test_split=_TRANSLATED,
+    lines=_TRANSLATED,
+    metric=_TRANSLATED,
+    translate=_TRANSLATED,
+    split="sizes",
+    seeds="sizes",
+)
 def probe(
     masks: str,
     model: str,

@@ -4,8 +4,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from nspec_hf import evaluation, recording, serving
+from nspec_hf.core import needs
 
 
+@needs(model_revision="model", dataset="scores")
 def publish(
     run: str,
     repo: str,

@@ -15,7 +15,7 @@ def run(
     max_steps: int | None = None,
     learning_rate: float | None = None,
     batch_tokens: int | None = None,
-    seed: int = 1,
+    seed: int | None = None,
     coverage: float | None = None,
     control: bool = True,
     system: str = "neuron_specialization",
@@ -40,7 +40,7 @@ def run(
         max_steps: Updates of the continued training; those of a base are `--pretrain.max_steps`.
         learning_rate: Its highest learning rate.
         batch_tokens: Its token budget of a batch.
-        seed: Of its order of the text, of dropout, and of masks that are drawn.
+        seed: Of its order of the text, of dropout, and of masks that are drawn; null: the file's, or 1.
         coverage: Share of a layer's activations that the kept neurons cover, in (0, 1].
         control: Whether to fine-tune all neurons too; without, the comparison is with the base.
         system: What is run: neuron_specialization, or another system of masks (allocation_te, random …).

@@ -4,8 +4,10 @@ import sys
 from collections.abc import Mapping
 
 from nspec_hf import evaluation, gating, serving
+from nspec_hf.core import needs
 
 
+@needs(base="not masks")
 def serve(
     model: str,
     masks: str | None = None,

@@ -10,6 +10,7 @@ from nspec_hf.core import (
     ConfigError,
     Pair,
     as_line,
+    needs,
     program,
     read_lines,
     require,
@@ -18,6 +19,7 @@ from nspec_hf.core import (
 )
 
 
+@needs(split="corpus", gate="masks or added")
 def translate(
     model: str,
     pair: str | Sequence[str] | None = None,
@@ -51,13 +53,18 @@ def translate(
         split: Which text of the corpus.
         translate: Decoding.
         gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
-        coverage: Of masks that keep several levels, the one to run: lower is faster.
+        coverage: Of masks that keep several levels (what was added may hold such masks), the one to run:
+            lower is faster.
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
         added: Folder or Hub repository of what `nspec add-pair` added to the model; it holds masks of the old
             pairs, where there are some.
     """
     require(not (added and masks), "what was added holds the masks of the old pairs: give --added alone")
+    require(
+        coverage is None or bool(masks or added),
+        "coverage chooses among the levels of masks; give --masks, or --added that holds some",
+    )
     named = directions(pair) if pair else []
     if corpus is None:
         require(len(named) == 1, "give --pair en-de for lines of text, or --corpus.path DIR for many pairs")
@@ -65,8 +72,8 @@ def translate(
         if output != "-":
             require_writable(output)
         lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
-        chosen = chosen_masks(masks, coverage)
-        translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added)
+        chosen = chosen_masks(masks, coverage if masks else None)
+        translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added, coverage)
         translations = [as_line(line) for line in translator.translate(lines, named[0])]
         write_lines(sys.stdout.buffer if output == "-" else output, translations)
         return
@@ -74,11 +81,11 @@ def translate(
     output = output or f"outputs/{_name(model)}"
     require(output != "-", "translations of a corpus go into a folder; give --output DIR")
     require_writable(output, is_folder=True)
-    chosen = chosen_masks(masks, coverage)
+    chosen = chosen_masks(masks, coverage if masks else None)
     pairs = named or (chosen.pairs if chosen else [])
     require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
     texts = data.read_corpus(corpus, pairs, split)
-    translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added)
+    translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added, coverage)
     outputs = evaluation.translate_test_set(translator, texts, Path(output))
     _say_where(output, outputs, corpus, split)
 
@@ -91,10 +98,11 @@ def _translator(
     codes: Mapping[str, str] | None,
     trust_remote_code: bool,
     added: str | None,
+    coverage: float | None,
 ) -> "evaluation.Translator":
     network, tags = load(model, codes, trust_remote_code)
     if added is not None:
-        beside = adding.load_added(added, network, gate_config=gate)
+        beside = adding.load_added(added, network, gate_config=gate, coverage=coverage)
         tags = data.LanguageTags(beside.extend(tags.tokenizer), codes)
         return evaluation.Translator(network, tags, beside, config)
     return evaluation.Translator(network, tags, masks, config, gate if masks else None)

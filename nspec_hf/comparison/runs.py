@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nspec_hf.core import ConfigError, Pair, digest, plain, read_json, write_json
+from nspec_hf.core import ConfigError, Pair, digest, plain, read_json, require, warn, write_json
 from nspec_hf.data import Outputs, read_outputs
 from nspec_hf.evaluation import VERDICTS, Verdict, compare, sacrebleu_metric
 from nspec_hf.systems import (
@@ -178,6 +178,9 @@ def _on_its_base(plan: RowPlan, plans: Mapping[str, RowPlan], config: Experiment
 
 def _row(name: str, plan: RowPlan, config: ExperimentConfig) -> PlannedRow:
     system, arguments = make_system(plan.system, plan.settings), dict(plan.train)
+    require("seed" not in arguments, f"row {name!r}: a row's seeds are named by `seeds`, not by train.seed")
+    if plan.train and not system.trains:
+        warn(f"row {name!r}: train has no effect, since {system.name} trains nothing; leave it out")
     patience = arguments.pop("patience", config.specialize.patience)
     training = dataclasses.replace(
         config.specialize, arguments={**config.specialize.arguments, **arguments}, patience=patience

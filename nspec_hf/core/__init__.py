@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         require_share as require_share,
         warn as warn,
     )
+    from nspec_hf.core.settings import needs as needs, unused as unused, warn_unused as warn_unused
     from nspec_hf.core.pairs import (
         MANY_TO_ONE as MANY_TO_ONE,
         ONE_TO_MANY as ONE_TO_MANY,

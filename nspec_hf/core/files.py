@@ -181,8 +181,11 @@ def _indented(value: Any, depth: int = 0) -> str:
     return f"{first}{indent}{f',{indent}'.join(inner)}{indent[:-1]}{last}"
 
 
-def check_settings_files(arguments: Sequence[str]) -> None:
+def check_settings_files(arguments: Sequence[str]) -> set[str]:
     """Check the YAML files that a command line names behind `--config`, before a parser reads them.
+
+    Returns:
+        The names that stand in them at the outermost level.
 
     Raises:
         ConfigError: If one is no YAML in UTF-8, or its aliases stand for more values than settings can have
@@ -191,6 +194,7 @@ def check_settings_files(arguments: Sequence[str]) -> None:
     """
     following = [path for flag, path in pairwise(arguments) if flag == "--config"]
     given = [each.removeprefix("--config=") for each in arguments if each.startswith("--config=")]
+    names: set[str] = set()
     for path in following + given:
         try:
             root = yaml.compose(Path(path).read_bytes().decode(), yaml.SafeLoader)
@@ -203,6 +207,8 @@ def check_settings_files(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{path} stands for {size:,} values through its aliases; write out what is meant"
             )
+        names |= {str(name.value) for name, _ in root.value}
+    return names
 
 
 def _yaml_size(node: yaml.Node | None, known: dict[int, int]) -> int:

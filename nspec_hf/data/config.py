@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nspec_hf.core import ConfigError, Pair, require, require_count, require_share
+from nspec_hf.core import ConfigError, Pair, require, require_count, require_share, warn_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ class CorpusConfig:
         for name, limit in {"max_lines": self.max_lines, **self.lines_by_language}.items():
             if limit is not None:
                 require_count(f"the number of lines ({name})", limit)
+        warn_unused(self, {"dataset_name": "dataset", "num_proc": "store"}, "corpus.")
 
     def limit(self, pair: Pair) -> int | None:
         """Return the most lines that a pair takes."""

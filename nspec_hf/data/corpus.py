@@ -210,11 +210,11 @@ class _DatasetReader:
         most, lazy = self.config.most(pairs), bool(self.config.store)
         codes = set(languages_of(pairs))
         place = f"dataset {self.config.dataset}"
-        # Else the words "NA", "None" and "null" of a CSV file would be read as nothing.
-        is_csv = any(path.suffix in (".csv", ".tsv") for path in Path(self.config.dataset).glob("**/*"))
-        options: dict[str, Any] = {"keep_default_na": False} if is_csv else {}
         library = extra("datasets")
         try:
+            reads = library.load_dataset_builder(self.config.dataset, name).config
+            # Else the words "NA", "None" and "null" of a CSV file would be read as nothing.
+            options = {"keep_default_na": False} if hasattr(reads, "keep_default_na") else {}
             rows = library.load_dataset(
                 self.config.dataset, name, split=self.split, streaming=self.config.streaming, **options
             )

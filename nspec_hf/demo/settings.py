@@ -26,7 +26,8 @@ def demo_experiment(
     seed, decay = world.config.seed, config.pretrain.arguments["lr_scheduler_kwargs"]
 
     def budget(planned: TrainConfig, updates: int, **more: Any) -> TrainConfig:
-        arguments = {**planned.arguments, "max_steps": updates, "seed": seed, **more}
+        warmup = min(planned.arguments["warmup_steps"], max(1, updates // 10))
+        arguments = {**planned.arguments, "max_steps": updates, "warmup_steps": warmup, "seed": seed, **more}
         return replace(planned, batches=replace(planned.batches, seed=seed), arguments=arguments)
 
     return replace(
@@ -43,7 +44,6 @@ def demo_experiment(
         pretrain=budget(
             config.pretrain, updates, lr_scheduler_kwargs={**decay, "num_decay_steps": updates // 5}
         ),
-        select=replace(config.select, seed=seed),
         specialize=budget(config.specialize, more_updates),
     )
 

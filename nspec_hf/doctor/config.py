@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ from transformers import Seq2SeqTrainingArguments
 
 from nspec_hf.core import NspecError
 from nspec_hf.doctor.setup import Finding, Setup, one_line
+from nspec_hf.recording import longest_text
 from nspec_hf.training import check_arguments, training_arguments
 
 
 def check_config(setup: Setup) -> Iterator[Finding]:
     """Look at the training arguments; `plain_trainer` says which Trainer they are for."""
+    yield from _training(setup)
+    if setup.pretrain is not None:
+        for finding in _training(replace(setup, train=setup.pretrain)):
+            yield replace(finding, what=f"pretrain: {finding.what}")
+
+
+def _training(setup: Setup) -> Iterator[Finding]:
     given = setup.train.arguments
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +108,7 @@ def _best(given: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _lengths(setup: Setup) -> Iterator[Finding]:
     try:
-        positions = getattr(setup.network.config, "max_position_embeddings", None)
+        positions = longest_text(setup.network)
     except (NspecError, OSError):
         return  # the model's check says why
     longest = setup.train.batches.max_length

@@ -58,6 +58,8 @@ class Setup:
     """Use (`train`, `valid`, `test`) → which split; one that is not named is not looked at."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training run."""
+    pretrain: TrainConfig | None = None
+    """The training of the model itself, where that is made from the text first."""
     plain_trainer: bool = False
     """Whether the arguments are for a plain `Seq2SeqTrainer` with our callback, or with neither."""
     codes: Mapping[str, str] = field(default_factory=dict)

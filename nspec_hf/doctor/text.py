@@ -12,6 +12,7 @@ from dataclasses import replace
 from nspec_hf.core import CorpusError, in_short
 from nspec_hf.data import PairText
 from nspec_hf.doctor.setup import Finding, Setup, one_line
+from nspec_hf.recording import longest_text
 
 _SAMPLE = 1000  # sentences of each side whose tokens are counted
 _TAG = re.compile(r"__[a-z]{2,3}__|>>[\w-]+<<|<2\w+>|\b[a-z]{3}_[A-Z][a-z]{3}\b|</s>|<unk>|<pad>")
@@ -143,7 +144,7 @@ def _leaks(texts: Sequence[_Rows]) -> Iterator[Finding]:
 
 
 def _too_long(setup: Setup, texts: Sequence[_Rows]) -> Iterator[Finding]:
-    positions = getattr(setup.network.config, "max_position_embeddings", None) or sys.maxsize
+    positions = longest_text(setup.network) or sys.maxsize
     in_training = min(setup.train.batches.max_length or positions, positions)
     for text in texts:
         limit = in_training if text.use == "train" else positions

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from nspec_hf.core import ConfigError, require
+from nspec_hf.core import ConfigError, require, warn_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +42,4 @@ class TranslateConfig:
         require(math.isfinite(self.length_penalty), f"length_penalty is finite, got {self.length_penalty}")
         if self.max_source is not None and self.max_source < 8:
             raise ConfigError(f"max_source is 8 tokens or more, or None, got {self.max_source}")
+        warn_unused(self, {"length_penalty": "not num_beams=1"}, "translate.")

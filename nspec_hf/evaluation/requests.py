@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, warn
+from nspec_hf.data import LanguageTags
 
 _OURS = {
     "decoder_input_ids": "the pair's tag is the prompt; prefix_allowed_tokens_fn can prescribe more",
@@ -120,3 +121,34 @@ def by_number(
         numbers: The text's number of each row of the batch.
     """
     return lambda row, ids: allowed(numbers[row], ids)
+
+
+def shortened(
+    texts: Sequence[tuple[int, Pair, list[int]]], limit: int | None, tags: LanguageTags
+) -> list[list[int]]:
+    """Return the token ids of texts; those that are too long are cut, between the tags around them.
+
+    Args:
+        texts: Number, pair and token ids of each text.
+        limit: Tokens beyond which a text is cut; None: none is.
+        tags: How the tokenizer spells languages.
+
+    Warns:
+        UserWarning: If one is cut.
+    """
+    long = [(len(ids), number) for number, _, ids in texts if limit is not None and len(ids) > limit]
+    if limit is None or not long:
+        return [ids for _, _, ids in texts]
+    most, worst = max(long, key=lambda each: each[0])
+    warn(
+        f"{len(long)} texts are longer than {limit} tokens and their ends are not translated (the "
+        f"longest is text {worst} with {most} tokens); split them into sentences"
+    )
+    empty = {pair: tags.encode_source([""], pair)[0] for pair in {pair for _, pair, _ in texts}}
+    return [ids if len(ids) <= limit else _cut(ids, limit, empty[pair]) for _, pair, ids in texts]
+
+
+def _cut(ids: list[int], limit: int, tags: list[int]) -> list[int]:
+    """Return `limit` of a text's tokens; `tags` is what an empty text has."""
+    behind = next(i for i, token in enumerate([*tags[::-1], None]) if token != ids[-1 - i])
+    return ids[: limit - behind] + ids[len(ids) - behind :]

@@ -31,10 +31,10 @@ from nspec_hf.core import (
 )
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation.config import TranslateConfig
-from nspec_hf.evaluation.requests import by_number, check_generation, check_texts, sees_rows
+from nspec_hf.evaluation.requests import by_number, check_generation, check_texts, sees_rows, shortened
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_prompt, eval_mode, plain_model
+from nspec_hf.recording import decoder_prompt, eval_mode, longest_text, plain_model
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -109,6 +109,8 @@ class Translator:
             )
         self.gate = masks
         self.config = config or TranslateConfig()
+        # What the model was made for; None where it counts distances instead (T5).
+        self._positions = longest_text(self.model)
 
     @property
     def acting_gate(self) -> Attachment | None:
@@ -204,27 +206,13 @@ class Translator:
 
     def _shortened(self, rows: list[_Row]) -> list[_Row]:
         """Cut sources that are too long, between the tags around them, and warn about it."""
-        limit = self.limit
-        long = [row for row in rows if limit is not None and len(row.ids) > limit]
-        if limit is None or not long:
-            return rows
-        worst = max(long, key=lambda row: len(row.ids))
-        warn(
-            f"{len(long)} texts are longer than {limit} tokens and their ends are not translated (the "
-            f"longest is text {worst.number} with {len(worst.ids)} tokens); split them into sentences"
-        )
-        tags = {pair: self.tags.encode_source([""], pair)[0] for pair in {row.pair for row in long}}
-        return [_cut(row, limit, tags[row.pair]) if len(row.ids) > limit else row for row in rows]
+        cut = shortened([(row.number, row.pair, row.ids) for row in rows], self.limit, self.tags)
+        return [replace(row, ids=ids) for row, ids in zip(rows, cut, strict=True)]
 
     @property
     def limit(self) -> int | None:
         """Tokens of a source beyond which it is cut; None where nothing says so (T5 counts distances)."""
         return min(filter(None, (self.config.max_source, self._positions)), default=None)
-
-    @property
-    def _positions(self) -> int | None:
-        """How many positions the model was made for; None where it counts distances instead (T5)."""
-        return getattr(self.model.config, "max_position_embeddings", None)
 
     def _batches(self, rows: list[_Row], asked: Mapping[str, Any], one_pair: bool) -> list[list[_Row]]:
         """Return batches by length, longest first, so that memory runs out at once or never."""
@@ -327,12 +315,6 @@ def _lock_of(model: nn.Module) -> Any:
     """Return the lock that calls of all translators of a model take in turn."""
     with _LOCKS_LOCK:
         return _LOCKS.setdefault(model, threading.RLock())
-
-
-def _cut(row: _Row, limit: int, tags: list[int]) -> _Row:
-    """Return a row of `limit` tokens; `tags` is what an empty text has."""
-    behind = next(i for i, token in enumerate([*tags[::-1], None]) if token != row.ids[-1 - i])
-    return replace(row, ids=row.ids[: limit - behind] + row.ids[len(row.ids) - behind :])
 
 
 class _RowLength(StoppingCriteria):

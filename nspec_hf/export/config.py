@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, warn_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class ExportConfig:
             raise ConfigError(f"agreement is a share and must lie in [0, 1], got {self.agreement}")
         if self.format != "ctranslate2" and self.quantization != "float32":
             raise ConfigError(f"format {self.format!r} keeps the model's type; only ctranslate2 quantizes")
+        warn_unused(self, {"multiple_of": "format=padded|pruned|ctranslate2"}, "export.")
 
     @property
     def required(self) -> float:

@@ -33,10 +33,10 @@ from nspec_hf.export.prune import give_up, let_go, padded, pruned, whole, zeroed
 from nspec_hf.export.reading import exported_tokens
 from nspec_hf.export.report import ExportReport
 from nspec_hf.export.trim import Trimmed, expected_tokens, measure, trim
-from nspec_hf.export.verify import Tokens, gated_tokens, prompts, samples
+from nspec_hf.export.verify import Tokens, gated_tokens, prompts, samples, within_positions
 from nspec_hf.export.vocabulary import cut_vocabulary
 from nspec_hf.masks import MASKS_FILE, NeuronMasks
-from nspec_hf.recording import plain_model, refuse_unfit
+from nspec_hf.recording import longest_text, plain_model, refuse_unfit
 
 
 def export_model(
@@ -88,6 +88,7 @@ def export_model(
     known = _of_pairs(held_out, pairs) if held_out else []
     if texts is None and (known or counted):
         texts = {text.pair: text.sources[: config.sample] for text in known or counted or []}
+    config = within_positions(config, model, tags, pairs)
     own = None if masks is None else masks.subset(pairs)
     chosen = own.union("all") if own is not None and len(pairs) > 1 else own
     sharing = sharing_of(own, config)
@@ -115,6 +116,7 @@ def export_model(
             sentences=sum(map(len, proof.sample.values())),
             same=0.0,
             alone=proof.alone,
+            positions=longest_text(model),
         )
         report.write(partial)  # `load_pruned` reads the widths from it
         if release:
@@ -160,7 +162,8 @@ def _proof(
         longest = config.max_new_tokens
         return gated_tokens(model, tags, masks, rows, config.silence, longest, forbidden)
 
-    before = samples(tags, pairs, texts, config.sample)
+    most = longest_text(model, "encoder")
+    before = samples(tags, pairs, texts, config.sample, most)
     acting = own if sharing in ("gated", "apart") else chosen
     other = None if own is chosen else (chosen if acting is own else own)
     written = decode(acting, before)
@@ -169,7 +172,7 @@ def _proof(
     alone = sum(equal) / len(equal)
     if trimmed is None:
         return _Proof(before, written, others if sharing == "gated" else {}, written, alone)
-    sample = samples(trimmed.after, pairs, texts, config.sample)
+    sample = samples(trimmed.after, pairs, texts, config.sample, most)
     rows, gone = {pair: trimmed.old(each) for pair, each in sample.items()}, trimmed.removed
 
     def small(masks: NeuronMasks | None, said: Tokens) -> Tokens:

@@ -60,6 +60,8 @@ class ExportReport:
     than 1 where a model that was trained with each pair's own is not used to more."""
     vocabulary: VocabularyReport | None = None
     """What the trimmed vocabulary does to text; None where it was not trimmed."""
+    positions: int | None = None
+    """Longest text in tokens that it was made for; None where it counts distances instead."""
 
     def __str__(self) -> str:
         """Say it in a few lines."""

@@ -3,18 +3,21 @@
 Decoding is greedy, and without the settings of a model's own `generation_config` that other runtimes lack.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, warn
 from nspec_hf.data import LanguageTags
+from nspec_hf.export.config import ExportConfig
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_prompt, eval_mode
+from nspec_hf.recording import decoder_prompt, eval_mode, longest_text
 
 _BATCH = 16
 _GREEDY = {
@@ -35,7 +38,11 @@ Tokens = dict[Pair, list[list[int]]]
 
 
 def samples(
-    tags: LanguageTags, pairs: Sequence[Pair], texts: Mapping[str, Sequence[str]] | None, count: int
+    tags: LanguageTags,
+    pairs: Sequence[Pair],
+    texts: Mapping[str, Sequence[str]] | None,
+    count: int,
+    longest: int | None = None,
 ) -> Tokens:
     """Return the encoder's token ids of each pair's sample.
 
@@ -44,6 +51,7 @@ def samples(
         pairs: Which pairs.
         texts: Pair → sentences; None makes sentences up.
         count: How many to make up.
+        longest: How many tokens the encoder has positions for; a longer sentence is cut, with a warning.
 
     Raises:
         ConfigError: If texts are given, but none for one of the pairs.
@@ -55,7 +63,20 @@ def samples(
             raise ConfigError(f"no sample text for {', '.join(missing)}")
     else:
         given = dict.fromkeys(pairs, _made_up(tags.tokenizer, count))
-    return {pair: tags.encode_source(given[pair], pair) for pair in pairs}
+    encoded = {pair: tags.encode_source(given[pair], pair) for pair in pairs}
+    too_long = sum(len(row) > (longest or len(row)) for rows in encoded.values() for row in rows)
+    if too_long:
+        warn(f"{too_long} sample sentences are over the model's {longest} positions; their ends are cut")
+    return {pair: [row[:longest] for row in rows] for pair, rows in encoded.items()}
+
+
+def within_positions(
+    config: ExportConfig, model: PreTrainedModel, tags: LanguageTags, pairs: Sequence[Pair]
+) -> ExportConfig:
+    """Return the settings with translations that are no longer than the model has positions for."""
+    prompt = max(len(decoder_prompt(model, tags, pair)) for pair in pairs)
+    room = (longest_text(model, "decoder") or sys.maxsize) - prompt
+    return config if config.max_new_tokens <= room else replace(config, max_new_tokens=max(1, room))
 
 
 def _made_up(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:

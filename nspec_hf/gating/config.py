@@ -3,12 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nspec_hf.core import require, warn
+from nspec_hf.core import require, warn_unused
 
 GateMode = Literal["mask", "slice", "gradient"]
 """The modes; what one does stands in the file with its name, `mask_mode.py` for `mask`."""
 
 Silence = Literal["neuron", "weights"]
+
+_NEEDS = {
+    "silence": "mode=mask|slice",
+    "multiple_of": "mode=slice",
+    "cache_bytes": "mode=slice",
+    "pivot": "zero_shot=compose",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +59,4 @@ class GateConfig:
             require(value in known, f"{name} is one of {', '.join(known)}, got {value!r}")
         require(self.multiple_of is None or self.multiple_of > 0, "multiple_of is a positive number or None")
         require(self.cache_bytes >= 0, "cache_bytes is not negative")
-        if self.mode == "gradient" and self.silence != "neuron":
-            warn(
-                f"silence={self.silence!r} has no effect in mode 'gradient', which silences no neuron: its "
-                "forward pass is dense; leave it out, or use mode 'mask' or 'slice'"
-            )
+        warn_unused(self, _NEEDS, "gate.")

@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.masks.config import Coverage as Coverage, SelectConfig as SelectConfig
+    from nspec_hf.masks.config import (
+        BY_METHOD as BY_METHOD,
+        Coverage as Coverage,
+        SelectConfig as SelectConfig,
+    )
     from nspec_hf.masks.rules import (
         allocate_by_importance as allocate_by_importance,
         select_by_coverage as select_by_coverage,

@@ -13,6 +13,19 @@ PRESETS: dict[str, float] = {"paper": 0.95, "sparse": 0.6}
 """Coverages with a name: that of Tan et al., and the sparsest that lost nothing to fine-tuning in three
 seeds: 42 % of the neurons, after a continuation as long as the base's training (`recipes/RESULTS.md`)."""
 
+_IMPORTANCE = "method=te|av"
+BY_METHOD: dict[str, str] = {
+    "coverage": "method=coverage",
+    "coverage_decoder": "method=coverage",
+    "general": _IMPORTANCE,
+    "threshold": _IMPORTANCE,
+    "by": "method=coverage|te|av",
+    "density": "method=random",
+    "seed": "method=random",
+}
+"""Setting → the method that reads it. An experiment may set them for several systems, so its file is not
+warned of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:

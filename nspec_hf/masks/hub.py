@@ -214,7 +214,7 @@ class SavedMasks:
             if stated["general"]:
                 general = {name: unpack(tensors.pop(f"general/{name}"), widths[name]) for name in widths}
             masks = cls(stated["pairs"], keep, general=general, recipe=recipe, levels=levels)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f"{path} does not describe masks ({error!r}); save them again") from error
         if tensors:
             others = ", ".join(sorted(tensors))

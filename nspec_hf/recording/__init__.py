@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         load_config as load_config,
         load_model as load_model,
         refuse_unfit as refuse_unfit,
+        longest_text as longest_text,
         position_limit as position_limit,
     )
     from nspec_hf.recording.sites import (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nspec_hf.core import as_names, require
+from nspec_hf.core import as_names, require, warn_unused
 
 KINDS = ("ffn", "attention", "ffn_out")
 SIDES = ("encoder", "decoder")
@@ -60,3 +60,4 @@ class RecordConfig:
             limit is None or (type(limit) is int and limit > 0),
             f"max_sentences is a positive whole number or None, got {limit!r}",
         )
+        warn_unused(self, {"label_smoothing": "te"})

@@ -280,21 +280,30 @@ def _reshaped(
     return type(plain_class.__name__, (plain_class,), {"__init__": make})
 
 
-def position_limit(model: nn.Module, side: str) -> int | None:
-    """Return how many tokens a side's table of positions has room for; None where there is no such table.
+def position_limit(model: nn.Module, side: str | None = None) -> int | None:
+    """Return how many tokens fit a model's tables of positions; None where these grow or there are none.
 
     Args:
         model: The plain model.
-        side: `encoder` or `decoder`; the table of a model that names neither is the decoder's.
+        side: `encoder` or `decoder`; None: both. The table of a model that names neither is the decoder's.
     """
     tables = [
-        module
+        module.num_embeddings - getattr(module, "offset", 0)
         for name, module in model.named_modules()
-        if name.endswith("embed_positions")
+        if "position" in name.rpartition(".")[2]
         and isinstance(module, nn.Embedding)  # M2M-100's is none, and grows
-        and ("encoder" in name) == (side == "encoder")
+        and side in (None, "encoder" if "encoder" in name else "decoder")
     ]
-    return min((table.num_embeddings - getattr(table, "offset", 0) for table in tables), default=None)
+    return min(tables, default=None)
+
+
+def longest_text(model: nn.Module, side: str | None = None) -> int | None:
+    """Return how many tokens a model was made for: what its tables hold, and what its config says.
+
+    M2M-100 and NLLB compute those beyond, untrained. None where distances are counted instead (T5).
+    """
+    said = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return min(filter(None, (said, position_limit(model, side))), default=None)
 
 
 def _any_layer(key: str) -> str:

@@ -234,7 +234,7 @@ class ActivationStats:
                 raise ConfigError("a site is not what its name says")
             config = RecordConfig(**{**metadata["config"], "kinds": tuple(metadata["config"]["kinds"])})
             stats = cls(metadata["pairs"], sites, config, metadata["base"], metadata["corpus"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(
                 f"{path} does not describe statistics ({error!r}); record them again"
             ) from error

@@ -1,12 +1,13 @@
 """Translators of exported models, which have the neurons of some pairs alone and refuse all others."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nspec_hf.core import ConfigError, ExportError, Pair, as_pairs, pair_index
 from nspec_hf.data import LanguageTags
-from nspec_hf.evaluation import TranslateConfig, Translator, check_texts
+from nspec_hf.evaluation import TranslateConfig, Translator, check_texts, shortened
 from nspec_hf.export import Decoder, folder_of_pair
 
 # What `generate` calls it → what CTranslate2 calls it.
@@ -56,6 +57,7 @@ class ConvertedTranslator:
         pairs: The pairs whose neurons it has, or that have a model each in it.
         config: Decoding.
         threads: Threads of one translation; 0: what CTranslate2 takes by itself.
+        positions: Longest text in tokens that the model was made for; None: any.
 
     Raises:
         ConfigError: If ctranslate2 is not installed.
@@ -69,6 +71,7 @@ class ConvertedTranslator:
         pairs: Sequence[str],
         config: TranslateConfig | None = None,
         threads: int = 0,
+        positions: int | None = None,
     ) -> None:
         self.tags, self.tokenizer = tags, tags.tokenizer
         self.pairs = as_pairs(pairs)
@@ -77,6 +80,7 @@ class ConvertedTranslator:
         loaded = {place: Decoder(place, tags.tokenizer, threads) for place in dict.fromkeys(places.values())}
         self.decoders = {pair: loaded[place] for pair, place in places.items()}
         """The model of each pair; they may be one."""
+        self._positions = positions
 
     def translate(
         self, texts: str | Sequence[str], pair: str | Sequence[str], **generation: Any
@@ -92,6 +96,9 @@ class ConvertedTranslator:
         Raises:
             UnknownPairError: If the model was not exported for a pair.
             ConfigError: If there are not as many pairs as texts, or CTranslate2 has no such setting.
+
+        Warns:
+            UserWarning: If a source is cut.
         """
         if isinstance(texts, str):
             return self.translate([texts], pair, **generation)[0]
@@ -101,21 +108,24 @@ class ConvertedTranslator:
             self.check(each)
         longest, options = self._options(generation)
         results, groups = [""] * len(texts), {}
-        for number, (text, each) in enumerate(zip(texts, pairs, strict=True)):
-            if text.strip():
-                ids = self.tags.encode_source([text], each)[0]
-                bound = longest or int(self.config.length_ratio * len(ids)) + self.config.length_extra
-                # A bound that depended on other texts would make a translation depend on them.
-                rounded = longest or -(-bound // _STEP) * _STEP
-                decoder = self.decoders[each]
-                groups.setdefault((rounded, decoder), []).append(
-                    (number, ids, self._prefix(each, decoder.start), bound)
-                )
-        for (rounded, decoder), rows in groups.items():
+        rows = [
+            (number, each, self.tags.encode_source([text], each)[0])
+            for number, (text, each) in enumerate(zip(texts, pairs, strict=True))
+            if text.strip()
+        ]
+        for (number, each, _), ids in zip(rows, shortened(rows, self.limit, self.tags), strict=True):
+            decoder = self.decoders[each]
+            prefix = self._prefix(each, decoder.start)
+            room = (self._positions or sys.maxsize) - len(prefix) - 1  # of the decoder
+            bound = min(longest or int(self.config.length_ratio * len(ids)) + self.config.length_extra, room)
+            # A bound that depended on other texts would make a translation depend on them.
+            rounded = min(longest or -(-bound // _STEP) * _STEP, room)
+            groups.setdefault((rounded, decoder), []).append((number, ids, prefix, bound))
+        for (rounded, decoder), group in groups.items():
             found = decoder.decode(
-                [ids for _, ids, _, _ in rows], [prefix for _, _, prefix, _ in rows], rounded, **options
+                [ids for _, ids, _, _ in group], [prefix for _, _, prefix, _ in group], rounded, **options
             )
-            for (number, _, _, bound), ids in zip(rows, found, strict=True):
+            for (number, _, _, bound), ids in zip(group, found, strict=True):
                 written = str(
                     self.tokenizer.decode(
                         ids[:bound], skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -126,8 +136,8 @@ class ConvertedTranslator:
 
     @property
     def limit(self) -> int | None:
-        """Tokens of a source that are translated; None: any number."""
-        return self.config.max_source
+        """Tokens of a source beyond which it is cut; None: any number."""
+        return min(filter(None, (self.config.max_source, self._positions)), default=None)
 
     def check(self, pair: str) -> None:
         """Raise an UnknownPairError where the model was not exported for a pair."""

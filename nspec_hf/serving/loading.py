@@ -105,19 +105,22 @@ def load(
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code in the model's repository may run.
         download: For `huggingface_hub`: `token`, `cache_dir`, `local_files_only` …
-        options: More for `load_model`: `device`, `dtype` … CTranslate2's models have none.
+        options: More for `load_model`: `device`, `dtype` … CTranslate2's models take none.
 
     Raises:
         FileNotFoundError: If it is neither a folder nor a repository.
         ArtifactError: If it holds none of these, a file is damaged, or the model is not named or not there.
         SiteMismatchError: If the masks are for another model.
         UnsupportedModelError: If the model was trained with more than masks (adapters …).
-        ConfigError: If `base` is given for an exported model, or `gate` for one without masks beside it.
+        ConfigError: If `base` is given for an exported model, `gate` for one without masks beside it, an
+            option for one of CTranslate2, or a revision of a base that is not given.
 
     Warns:
         UserWarning: If the model's weights or masks are others than what they were published or trained with.
     """
     download = dict(download or {})
+    if base_revision is not None and base is None:
+        raise ConfigError("base_revision goes with base=; the model that masks name has its own")
     here = fetch(repo_or_folder, (*SMALL_FILES, ADDED_FILE), revision, subfolder, download)
     name, commit = str(repo_or_folder), ""
     hub: dict[str, Any] = {**download, **({"subfolder": subfolder} if subfolder else {})}
@@ -215,7 +218,11 @@ def _exported(
     tags = LanguageTags(load_tokenizer(folder), codes)
     masks, attached = exported_masks(folder), None
     if form == "ctranslate2":
-        translator: Any = ConvertedTranslator(folder, tags, pairs, translate)
+        if given := sorted(name for name, value in options.items() if value is not None):
+            raise ConfigError(f"{folder} is a model of CTranslate2, which takes no {', '.join(given)}")
+        known = report.get("positions")  # not in older ones
+        positions = known if isinstance(known, int) else None
+        translator: Any = ConvertedTranslator(folder, tags, pairs, translate, positions=positions)
         models = {pair: decoder.translator for pair, decoder in translator.decoders.items()}
         model: Any = models if len(set(models.values())) > 1 else models[pairs[0]]
     else:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, warn
 from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
 from nspec_hf.recording import find_sites, linear_at
 from nspec_hf.systems.families import Families, found_families, named_families
@@ -219,6 +219,8 @@ class FamilyAdapters(System):
         data = run.config.data
         if data.families:
             named_families(data.families, run.pairs, data.pivot)
+            if self.families is not None:
+                warn("settings.families has no effect with data.families, which names them; leave one out")
 
     def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Find the families, and keep them in the folder."""

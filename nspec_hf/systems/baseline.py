@@ -13,6 +13,7 @@ class Baseline(System):
 
     name: ClassVar[str] = "baseline"
     source: ClassVar[str] = "the multilingual base, not trained further"
+    trains: ClassVar[bool] = False
 
     def train(self, run: Run) -> dict[str, Any]:
         """Train nothing."""

@@ -51,6 +51,7 @@ class SwappedMasks(NeuronSpecialization):
 
     def check(self, run: Run) -> None:
         """Refuse a single pair, which has nothing to swap with."""
+        super().check(run)
         if len(run.pairs) < 2:
             raise ConfigError("swapped masks need two pairs or more")
 

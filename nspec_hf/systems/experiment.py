@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jsonargparse
 
-from nspec_hf.core import ConfigError, Pair, as_pairs, check_settings_files, english_centric, plain, zero_shot
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    as_pairs,
+    check_settings_files,
+    english_centric,
+    plain,
+    require,
+    zero_shot,
+)
 from nspec_hf.data import CorpusConfig, PairText, VocabularyConfig, read_corpus
 from nspec_hf.evaluation import TranslateConfig
 from nspec_hf.gating import GateConfig
@@ -143,10 +152,10 @@ class ExperimentConfig:
     """What is counted."""
 
     select: SelectConfig = field(default_factory=SelectConfig)
-    """How neurons are chosen."""
+    """How neurons are chosen. The rule itself (`method`) is the system's, such as allocation_te."""
 
     gate: GateConfig = field(default_factory=GateConfig)
-    """How masks act."""
+    """How masks act. Pairs without masks of their own have them composed, through `data.pivot`."""
 
     specialize: TrainConfig = field(default_factory=TrainConfig)
     """Continued training, the same for every system."""
@@ -160,12 +169,26 @@ class ExperimentConfig:
     compare: ComparisonPlan = field(default_factory=ComparisonPlan)
     """For `compare.py`: which systems, with which settings and seeds."""
 
+    def __post_init__(self) -> None:
+        """Refuse two pivots."""
+        pivots = {self.gate.pivot, self.data.pivot}
+        require(
+            self.gate.pivot == GateConfig().pivot or len(pivots) == 1,
+            f"gate.pivot is {self.gate.pivot!r}, but masks are composed through data.pivot, "
+            f"{self.data.pivot!r}; leave gate.pivot out",
+        )
+
     @property
     def base_model(self) -> str:
         """Where the base model is."""
         if self.base.startswith("@"):
             return f"{self.work}/{self.base[1:]}/pretraining/model"
         return self.base or f"{self.work}/base/model"
+
+    @property
+    def seed(self) -> int:
+        """Seed of the continued training, where a run is given none."""
+        return self.specialize.arguments.get("seed", self.specialize.batches.seed)
 
     def begun_with(self, *parts: str) -> dict[str, Any]:
         """Return the settings that must stay the same while a run goes on: which text, and these `parts`.

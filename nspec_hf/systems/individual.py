@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, warn
 from nspec_hf.data import VocabularyConfig
 from nspec_hf.recording import load_config
 from nspec_hf.systems.experiment import DataConfig
@@ -57,7 +57,9 @@ class Individual(System):
         return run.scratch(**self.shape)
 
     def check(self, run: Run) -> None:
-        """Refuse a share that is no update."""
+        """Refuse a share that is no update; warn of smaller models that no pair gets."""
+        if _LOW not in run.config.data.tiers.values() and (self.small or self.small_vocabulary):
+            warn(f"settings.small and small_vocabulary have no effect: data.tiers has no language {_LOW!r}")
         for phase in ("pretrain", "specialize"):
             if self._steps(run, phase) == 0:
                 updates = run.budget(phase).arguments["max_steps"]

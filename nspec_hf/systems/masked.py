@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nspec_hf.core import ConfigError, packed_width
+from nspec_hf.core import ConfigError, packed_width, warn, warn_unused
 from nspec_hf.gating import MASKS_FOLDER, Attachment, GateConfig, GateMode, NeuronGate, Silence
 from nspec_hf.masks import NeuronMasks, SelectConfig
 from nspec_hf.recording import ActivationStats, RecordConfig
@@ -17,6 +17,8 @@ from nspec_hf.systems.system import System, attached
 from nspec_hf.training import last_checkpoint
 
 _MASKS = "masks"
+_KINDS = ("ffn", "attention", "ffn_out")  # what allocation counts
+_SELECTS = {"allocation_te": "te", "allocation_av": "av", "random": "random"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,31 @@ class Masked(System):
 
     mode: GateMode | None = None
     """How the masks act; see `GateConfig.mode`."""
+
+    @property
+    def method(self) -> Literal["coverage", "te", "av", "random"]:
+        """What `SelectConfig.method` is for this system, whatever the experiment says."""
+        return "coverage"
+
+    @property
+    def counts(self) -> bool:
+        """Whether neurons are counted, on the validation text."""
+        return True
+
+    def check(self, run: Run) -> None:
+        """Refuse to count on no text, and warn where the experiment selects by another method.
+
+        Raises:
+            ConfigError: If neurons are counted, and the experiment has no validation text.
+        """
+        if self.counts and not run.config.data.valid_split:
+            raise ConfigError(f"{self.name} counts neurons on validation text; name it: data.valid_split")
+        wanted = run.config.select.method
+        if wanted not in (SelectConfig().method, self.method):
+            warn(
+                f"select.method is {wanted!r}, but {self.name} selects by {self.method}; the system decides: "
+                f"{', '.join(name for name, method in _SELECTS.items() if method == wanted)}"
+            )
 
     def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the system's masks for this base."""
@@ -162,8 +189,16 @@ class RandomMasks(NeuronSpecialization):
     density: float | None = None
     """Share of neurons kept at every gated site; None takes the specialized masks' own, site by site."""
 
+    @property
+    def method(self) -> Literal["coverage", "te", "av", "random"]:
+        """Drawn."""
+        return "random"
+
     def check(self, run: Run) -> None:
         """Refuse masks that are selected anew: these are not selected."""
+        super().check(run)
+        chosen = dict.fromkeys(("coverage", "coverage_decoder", "by", "count"), "not density")
+        warn_unused(self, chosen, "settings.")
         if self.refresh_every is not None:
             raise ConfigError("random masks are drawn once; refresh_every is for neuron_specialization")
 
@@ -196,10 +231,20 @@ class Allocation(Masked):
     by: Literal["pair", "source", "target", "separate"] | None = None
     """Whom specific neurons belong to; see `SelectConfig.by`."""
 
+    @property
+    def method(self) -> Literal["coverage", "te", "av", "random"]:
+        """Importance, of whichever kind."""
+        return self.score
+
+    def check(self, run: Run) -> None:
+        """Warn where the experiment records other sites than this system."""
+        super().check(run)
+        if run.config.record.kinds not in (RecordConfig().kinds, _KINDS):
+            warn(f"record.kinds has no effect with {self.name}, which counts {', '.join(_KINDS)}")
+
     def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the masks by importance."""
-        kinds = ("ffn", "attention", "ffn_out")
-        record = _with(run.config.record, kinds=kinds, **{self.score: True})
+        record = _with(run.config.record, kinds=_KINDS, **{self.score: True})
         given = {"general": self.general, "threshold": self.threshold, "by": self.by}
         select = _with(run.config.select, method=self.score, **given)
         return NeuronMasks.from_config(run.recorded(model, record), select)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, warn_unused
 from nspec_hf.gating import grow, grown_masks
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
@@ -34,14 +34,22 @@ class OwnNeurons(NeuronSpecialization):
     """Which of the base's neurons a pair keeps; `specialized`: by coverage, with the settings of
     `neuron_specialization`."""
 
+    @property
+    def counts(self) -> bool:
+        """Only where old neurons are specialized."""
+        return self.old == "specialized"
+
     def check(self, run: Run) -> None:
         """Refuse masks that are selected anew: what a new neuron does is not counted yet."""
+        super().check(run)
+        chosen = ("coverage", "coverage_decoder", "by", "count", "sides")
+        warn_unused(self, dict.fromkeys(chosen, "old=specialized"), "settings.")
         if self.refresh_every is not None:
             raise ConfigError("own neurons keep their masks; refresh_every is for neuron_specialization")
 
     def model(self, run: Run) -> PreTrainedModel:
         """Return the wider base."""
-        model = run.base()
+        model = self.base(run)
         grow(model, run.pairs, self.share, self.owner, seed=run.seed)
         return model
 

@@ -52,8 +52,14 @@ class Run:
     """Told in a line what begins."""
 
     @classmethod
-    def of(cls, config: ExperimentConfig, row: str, seed: int = 1, inside: str = "", **more: Any) -> Self:
-        """Return the run of a row with a seed, in the folder `work/ROW/sSEED`, or `work/INSIDE/ROW/sSEED`."""
+    def of(
+        cls, config: ExperimentConfig, row: str, seed: int | None = None, inside: str = "", **more: Any
+    ) -> Self:
+        """Return the run of a row with a seed, in the folder `work/ROW/sSEED`, or `work/INSIDE/ROW/sSEED`.
+
+        Without a seed it has the experiment's.
+        """
+        seed = config.seed if seed is None else seed
         require_count("seed", seed, least=0)
         folder = Path(config.work) / inside / row / f"s{seed}"
         return cls(config=config, row=row, seed=seed, folder=folder, **more)

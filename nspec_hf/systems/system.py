@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from nspec_hf.core import TrainingSetupError, plain
+from nspec_hf.core import TrainingSetupError, plain, require
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.systems.run import Outputs, Run
 from nspec_hf.training import SpecializationTrainer, load_weights
@@ -57,8 +57,20 @@ class System:
     extracts: ClassVar[bool] = False
     """Whether something is taken from the base before training, whose time is reported."""
 
+    trains: ClassVar[bool] = True
+    """Whether weights are trained here."""
+
     continued_dropout: float | None = None
     """Dropout of the continued training, in [0, 1); None keeps the base's."""
+
+    def __post_init__(self) -> None:
+        """Refuse a dropout of the continued training where that is not a training of the base."""
+        if self.continued_dropout is not None:
+            require(
+                self.trains and not self.from_scratch,
+                f"continued_dropout is for systems that go on from the base, and {self.name} does not",
+            )
+            require(0 <= self.continued_dropout < 1, "continued_dropout lies in [0, 1)")
 
     @property
     def from_scratch(self) -> bool:
@@ -74,8 +86,11 @@ class System:
 
     def model(self, run: Run) -> PreTrainedModel:
         """Return the model as it is before training, with nothing on it."""
-        changes = {} if self.continued_dropout is None else {"dropout": self.continued_dropout}
-        return run.scratch(**changes) if self.from_scratch else run.base(**changes)
+        return run.scratch() if self.from_scratch else self.base(run)
+
+    def base(self, run: Run) -> PreTrainedModel:
+        """Return a fresh copy of the trained base, with the dropout of the continued training."""
+        return run.base(**({} if self.continued_dropout is None else {"dropout": self.continued_dropout}))
 
     def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Extract what is needed from the model into the folder; return facts for the results.

@@ -6,14 +6,15 @@ Each step is the recipes' own (`pipeline.py`), so a run that was stopped in what
 stood. Fine-tuning with the same budget is run beside it: without that control no gain means anything.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nspec_hf.analysis import analyze, write_report
-from nspec_hf.core import ConfigError, lock_folder, program, require, require_writable
+from nspec_hf.core import ConfigError, lock_folder, program, require, require_writable, warn, warn_unused
 from nspec_hf.data import PairText, read_outputs
 from nspec_hf.evaluation import Comparison, SystemScores, compare, sacrebleu_metric
-from nspec_hf.masks import NeuronMasks
+from nspec_hf.masks import BY_METHOD, NeuronMasks
 from nspec_hf.recording import ActivationStats
 from nspec_hf.systems.baseline import Baseline, FineTune
 from nspec_hf.systems.display import Speaker, TrainingBar, quiet_loading
@@ -26,7 +27,9 @@ from nspec_hf.systems.system import System
 from nspec_hf.training import join_processes
 
 
-def run_to_report(config: ExperimentConfig, system: System, seed: int = 1, control: bool = True) -> Path:
+def run_to_report(
+    config: ExperimentConfig, system: System, seed: int | None = None, control: bool = True
+) -> Path:
     """Run a system of masks and what it is compared with, or go on where a stopped run stood.
 
     Everything lies in `config.work`: the base, and a folder of each system with its statistics, masks,
@@ -36,7 +39,7 @@ def run_to_report(config: ExperimentConfig, system: System, seed: int = 1, contr
     Args:
         config: The experiment.
         system: What is run.
-        seed: Of the continued training.
+        seed: Of the continued training; None: the experiment's.
         control: Whether to fine-tune all neurons with the same budget, and to compare with that; else the
             system is compared with the base.
 
@@ -55,6 +58,7 @@ def run_to_report(config: ExperimentConfig, system: System, seed: int = 1, contr
     )
     if join_processes().num_processes > 1:
         raise ConfigError("this is for one process; launch recipes/specialize.py with several")
+    _warn_of_unread(config, system)
     speaker = Speaker()
     others: list[System] = [*([Baseline()] if config.base else []), *([FineTune()] if control else [])]
     runs = {
@@ -84,6 +88,15 @@ def run_to_report(config: ExperimentConfig, system: System, seed: int = 1, contr
         _write_report(run, page, scores, comparison, reference)
     speaker.show(_ending(run, page))
     return page
+
+
+def _warn_of_unread(config: ExperimentConfig, system: Masked) -> None:
+    """Warn of what the file says for other recipes, or for other systems, and what nothing reads here."""
+    warn_unused(dataclasses.replace(config.select, method=system.method), BY_METHOD, "select.")
+    if config.base:
+        warn_unused(config, dict.fromkeys(("vocabulary", "pretrain"), "not base"))
+    if config.compare.rows:
+        warn(f"compare.rows are for recipes/compare.py; what is run here is {system.name} and its control")
 
 
 def _tested(

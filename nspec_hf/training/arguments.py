@@ -6,11 +6,13 @@ test fails when the library has one that does not.
 """
 
 import functools
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -19,8 +21,9 @@ from transformers import GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArgume
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from nspec_hf.core import ConfigError, TrainingSetupError, plain, require, warn
+from nspec_hf.core import ArtifactError, ConfigError, TrainingSetupError, plain, read_json, require, warn
 from nspec_hf.data import BatchConfig
+from nspec_hf.training.checkpoints import MADE_BY_FILE, last_checkpoint
 from nspec_hf.training.config import TrainConfig
 
 HONOURED = frozenset(
@@ -107,6 +110,15 @@ _OUR_DEFAULTS: dict[str, Any] = {
     # Else the patience of early stopping would begin anew with every sitting.
     "restore_callback_states_from_checkpoint": True,
 }
+_LEAST = {
+    **dict.fromkeys("gradient_accumulation_steps save_total_limit max_steps".split(), 1),
+    **dict.fromkeys("generation_max_length generation_num_beams dataloader_prefetch_factor".split(), 1),
+    **dict.fromkeys("eval_accumulation_steps torch_empty_cache_steps".split(), 1),
+    **dict.fromkeys("dataloader_num_workers seed weight_decay max_grad_norm warmup_steps".split(), 0),
+    **dict.fromkeys("eval_delay learning_rate label_smoothing_factor neftune_noise_alpha".split(), 0),
+}
+"""The least that an argument can be; the library finds out in the middle of the work, or never."""
+_ABOVE_ZERO = ("save_steps", "eval_steps", "logging_steps", "num_train_epochs")
 _BY_METRIC = ("load_best_model_at_end", "metric_for_best_model", "best", "reduce_lr_on_plateau", "greedy")
 _CHOSEN_BY_THE_RUN = ("output_dir", "resume_from_checkpoint")
 
@@ -213,7 +225,7 @@ def training_arguments(
         name: "no" if value is False and name.endswith("_strategy") else _whole(name, value)
         for name, value in config.arguments.items()
     }
-    chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()}
+    chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()} | _for_few_updates(given, output)
     if str(join_processes().device) == "cpu":
         # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
         chosen |= {"use_cpu": True, "dataloader_pin_memory": False}
@@ -224,6 +236,9 @@ def training_arguments(
         chosen |= {"metric_for_best_model": "eval_text_loss", "greater_is_better": False}
     if config.patience:
         chosen["load_best_model_at_end"] = True
+    _check_evaluations({**chosen, **given})
+    for name, value in given.items():
+        _check_range(name, value)
     try:
         arguments = Seq2SeqTrainingArguments(**{**chosen, **given, "output_dir": str(output)})
         _try_out(arguments)
@@ -235,6 +250,58 @@ def training_arguments(
     return arguments
 
 
+def _for_few_updates(given: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Return a warm-up of a tenth of the updates, where these are so few that the usual one takes half.
+
+    A run that goes on, perhaps for longer, has the one that it began with.
+    """
+    updates, usual = given.get("max_steps", -1), _OUR_DEFAULTS["warmup_steps"]
+    if "warmup_steps" in given or not isinstance(updates, int) or not 0 < updates < 2 * usual:
+        return {}
+    begun = Path(last_checkpoint(output) or output / "model") / MADE_BY_FILE
+    known = read_json(begun, ArtifactError) if begun.is_file() else {}
+    kept = known.get("arguments", {}).get("warmup_steps") if isinstance(known, dict) else None
+    if isinstance(kept, (int, float)):
+        return {"warmup_steps": kept}
+    shorter = max(1, updates // 10)
+    warn(
+        f"warmup_steps is {shorter}, a tenth of max_steps {updates}, since the usual {usual:,} would take "
+        "half of the training or more; set warmup_steps to have another"
+    )
+    return {"warmup_steps": shorter}
+
+
+def _check_evaluations(asked: Mapping[str, Any]) -> None:
+    """Warn where a run is shorter than the time to its first evaluation.
+
+    Raises:
+        ConfigError: If the best checkpoint is then to be chosen, or training to be stopped, by evaluations.
+    """
+    updates, every = asked.get("max_steps", -1), asked.get("eval_steps") or asked.get("logging_steps", 500)
+    numbers = isinstance(updates, int) and isinstance(every, int)
+    if asked.get("eval_strategy") != "steps" or not numbers or not 1 <= updates < every:
+        return
+    message = (
+        f"the validation text is looked at every {every} updates, and there are {updates} in all; set "
+        "eval_steps and save_steps to about a tenth of max_steps"
+    )
+    require(not asked.get("load_best_model_at_end"), f"no checkpoint can be the best: {message}")
+    warn(message)
+
+
+def _check_range(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or (name == "max_steps" and value == -1):
+        return
+    require(math.isfinite(value), f"training argument {name} is a finite number, got {value}")
+    least, above = _LEAST.get(name), name in _ABOVE_ZERO
+    require(least is None or value >= least, f"training argument {name} is {least} or more, got {value}")
+    require(not above or value > 0, f"training argument {name} is above 0, got {value}")
+    if name == "label_smoothing_factor":
+        require(value < 1, f"training argument {name} is a share below 1, got {value}")
+    if name == "seed":
+        require(value < 2**32, f"training argument {name} is below 2 to the 32, got {value}")
+
+
 def _try_out(args: Seq2SeqTrainingArguments) -> None:
     """Make what the Trainer makes of its arguments only after the data is read."""
     get_reporting_integration_callbacks(args.report_to)
@@ -243,12 +310,16 @@ def _try_out(args: Seq2SeqTrainingArguments) -> None:
         is_config = isinstance(generation, GenerationConfig)
         Seq2SeqTrainer.load_generation_config(generation if is_config else str(generation))
     if args.optim_target_modules is None:
-        Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args)
+        kind, settings = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args)
+        if kind.__module__.startswith("torch."):  # others may want a GPU
+            kind([torch.zeros(1, requires_grad=True)], **settings)
+    if not isinstance(schedule, (dict, NoneType)):
+        raise TypeError(f"lr_scheduler_kwargs are names and values, got {schedule!r}")
     steps = args.max_steps if args.max_steps > 0 else 1000
     get_scheduler(
         args.lr_scheduler_type,
         torch.optim.SGD([torch.zeros(1)]),
         num_warmup_steps=args.get_warmup_steps(steps),
         num_training_steps=steps,
-        scheduler_specific_kwargs=schedule if isinstance(schedule, dict) else None,
+        scheduler_specific_kwargs=schedule,
     )

@@ -24,11 +24,12 @@ from nspec_hf.core import TrainingSetupError, plain, warn
 from nspec_hf.data import LanguageTags
 from nspec_hf.gating import MASKS_FOLDER, Attachment
 from nspec_hf.training.checkpoints import STATE_NAME
-from nspec_hf.training.loss import PairTally, TokenLoss
+from nspec_hf.training.loss import PairTally, TokenLoss, shifts_labels
 from nspec_hf.training.setup_checks import (
     check_finite,
     check_one_target_language,
     check_same_pairs,
+    check_schedule,
     check_setup,
     collator_of,
 )
@@ -58,7 +59,8 @@ class SpecializationCallback(TrainerCallback):
         self.gate = gate
         # No lambda: a callback that is copied or pickled must ask its own gate.
         last_rows = partial(attrgetter("last_rows"), gate)
-        self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=last_rows)
+        shifts = shifts_labels(gate.model)
+        self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=last_rows, shifts=shifts)
         self.in_plain_trainer = True
         self._checked_loss = False
 
@@ -78,6 +80,7 @@ class SpecializationCallback(TrainerCallback):
         check_same_pairs("masks", self.gate.pairs, "training corpus", getattr(data, "pairs", None))
         if self.in_plain_trainer:
             check_setup(self.gate.model, args, data, collator)
+            check_schedule(args, state.max_steps)
             self._check_columns(args)
             if getattr(args, "predict_with_generate", False):
                 tokenizer = kwargs.get("processing_class")

@@ -15,8 +15,8 @@ class TrainConfig:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Any `Seq2SeqTrainingArguments` by name: `max_steps`, `learning_rate`, `bf16` … On the command line it
     may go without this word: `--train.warmup_steps 200`. Where it is silent: Adam with β 0.9/0.98 and ε 1e-9,
-    learning rate 5e-4 after 4,000 warm-up updates, inverse square root, label smoothing 0.1 (Tan et al. 2024,
-    A.2)."""
+    learning rate 5e-4 after 4,000 warm-up updates (a tenth of `max_steps` where that is less than 8,000),
+    inverse square root, label smoothing 0.1 (Tan et al. 2024, A.2)."""
 
     batches: BatchConfig = field(default_factory=BatchConfig)
     """How sentences are put into batches."""

@@ -13,6 +13,7 @@ from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, add_up, is_spread, part, warn
 from nspec_hf.data import IGNORED, EncodedCorpus, LanguageTags, PairCollator
+from nspec_hf.recording import position_limit
 
 
 def check_setup(model: nn.Module, args: TrainingArguments, data: object, collator: object) -> None:
@@ -91,6 +92,16 @@ def check_saving(model: nn.Module) -> None:
         raise TrainingSetupError(
             f"model.generation_config cannot be saved, so the trained model could not be either: {error}"
         ) from error
+
+
+def check_schedule(args: TrainingArguments, updates: int) -> None:
+    """Warn of a warm-up that takes the whole training, so that the learning rate never arrives."""
+    warmup = args.get_warmup_steps(updates)
+    if 0 < updates <= warmup:
+        warn(
+            f"{warmup} warm-up updates of {updates} in all: training ends before the learning rate of "
+            f"{args.learning_rate:g} is reached; set warmup_steps to about a tenth of the updates"
+        )
 
 
 def check_layerdrop(model: nn.Module, world_size: int) -> None:
@@ -186,16 +197,6 @@ def check_lengths(model: nn.Module, corpus: EncodedCorpus) -> None:
             f"a sentence of the corpus has {longest} tokens, but the model has {limit} positions; encode the "
             f"text with encode_corpus(…, max_length={limit}), or set BatchConfig(max_length={limit})"
         )
-
-
-def position_limit(model: nn.Module) -> int | None:
-    """Return how many tokens fit a model's tables of positions; None where these grow or there are none."""
-    tables = [
-        module.num_embeddings - getattr(module, "offset", 0)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
-    ]
-    return min(tables, default=None)
 
 
 def check_one_target_language(tags: LanguageTags | None, pairs: Sequence[Pair], evaluates: bool) -> None:

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
-from nspec_hf.core import ConfigError, Pair, TrainingSetupError, plain, rank, warn, write_json
+from nspec_hf.core import ConfigError, Pair, TrainingSetupError, plain, rank, warn, warn_unused, write_json
 from nspec_hf.data import LanguageTags, as_tags
 from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover
-from nspec_hf.masks import NeuronMasks, SelectConfig
+from nspec_hf.masks import BY_METHOD, NeuronMasks, SelectConfig
 from nspec_hf.recording import (
     RecordConfig,
     RowPairs,
@@ -78,7 +78,7 @@ class Specialization:
         gate: How masks act.
 
     Raises:
-        ConfigError: If there is neither `pair` nor `column`, or both.
+        ConfigError: If there is neither `pair` nor `column`, or both, or what goes with the other.
         UnknownLanguageError: If the tokenizer has no tag for a target language, and its family uses them.
 
     Attributes:
@@ -102,6 +102,11 @@ class Specialization:
             raise ConfigError(
                 "say pair='en-de', or column='pair' where a column of the data names each row's"
             )
+        if pair is not None and tuple(pairs):
+            raise ConfigError("pairs go with column=; with pair= all rows are of that one")
+        if codes and isinstance(tokenizer, LanguageTags):
+            raise ConfigError("LanguageTags have codes of their own; give codes with a plain tokenizer")
+        warn_unused(select, BY_METHOD, "select.")
         self._network = plain_model(model)
         freeze_unsaved(self._network)
         tags = as_tags(tokenizer, codes)

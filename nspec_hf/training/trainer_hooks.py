@@ -5,6 +5,7 @@ when a release of the library calls one of these otherwise.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -16,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from nspec_hf.recording import plain_model
 from nspec_hf.training.checkpoints import STATE_NAME, best_checkpoint
-from nspec_hf.training.setup_checks import check_finite
+from nspec_hf.training.setup_checks import check_finite, check_schedule
 
 
 def keep_ties(accelerator: Accelerator) -> None:
@@ -105,6 +106,11 @@ class HookedTrainer(Seq2SeqTrainer):
         super().create_accelerator_and_postprocess()
         keep_ties(self.accelerator)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule of the learning rate, and warn where its warm-up takes the whole training."""
+        check_schedule(self.args, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
     @classmethod
     def adopt(cls, trainer: Seq2SeqTrainer, keeps_columns: tuple[str, ...]) -> Self:
         """Make a trainer that exists one of this class, above its own where that is a script's.
@@ -142,6 +148,16 @@ class HookedTrainer(Seq2SeqTrainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 states.setdefault(type(callback).__name__, {})
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as the library does, each row once.
+
+        Its `Seq2SeqTrainer` also keeps the rows that fill the last batches of several processes: predictions
+        of those come twice, and are scored twice.
+        """
+        objects = self.args.eval_use_gather_object
+        self.gather_function = partial(self.accelerator.gather_for_metrics, use_gather_object=objects)
+        return super().evaluation_loop(*args, **kwargs)
 
     def _metrics_of(
         self, data: Dataset, rows: int, ignore_keys: list[str] | None, prefix: str, generation: dict[str, Any]

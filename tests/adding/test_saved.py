@@ -2,8 +2,15 @@
 
 import pytest
 from huggingface_hub import ModelCard
+from torch.utils.data import DataLoader
 
-from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for, save_added
+from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for, load_added, save_added
+from nspec_hf.cli.main import main
+from nspec_hf.core import ConfigError
+from nspec_hf.data import PairCollator
+from nspec_hf.evaluation import Translator
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import RecordConfig, record
 from tests.helpers import tiny_text
 from tests.helpers.hub_stand_in import HubStandIn, run
 
@@ -56,3 +63,36 @@ def test_the_card_s_metadata_is_what_the_hub_reads_whatever_yaml_takes_a_code_fo
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.language == ["en", "no", "nob"]  # unquoted, YAML takes "no" for False
     assert (data.library_name, data.base_model) == ("nspec_hf", named)
+
+
+def test_old_pairs_run_at_the_level_of_their_masks_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = tiny_text.model(), tiny_text.tokenizer()
+    model.save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    old = ["en-de", "de-en"]
+    loader = DataLoader(
+        tiny_text.corpus(12, pairs=old), batch_size=6, collate_fn=PairCollator(tokenizer, old)
+    )
+    stats = record(model, loader, old, RecordConfig(progress=False))
+    masks = NeuronMasks.from_coverage(stats, 0.9, levels=(0.3,))
+    layout = layout_for(model, ["en-fr"], AddConfig(), 0.5, ids=[4, 9], about={"base": "base"})
+    save_added(AddedPairs(model, [Addition(model, layout).draw(model, 1, {})], masks), "added")
+    texts = tiny_text.sentences(6, seed=2)["en"]
+    tmp_path.joinpath("in.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    found = {}
+    for coverage in ("0.3", "0.9"):
+        line = ["translate", "--model", "base", "--added", "added", "--pair", "en-de", "--input", "in.txt"]
+        assert main([*line, "--coverage", coverage, "--output", "out.txt"]) == 0
+        found[coverage] = tmp_path.joinpath("out.txt").read_text(encoding="utf-8").splitlines()
+        expected = Translator(model, tokenizer, masks.at(float(coverage))).translate(texts, "en-de")
+        assert found[coverage] == expected
+    assert found["0.3"] != found["0.9"]
+
+
+def test_a_coverage_without_masks_of_old_pairs_is_refused(tmp_path):
+    model = tiny_text.model()
+    layout = layout_for(model, ["en-fr"], AddConfig(), 0.5, ids=[4, 9], about={"base": "base"})
+    save_added(AddedPairs(model, [Addition(model, layout).draw(model, 1, {})]), tmp_path)
+    with pytest.raises(ConfigError, match="holds no masks of old pairs"):
+        load_added(tmp_path, model, coverage=0.5)

@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -248,6 +249,9 @@ class _Library:
     def __init__(self):
         self.asked, self.rows = [], 0
 
+    def load_dataset_builder(self, dataset, name):
+        return SimpleNamespace(config=SimpleNamespace())
+
     def load_dataset(self, dataset, name, split, streaming):
         self.asked.append((dataset, name, split, streaming))
         for row in [*ROWS, {"en": "never"}]:
@@ -267,6 +271,24 @@ def test_each_configuration_of_a_dataset_is_read_once_and_no_further_than_needed
     assert [text.sources for text in texts] == [EN, DE, FR]
     assert library.asked == [("opus-100", each, "train", True) for each in asked]
     assert library.rows == 3 * len(asked)
+
+
+def test_words_that_pandas_reads_as_nothing_are_words_in_a_csv_of_the_hub_too(tmp_path, monkeypatch):
+    """The library is the real one, but for the place that a repository's files come from."""
+    real, words = pytest.importorskip("datasets"), ["NA", "None", "null", "nan", "N/A", "a dog"]
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    rows = "".join(f"{word},{word} de\n" for word in words)
+    (folder / "train.csv").write_text(f"en,de\n{rows}", encoding="utf-8")
+    hub = SimpleNamespace(
+        load_dataset_builder=lambda name, *given: real.load_dataset_builder(str(folder), *given),
+        load_dataset=lambda name, *given, **more: real.load_dataset(str(folder), *given, **more),
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("nspec_hf.data.corpus.extra", lambda module: hub)
+    (text,) = read_corpus(CorpusConfig(dataset="me/words"), ["en-de"], "train")
+    assert text.sources == words
+    assert text.targets == [f"{word} de" for word in words]
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):

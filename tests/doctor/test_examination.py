@@ -264,6 +264,29 @@ def test_the_command_reads_the_file_of_a_training_run(sound, tmp_path, capsys):
     assert "20 warm-up updates of 10 in all" in capsys.readouterr().out
 
 
+def test_the_command_reads_the_file_of_an_experiment_with_both_trainings(sound, tmp_path, capsys):
+    settings = tmp_path / "mine.yaml"
+    settings.write_text(
+        f"name: mine\nwork: {tmp_path}/work\nvocabulary: {{size: 70}}\nmodel: {{d_model: 16}}\n"
+        f"data: {{corpus: {{path: {sound}/text}}, pairs: [en-de, de-en], test_split: train}}\n"
+        "pretrain: {arguments: {max_steps: 10, warmup_steps: 30}}\n"
+        "specialize: {arguments: {max_steps: 10, warmup_steps: 20}}\n",
+        encoding="utf-8",
+    )
+    assert main(["doctor", "--config", str(settings)]) == 1  # the base is not made yet
+    said = capsys.readouterr().out
+    assert "model: not checked (there is no model" in said
+    assert "✗ 20 warm-up updates of 10 in all" in said
+    assert "✗ pretrain: 30 warm-up updates of 10 in all" in said
+    assert "100% of the lines of en-de (test) are among the training lines" in said
+    given = ["--model", f"{sound}/model", "--masks", f"{sound}/masks", "--specialize.warmup_steps", "1"]
+    assert main(["doctor", str(settings), *given, "--data.test_split", "test"]) == 0
+    said = capsys.readouterr().out
+    assert "pretrain" not in said
+    for kind in ("model", "tokenizer", "config", "masks", "text"):
+        assert f"{kind}: fine" in said or f"{kind}: 1 to know" in said or f"{kind}: 2 to know" in said
+
+
 def test_a_note_alone_does_not_change_the_exit_status():
     note = Finding(what="a", why="b", mend="c", level="note")
     assert Report(findings={"text": [note]}).exit_status == 0

@@ -419,6 +419,24 @@ def test_settings_for_generation_that_greedy_decoding_has_not_change_no_proof(to
     assert export_model(model, tokenizer, masks, "en-de", tmp_path / "out", config).same == 1.0
 
 
+@pytest.mark.parametrize("form", ["zeroed", "pruned", "ctranslate2"])
+def test_a_proof_goes_no_further_than_the_model_has_positions(form, tokenizer, tmp_path):
+    """Marian's tables hold 12 positions; sentences of the sample and translations were to be longer."""
+    if form == "ctranslate2":
+        pytest.importorskip("ctranslate2")
+    model = make("marian", tokenizer, max_position_embeddings=12)
+    masks = random_masks(model)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None  # no translation ends before
+    config = ExportConfig(format=form, max_new_tokens=64)
+    texts = {"en-de": [" ".join(TEXT), TEXT[3]]}
+    with pytest.raises(IndexError):
+        zeroed(model, masks, Pair("en-de"), "neuron").generate(torch.full((1, 3), 5), max_new_tokens=64)
+    with pytest.warns(UserWarning, match="1 sample sentences are over the model's 12 positions"):
+        report = export_model(model, tokenizer, masks, "en-de", tmp_path / "out", config, texts)
+    assert (report.same, report.positions) == (1, 12)
+    assert 8 < report.config.max_new_tokens < 12
+
+
 def proof(model, tokenizer, masks):
     tags, pair = LanguageTags(tokenizer), Pair("en-de")
     return model, tags, masks.subset([pair]), {pair: tags.encode_source(TEXT, pair)}, "neuron", 6

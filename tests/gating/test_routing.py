@@ -130,6 +130,13 @@ def test_ids_that_are_no_numbers_are_refused_by_name(model, masks, ids):
         model(**without_ids(random_batch(rows=2)), pair_ids=ids)
 
 
+@pytest.mark.parametrize("mode", ["mask", "slice", "gradient"])
+def test_a_batch_without_rows_has_an_answer_without_rows(model, masks, mode):
+    none = {name: tensor[:0] for name, tensor in random_batch().items() if name != "labels"}
+    with torch.no_grad(), NeuronGate(model, masks, GateConfig(mode=mode)):
+        assert model(**none).logits.shape[0] == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
 def test_ids_of_any_integer_type_are_indices(model, masks, dtype):
     """PyTorch takes uint8 for booleans: [0, 1, 1] of three pairs would silently be pairs 1 and 2."""

@@ -156,3 +156,13 @@ def test_metadata_nested_too_deeply_are_refused(victim, nested):
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(ArtifactError):
         load(path)
+
+
+def test_numbers_beyond_a_float_s_are_refused(victim):
+    path, kind, load, _, tensors, metadata = victim
+    sites = [{**site, "width": 10**400} for site in metadata["sites"]]
+    for changed in ({"levels": [10**400]}, {"sites": sites}):
+        if kind == "nspec_masks" or "sites" in changed:
+            write_artifact(path, tensors, {**metadata, **changed}, kind)
+            with pytest.raises(ArtifactError):
+                load(path)

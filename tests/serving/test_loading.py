@@ -17,6 +17,7 @@ from nspec_hf.masks import NeuronMasks, Recipe
 from nspec_hf.recording import find_sites, weight_fingerprint
 from nspec_hf.serving import load
 from tests.helpers.hub_stand_in import HubStandIn, run
+from tests.helpers.models import tiny_marian
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
 
 SHORT = TranslateConfig(num_beams=2, length_ratio=1.0, length_extra=3, progress=False)
@@ -170,6 +171,40 @@ def test_an_exported_model_translates_its_pairs_as_the_gate_does_and_no_other(
             call("fr-en")
     with pytest.raises(ConfigError, match="baked in"):
         load(tmp_path / form, base="some/base")
+
+
+@pytest.mark.parametrize("longest", [None, 100])
+def test_a_converted_model_cuts_what_its_positions_do_not_hold_as_the_plain_one_does(tmp_path, longest):
+    ids = tokenizer()
+    network = tiny_marian(
+        vocab_size=len(ids),
+        decoder_vocab_size=len(ids),
+        max_position_embeddings=12,
+        pad_token_id=ids.pad_token_id,
+        eos_token_id=ids.eos_token_id,
+        decoder_start_token_id=ids.pad_token_id,
+    )
+    chosen = masks(network)
+    export_model(
+        network, ids, chosen, "en-de", tmp_path / "ct2", ExportConfig(format="ctranslate2", sample=4)
+    )
+    greedy = TranslateConfig(num_beams=1, length_ratio=3.0, length_extra=9, progress=False)
+    long = ["one two three " * 9, "two"]
+    with pytest.warns(UserWarning, match="1 texts are longer than 12 tokens"):
+        expected = Translator(network, ids, chosen, greedy).translate(long, "en-de")
+    loaded = load(tmp_path / "ct2", translate=greedy)
+    assert loaded.translator.limit == 12
+    with pytest.warns(UserWarning, match="1 texts are longer than 12 tokens"):
+        found = loaded.translate(long, "en-de", **({"max_new_tokens": longest} if longest else {}))
+    assert found == expected
+
+
+def test_what_would_be_passed_over_without_a_word_is_refused(network, chosen, tmp_path):
+    export_model(network, tokenizer(), chosen, "en-de", tmp_path / "ct2", ExportConfig(format="ctranslate2"))
+    with pytest.raises(ConfigError, match="CTranslate2, which takes no device, dtype"):
+        load(tmp_path / "ct2", device="cuda", dtype=torch.float16)
+    with pytest.raises(ConfigError, match="base_revision goes with base="):
+        load(tmp_path, base_revision="main")
 
 
 def test_a_converted_model_refuses_settings_that_its_library_does_not_have(network, chosen, tmp_path):

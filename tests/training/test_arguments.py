@@ -4,7 +4,8 @@ from dataclasses import fields
 from itertools import combinations
 
 import pytest
-from transformers import Seq2SeqTrainingArguments
+import torch
+from transformers import Seq2SeqTrainingArguments, get_scheduler
 
 from nspec_hf.core import ConfigError, TrainingSetupError
 from nspec_hf.data import BatchConfig
@@ -54,6 +55,75 @@ def test_what_an_encoded_corpus_has_no_use_for_is_warned_about(tmp_path, argumen
 def test_what_would_give_another_training_is_refused(tmp_path, argument):
     with pytest.raises(TrainingSetupError, match=f"{next(iter(argument))} is not used"):
         check_arguments(given(tmp_path, **argument), BATCHES)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate is 0 or more, got -1"),
+        ({"learning_rate": float("nan")}, "learning_rate is a finite number"),
+        ({"weight_decay": float("inf")}, "weight_decay is a finite number"),
+        ({"label_smoothing_factor": 1.5}, "label_smoothing_factor is a share below 1"),
+        ({"label_smoothing_factor": -0.1}, "label_smoothing_factor is 0 or more"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 1 or more, got 0"),
+        ({"adam_beta1": 1.5}, "cannot be used: Invalid beta"),
+        ({"adam_epsilon": -1.0}, "cannot be used: Invalid epsilon"),
+        ({"seed": -1}, "seed is 0 or more"),
+        ({"seed": 2**32}, "seed is below 2 to the 32"),
+        ({"save_steps": 0}, "save_steps is above 0"),
+        ({"eval_steps": -3}, "eval_steps is above 0"),
+        ({"logging_steps": 0}, "logging_steps is above 0"),
+        ({"save_total_limit": -2}, "save_total_limit is 1 or more"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers is 0 or more"),
+        ({"lr_scheduler_kwargs": 7}, "lr_scheduler_kwargs are names and values, got 7"),
+        ({"max_steps": 0}, "max_steps is 1 or more, got 0"),
+        ({"max_steps": -5}, "max_steps is 1 or more, got -5"),
+        ({"num_train_epochs": 0}, "num_train_epochs is above 0"),
+        ({"generation_num_beams": 0}, "generation_num_beams is 1 or more"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is 0 or more"),
+    ],
+)
+def test_values_that_end_in_an_error_of_the_library_later_or_in_none_are_refused(tmp_path, argument, says):
+    with pytest.raises(ConfigError, match=says):
+        training_arguments(TrainConfig(arguments={"warmup_steps": 1, **argument}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_at_the_edge_are_taken(tmp_path):
+    edge = {"learning_rate": 0.0, "seed": 2**32 - 1, "max_steps": -1, "save_steps": 0.1, "logging_steps": 1}
+    edge |= {"dataloader_num_workers": 0, "warmup_steps": 0, "max_grad_norm": 0.0, "save_total_limit": 1}
+    assert training_arguments(TrainConfig(arguments=edge), tmp_path).seed == 2**32 - 1
+
+
+@pytest.mark.parametrize(("updates", "warmup"), [(500, 50), (3, 1), (7999, 799)])
+def test_a_warm_up_that_no_one_chose_fits_into_few_updates(tmp_path, updates, warmup):
+    with pytest.warns(UserWarning, match=rf"warmup_steps is {warmup}, a tenth of max_steps {updates}"):
+        made = training_arguments(TrainConfig(arguments={"max_steps": updates}), tmp_path)
+    rates = [min(step / warmup, (warmup / step) ** 0.5) for step in range(1, updates + 1)]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = get_scheduler(made.lr_scheduler_type, optimizer, made.get_warmup_steps(updates), updates)
+    for rate in rates[:200]:
+        optimizer.step()
+        schedule.step()
+        assert schedule.get_last_lr()[0] == pytest.approx(rate)
+    assert max(rates) == 1
+
+
+def test_a_warm_up_that_was_chosen_or_fits_stays(tmp_path, recwarn):
+    for given_, expected in (({"max_steps": 8000}, 4000), ({"max_steps": 500, "warmup_steps": 400}, 400)):
+        assert training_arguments(TrainConfig(arguments=given_), tmp_path).warmup_steps == expected
+    assert training_arguments(TrainConfig(), tmp_path).warmup_steps == 4000
+    assert not recwarn.list
+
+
+def test_a_run_that_ends_before_its_first_evaluation_is_told_and_refused_where_the_best_is_wanted(tmp_path):
+    short = {"max_steps": 300, "warmup_steps": 10}
+    with pytest.warns(UserWarning, match="looked at every 500 updates, and there are 300 in all"):
+        training_arguments(TrainConfig(arguments=short), tmp_path, evaluates=True)
+    with pytest.raises(ConfigError, match=r"no checkpoint can be the best: .* set eval_steps"):
+        training_arguments(TrainConfig(arguments=short, patience=2), tmp_path, evaluates=True)
+    every = {**short, "eval_steps": 100, "save_steps": 100}
+    training_arguments(TrainConfig(arguments=every, patience=2), tmp_path, evaluates=True)
 
 
 def test_usual_arguments_pass_without_a_word(tmp_path, recwarn):

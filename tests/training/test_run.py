@@ -5,6 +5,7 @@ import fcntl
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -259,6 +260,18 @@ def test_how_long_and_how_a_run_is_watched_may_change(whole, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(whole[0], folder)
     assert run(folder, config(logging_steps=3, save_total_limit=5))[1].had_ended
+
+
+def test_a_run_that_goes_on_for_longer_keeps_the_warm_up_that_it_began_with(tmp_path):
+    def chosen(steps):
+        settings = config(steps)
+        return replace(settings, arguments={k: v for k, v in settings.arguments.items() if k[:4] != "warm"})
+
+    with pytest.warns(UserWarning, match="warmup_steps is 1, a tenth of max_steps 12"):
+        run(tmp_path / "a", chosen(12))
+    network, result = run(tmp_path / "a", chosen(24))  # whose own warm-up would be 2
+    assert (result.updates, result.had_ended) == (24, False)
+    assert same_weights(network, run(tmp_path / "b", config(24))[0])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"until": {}}', "null", "[" * 100_000])

@@ -5,11 +5,21 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    default_data_collator,
+)
 
 from nspec_hf.core import NotFiniteError, TrainingSetupError
 from nspec_hf.data import PairCollator
-from nspec_hf.training import SpecializationTrainer
+from nspec_hf.gating import NeuronGate
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import find_sites, longest_text, position_limit
+from nspec_hf.training import SpecializationCallback, SpecializationTrainer
 from nspec_hf.training.setup_checks import (
     check_decoder_inputs,
     check_decoder_start,
@@ -17,8 +27,8 @@ from nspec_hf.training.setup_checks import (
     check_lengths,
     check_precision,
     check_saving,
+    check_schedule,
     freeze_unsaved,
-    position_limit,
 )
 from tests.helpers.gated import without_ids
 from tests.helpers.models import random_batch, tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_t5
@@ -70,12 +80,37 @@ def test_the_limit_of_positions_is_where_the_model_fails(make):
         network(input_ids=torch.full((1, limit + 1), 5), decoder_input_ids=ids[:, :2])
 
 
+@pytest.mark.parametrize("updates", [1, 19, 20])
+def test_a_warm_up_as_long_as_the_training_is_told(tmp_path, updates):
+    args = Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, warmup_steps=20)
+    with pytest.warns(UserWarning, match=rf"20 warm-up updates of {updates} in all"):
+        check_schedule(args, updates)
+
+
+def test_a_shorter_warm_up_is_not_told(tmp_path, recwarn):
+    args = {"output_dir": str(tmp_path), "use_cpu": True}
+    check_schedule(Seq2SeqTrainingArguments(**args, warmup_steps=20), 21)
+    check_schedule(Seq2SeqTrainingArguments(**args), 1)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("make", [tiny_m2m100, tiny_t5])
 def test_positions_that_are_computed_have_no_limit(make):
     network = make()
     assert position_limit(network) is None
     ids = torch.full((1, 100), 5)
     assert network(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
+
+
+def test_a_model_is_made_for_what_its_tables_hold_and_its_config_says():
+    assert longest_text(tiny_m2m100(max_position_embeddings=30)) == 30
+    assert longest_text(tiny_t5()) is None
+    network = tiny_marian(max_position_embeddings=12)
+    assert longest_text(network) == 12
+    network.config.max_position_embeddings = 20  # as where a config was edited
+    assert longest_text(network) == 12
+    del network.config.max_position_embeddings
+    assert longest_text(network, "encoder") == 12
 
 
 def test_text_longer_than_the_positions_is_refused_with_the_limit():
@@ -133,6 +168,39 @@ def test_a_decoder_only_model_learns_the_next_token_not_the_current_one(tmp_path
     trainer = SpecializationTrainer(model=network, args=args, train_dataset=rows)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(reference, abs=1e-4)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["trainer", "callback"])
+def test_a_gated_decoder_only_model_learns_and_is_scored_by_the_next_token_too(tmp_path, plain):
+    from tests.training.test_trainer import arguments
+
+    network, ids = llama(), torch.randint(3, 40, (4, 7), generator=torch.Generator().manual_seed(1))
+    masks = NeuronMasks.random(find_sites(network), ["en-de", "de-en"], density=0.5, seed=2)
+    rows = [{"input_ids": one, "labels": one, "pair_ids": i % 2} for i, one in enumerate(ids)]
+    losses = []
+    for number, pair in enumerate(masks.pairs):  # the library's own loss, neurons silenced by hooks
+        silenced = copy.deepcopy(network)
+        for site in masks.sites:
+            keep_F = masks[pair][site.name]
+            silenced.get_submodule(site.name).register_forward_hook(
+                lambda _module, _args, z, keep_F=keep_F: z.masked_fill(~keep_F, 0)
+            )
+        losses.append(silenced(input_ids=ids[number::2], labels=ids[number::2]).loss.item())
+    reference = sum(losses) / 2
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    data = {"args": args, "train_dataset": rows, "eval_dataset": rows, "data_collator": default_data_collator}
+    gate = NeuronGate(network, masks)
+    if plain:
+        callback = SpecializationCallback(gate)
+        more = {"callbacks": [callback], "compute_loss_func": callback.loss}
+        trainer = Seq2SeqTrainer(model=network, **data, **more)
+    else:
+        trainer = SpecializationTrainer(model=network, gate=gate, **data)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(reference, abs=1e-4)
+    trainer.train()
+    (log,) = (line for line in trainer.state.log_history if "loss" in line)
+    assert log["loss"] == pytest.approx(reference, abs=1e-4)
+    assert [log["loss_en-de"], log["loss_de-en"]] == pytest.approx(losses, abs=1e-4)
 
 
 def test_labels_that_are_not_the_input_s_tokens_are_refused(tmp_path):

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from nspec_hf.core import NotFiniteError, TrainingSetupError
-from nspec_hf.data import BatchConfig, EncodedCorpus, PairCollator
+from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, PairCollator
 from nspec_hf.gating import MASKS_FOLDER, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.training import SpecializationCallback, SpecializationTrainer, token_losses
@@ -324,6 +324,40 @@ def test_two_processes_equal_one_with_the_same_plan(tmp_path):
             assert value == pytest.approx(alone.state.log_history[0][name], abs=1e-4)
         two_evaluated.pop("epoch")
         assert two_evaluated == pytest.approx(evaluated, abs=1e-4)
+
+
+def predict_rows(folder, **settings):
+    """Return predictions, labels, and what metrics were given, of rows that do not fill the last batch."""
+    trainer = specialized(
+        folder,
+        predict_with_generate=True,
+        generation_max_length=8,
+        compute_metrics=lambda prediction: {"labels": prediction.label_ids.tolist()},
+        **settings,
+    )
+    rows = Rows(corpus(3), shuffled=True).rows[:9]
+    found, evaluated = trainer.predict(rows), trainer.evaluate(rows)
+    padding = (IGNORED, tokenizer().pad_token_id)  # which of them, depends on the batch
+
+    def bare(rows):
+        return [[token for token in row if token not in padding] for row in rows]
+
+    return [bare(found.predictions.tolist()), bare(found.label_ids.tolist()), bare(evaluated["eval_labels"])]
+
+
+def predict_in_two(index, count, folder):
+    found = predict_rows(folder, per_device_eval_batch_size=2)
+    with open(f"{folder}/{index}.json", "w") as file:
+        json.dump(found, file)
+
+
+@pytest.mark.medium
+def test_two_processes_predict_and_score_every_row_once(tmp_path):
+    run_in_processes(predict_in_two, 2, str(tmp_path))
+    alone = predict_rows(tmp_path, per_device_eval_batch_size=4)
+    assert len(alone[0]) == len(alone[2]) == 9
+    for index in range(2):
+        assert json.loads((tmp_path / f"{index}.json").read_text()) == alone
 
 
 def first_tokens(prediction):
