@@ -60,18 +60,19 @@ def is_spread(model: nn.Module) -> bool:
 
 def whole(weight: Tensor) -> Tensor:
     """Return the whole of a weight, detached; where processes have parts of it, all must ask for it."""
-    if hasattr(weight, "full_tensor"):
-        return weight.detach().full_tensor()
+    held: Any = weight.detach()
+    if hasattr(held, "full_tensor"):
+        return held.full_tensor()
     if hasattr(weight, "ds_id"):
         with import_module("deepspeed").zero.GatheredParameters([weight]):
             return weight.detach().clone()
-    return weight.detach()
+    return held
 
 
 def part(weight: Tensor) -> Tensor:
     """Return what this process has of a weight."""
-    weight = getattr(weight, "ds_tensor", weight)
-    return weight.to_local() if hasattr(weight, "to_local") else weight
+    held: Any = getattr(weight, "ds_tensor", weight)
+    return held.to_local() if hasattr(held, "to_local") else held
 
 
 def generating(model: nn.Module, generate: _Method) -> _Method:

@@ -44,8 +44,10 @@ def keep_ties(accelerator: Accelerator) -> None:
 
 def _shares_embeddings(model: Any) -> bool:
     """Return whether more modules than the input and the output embeddings have their weight."""
-    weight = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "weight", None)
-    if weight is None or not isinstance(model, nn.Module):
+    if not hasattr(model, "get_input_embeddings"):  # PEFT's wrapper has it too
+        return False
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if weight is None:
         return False
     holders = {module for module in model.modules() if getattr(module, "weight", None) is weight}
     return len(holders - {model.get_input_embeddings(), model.get_output_embeddings()}) > 0
