@@ -9,6 +9,7 @@ neurons are kept, chosen at random.
 """
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -69,7 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in options.shapes:
         folder = Path(options.work) / name
         if not (folder / "masks").is_dir():
-            make(name, folder, Path(options.data), options.languages)
+            # In a process of its own: a child's peak counts what its parent had when it was started.
+            context = multiprocessing.get_context("spawn")
+            arguments = (name, folder, Path(options.data), options.languages)
+            made = context.Process(target=make, args=arguments)
+            made.start()
+            made.join()
+            require(made.exitcode == 0, f"{name} was not made")
         for count in options.counts:
             found[f"{name}.{count}"] = exported(name, folder, options, count, imports)
             print(f"{name}, {count} languages: {found[f'{name}.{count}']}", flush=True)
