@@ -275,7 +275,7 @@ class Routing:
             # Looking at values would break the graph; `Route.rows_for` sees to it.
             return Route(rows, None, "pair_ids")
         if not rows.numel():
-            return Route(rows, None, "pair_ids")
+            raise RoutingError("the batch has no rows")
         # One look for both: on a GPU each waits for all that it has to do.
         low, high = torch.stack(torch.aminmax(rows)).tolist()
         if low < 0 or high >= count:
