@@ -197,8 +197,8 @@ class RandomMasks(NeuronSpecialization):
     def check(self, run: Run) -> None:
         """Refuse masks that are selected anew: these are not selected."""
         super().check(run)
-        chosen = dict.fromkeys(("coverage", "coverage_decoder", "by", "count"), "not density")
-        warn_unused(self, chosen, "settings.")
+        chosen: tuple[str, ...] = ("coverage", "coverage_decoder", "by", "count")
+        warn_unused(self, dict.fromkeys(chosen, "not density"), "settings.")
         if self.refresh_every is not None:
             raise ConfigError("random masks are drawn once; refresh_every is for neuron_specialization")
 
