@@ -65,7 +65,7 @@ TINY = Plan(
     decode=(2, 6, 4),
     switched=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
     artifact=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
-    ends=(Shape(d_model=16, d_ff=64, layers=1, vocabulary=64), (3, 48, 3)),
+    ends=(Shape(d_model=16, d_ff=64, layers=1, vocabulary=64), (3, 96, 3)),
     growth=Growth(pairs=(2, 12), layers=(1, 2), planned=(500, 1000), lines=(60,), narrow=16),
     rounds=Rounds(least=2, most=2),
     long_rounds=Rounds(least=2, most=2),
@@ -97,6 +97,7 @@ FULL = dataclasses.replace(
         lines=(1_000, 10_000, 100_000),
     ),
     multiples=(1, 4, 8, 16, 32, 64, 128),
+    ends=(Shape(d_model=1024, d_ff=4096, layers=1, vocabulary=1_000), (8, 96, 10)),
 )
 """The same measurements and more, so that it can go on with the results of a quick run."""
 

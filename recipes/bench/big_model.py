@@ -184,13 +184,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         stats = stage("recorded", lambda: record(model, batches, PAIRS, RecordConfig(progress=False)))
         found["recorded"]["of_weights"] = round(1 + 1e6 * found["recorded"]["peak_mb_on_top"] / weights, 3)
         masks = NeuronMasks.from_coverage(stats, 0.95)
+        _keep(found, options)
     if options.only != "record":
         loss = stage("trained", lambda: train_once(model, masks, rows, options))
         found["trained"]["loss"] = round(loss, 4)
+        _keep(found, options)
     print(found)
+    return 0
+
+
+def _keep(found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write what there is, so that a run that is stopped has what it found."""
     if options.json:
         write_result(options.json, found, {**vars(options), "json": None})
-    return 0
 
 
 if __name__ == "__main__":

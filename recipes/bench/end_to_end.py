@@ -135,7 +135,7 @@ class PlainTrainer(Seq2SeqTrainer):
 def end_to_end(bench: Bench) -> Found:
     """Updates, translations and recording."""
     shape, (rows, tokens, updates) = bench.plan.ends
-    corpus, collator, texts = made_text(rows, tokens)
+    corpus, valid, collator, texts = made_text(rows, tokens)
     shape = replace(shape, vocabulary=max(shape.vocabulary, len(collator.tags.tokenizer)))
     model = make_model(shape, bench.device, bench.dtype)
     masks = make_masks(find_sites(model), corpus.pairs, DENSITY)
@@ -143,7 +143,7 @@ def end_to_end(bench: Bench) -> Found:
     parts = {
         "updates": lambda: _updates(bench, model, masks, corpus, collator, updates),
         "translator": lambda: _translations(bench, model, masks, collator, texts, tokens),
-        "record": lambda: _recording(bench, model, corpus, collator),
+        "record": lambda: _recording(bench, model, valid, collator),
     }
     for name, part in parts.items():
         keys = [key for key in KEYS if key.startswith(name) and bench.wants(key)]
@@ -156,8 +156,10 @@ Timed = Iterator[tuple[str, Sequence[float], Sequence[float], dict[str, Any]]]
 """Key, our times, the library's times, setting."""
 
 
-def made_text(rows: int, tokens: int) -> tuple[EncodedCorpus, PairCollator, list[tuple[str, Pair]]]:
-    """Return text of four directions in batches of about so many rows and tokens, and some to translate."""
+def made_text(
+    rows: int, tokens: int
+) -> tuple[EncodedCorpus, EncodedCorpus, PairCollator, list[tuple[str, Pair]]]:
+    """Return text of four directions to train on and to evaluate, its collator, and some to translate."""
     families = LanguageFamilies(SyntheticConfig(families=1, languages=2))
     others = [code for code in families.languages if code != families.pivot]
     pairs = [Pair(*each) for code in others for each in ((families.pivot, code), (code, families.pivot))]
@@ -166,19 +168,22 @@ def made_text(rows: int, tokens: int) -> tuple[EncodedCorpus, PairCollator, list
         lines = families.sentences(split, 4 * count).items()
         return {code: [" ".join(each[i : i + 4]) for i in range(0, len(each), 4)] for code, each in lines}
 
-    train, test = said("train", 8 * rows), said("test", rows)
+    train, valid, test = said("train", 8 * rows), said("valid", 2 * rows), said("test", rows)
     tokenizer = train_vocabulary(
         [line for lines in train.values() for line in lines], families.languages, VocabularyConfig(size=1000)
     )
     tags = LanguageTags(tokenizer)
-    corpus = encode_corpus(
-        [PairText(pair, train[pair.source], train[pair.target]) for pair in pairs],
-        tags,
-        max_length=tokens,
-        progress=False,
-    )
+    corpora = [
+        encode_corpus(
+            [PairText(pair, text[pair.source], text[pair.target]) for pair in pairs],
+            tags,
+            max_length=tokens,
+            progress=False,
+        )
+        for text in (train, valid)
+    ]
     texts = [(line, pair) for pair in pairs for line in test[pair.source]]
-    return corpus, PairCollator(tags, pairs), texts
+    return corpora[0], corpora[1], PairCollator(tags, pairs), texts
 
 
 def _loader(corpus: Any, collate: Any, shuffle: bool = True) -> DataLoader:

@@ -463,7 +463,7 @@ def test_trainers_take_turns_and_each_is_charged_for_its_own():
 
 def test_all_trainers_see_the_same_batches_and_the_library_s_gets_no_pairs(tmp_path):
     shape = workload.Shape(d_model=16, d_ff=64, layers=1, vocabulary=1000)
-    corpus, collator, _ = end_to_end.made_text(3, 48)
+    corpus, _, collator, _ = end_to_end.made_text(3, 96)
     model = workload.make_model(shape, torch.device("cpu"), torch.float32)
     masks = workload.make_masks(find_sites(model), corpus.pairs, 0.5)
     seen = {}
