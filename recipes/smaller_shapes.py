@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             found[f"{name}.{count}"] = exported(name, folder, options, count, imports)
             print(f"{name}, {count} languages: {found[f'{name}.{count}']}", flush=True)
     if options.json:
-        write_result(options.json, found, {**vars(options), "data": Path(options.data).name, "work": ""})
+        write_result(
+            options.json, found, {**vars(options), "data": Path(options.data).name, "work": "", "json": ""}
+        )
     return 0
 
 

@@ -66,8 +66,8 @@ def convert(
         raise UnsupportedModelError(
             f"this {name} has a vocabulary for each side, which is not converted; export it as 'pruned'"
         )
-    # A shallow copy: the loaders write settings of their own into the config.
-    model = copy.copy(model)
+    # The loaders write settings of their own into the config, and quantization scales weights in their place.
+    model = copy.copy(model) if quantization == "float32" else copy.deepcopy(model)
     model.config = copy.deepcopy(model.config)
     if model.config.model_type in _NORM_BEFORE and not hasattr(model.config, "normalize_before"):
         model.config.normalize_before = _NORM_BEFORE[model.config.model_type]

@@ -174,6 +174,23 @@ def test_a_group_for_ctranslate2_is_a_model_a_pair_or_one_for_all_where_that_is_
     assert (loaded.masks, loaded.gate) == (None, None)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int16", "bfloat16"])
+def test_quantized_models_of_a_group_are_those_of_each_pair_alone_and_the_whole_one_is_untouched(
+    quantization, tmp_path
+):
+    pytest.importorskip("ctranslate2")
+    network = model()
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    config = ExportConfig(format="ctranslate2", quantization=quantization, sample=2)
+    export_model(network, tokenizer(), masks(network), GROUP, tmp_path / "group", config)
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+    for pair in GROUP:
+        fresh = model()
+        export_model(fresh, tokenizer(), masks(fresh), pair, tmp_path / pair, config)
+        alone, together = (tmp_path / pair / "model.bin", tmp_path / "group" / pair / "model.bin")
+        assert alone.read_bytes() == together.read_bytes()
+
+
 def test_pairs_with_the_same_neurons_need_no_masks(tmp_path):
     network = model()
     first = masks(network, pairs=[Pair(GROUP[0])])
