@@ -174,7 +174,7 @@ def test_a_group_for_ctranslate2_is_a_model_a_pair_or_one_for_all_where_that_is_
     assert (loaded.masks, loaded.gate) == (None, None)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int16", "bfloat16"])
+@pytest.mark.parametrize("quantization", ["int8", "int8_float32"])
 def test_quantized_models_of_a_group_are_those_of_each_pair_alone_and_the_whole_one_is_untouched(
     quantization, tmp_path
 ):
