@@ -193,7 +193,7 @@ def test_a_pickled_linear_keeps_the_forward_that_another_library_had_put_on_it()
 
 
 def test_silence_has_no_meaning_in_mode_gradient_and_a_choice_of_it_is_warned_about():
-    with pytest.warns(UserWarning, match="no effect in mode 'gradient'"):
+    with pytest.warns(UserWarning, match="silence has no effect with gate.mode gradient"):
         GateConfig(mode="gradient", silence="weights")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
