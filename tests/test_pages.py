@@ -139,6 +139,7 @@ def test_every_recipe_command_has_these_settings(line):
         of_a_run = {"row": text, "settings": settings, "seed": {"type": int, "default": 1}}
         levels = {"type": float, "nargs": "+", "default": []}
         extras = {"specialize": {**of_a_run, "system": text}, "dial": {**of_a_run, "levels": levels}}
+        extras["figures"] = {"row": text}
         extra = extras.get(Path(script).stem, {})
         settings, _ = read_settings(ExperimentConfig, [config, *rest], **extra)
         assert settings.data.trained_pairs()
