@@ -168,7 +168,7 @@ def _proof(
     other = None if own is chosen else (chosen if acting is own else own)
     written = decode(acting, before)
     others = decode(other, before) if other else written
-    equal = [a == b for pair in written for a, b in zip(written[pair], others[pair], strict=True)]
+    equal = _equal(others, written)
     alone = sum(equal) / len(equal)
     if trimmed is None:
         return _Proof(before, written, others if sharing == "gated" else {}, written, alone)
@@ -263,10 +263,13 @@ def _baked(
     return pruned(model, masks, pair, config.silence, config.multiple_of, release=release)
 
 
+def _equal(found: Tokens, expected: Tokens) -> list[bool]:
+    """Return of each sentence, pair after pair, whether all its tokens are as expected."""
+    return [a == b for pair in expected for a, b in zip(found[pair], expected[pair], strict=True)]
+
+
 def _agreement(found: Tokens, expected: Tokens, report: ExportReport) -> float:
-    equal = [
-        ours == theirs for pair in expected for ours, theirs in zip(found[pair], expected[pair], strict=True)
-    ]
+    equal = _equal(found, expected)
     same = sum(equal) / len(equal)
     if same < report.config.required:
         raise ExportError(

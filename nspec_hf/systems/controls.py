@@ -15,7 +15,7 @@ import torch
 from nspec_hf.core import ConfigError
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
-from nspec_hf.systems.masked import NeuronSpecialization
+from nspec_hf.systems.masked import NeuronSpecialization, activation_shares
 from nspec_hf.systems.run import Run
 
 
@@ -33,8 +33,7 @@ class SharedMask(NeuronSpecialization):
         """
         specialized, keep = super().select(stats, run), {}
         for name, keep_PF in specialized.keep.items():
-            counts_PF = torch.stack([stats[pair][name].double() for pair in specialized.pairs])
-            share_F = (counts_PF / counts_PF.sum(dim=1, keepdim=True).clamp_min(1)).mean(dim=0)
+            share_F = activation_shares(stats, specialized.pairs, name).mean(dim=0)
             kept = round(keep_PF.sum().item() / len(keep_PF))
             shared_F = torch.zeros_like(keep_PF[0])
             shared_F[share_F.argsort(descending=True, stable=True)[:kept]] = True

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nspec_hf.core import ConfigError, packed_width, warn, warn_unused
@@ -257,6 +259,15 @@ class AllocationByValue(Allocation):
     name: ClassVar[str] = "allocation_av"
     source: ClassVar[str] = "Xie et al. 2021, importance by absolute value"
     score: ClassVar[Literal["te", "av"]] = "av"
+
+
+def activation_shares(stats: ActivationStats, pairs: Sequence[str], site: str) -> Tensor:
+    """Return each neuron's share of its pair's activations at a site, [P, F], in float64.
+
+    So a pair with more text has no more say. A pair without activations has shares of 0.
+    """
+    counts_PF = torch.stack([stats[pair][site].double() for pair in pairs])
+    return counts_PF / counts_PF.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def _with(settings: RecordConfig | SelectConfig, **given: Any) -> Any:

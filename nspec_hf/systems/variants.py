@@ -16,7 +16,7 @@ from nspec_hf.core import ConfigError, warn_unused
 from nspec_hf.gating import Attachment
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
-from nspec_hf.systems.masked import NeuronSpecialization
+from nspec_hf.systems.masked import NeuronSpecialization, activation_shares
 from nspec_hf.systems.run import Run
 from nspec_hf.training import load_weights
 
@@ -36,8 +36,7 @@ class VarianceMasks(NeuronSpecialization):
         """Return the masks; a site of one pair has no variance, and the specialized mask."""
         specialized, keep = super().select(stats, run), {}
         for name, keep_PF in specialized.keep.items():
-            counts_PF = torch.stack([stats[pair][name].double() for pair in specialized.pairs])
-            share_PF = counts_PF / counts_PF.sum(dim=1, keepdim=True).clamp_min(1)
+            share_PF = activation_shares(stats, specialized.pairs, name)
             variation_F = share_PF.std(dim=0, correction=0) / share_PF.mean(dim=0).clamp_min(1e-12)
             order_PF = (share_PF * (1 + variation_F)).argsort(dim=1, descending=True, stable=True)
             within_PF = torch.arange(keep_PF.shape[1]) < keep_PF.sum(dim=1, keepdim=True)

@@ -31,6 +31,7 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, find_sites, record
 from nspec_hf.training import SpecializationTrainer
 from recipes.bench.growth import measured, memory_kb
+from recipes.bench.workload import quiet_arguments
 
 SHAPES = {
     "tiny": {"d_model": 64, "ffn": 256, "layers": 2, "heads": 4, "vocabulary": 2_000},
@@ -108,18 +109,13 @@ def train_once(
         trainer = SpecializationTrainer(
             model=model,
             args=Seq2SeqTrainingArguments(
-                output_dir=folder,
+                **quiet_arguments(folder, options.device == "cpu"),
                 max_steps=1,
                 per_device_train_batch_size=options.rows,
                 learning_rate=1e-4,
                 activation_checkpointing=options.activation_checkpointing,
                 optim=options.optim,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
                 logging_steps=1,
-                use_cpu=options.device == "cpu",
-                dataloader_pin_memory=False,
             ),
             train_dataset=rows,
             data_collator=collate,

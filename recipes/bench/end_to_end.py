@@ -56,7 +56,7 @@ from nspec_hf.recording import RecordConfig, find_sites, record
 from nspec_hf.training import SpecializationTrainer
 from recipes.bench.clock import Measured, ratios, time_rounds
 from recipes.bench.measurements import DENSITY, Bench, Found
-from recipes.bench.workload import make_masks, make_model, shared_copy
+from recipes.bench.workload import make_masks, make_model, quiet_arguments, shared_copy
 
 OURS = ("dense", "mask", "slice")
 """Our trainer without a gate, and with one in two modes."""
@@ -243,15 +243,10 @@ def trainer_of(
         peft = import_module("peft")
         own = peft.get_peft_model(own, peft.LoraConfig(r=16, target_modules=["q_proj", "v_proj"]))
     args = Seq2SeqTrainingArguments(
-        output_dir=folder,
+        **quiet_arguments(folder, device.type == "cpu"),
         max_steps=updates,
         per_device_eval_batch_size=8,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         logging_steps=10,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=False,
         prediction_loss_only=True,
     )
     common: dict[str, Any] = {"model": own, "args": args, "train_dataset": corpus, "eval_dataset": corpus}

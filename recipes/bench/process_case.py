@@ -36,6 +36,7 @@ from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import record
 from nspec_hf.training import SpecializationTrainer, TokenLoss
+from recipes.bench.workload import quiet_arguments
 
 WAYS = ("ddp", "fsdp2", "fully_shard", "zero3")
 MICRO_BATCHES = 6
@@ -193,17 +194,12 @@ def _trainer(world: World, case: Case, folder: Path, **changes: Any) -> Speciali
         "zero3": {"deepspeed": ZERO3},
     }
     settings: dict[str, Any] = {
-        "output_dir": str(folder),
+        **quiet_arguments(folder, not torch.cuda.is_available()),
         "max_steps": STEPS,
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "gradient_accumulation_steps": MICRO_BATCHES // case.count,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": False,
         "predict_with_generate": True,
         "generation_max_length": 16,
         **(ways.get(case.way, {}) if case.count > 1 else {}),

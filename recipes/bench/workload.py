@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ from nspec_hf.recording import Site, find_sites
 
 WAYS = ("dense", "mask", "slice", "released")
 """All neurons; the two modes of a gate; and what the code released with the paper does."""
+
+
+def quiet_arguments(folder: str | Path, on_cpu: bool) -> dict[str, Any]:
+    """Return arguments of a Trainer that is measured: it saves, reports and shows nothing."""
+    silent = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    return {"output_dir": str(folder), "use_cpu": on_cpu, "dataloader_pin_memory": False, **silent}
 
 
 @dataclass(frozen=True, kw_only=True)
