@@ -70,7 +70,7 @@ __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
     "core": "errors lazy settings pairs tables files folders artifact distributed provenance invocation",
-    "data": "config moses language_tags tokenizer stored corpus dataset sampler collator translations "
+    "data": "config moses tokenizer language_tags stored corpus dataset sampler collator translations "
     "sound_changes synthetic",
     "recording": "config model sites stats accumulator recorder script_batches",
     "masks": "config rules bits select model_card readable repository hub derived masks",

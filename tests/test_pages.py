@@ -18,7 +18,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from nspec_hf.cli.main import COMMANDS, main, spelled_out, underscored
 from nspec_hf.systems import ExperimentConfig, read_settings
-from recipes.bench import __main__ as bench, big_model, processes
+from recipes.bench import __main__ as bench, big_model, processes, text_scale
 from tests.helpers import tiny_text
 from tests.helpers.pages import GIVEN, PAGES, README, ROOT, blocks, shell
 
@@ -124,7 +124,7 @@ def test_every_recipe_command_has_these_settings(line):
     script, *arguments = shlex.split(line)[1:]
     if script == "-m":
         assert arguments[0].startswith("recipes.bench")
-        names = {"": bench, ".processes": processes, ".big_model": big_model}
+        names = {"": bench, ".processes": processes, ".big_model": big_model, ".text_scale": text_scale}
         parts = {f"recipes.bench{name}": module for name, module in names.items()}
         assert parts[arguments[0]].read_options(arguments[1:])
     elif Path(script).stem in _WITH_OPTIONS:

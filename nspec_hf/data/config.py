@@ -9,6 +9,9 @@ from typing import Literal
 
 from nspec_hf.core import ConfigError, Pair, require, require_count, require_share, warn_unused
 
+TARGET_ON_SOURCE = "target_on_source"
+"""Value of a tokenizer's `language_style` that puts the target's tag on the source and none on the target."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:

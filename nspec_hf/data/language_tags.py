@@ -27,10 +27,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownLanguageError
+from nspec_hf.data.config import TARGET_ON_SOURCE
 from nspec_hf.data.moses import preparation
-
-TARGET_ON_SOURCE = "target_on_source"
-"""Value of a tokenizer's `language_style` that puts the target's tag on the source and none on the target."""
+from nspec_hf.data.tokenizer import subword_ids
 
 _T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 _COMMON = {"en", "de", "fr", "zh", "es", "ru", "ar", "hi", "eng_Latn", "en_XX"}
@@ -205,19 +204,14 @@ class LanguageTags:
             ids = eos | {part: self.tag_id(getattr(pair, part)) for part in parts if part not in ("eos", "x")}
             middle = parts.index("x")
             before, after = ([ids[part] for part in some] for some in (parts[:middle], parts[middle + 1 :]))
-        rows = self._plain(list(texts), side) if texts else []
+        rows = subword_ids(self.tokenizer, list(texts), side) if texts else []
         return [[*before, *self._spelled_out(row), *after] for row in rows]
-
-    def _plain(self, texts: list[str], side: str) -> list[list[int]]:
-        # Unsplit, a sentence that quotes a tag, or </s>, would be read as being one.
-        options: dict[str, Any] = {side: texts, "add_special_tokens": False, "split_special_tokens": True}
-        return self.tokenizer(truncation=False, verbose=False, **options)["input_ids"]  # type: ignore[return-value]
 
     def _put_around(self, prefix: str, side: str) -> tuple[list[int], list[int]]:
         """Return what the tokenizer puts before and after a text that follows a prefix."""
         if (prefix, side) in self._around:
             return self._around[prefix, side]
-        bare = self._plain(["a"], side)[0]
+        bare = subword_ids(self.tokenizer, ["a"], side)[0]
         options: dict[str, Any] = {side: [f"{prefix}a"]}
         whole = self.tokenizer(truncation=False, verbose=False, **options)["input_ids"][0]
         starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare and bare]

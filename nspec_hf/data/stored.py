@@ -165,8 +165,10 @@ def _ids_key(text: StoredText, tokenizer: str, max_length: int) -> str:
 def _encoded(tags: "LanguageTags", pair: Pair, max_length: int, rows: dict[str, list[str]]) -> dict[str, Any]:
     """Return the ids of some sentences; runs in a process of its own."""
     sides = tags.encode_source(rows["source"], pair), tags.encode_target(rows["target"], pair)
-    kept = [row for row in zip(*sides, strict=True) if max(map(len, row)) <= max_length]
-    return {"input_ids": [row[0] for row in kept], "labels": [row[1] for row in kept]}
+    if any(len(ids) > max_length for side in sides for ids in side):
+        rows = [row for row in zip(*sides, strict=True) if max(map(len, row)) <= max_length]
+        sides = [row[0] for row in rows], [row[1] for row in rows]
+    return dict(zip(("input_ids", "labels"), sides, strict=True))
 
 
 def _chunk(rows: Any) -> Chunk:

@@ -16,8 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError, adapter_base
-from nspec_hf.data.config import VocabularyConfig
-from nspec_hf.data.language_tags import TARGET_ON_SOURCE
+from nspec_hf.data.config import TARGET_ON_SOURCE, VocabularyConfig
 from nspec_hf.data.moses import Moses, Untouched
 
 # In the order of their ids, 0 to 3, as M2M-100 and mBART have them.
@@ -61,6 +60,36 @@ def load_tokenizer(
             "sentencepiece.bpe.model …); copy all files of the tokenizer"
         )
     return tokenizer
+
+
+def subword_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], side: str) -> list[list[int]]:
+    """Return each text's ids, with no special token around it.
+
+    Unsplit, a text that quotes a tag, or </s>, would be read as being one.
+
+    Args:
+        tokenizer: Any.
+        texts: At least one.
+        side: `text` or `text_target`, as a call of a tokenizer names them.
+    """
+    split = getattr(tokenizer, "backend_tokenizer", None)
+    if split is not None and _only_splits(type(tokenizer), side):
+        # What a call does, without the objects that it makes of every text: most of a short one's time.
+        split.no_truncation()
+        split.no_padding()
+        split.encode_special_tokens = True
+        return [row.ids for row in split.encode_batch_fast(texts, add_special_tokens=False)]
+    options: dict[str, Any] = {side: texts, "add_special_tokens": False, "split_special_tokens": True}
+    return tokenizer(truncation=False, verbose=False, **options)["input_ids"]  # type: ignore[return-value]
+
+
+def _only_splits(kind: type, side: str) -> bool:
+    """Return whether a class of tokenizers does no more with a side's text than to give it to its backend."""
+    plain, own = PreTrainedTokenizerFast, ["__call__", "_encode_plus"]
+    own += ["_switch_to_target_mode"] if side == "text_target" else []
+    return issubclass(kind, plain) and all(
+        getattr(kind, name, None) is getattr(plain, name, None) for name in own
+    )
 
 
 def train_vocabulary(

@@ -107,7 +107,7 @@ def test_long_sentences_are_left_out_and_counted(tags):
 
 
 def test_an_unknown_language_is_told_before_anything_is_encoded(tags, monkeypatch):
-    monkeypatch.setattr(tags, "_plain", None)
+    monkeypatch.setattr("nspec_hf.data.language_tags.subword_ids", None)
     with pytest.raises(UnknownLanguageError, match="'fr'"):
         encode_corpus([text("en-de", ("a", "b")), text("en-fr", ("a", "b"))], tags)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
 from nspec_hf.data import (
@@ -191,3 +191,31 @@ def test_an_adapter_without_a_tokenizer_has_its_base_s(tmp_path):
     content = json.dumps({"base_model_name_or_path": str(tmp_path / "base")})
     (tmp_path / "adapter" / "adapter_config.json").write_text(content, encoding="utf-8")
     assert load_tokenizer(tmp_path / "adapter").get_vocab() == tiny_text.tokenizer().get_vocab()
+
+
+@pytest.mark.parametrize("side", ["text", "text_target"])
+def test_plain_ids_are_those_of_a_call_whatever_the_last_call_was_set_to(tmp_path, side):
+    texts = ["dogs", "the dogs __de__ run </s> in parks", "run <unk> x"]
+    for name, tokenizer in make_tokenizers(tmp_path).items():
+        whole = {side: texts, "add_special_tokens": False, "split_special_tokens": True}
+        expected = tokenizer(**whole)["input_ids"]
+        tokenizer(texts, truncation=True, max_length=2, padding="max_length", split_special_tokens=False)
+        assert vocabulary.subword_ids(tokenizer, texts, side) == expected, name
+        assert tokenizer(texts)["input_ids"] == tokenizer(texts, split_special_tokens=False)["input_ids"], (
+            name
+        )
+
+
+def test_a_tokenizer_that_prepares_its_text_is_still_asked_to():
+    class Shouting(PreTrainedTokenizerFast):
+        def __call__(self, text, **options):
+            return super().__call__([line.lower() for line in text], **options)
+
+    quiet = train_vocabulary(TEXT, ["en", "de"], VocabularyConfig(size=60))
+    shouting = Shouting(tokenizer_object=quiet.backend_tokenizer, unk_token="<unk>")
+    assert vocabulary.subword_ids(quiet, ["THE DOG"], "text") != vocabulary.subword_ids(
+        quiet, ["the dog"], "text"
+    )
+    assert vocabulary.subword_ids(shouting, ["THE DOG"], "text") == vocabulary.subword_ids(
+        quiet, ["the dog"], "text"
+    )
