@@ -18,6 +18,7 @@ def serve(
     batching: serving.BatchingConfig = serving.BatchingConfig(),
     translate: evaluation.TranslateConfig = evaluation.TranslateConfig(),
     gate: gating.GateConfig | None = None,
+    coverage: float | None = None,
     codes: Mapping[str, str] | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -42,6 +43,7 @@ def serve(
         batching: How requests become batches.
         translate: Decoding.
         gate: How the masks act, in the place of how they did in training.
+        coverage: Of masks that keep several levels, the one to run: the dial between quality and speed.
         codes: Your language codes → the tokenizer's, where they differ.
         device: Where the model runs: cpu, cuda …
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
@@ -55,6 +57,7 @@ def serve(
         base=base,
         translate=translate,
         gate=gate,
+        coverage=coverage,
         codes=codes,
         trust_remote_code=trust_remote_code,
         device=device,

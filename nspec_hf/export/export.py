@@ -7,11 +7,13 @@ CTranslate2, in 8 bits where wanted. Each may have a vocabulary that is trimmed 
 Several pairs share one, and each still runs its own neurons: see `group.py`.
 
 Each is written to a folder beside the one asked for and read back from there; where its greedy translations
-of the sample differ from the gate's, it is refused (a quantized one is only measured).
+of the sample differ from the gate's, it is refused; a quantized one is compared with itself in float32, and
+refused where too little is the same.
 """
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from nspec_hf.core import (
 from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, require_ctranslate2
-from nspec_hf.export.group import Sharing, renumbered, sharing_of
+from nspec_hf.export.group import Sharing, kept_levels, renumbered, sharing_of
 from nspec_hf.export.prune import give_up, let_go, padded, pruned, whole, zeroed
 from nspec_hf.export.reading import exported_tokens
 from nspec_hf.export.report import ExportReport
@@ -92,7 +94,7 @@ def export_model(
     own = None if masks is None else masks.subset(pairs)
     chosen = own.union("all") if own is not None and len(pairs) > 1 else own
     sharing = sharing_of(own, config)
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as unquantized:
         tokenizer.save_pretrained(partial)
         counted = None if counted is None else _of_pairs(counted, pairs)
         trimmed = None if counted is None else trim(model, tags, counted, config.min_count, partial)
@@ -100,7 +102,8 @@ def export_model(
         parameters_dense = model.num_parameters()
         bytes_dense = sum(weight.numel() * weight.element_size() for weight in model.parameters())
         after = trimmed.after if trimmed else tags
-        made = _made(model, own, chosen, pairs, sharing, config, after, trimmed, partial, release)
+        plain = Path(unquantized) if config.quantized else None
+        made = _made(model, own, chosen, pairs, sharing, config, after, trimmed, partial, plain, release)
         report = ExportReport(
             folder=str(folder),
             config=config,
@@ -116,16 +119,13 @@ def export_model(
             sentences=sum(map(len, proof.sample.values())),
             same=0.0,
             alone=proof.alone,
+            levels=tuple(proof.levels),
             positions=longest_text(model),
         )
         report.write(partial)  # `load_pruned` reads the widths from it
         if release:
             give_up(made.last)
-        found = exported_tokens(partial, made.last, after, proof.sample, config)
-        report = dataclasses.replace(report, same=_agreement(found, proof.expected, report))
-        if proof.plain:
-            bare = exported_tokens(partial, made.last, after, proof.sample, config, masked=False)
-            _agreement(bare, proof.plain, report)
+        report, found = _proved(report, made.last, after, proof, partial, plain)
         if trimmed:
             vocabulary = measure(trimmed, counted or [], known, config.sample, found, proof.written)
             report = dataclasses.replace(report, vocabulary=vocabulary)
@@ -141,6 +141,8 @@ class _Proof:
     """What it must write …"""
     plain: Tokens
     """… and what without the masks that lie with it; empty where there are none."""
+    levels: Mapping[float, Tokens]
+    """What it must write at each further coverage of those masks."""
     written: Tokens
     """What the gate writes, as the whole tokenizer spells it."""
     alone: float
@@ -170,8 +172,13 @@ def _proof(
     others = decode(other, before) if other else written
     equal = _equal(others, written)
     alone = sum(equal) / len(equal)
+    levels: dict[float, NeuronMasks] = {}
+    if own is not None and chosen is not None and sharing == "gated":
+        levels = {level: own.at(level) for level in kept_levels(own, chosen)}
+    at_levels = {level: decode(masks, before) for level, masks in levels.items()}
     if trimmed is None:
-        return _Proof(before, written, others if sharing == "gated" else {}, written, alone)
+        plain = others if sharing == "gated" else {}
+        return _Proof(before, written, plain, at_levels, written, alone)
     sample = samples(trimmed.after, pairs, texts, config.sample, most)
     rows, gone = {pair: trimmed.old(each) for pair, each in sample.items()}, trimmed.removed
 
@@ -180,7 +187,8 @@ def _proof(
         return {pair: trimmed.new(each) for pair, each in expected.items()}
 
     plain = small(other, others) if sharing == "gated" else {}
-    return _Proof(sample, small(acting, written), plain, written, alone)
+    at_levels = {level: small(masks, at_levels[level]) for level, masks in levels.items()}
+    return _Proof(sample, small(acting, written), plain, at_levels, written, alone)
 
 
 @dataclass(frozen=True)
@@ -201,9 +209,10 @@ def _made(
     after: LanguageTags,
     trimmed: Trimmed | None,
     folder: Path,
+    unquantized: Path | None,
     release: bool,
 ) -> _Made:
-    """Cut the model, or one for each pair, and write what is left."""
+    """Cut the model, or one for each pair, and write what is left, in float32 too where it is quantized."""
     parts: list[tuple[NeuronMasks | None, Sequence[Pair], Path]] = [(chosen, pairs, folder)]
     if own is not None and sharing == "apart":
         parts = [(own.subset([pair]), [pair], folder / pair) for pair in pairs]
@@ -216,11 +225,50 @@ def _made(
             cut_vocabulary(baked, trimmed.kept)
             left = set(map(id, baked.parameters()))
             let_go(*(weight for weight in before if last and id(weight) not in left))
-        _write(baked, after, those, config, place)
+        if unquantized is not None:
+            _write(baked, after, those, config.format, "float32", unquantized / place.relative_to(folder))
+        _write(baked, after, those, config.format, config.quantization, place)
         parameters += baked.num_parameters()
     if own is not None and chosen is not None and sharing == "gated":
         renumbered(own, chosen, baked).save(folder / MASKS_FILE)
     return _Made(baked, widths if len(parts) == 1 else {}, parameters)
+
+
+def _proved(
+    report: ExportReport,
+    model: PreTrainedModel,
+    tags: LanguageTags,
+    proof: _Proof,
+    folder: Path,
+    unquantized: Path | None,
+) -> tuple[ExportReport, Tokens]:
+    """Return the report with what of the sample is the same, and what the exported model writes.
+
+    Args:
+        report: Of what lies in the folder.
+        model: The exported model, which may have given up its weights.
+        tags: Of its tokenizer.
+        proof: What it must write.
+        folder: Where it lies.
+        unquantized: Where it lies in float32; None where it is not quantized.
+
+    Raises:
+        ExportError: If too little is the same.
+    """
+
+    def written(place: Path, masked: bool = True, coverage: float | None = None) -> Tokens:
+        return exported_tokens(place, model, tags, proof.sample, report.config, masked, coverage)
+
+    found = written(folder)
+    report = dataclasses.replace(report, same=_agreement(found, proof.expected, report))
+    if proof.plain:
+        _agreement(written(folder, masked=False), proof.plain, report)
+    for level, expected in proof.levels.items():
+        _agreement(written(folder, coverage=level), expected, report)
+    if unquantized is not None:
+        same = _agreement(found, written(unquantized), report, with_float32=True)
+        report = dataclasses.replace(report, quantized=same)
+    return report, found
 
 
 def _of_pairs(texts: Sequence[PairText], pairs: Sequence[Pair]) -> list[PairText]:
@@ -237,13 +285,18 @@ def _of_pairs(texts: Sequence[PairText], pairs: Sequence[Pair]) -> list[PairText
 
 
 def _write(
-    model: PreTrainedModel, tags: LanguageTags, pairs: Sequence[Pair], config: ExportConfig, folder: Path
+    model: PreTrainedModel,
+    tags: LanguageTags,
+    pairs: Sequence[Pair],
+    form: str,
+    quantization: str,
+    folder: Path,
 ) -> None:
     """Write the weights beside the tokenizer."""
     try:
-        if config.format == "ctranslate2":
+        if form == "ctranslate2":
             start, _ = prompts(model, tags, pairs)
-            convert(model, tags.tokenizer, folder, config.quantization, start)
+            convert(model, tags.tokenizer, folder, quantization, start)
         else:
             model.save_pretrained(folder)
     except ValueError as error:
@@ -268,14 +321,18 @@ def _equal(found: Tokens, expected: Tokens) -> list[bool]:
     return [a == b for pair in expected for a, b in zip(found[pair], expected[pair], strict=True)]
 
 
-def _agreement(found: Tokens, expected: Tokens, report: ExportReport) -> float:
-    equal = _equal(found, expected)
+def _agreement(found: Tokens, expected: Tokens, report: ExportReport, with_float32: bool = False) -> float:
+    """Return the share of sentences with the tokens that the gate writes, or the same model in float32."""
+    config, equal = report.config, _equal(found, expected)
+    least, setting, other = config.required, "agreement", "gate"
+    if with_float32:
+        least, setting, other = config.quantized_agreement, "quantized_agreement", "same model in float32"
     same = sum(equal) / len(equal)
-    if same < report.config.required:
+    if same < least:
         raise ExportError(
-            f"the {report.config.format} model for {', '.join(report.pairs)} translates {sum(equal)} of "
-            f"{len(equal)} sample sentences as the gate does, first other: number {equal.index(False) + 1}; "
-            f"{report.config.required:.0%} are required (agreement), so it was not written"
+            f"the {config.format} model for {', '.join(report.pairs)} translates {sum(equal)} of "
+            f"{len(equal)} sample sentences as the {other} does, first other: number "
+            f"{equal.index(False) + 1}; {least:.0%} are required ({setting}), so it was not written"
         )
     return same
 

@@ -6,6 +6,8 @@ A specialized model was trained with each pair's own neurons, and translates wor
 model that has the neurons of several pairs together goes with their masks, renumbered to the neurons that are
 left: a gate with these silences what the pair did not have, as in the whole model. CTranslate2 has no such
 gate; there each pair gets a model, or all run the neurons of all.
+
+Masks of several levels keep those that need no other neurons, which are the sparser ones.
 """
 
 from dataclasses import replace
@@ -40,20 +42,31 @@ def sharing_of(own: NeuronMasks | None, config: ExportConfig) -> Sharing:
 def renumbered(own: NeuronMasks, together: NeuronMasks, model: PreTrainedModel) -> NeuronMasks:
     """Return pairs' masks for a model that has the neurons of all of them, and no others.
 
-    Levels are left out: a denser one may keep neurons that are gone.
+    Levels that keep neurons which are gone, the denser ones, are left out.
 
     Args:
         own: The masks for the whole model.
         together: Their union, which the model was cut to.
         model: That model.
     """
-    keep, general = {}, None if own.general is None else dict(own.general)
     union = together[together.pairs[0]]
-    for name, keep_PF in own.keep.items():
-        index_K = left_neurons(union[name], linear_at(model, name).out_features)
-        keep[name] = keep_PF[:, index_K]
-        if general is not None:
-            general[name] = general[name][index_K]
+    index = {name: left_neurons(union[name], linear_at(model, name).out_features) for name in union}
+    keep = {name: keep_PF[:, index[name]] for name, keep_PF in own.keep.items()}
+    general = None if own.general is None else {name: own.general[name][index[name]] for name in index}
+    levels = {
+        level: {name: keep_PF[:, index[name]] for name, keep_PF in own.levels[level].items()}
+        for level in kept_levels(own, together)
+    }
     note = f"renumbered to the neurons of {', '.join(own.pairs)} together"
     recipe = replace(own.recipe, derived=(*own.recipe.derived, note))
-    return NeuronMasks(own.pairs, keep, general=general, recipe=recipe)
+    return NeuronMasks(own.pairs, keep, general=general, recipe=recipe, levels=levels)
+
+
+def kept_levels(own: NeuronMasks, together: NeuronMasks) -> list[float]:
+    """Return the levels of masks whose neurons are all among those that a model was cut to, ascending."""
+    union = together[together.pairs[0]]
+    return [
+        level
+        for level, keep in own.levels.items()
+        if not any(bool((keep_PF & ~union[name]).any()) for name, keep_PF in keep.items())
+    ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ArtifactError, read_json
+from nspec_hf.core import ArtifactError, read_json, require
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import decode
@@ -40,9 +40,21 @@ def load_pruned(folder: str | os.PathLike, **options: Any) -> PreTrainedModel:
     return load_model(folder, reshape=lambda model: narrow(model, widths), **options)
 
 
-def exported_masks(folder: Path) -> NeuronMasks | None:
-    """Return the masks that lie with an exported model of several pairs; None: all of its neurons run."""
-    return NeuronMasks.from_pretrained(folder) if (folder / MASKS_FILE).is_file() else None
+def exported_masks(folder: Path, coverage: float | None = None) -> NeuronMasks | None:
+    """Return the masks that lie with an exported model of several pairs; None: all of its neurons run.
+
+    Args:
+        folder: What `export_model` wrote.
+        coverage: Which level of the masks; None: the one that was exported.
+
+    Raises:
+        ConfigError: If there is no such level, or there are no masks.
+    """
+    if not (folder / MASKS_FILE).is_file():
+        require(coverage is None, f"{folder} holds no masks whose coverage could be chosen")
+        return None
+    masks = NeuronMasks.from_pretrained(folder)
+    return masks if coverage is None else masks.at(coverage)
 
 
 def folder_of_pair(folder: Path, pair: str) -> Path:
@@ -57,6 +69,7 @@ def exported_tokens(
     sample: Tokens,
     config: ExportConfig,
     masked: bool = True,
+    coverage: float | None = None,
 ) -> Tokens:
     """Return the greedy translations of an exported model, loaded as its users load it.
 
@@ -67,13 +80,14 @@ def exported_tokens(
         sample: Encoded sentences.
         config: What was exported.
         masked: Whether masks that lie in the folder act, as they do under `nspec_hf.load`.
+        coverage: Which level of them.
     """
     longest = config.max_new_tokens
     if config.format != "ctranslate2":
         load = load_pruned if config.format == "pruned" else load_model
         device = None if model.device.type == "meta" else model.device  # given up, see `export_model`
         loaded = load(folder, dtype=model.dtype, device=device)
-        masks = exported_masks(folder) if masked else None
+        masks = exported_masks(folder, coverage) if masked else None
         return gated_tokens(loaded, tags, masks, sample, config.silence, longest)
     found: Tokens = {}
     for pair, rows in sample.items():

@@ -55,6 +55,11 @@ class ExportReport:
     same: float
     """Share of it whose greedy translations equal the gate's, token by token; with a trimmed vocabulary those
     that the gate writes for the same tokens when it may not write the others."""
+    quantized: float | None = None
+    """Share of it that quantized weights translate as the same model in float32 does; None where they are
+    not quantized."""
+    levels: tuple[float, ...] = ()
+    """Further coverages of the masks that lie beside the model."""
     alone: float
     """Share of it that each pair's own neurons translate in the same way as those of all pairs together. Less
     than 1 where a model that was trained with each pair's own is not used to more."""
@@ -73,8 +78,20 @@ class ExportReport:
             f"({self.bytes / 2**20:.1f} of {self.bytes_dense / 2**20:.1f} MiB)\n"
             f"{self.same:.1%} of {self.sentences} sample sentences have the gate's tokens"
             + (f"{shared} {self.alone:.1%} those of their pair's own neurons" if shared else "")
+            + (f"\n{self._quantized()}" if self.quantized is not None else "")
+            + (f"\ncoverages that may be chosen too: {self._levels()}" if self.levels else "")
             + (f"\n{self.vocabulary}" if self.vocabulary else "")
         )
+
+    def _quantized(self) -> str:
+        least = self.config.quantized_agreement
+        return (
+            f"{self.quantized:.1%} of them have the tokens of the same model in float32, before its weights "
+            f"became {self.config.quantization} ({least:.0%} are required)"
+        )
+
+    def _levels(self) -> str:
+        return ", ".join(f"{level:g}" for level in self.levels)
 
     def write(self, folder: Path) -> None:
         """Write the report and a page that says how the folder is used."""

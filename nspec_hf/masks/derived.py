@@ -44,7 +44,7 @@ class DerivedMasks(SavedMasks):
         return pair_index(self._numbers, _named(pair), "masks")
 
     def at(self, coverage: float) -> Self:
-        """Return the masks of one of the levels; these ones where it is their own coverage.
+        """Return the masks of one of the levels, with the others beside it; these where it is their coverage.
 
         Raises:
             ConfigError: If there is no such level; the message lists those that there are.
@@ -60,7 +60,10 @@ class DerivedMasks(SavedMasks):
             )
         settings = {**self.recipe.settings, "coverage": coverage, "coverage_decoder": None}
         recipe = replace(self.recipe, settings=settings)
-        return type(self)(self.pairs, self.levels[coverage], recipe=recipe)
+        others = {level: keep for level, keep in self.levels.items() if level != coverage}
+        if isinstance(own, float | int) and decoder in (None, own):
+            others[float(own)] = self.keep
+        return type(self)(self.pairs, self.levels[coverage], recipe=recipe, levels=others)
 
     def subset(self, pairs: Iterable[str]) -> Self:
         """Return the masks of some pairs, in the order asked for.

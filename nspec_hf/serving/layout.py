@@ -10,11 +10,11 @@ how they acted, is read from what training and publishing wrote.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read_json, warn
+from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read_json, require, warn
 from nspec_hf.export import REPORT_FILE
 from nspec_hf.gating import MASKS_FOLDER, GateConfig
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks
@@ -65,6 +65,17 @@ class Parts:
     """How the masks acted in training; None where nothing says it."""
     fingerprint: str = ""
     """Of the weights that the masks go with; empty where nothing says it."""
+
+    def at(self, coverage: float | None) -> "Parts":
+        """Return these with one level of the masks.
+
+        Raises:
+            ConfigError: If there is no such level, or there are no masks.
+        """
+        if coverage is None:
+            return self
+        require(self.masks is not None, f"{self.place} has no masks whose coverage could be chosen")
+        return replace(self, masks=self.masks and self.masks.at(coverage))
 
 
 def recognized(here: Path, place: Place, given: Place | None, download: Mapping[str, Any]) -> Parts:

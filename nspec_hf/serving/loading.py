@@ -85,6 +85,7 @@ def load(
     base_revision: str | None = None,
     translate: TranslateConfig | None = None,
     gate: GateConfig | None = None,
+    coverage: float | None = None,
     codes: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     download: Mapping[str, Any] | None = None,
@@ -102,6 +103,8 @@ def load(
         base_revision: Its revision.
         translate: Decoding.
         gate: How the masks act, in the place of how they did in training.
+        coverage: Of masks that keep several levels, the one to run: see `Translator`. None: the masks as they
+            are.
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code in the model's repository may run.
         download: For `huggingface_hub`: `token`, `cache_dir`, `local_files_only` …
@@ -113,7 +116,8 @@ def load(
         SiteMismatchError: If the masks are for another model.
         UnsupportedModelError: If the model was trained with more than masks (adapters …).
         ConfigError: If `base` is given for an exported model, `gate` for one without masks beside it, an
-            option for one of CTranslate2, or a revision of a base that is not given.
+            option for one of CTranslate2, a revision of a base that is not given, or a coverage that the
+            masks do not hold or no masks are there for.
 
     Warns:
         UserWarning: If the model's weights or masks are others than what they were published or trained with.
@@ -136,13 +140,13 @@ def load(
                 f"{repo_or_folder} is an exported model, its masks baked in; give no base or gate"
             )
         folder = here if not commit else fetch(name, None, commit, subfolder, download)
-        return _exported(folder, translate, gate, codes, about, options)
+        return _exported(folder, translate, gate, coverage, codes, about, options)
     given = None if base is None else Place(str(base), given_only(download, revision=base_revision))
     trusted = {"trust_remote_code": trust_remote_code}
     if (here / ADDED_FILE).is_file():
         place = given or Place(base_of(here), given_only(download))
-        return _added(here, place, translate, gate, codes, about, {**trusted, **options})
-    parts = recognized(here, Place(name, hub), given, download)
+        return _added(here, place, translate, gate, coverage, codes, about, {**trusted, **options})
+    parts = recognized(here, Place(name, hub), given, download).at(coverage)
     model = load_model(parts.place.name, **trusted, **parts.place.hub, **options)
     tags = LanguageTags(load_tokenizer(parts.place.name, **trusted, **parts.place.hub), codes)
     attached = None
@@ -182,6 +186,7 @@ def _added(
     place: Place,
     translate: TranslateConfig | None,
     gate: GateConfig | None,
+    coverage: float | None,
     codes: Mapping[str, str] | None,
     about: Mapping[str, str],
     options: Mapping[str, Any],
@@ -189,7 +194,7 @@ def _added(
     """Return a base with the pairs that were added to it; `load_added` refuses another one."""
     trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
     model = load_model(place.name, **options, **place.hub)
-    added = load_added(here, model, gate_config=gate)
+    added = load_added(here, model, gate_config=gate, coverage=coverage)
     tags = LanguageTags(added.extend(load_tokenizer(place.name, **trusted, **place.hub)), codes)
     return LoadedModel(
         model=model,
@@ -207,6 +212,7 @@ def _exported(
     folder: Path,
     translate: TranslateConfig | None,
     gate: GateConfig | None,
+    coverage: float | None,
     codes: Mapping[str, str] | None,
     about: Mapping[str, str],
     options: Mapping[str, Any],
@@ -216,7 +222,7 @@ def _exported(
     config = report.get("config", {})
     form = config.get("format")
     tags = LanguageTags(load_tokenizer(folder), codes)
-    masks, attached = exported_masks(folder), None
+    masks, attached = exported_masks(folder, coverage), None
     if form == "ctranslate2":
         if given := sorted(name for name, value in options.items() if value is not None):
             raise ConfigError(f"{folder} is a model of CTranslate2, which takes no {', '.join(given)}")

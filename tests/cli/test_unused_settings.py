@@ -40,7 +40,8 @@ READ_BY_COMMANDS = {
     "valid_split codes trust_remote_code",
     "translate": "model pair masks input output corpus translate coverage codes trust_remote_code added",
     "inspect": "path kinds",
-    "serve": "model masks revision subfolder serve batching translate gate codes device trust_remote_code",
+    "serve": "model masks revision subfolder serve batching translate gate coverage codes device "
+    "trust_remote_code",
     "add-pair": "model pairs corpus output add train way old_pairs added masks train_split valid_split codes "
     "trust_remote_code",
     "export": "model pairs output masks trim_vocabulary export corpus coverage codes trust_remote_code",
@@ -182,6 +183,7 @@ CASES = {
     (CorpusConfig, "dataset_name"): {"path": "data", "dataset_name": "{a}-{b}"},
     (CorpusConfig, "num_proc"): {"path": "data", "num_proc": 2},
     (ExportConfig, "multiple_of"): {"multiple_of": 8},
+    (ExportConfig, "quantized_agreement"): {"format": "ctranslate2", "quantized_agreement": 0.5},
     (TranslateConfig, "length_penalty"): {"num_beams": 1, "length_penalty": 0.5},
 }
 WHOLE_RUN = {  # see below
@@ -223,6 +225,7 @@ def test_a_field_that_is_read_is_not_told(recwarn):
     CorpusConfig(path="data", store="kept", num_proc=2)
     CorpusConfig(dataset="opus", dataset_name="{a}-{b}")
     ExportConfig(format="pruned", multiple_of=8)
+    ExportConfig(format="ctranslate2", quantization="int8", quantized_agreement=0.5)
     TranslateConfig(length_penalty=0.5)
     SelectConfig(general=0.5, density=0.5)
     assert not recwarn.list

@@ -332,7 +332,13 @@ def test_layers_that_are_no_plain_linears_are_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"format": "onnx"}, {"multiple_of": 0}, {"agreement": 1.5}, {"quantization": "int8"}],
+    [
+        {"format": "onnx"},
+        {"multiple_of": 0},
+        {"agreement": 1.5},
+        {"quantized_agreement": -1},
+        {"quantization": "int8"},
+    ],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_settings_that_cannot_be_are_refused(wrong):

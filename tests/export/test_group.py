@@ -1,5 +1,6 @@
 """Several pairs in one export: each translates with its own neurons, as the model does under its gate."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -9,18 +10,20 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 from transformers import AutoModelForSeq2SeqLM
 
 from nspec_hf.core import ConfigError, ExportError, Pair
-from nspec_hf.data import LanguageTags
+from nspec_hf.data import LanguageTags, PairCollator
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import ExportConfig, export as export_file, export_model, load_pruned, pruned
 from nspec_hf.export.prune import let_go
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import find_sites, load_model
+from nspec_hf.recording import RecordConfig, find_sites, load_model, record
 from nspec_hf.serving import BatchingTranslator, load
 from tests.export.test_trim import by_argmax, setting, texts as text_of
+from tests.helpers import tiny_text
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch
 from tests.helpers.tiny_text import masks, model, texts, tokenizer
 
@@ -111,6 +114,64 @@ def test_a_mask_in_the_folder_keeps_the_very_rows_that_it_kept_in_the_whole_mode
     assert "renumbered" in own.recipe.derived[-1]
 
 
+def levelled(network):
+    """Return masks of the group at three coverages, chosen from what a few sentences were counted to fire."""
+    loader = DataLoader(
+        tiny_text.corpus(12, pairs=GROUP), batch_size=6, collate_fn=PairCollator(tokenizer(), GROUP)
+    )
+    stats = record(network, loader, GROUP, RecordConfig(progress=False))
+    return NeuronMasks.from_coverage(stats, 0.7, levels=(1.0, 0.5, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("form", "trimmed"), [("zeroed", False), ("padded", False), ("pruned", False), ("padded", True)]
+)
+def test_a_group_keeps_the_sparser_levels_of_its_masks(form, trimmed, tmp_path):
+    """Each sentence by a copy of the whole model that has its pair's neurons of that level alone."""
+    network = model()
+    chosen = levelled(network)
+    config = ExportConfig(format=form, max_new_tokens=20)
+    counted = texts(40, seed=1, pairs=GROUP) if trimmed else None
+    report = export_model(network, tokenizer(), chosen, GROUP, tmp_path / "out", config, counted=counted)
+    assert report.levels == (0.3, 0.5)  # 1.0 would need neurons that are gone
+    assert "coverages that may be chosen too: 0.3, 0.5" in str(report)
+    found = {}
+    for coverage in (0.7, 0.5, 0.3):
+        loaded = load(tmp_path / "out", translate=SHORT, coverage=coverage)
+        found[coverage] = loaded.translate(*mixed())
+        if not trimmed:
+            assert found[coverage] == one_by_one(network, chosen.at(coverage))
+        densest = pruned(network, chosen.at(coverage).subset(GROUP), "en-de")[1]
+        assert {site: int(keep_F.sum()) for site, keep_F in loaded.masks["en-de"].items()} == densest
+    assert len({tuple(rows) for rows in found.values()}) == 3
+    assert load(tmp_path / "out", translate=SHORT).translate(*mixed()) == found[0.7]
+    with pytest.raises(ConfigError, match=r"no masks of coverage 1 .* 0\.3, 0\.5"):
+        load(tmp_path / "out", coverage=1.0)
+    below = export_model(network, tokenizer(), chosen.at(0.5), GROUP, tmp_path / "below", config)
+    assert below.levels == (0.3,)
+    assert load(tmp_path / "below", translate=SHORT).translate(*mixed()) == one_by_one(
+        network, chosen.at(0.5)
+    )
+
+
+def test_a_level_with_other_neurons_is_not_left_behind(tmp_path, monkeypatch):
+    network = model()
+    right = export_file.renumbered
+
+    def swapped(own, together, small):
+        made = right(own, together, small)
+        return NeuronMasks(
+            made.pairs, made.keep, recipe=made.recipe, levels={0.3: made.levels[0.5], 0.5: made.levels[0.3]}
+        )
+
+    monkeypatch.setattr(export_file, "renumbered", swapped)
+    with pytest.raises(ExportError, match="not written"):
+        export_model(
+            network, tokenizer(), levelled(network), GROUP, tmp_path / "out", ExportConfig(sample=20)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_plain_classes_load_the_neurons_of_all_and_the_folder_says_what_that_changes(tmp_path):
     network = model()
     chosen = masks(network)
@@ -189,6 +250,43 @@ def test_quantized_models_of_a_group_are_those_of_each_pair_alone_and_the_whole_
         export_model(fresh, tokenizer(), masks(fresh), pair, tmp_path / pair, config)
         alone, together = (tmp_path / pair / "model.bin", tmp_path / "group" / pair / "model.bin")
         assert alone.read_bytes() == together.read_bytes()
+
+
+def test_quantized_weights_are_compared_with_float32_ones_and_refused_below_the_floor(tmp_path):
+    """Both models by CTranslate2 itself, sentence by sentence; the gate's tokens are another number."""
+    library = pytest.importorskip("ctranslate2")
+    network = model(seed=2)
+    rows = [sentence for sentence in texts(40, seed=5, pairs=["en-de"])[0].sources]
+    sample, tags = {"en-de": rows}, LanguageTags(tokenizer())
+    written = {}
+    for kind in ("float32", "int8"):
+        config = ExportConfig(format="ctranslate2", quantization=kind, max_new_tokens=20)
+        report = export_model(network, tokenizer(), masks(network), "en-de", tmp_path / kind, config, sample)
+        translator = library.Translator(str(tmp_path / kind), intra_threads=1)
+        names = tags.tokenizer.convert_ids_to_tokens
+        prefix = names(tags.decoder_prefix(Pair("en-de"), tags.tokenizer.eos_token_id))[1:]
+        sources = [names(ids) for ids in tags.encode_source(rows, Pair("en-de"))]
+        said = translator.translate_batch(
+            sources,
+            target_prefix=[prefix] * len(rows),
+            beam_size=1,
+            max_decoding_length=20 + len(prefix),
+            suppress_sequences=[[tags.tokenizer.pad_token]],
+        )
+        written[kind] = [each.hypotheses[0] for each in said]
+    alike = sum(a == b for a, b in zip(written["float32"], written["int8"], strict=True)) / len(rows)
+    assert 0.25 <= report.quantized == alike < 1
+    assert f"{alike:.1%} of them have the tokens of the same model in float32" in str(report)
+    stated = json.loads((tmp_path / "int8/nspec_export.json").read_text(encoding="utf-8"))
+    assert (stated["quantized"], stated["config"]["quantized_agreement"]) == (alike, 0.25)
+    before = sorted(tmp_path.iterdir())
+    strict = dataclasses.replace(config, quantized_agreement=alike + 0.01)
+    with pytest.raises(ExportError, match=r"as the same model in float32 does.* required \(quantized_agree"):
+        export_model(network, tokenizer(), masks(network), "en-de", tmp_path / "no", strict, sample)
+    assert sorted(tmp_path.iterdir()) == before
+    held = dataclasses.replace(config, quantized_agreement=alike)
+    export_model(network, tokenizer(), masks(network), "en-de", tmp_path / "yes", held, sample)
+    assert (tmp_path / "yes/model.bin").read_bytes() == (tmp_path / "int8/model.bin").read_bytes()
 
 
 def test_pairs_with_the_same_neurons_need_no_masks(tmp_path):

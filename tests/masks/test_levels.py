@@ -91,6 +91,16 @@ def test_a_file_whose_levels_are_not_stated_or_not_there_is_refused(masks, tmp_p
         NeuronMasks.from_pretrained(tmp_path / "less")
 
 
+def test_a_level_has_the_others_beside_it_and_leads_back(stats, masks):
+    for level in LEVELS:
+        chosen = masks.at(level)
+        assert sorted(chosen.levels) == sorted({*LEVELS, 0.6} - {level})
+        for other in (*LEVELS, 0.6):
+            assert same(chosen.at(other), NeuronMasks.from_coverage(stats, other))
+    uneven = NeuronMasks.from_coverage(stats, 0.6, coverage_decoder=0.9, levels=(0.8, 0.4))
+    assert list(uneven.at(0.8).levels) == [0.4]  # 0.6 alone would not say it
+
+
 def test_levels_are_nested_and_the_sparser_is_less_dense(masks):
     for denser, sparser in ((1.0, 0.8), (0.8, 0.6), (0.6, 0.4)):
         assert masks.at(denser).density() > masks.at(sparser).density()

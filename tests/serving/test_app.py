@@ -13,10 +13,17 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from torch.utils.data import DataLoader
 
+from nspec_hf import serving
+from nspec_hf.cli.main import main
+from nspec_hf.data import PairCollator
 from nspec_hf.evaluation import TranslateConfig, Translator
+from nspec_hf.export import pruned
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import RecordConfig, record
 from nspec_hf.serving import BatchingConfig, ServeConfig, make_app
-from tests.helpers.tiny_text import masks, texts, tokenizer
+from tests.helpers.tiny_text import PAIRS, corpus, masks, texts, tokenizer
 from tests.serving.test_batching import Held
 
 SHORT = TranslateConfig(num_beams=2, length_ratio=1.0, length_extra=3, progress=False)
@@ -44,6 +51,31 @@ def test_texts_of_several_pairs_are_answered_as_offline(client, network):
     }
     expected = offline.translate(["one two three", ""], "en-de", num_beams=1, max_new_tokens=3)
     assert client.post("/translate", json=body).json()["translations"] == expected
+
+
+def test_the_command_serves_the_level_that_is_asked_for(network, tmp_path, monkeypatch):
+    """Its app, beside a copy of the model that has the pair's neurons of that level alone."""
+    loader = DataLoader(corpus(12), batch_size=6, collate_fn=PairCollator(tokenizer(), PAIRS))
+    stats = record(network, loader, PAIRS, RecordConfig(progress=False))
+    chosen = NeuronMasks.from_coverage(stats, 0.9, levels=(0.4,))
+    network.save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    chosen.save_pretrained(tmp_path / "masks")
+    answers = {}
+
+    def ask(app, config, ready):
+        with TestClient(app) as client:
+            body = {"texts": ["one two three", "eight"], "pair": "en-de", "settings": {"max_new_tokens": 5}}
+            answers[coverage] = client.post("/translate", json=body).json()["translations"]
+
+    monkeypatch.setattr(serving, "run_server", ask)
+    line = ["serve", "--model", str(tmp_path / "base"), "--masks", str(tmp_path / "masks")]
+    for coverage in (0.9, 0.4):
+        assert main([*line, "--translate.num_beams", "1", "--coverage", str(coverage)]) == 0
+        alone = Translator(pruned(network, chosen.at(coverage), "en-de")[0], tokenizer(), None)
+        right = alone.translate(["one two three", "eight"], "en-de", num_beams=1, max_new_tokens=5)
+        assert answers[coverage] == right
+    assert answers[0.9] != answers[0.4]
 
 
 def test_pairs_and_health_say_what_is_served(client, loaded):

@@ -2,23 +2,26 @@
 
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 
 import nspec_hf
+from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for, save_added
 from nspec_hf.core import ArtifactError, ConfigError, UnknownPairError, UnsupportedModelError
+from nspec_hf.data import PairCollator
 from nspec_hf.evaluation import TranslateConfig, Translator
-from nspec_hf.export import ExportConfig, export_model
+from nspec_hf.export import ExportConfig, export_model, pruned
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import NeuronMasks, Recipe
-from nspec_hf.recording import find_sites, weight_fingerprint
+from nspec_hf.recording import RecordConfig, find_sites, record, weight_fingerprint
 from nspec_hf.serving import load
 from tests.helpers.hub_stand_in import HubStandIn, run
 from tests.helpers.models import tiny_marian
-from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
+from tests.helpers.tiny_text import PAIRS, corpus, masks, model, texts, tokenizer
 
 SHORT = TranslateConfig(num_beams=2, length_ratio=1.0, length_extra=3, progress=False)
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -95,6 +98,48 @@ def test_a_model_that_is_named_beside_the_masks_is_taken_with_the_gate_that_is_s
     assert loaded.gate.config == gate
     asked = load(tmp_path / "masks", translate=SHORT, gate=GateConfig())
     assert asked.translate(*mixed()) == expected(trained, chosen)
+
+
+def test_a_level_of_the_masks_is_run_wherever_they_lie(network, tmp_path):
+    """Each sentence by a copy of the model that has its pair's neurons of that level alone."""
+    loader = DataLoader(corpus(12), batch_size=6, collate_fn=PairCollator(tokenizer(), PAIRS))
+    chosen = NeuronMasks.from_coverage(
+        record(network, loader, PAIRS, RecordConfig(progress=False)), 0.9, levels=(0.4,)
+    )
+    base = save(tmp_path / "run/model", network)
+    chosen.save_pretrained(tmp_path / "run/masks")
+    trained_by(base, chosen)
+    counted = weight_fingerprint(network, find_sites(network))
+    recipe = replace(chosen.recipe, base_model=str(base), weight_fingerprint=counted)
+    alone = NeuronMasks(chosen.pairs, chosen.keep, recipe=recipe, levels=chosen.levels)
+    alone.save_pretrained(tmp_path / "masks")
+    layout = layout_for(network, ["en-xx"], AddConfig(), 0.5, ids=[4, 9], about={"base": str(base)})
+    addition = Addition(network, layout).draw(network, 1, {})
+    save_added(AddedPairs(network, [addition], chosen), tmp_path / "added")
+    found = {}
+    for coverage in (0.9, 0.4):
+        copies = {
+            pair: Translator(pruned(network, chosen.at(coverage), pair)[0], tokenizer(), None, SHORT)
+            for pair in PAIRS
+        }
+        right = [copies[pair].translate(text, pair) for text, pair in zip(*mixed(), strict=True)]
+        for place in ("run", "masks", "added"):
+            loaded = load(tmp_path / place, translate=SHORT, coverage=coverage)
+            assert loaded.translate(*mixed()) == right
+            assert loaded.masks == chosen.at(coverage)
+        found[coverage] = right
+    assert found[0.9] != found[0.4]
+    assert load(tmp_path / "run", translate=SHORT).translate(*mixed()) == found[0.9]
+    export_model(network, tokenizer(), chosen, "en-de", tmp_path / "exported")
+    refused = {
+        "run": r"no masks of coverage 0\.5 .* 0\.4",
+        "run/model": "has no masks",
+        "exported": "holds no masks",
+    }
+    (base / "made_by.json").unlink()
+    for place, said in refused.items():
+        with pytest.raises(ConfigError, match=said):
+            load(tmp_path / place, coverage=0.5)
 
 
 def test_another_base_can_be_asked_for(network, chosen, tmp_path):
