@@ -192,29 +192,60 @@ def compare_rows(
 
 
 def draw(config: Adding) -> Path:
-    """Draw each row's BLEU against what was added, a curve for each amount of text; return the file."""
+    """Draw BLEU against what was added, a curve for each amount of text; return the file.
+
+    Of rows that add the same, the one of the lowest loss on the validation text is drawn, and of fine-tuning
+    too: the mean of its seeds, and a bar from the lowest to the highest.
+    """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    found = [read_json(path) for path in sorted(Path(config.results).glob(f"{config.name}.*.s1.json"))]
-    found = [one for one in found if "way" in one]
+    found = [read_json(path) for path in sorted(Path(config.results).glob(f"{config.name}.*.s?.json"))]
+    found = [one for one in found if "way" in one and not one["settings"].get("unseen")]
+    figure, axes = plt.subplots(figsize=(8, 5))
     for lines in sorted({one["lines"] for one in found}):
-        beside = [one for one in found if one["lines"] == lines and one["way"] == "beside"]
-        points = sorted((100 * one["share"], one["new"]["bleu"]["mean"], one["row"]) for one in beside)
-        drawn = axes.plot(
-            [x for x, _, _ in points], [y for _, y, _ in points], "o", label=f"{lines} sentences, beside"
+        those = [one for one in found if one["lines"] == lines]
+        labels = sorted({added(one) for one in those if one["way"] == "beside"})
+        points = sorted((*chosen([one for one in those if added(one) == label]), label) for label in labels)
+        x, low, mean, high, names = zip(*points, strict=True)
+        off = [
+            [m - at for m, at in zip(mean, low, strict=True)],
+            [at - m for m, at in zip(mean, high, strict=True)],
+        ]
+        (drawn, *_) = axes.errorbar(
+            x, mean, off, fmt="o-", capsize=3, label=f"{lines:,} sentences, old pairs untouched"
         )
-        for x, y, row in points:
-            axes.annotate(row, (x, y), fontsize=7, textcoords="offset points", xytext=(4, 3))
-        free = [one["new"]["bleu"]["mean"] for one in found if one["lines"] == lines and one["way"] == "free"]
+        for at, y, name in zip(x, mean, names, strict=True):
+            axes.annotate(name, (at, y), fontsize=7, textcoords="offset points", xytext=(4, -9))
+        free = [one for one in those if one["way"] == "free"]
         if free:
-            label = f"{lines}, best of {len(free)} fine-tunings (old pairs lost)"
-            axes.axhline(max(free), color=drawn[0].get_color(), linestyle="--", label=label)
+            _, _, tuned, _ = chosen(free)
+            label = f"{lines:,}, tuned fine-tuning (old pairs lost)"
+            axes.axhline(tuned, color=drawn.get_color(), linestyle="--", label=label)
     axes.set(xlabel="parameters added, % of the model", ylabel="BLEU, mean of the new pairs")
     axes.legend(fontsize=7)
     path = Path(config.results) / f"{config.name}.frontier.png"
     figure.savefig(path, dpi=120, bbox_inches="tight")
     return path
+
+
+def chosen(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float, float]:
+    """Return share added, in %, and lowest, mean and highest BLEU of the row that validation text chooses."""
+    first = [one for one in rows if one["seed"] == min(each["seed"] for each in rows)]
+    best = min(first, key=lambda one: list(one["validation_loss"].values())[-1])
+    bleu = [one["new"]["bleu"]["mean"] for one in rows if one["row"] == best["row"]]
+    return 100 * best["share"], min(bleu), sum(bleu) / len(bleu), max(bleu)
+
+
+def added(found: Mapping[str, Any]) -> str:
+    """Return what a row added to the base, in a few words; empty where it trained the base itself."""
+    add = found["settings"].get("add", {})
+    if found["way"] != "beside":
+        return ""
+    parts = [f"neurons {found['width']:.0%}"] if found["width"] else []
+    parts += [f"LoRA {add['lora']}"] if add.get("lora") else []
+    parts += ["copy of " + ", ".join(add["copies"])] if add.get("copies") else []
+    pieces = {"all": ["all pieces"], "none": ["no pieces"]}.get(add.get("pieces", "new"), [])
+    return " + ".join([*parts, *pieces]) or "new pieces alone"
 
 
 def read_options(argv: list[str] | None = None) -> tuple[Adding, Any]:

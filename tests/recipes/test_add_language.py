@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pytest
 
 from nspec_hf.data import CorpusConfig
@@ -56,3 +57,31 @@ def test_the_least_validation_loss_chooses_and_every_seed_is_tested(config, tmp_
     asked.clear()
     recipe.search(replace(config, seeds=(1,)), 500, 2, 30)
     assert asked == []  # nothing is measured twice
+
+
+def test_the_figure_shows_what_the_validation_text_chose_of_each_size(config, tmp_path):
+    recipe = loaded("add_language")
+    measured = {  # row, seed → way, what is added, share, loss, BLEU
+        ("small", 1): ("beside", {"width": 0}, 0.1, 4.0, 3.0),
+        ("slow", 1): ("beside", {}, 0.2, 3.0, 9.0),  # the better on the test text
+        ("fast", 1): ("beside", {}, 0.2, 2.0, 5.0),
+        ("fast", 2): ("beside", {}, 0.2, 9.0, 7.0),
+        ("free", 1): ("free", {}, 1.0, 2.0, 4.0),
+        ("free_too_fast", 1): ("free", {}, 1.0, 3.0, 8.0),
+    }
+    (tmp_path / "results").mkdir()
+    for (row, seed), (way, add, share, loss, bleu) in measured.items():
+        made = {"row": row, "way": way, "lines": 500, "seed": seed, "settings": {"add": add}, "share": share}
+        made |= {
+            "width": add.get("width", 0.25),
+            "validation_loss": {"1": loss},
+            "new": {"bleu": {"mean": bleu}},
+        }
+        (tmp_path / f"results/tiny.500.{row}.s{seed}.json").write_text(json.dumps(made), encoding="utf-8")
+    assert recipe.draw(config).read_bytes().startswith(b"\x89PNG")
+    axes = plt.gcf().axes[0]
+    curve, tuned = axes.lines[0], axes.lines[-1]
+    assert [tuple(point) for point in curve.get_xydata()] == [(10, 3), (20, 6)]
+    assert list(tuned.get_ydata()) == [4, 4]
+    assert [text.get_text() for text in axes.texts] == ["new pieces alone", "neurons 25%"]
+    plt.close("all")
