@@ -20,8 +20,8 @@ from nspec_hf.export import ExportConfig, export_model, load_pruned
 from nspec_hf.gating import OWN_WEIGHTS, GateConfig, NeuronGate, slice_mode as slicing
 from nspec_hf.gating.route import Route
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import ActivationStats, RecordConfig, find_sites, record
-from nspec_hf.systems.adapters import Adapters
+from nspec_hf.recording import SIDES, ActivationStats, RecordConfig, find_sites, record
+from nspec_hf.systems.adapters import adapters as new_adapters
 from nspec_hf.systems.differentiation import Differentiate
 from nspec_hf.systems.parts.clones import ClonedUnits
 from nspec_hf.systems.parts.subnetworks import SubnetworkAttachment, Subnetworks
@@ -523,7 +523,7 @@ def own_pair(pair):
 
 
 def adapters(model):
-    attachment = Adapters(PAIRS, own_pair, own_pair, 5, 2).on(model)
+    attachment = new_adapters(model, PAIRS, dict.fromkeys(SIDES, own_pair), 5, 2)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():  # no adapter is to be the identity
         for parameter in attachment.own.parameters():

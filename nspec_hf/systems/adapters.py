@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair, warn
 from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
-from nspec_hf.recording import find_sites, linear_at
+from nspec_hf.recording import SIDES, find_sites, linear_at
 from nspec_hf.systems.families import Families, found_families, named_families
 from nspec_hf.systems.parts.clones import layer_path
-from nspec_hf.systems.parts.rowwise import Key, KeyOf, Keys, OwnModules, RowwiseAttachment, RowwiseOutput
+from nspec_hf.systems.parts.rowwise import Key, KeyOf, OwnModules, RowwiseAttachment, RowwiseOutput
 from nspec_hf.systems.parts.zero_shot import StandIns
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
@@ -86,65 +86,81 @@ def adapter_places(model: nn.Module, per_layer: int) -> list[Place]:
     return [place for places in behind.values() for place in places]
 
 
-class Adapters:
-    """Makes attachments of adapters for one shape.
+def adapters(
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    key_of: Mapping[str, KeyOf],
+    bottleneck: int,
+    per_layer: int,
+    seed: int = 1,
+) -> RowwiseAttachment:
+    """Return new adapters for a model, not attached yet.
 
     Args:
+        model: The model.
         pairs: The trained pairs, in the order that `pair_ids` index.
-        encoder_key: Pair → whose adapters its rows have in the encoder; a string, or None for no adapter.
-        decoder_key: The same in the decoder.
+        key_of: Side → whose adapters a pair's rows have there, a function of the pair; a string, or None for
+            no adapter. A pair that was not trained is run where those that it needs were trained with others.
         bottleneck: K.
         per_layer: 1 or 2.
-        seed: Of new adapters.
+        seed: Of the new weights.
     """
-
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        encoder_key: KeyOf,
-        decoder_key: KeyOf,
-        bottleneck: int,
-        per_layer: int,
-        seed: int = 1,
-    ) -> None:
-        self.pairs = list(pairs)
-        self._key_of = {"encoder": encoder_key, "decoder": decoder_key}
-        self._trained = {side: _distinct(map(key, self.pairs)) for side, key in self._key_of.items()}
-        self._bottleneck, self._per_layer, self._seed = bottleneck, per_layer, seed
-
-    def on(self, model: PreTrainedModel) -> RowwiseAttachment:
-        """Return new adapters for a model, not attached yet."""
-        places = {place.name: place for place in adapter_places(model, self._per_layer)}
-        weight = next(model.parameters())
-        own = OwnModules(
-            {
-                key: [name for name, place in places.items() if key in self._trained[place.side]]
-                for key in _distinct(self._trained["encoder"] + self._trained["decoder"])
-            },
-            lambda name: Adapter(places[name].width, self._bottleneck).to(weight.device, weight.dtype),
-            self._seed,
-        )
-        routing = Routing(self.pairs)
-        keys = {side: Keys(routing, key_of) for side, key_of in self._key_of.items()}
-        parts = [
-            RowwiseOutput(model.get_submodule(name), keys[place.side], partial(_through, own.at(name)))
-            for name, place in places.items()
-        ]
-        return RowwiseAttachment(model, routing, parts, places, own, self.knows, self.description)
-
-    def knows(self, pair: Pair) -> bool:
-        """Return whether all adapters that a pair needs are trained with other pairs."""
-        return all(key_of(pair) in self._trained[side] for side, key_of in self._key_of.items())
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """Plain values that tell these adapters from others."""
-        shape = {"bottleneck": self._bottleneck, "per_layer": self._per_layer}
-        return {"adapters": shape, "of": {side: list(keys) for side, keys in self._trained.items()}}
+    trained = {side: _distinct(map(key, pairs)) for side, key in key_of.items()}
+    places = {place.name: place for place in adapter_places(model, per_layer)}
+    weight = next(model.parameters())
+    own = OwnModules(
+        {
+            key: [name for name, place in places.items() if key in trained[place.side]]
+            for key in _distinct(trained["encoder"] + trained["decoder"])
+        },
+        lambda name: Adapter(places[name].width, bottleneck).to(weight.device, weight.dtype),
+        seed,
+    )
+    routing = Routing(list(pairs))
+    parts = [
+        RowwiseOutput(model.get_submodule(name), routing, key_of[place.side], partial(_through, own.at(name)))
+        for name, place in places.items()
+    ]
+    about = {"adapters": {"bottleneck": bottleneck, "per_layer": per_layer}, "of": trained}
+    return RowwiseAttachment(model, routing, parts, places, own, partial(_all_there, key_of, trained), about)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairAdapters(System):
+class AdapterSystem(System):
+    """Adapters in a base; whose they are is said by `keys`."""
+
+    bottleneck: int = 128
+    """K, the width inside an adapter."""
+
+    per_layer: Literal[1, 2] = 2
+    """Adapters a layer: 1 after it, 2 also after attention."""
+
+    def check(self, run: Run) -> None:
+        """Refuse shapes that are none."""
+        if self.bottleneck < 1:
+            raise ConfigError(f"bottleneck is a positive width, got {self.bottleneck}")
+        if self.per_layer not in (1, 2):
+            raise ConfigError(
+                f"per_layer is 1 (after the layer) or 2 (also after attention), got {self.per_layer}"
+            )
+
+    def keys(self, model: PreTrainedModel, run: Run) -> Mapping[str, KeyOf]:
+        """Return side → whose adapters a pair's rows have there; see `adapters`."""
+        raise NotImplementedError
+
+    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
+        """Put the adapters on the model."""
+        keys = self.keys(model, run)
+        return adapters(model, run.pairs, keys, self.bottleneck, self.per_layer, run.seed).attach()
+
+    def freeze(self, model: PreTrainedModel) -> None:
+        """Freeze the base, unless it is trained from scratch too."""
+        if not self.from_scratch:
+            freeze_base(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairAdapters(AdapterSystem):
     """Language-pair adapters (Bapna & Firat 2019), as compared with by Tan et al. 2024 and Xie et al. 2021.
 
     The settings of Tan et al. are the defaults; `per_layer` 1 alone gives those of Xie et al. (12.74 M for
@@ -155,12 +171,6 @@ class PairAdapters(System):
     name: ClassVar[str] = "pair_adapters"
     source: ClassVar[str] = "Bapna & Firat 2019, language-pair adapters"
 
-    bottleneck: int = 128
-    """K, the width inside an adapter."""
-
-    per_layer: Literal[1, 2] = 2
-    """Adapters a layer: 1 after it, 2 also after attention."""
-
     frozen: bool | None = None
     """Whether only adapters are trained, in the frozen base; else adapters and model are trained together
     from scratch. None: frozen for two a layer (Tan et al.), from scratch for one (Xie et al.)."""
@@ -170,25 +180,14 @@ class PairAdapters(System):
         """Whether model and adapters are trained together from the beginning."""
         return not (self.per_layer == 2 if self.frozen is None else self.frozen)
 
-    def check(self, run: Run) -> None:
-        """Refuse shapes that are none."""
-        _check_shape(self.bottleneck, self.per_layer)
-
-    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
-        """Put each pair's adapters on the model."""
+    def keys(self, model: PreTrainedModel, run: Run) -> Mapping[str, KeyOf]:
+        """Return each pair's own, or those of the pair that stands in for it."""
         whose = partial(_of_pair, StandIns.of(run.pairs, run.config.data.pivot))
-        shape = (self.bottleneck, self.per_layer, run.seed)
-        adapters = Adapters(run.pairs, partial(whose, "encoder"), partial(whose, "decoder"), *shape)
-        return adapters.on(model).attach()
-
-    def freeze(self, model: PreTrainedModel) -> None:
-        """Freeze the base, unless it is trained from scratch too."""
-        if not self.from_scratch:
-            freeze_base(model)
+        return {side: partial(whose, side) for side in SIDES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyAdapters(System):
+class FamilyAdapters(AdapterSystem):
     """Language-family adapters: related languages share adapters in a frozen base.
 
     Chronopoulou et al. 2023, "Language-Family Adapters for Low-Resource Multilingual Neural Machine
@@ -204,10 +203,8 @@ class FamilyAdapters(System):
     extracts: ClassVar[bool] = True
 
     bottleneck: int = 512
-    """K, the width inside an adapter."""
 
     per_layer: Literal[1, 2] = 1
-    """Adapters a layer: 1 after it, 2 also after attention."""
 
     families: int | None = None
     """How many families the overlap tree is cut into, where `data.families` is empty; None cuts it where the
@@ -215,7 +212,7 @@ class FamilyAdapters(System):
 
     def check(self, run: Run) -> None:
         """Refuse shapes that are none, and families that leave a language out."""
-        _check_shape(self.bottleneck, self.per_layer)
+        super().check(run)
         data = run.config.data
         if data.families:
             named_families(data.families, run.pairs, data.pivot)
@@ -231,8 +228,8 @@ class FamilyAdapters(System):
             families = found_families(model, run, self.families)
         return {"families": families, "families_from": "data" if data.families else "overlap tree"}
 
-    def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
-        """Put each family's adapters on the model."""
+    def keys(self, model: PreTrainedModel, run: Run) -> Mapping[str, KeyOf]:
+        """Return the families of a pair's languages."""
         data = run.config.data
         named = self.extraction(model, run)["families"]
         if data.families and named != named_families(data.families, run.pairs, data.pivot):
@@ -241,12 +238,7 @@ class FamilyAdapters(System):
                 "another folder (--work), or delete this one to begin anew"
             )
         families = Families(named, data.pivot)
-        shape = (self.bottleneck, self.per_layer, run.seed)
-        return Adapters(run.pairs, families.of_encoder, families.of_decoder, *shape).on(model).attach()
-
-    def freeze(self, model: PreTrainedModel) -> None:
-        """Freeze the base."""
-        freeze_base(model)
+        return {"encoder": families.of_encoder, "decoder": families.of_decoder}
 
 
 def freeze_base(model: nn.Module) -> None:
@@ -255,18 +247,16 @@ def freeze_base(model: nn.Module) -> None:
         parameter.requires_grad = name.startswith(f"{OWN_WEIGHTS}.")
 
 
-def _check_shape(bottleneck: int, per_layer: int) -> None:
-    if bottleneck < 1:
-        raise ConfigError(f"bottleneck is a positive width, got {bottleneck}")
-    if per_layer not in (1, 2):
-        raise ConfigError(f"per_layer is 1 (after the layer) or 2 (also after attention), got {per_layer}")
-
-
 # Not closures, whose modules would not be copied with their model.
 
 
 def _through(adapters: Mapping[Key, nn.Module], rows: Tensor, key: Key) -> Tensor:
     return adapters[key](rows)
+
+
+def _all_there(key_of: Mapping[str, KeyOf], trained: Mapping[str, Sequence[str]], pair: Pair) -> bool:
+    """Return whether all adapters that a pair needs are trained with other pairs."""
+    return all(key(pair) in trained[side] for side, key in key_of.items())
 
 
 def _of_pair(stand_ins: StandIns, side: str, pair: Pair) -> str | None:

@@ -21,13 +21,10 @@ from nspec_hf.systems.system import System
 class Architecture(System):
     """A model of another shape than the base, trained from scratch on all pairs."""
 
+    from_scratch: ClassVar[bool] = True
+
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the model's config in addition to what the system changes, or in its place."""
-
-    @property
-    def from_scratch(self) -> bool:
-        """Always."""
-        return True
 
     def check(self, run: Run) -> None:
         """Refuse a base that has no such sizes, and sizes that are none."""

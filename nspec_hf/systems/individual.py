@@ -32,6 +32,8 @@ class Individual(System):
 
     name: ClassVar[str] = "individual"
     source: ClassVar[str] = "bilingual models, as in Tan et al. 2024, Table 4"
+    from_scratch: ClassVar[bool] = True
+
     budget: Literal["each", "shared"] = "each"
     """`each`: every model makes as many updates as the multilingual one; on text of one direction that is
     more epochs. `shared`: all models together make as many, an equal share each. A budget in epochs instead
@@ -46,11 +48,6 @@ class Individual(System):
 
     small_vocabulary: int | None = None
     """Subwords of a vocabulary that each pair of that tier learns from its own text; None: the base's."""
-
-    @property
-    def from_scratch(self) -> bool:
-        """Always."""
-        return True
 
     def model(self, run: Run) -> PreTrainedModel:
         """Return one of the models, untrained, of a pair that is not low-resource."""

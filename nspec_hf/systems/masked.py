@@ -18,6 +18,7 @@ from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System, attached
 from nspec_hf.training import last_checkpoint
 
+Method = Literal["coverage", "te", "av", "random"]
 _MASKS = "masks"
 _KINDS = ("ffn", "attention", "ffn_out")  # what allocation counts
 _SELECTS = {"allocation_te": "te", "allocation_av": "av", "random": "random"}
@@ -33,21 +34,17 @@ class Masked(System):
 
     extracts: ClassVar[bool] = True
 
+    method: ClassVar[Method] = "coverage"
+    """What `SelectConfig.method` is for this system, whatever the experiment says."""
+
+    counts: ClassVar[bool] = True
+    """Whether neurons are counted, on the validation text."""
+
     silence: Silence | None = None
     """What becomes of a neuron that is not kept; see `GateConfig.silence`."""
 
     mode: GateMode | None = None
     """How the masks act; see `GateConfig.mode`."""
-
-    @property
-    def method(self) -> Literal["coverage", "te", "av", "random"]:
-        """What `SelectConfig.method` is for this system, whatever the experiment says."""
-        return "coverage"
-
-    @property
-    def counts(self) -> bool:
-        """Whether neurons are counted, on the validation text."""
-        return True
 
     def check(self, run: Run) -> None:
         """Refuse to count on no text, and warn where the experiment selects by another method.
@@ -80,12 +77,7 @@ class Masked(System):
     def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put the gate on the model."""
         given = {"silence": self.silence, "mode": self.mode}
-        settings: GateConfig = dataclasses.replace(
-            run.config.gate,
-            zero_shot="compose",
-            pivot=run.config.data.pivot,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        settings = _with(run.config.gate, zero_shot="compose", pivot=run.config.data.pivot, **given)
         return NeuronGate(model, self.kept_masks(run), settings).attach()
 
     def kept_masks(self, run: Run) -> NeuronMasks:
@@ -126,6 +118,12 @@ class NeuronSpecialization(Masked):
     name: ClassVar[str] = "neuron_specialization"
     source: ClassVar[str] = "Tan et al. 2024"
 
+    once: ClassVar[str] = ""
+    """Why masks cannot be selected anew in training; empty: they can."""
+
+    needs: ClassVar[Mapping[str, str]] = {}
+    """Setting → what it needs to be read; see `core/settings.py`."""
+
     coverage: float | None = None
     """k of Eq. 1: share of a layer's activations that the kept neurons cover, in (0, 1]."""
 
@@ -144,6 +142,13 @@ class NeuronSpecialization(Masked):
     refresh_every: int | None = None
     """Select the masks anew after every so many updates, from the weights as they are then (beyond the
     paper); None keeps the base's."""
+
+    def check(self, run: Run) -> None:
+        """Refuse masks that cannot be selected anew, and warn of settings that nothing reads."""
+        super().check(run)
+        warn_unused(self, self.needs, "settings.")
+        if self.once and self.refresh_every is not None:
+            raise ConfigError(f"{self.once}; refresh_every is for neuron_specialization")
 
     def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the masks by coverage."""
@@ -187,22 +192,14 @@ class RandomMasks(NeuronSpecialization):
 
     name: ClassVar[str] = "random"
     source: ClassVar[str] = "control; Tan et al. 2024 silence 30 % at random"
+    method: ClassVar[Method] = "random"
+    once: ClassVar[str] = "random masks are drawn once"
+    needs: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("coverage", "coverage_decoder", "by", "count"), "not density"
+    )
 
     density: float | None = None
     """Share of neurons kept at every gated site; None takes the specialized masks' own, site by site."""
-
-    @property
-    def method(self) -> Literal["coverage", "te", "av", "random"]:
-        """Drawn."""
-        return "random"
-
-    def check(self, run: Run) -> None:
-        """Refuse masks that are selected anew: these are not selected."""
-        super().check(run)
-        chosen: tuple[str, ...] = ("coverage", "coverage_decoder", "by", "count")
-        warn_unused(self, dict.fromkeys(chosen, "not density"), "settings.")
-        if self.refresh_every is not None:
-            raise ConfigError("random masks are drawn once; refresh_every is for neuron_specialization")
 
     def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the random masks, drawn with the run's seed."""
@@ -222,7 +219,7 @@ class Allocation(Masked):
 
     name: ClassVar[str] = "allocation_te"
     source: ClassVar[str] = "Xie et al. 2021, importance by Taylor expansion"
-    score: ClassVar[Literal["te", "av"]] = "te"
+    method: ClassVar[Method] = "te"
 
     general: float | None = None
     """ρ: share of neurons that every pair keeps, in [0, 1]."""
@@ -233,11 +230,6 @@ class Allocation(Masked):
     by: Literal["pair", "source", "target", "separate"] | None = None
     """Whom specific neurons belong to; see `SelectConfig.by`."""
 
-    @property
-    def method(self) -> Literal["coverage", "te", "av", "random"]:
-        """Importance, of whichever kind."""
-        return self.score
-
     def check(self, run: Run) -> None:
         """Warn where the experiment records other sites than this system."""
         super().check(run)
@@ -246,9 +238,9 @@ class Allocation(Masked):
 
     def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the masks by importance."""
-        record = _with(run.config.record, kinds=_KINDS, **{self.score: True})
+        record = _with(run.config.record, kinds=_KINDS, **{self.method: True})
         given = {"general": self.general, "threshold": self.threshold, "by": self.by}
-        select = _with(run.config.select, method=self.score, **given)
+        select = _with(run.config.select, method=self.method, **given)
         return NeuronMasks.from_config(run.recorded(model, record), select)
 
 
@@ -258,7 +250,7 @@ class AllocationByValue(Allocation):
 
     name: ClassVar[str] = "allocation_av"
     source: ClassVar[str] = "Xie et al. 2021, importance by absolute value"
-    score: ClassVar[Literal["te", "av"]] = "av"
+    method: ClassVar[Method] = "av"
 
 
 def activation_shares(stats: ActivationStats, pairs: Sequence[str], site: str) -> Tensor:
@@ -270,7 +262,7 @@ def activation_shares(stats: ActivationStats, pairs: Sequence[str], site: str) -
     return counts_PF / counts_PF.sum(dim=1, keepdim=True).clamp_min(1)
 
 
-def _with(settings: RecordConfig | SelectConfig, **given: Any) -> Any:
+def _with(settings: RecordConfig | SelectConfig | GateConfig, **given: Any) -> Any:
     """Return the settings with those that are given."""
     return dataclasses.replace(
         settings, **{name: value for name, value in given.items() if value is not None}

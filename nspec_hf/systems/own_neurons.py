@@ -1,11 +1,11 @@
 """Own neurons: a wider feed-forward layer in which each pair has some neurons of its own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, warn_unused
 from nspec_hf.gating import grow, grown_masks
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
@@ -23,6 +23,10 @@ class OwnNeurons(NeuronSpecialization):
 
     name: ClassVar[str] = "own_neurons"
     source: ClassVar[str] = "beyond the papers: growth.py"
+    once: ClassVar[str] = "own neurons keep their masks"  # what a new neuron does is not counted yet
+    needs: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("coverage", "coverage_decoder", "by", "count", "sides"), "old=specialized"
+    )
 
     share: float = 0.25
     """New neurons of each owner, as a share of a layer's."""
@@ -38,14 +42,6 @@ class OwnNeurons(NeuronSpecialization):
     def counts(self) -> bool:
         """Only where old neurons are specialized."""
         return self.old == "specialized"
-
-    def check(self, run: Run) -> None:
-        """Refuse masks that are selected anew: what a new neuron does is not counted yet."""
-        super().check(run)
-        chosen = ("coverage", "coverage_decoder", "by", "count", "sides")
-        warn_unused(self, dict.fromkeys(chosen, "old=specialized"), "settings.")
-        if self.refresh_every is not None:
-            raise ConfigError("own neurons keep their masks; refresh_every is for neuron_specialization")
 
     def model(self, run: Run) -> PreTrainedModel:
         """Return the wider base."""

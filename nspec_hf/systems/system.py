@@ -60,6 +60,9 @@ class System:
     trains: ClassVar[bool] = True
     """Whether weights are trained here."""
 
+    from_scratch: ClassVar[bool] = False
+    """Whether it has a model of its own, trained with the base's budget and then the continuation's."""
+
     continued_dropout: float | None = None
     """Dropout of the continued training, in [0, 1); None keeps the base's."""
 
@@ -71,11 +74,6 @@ class System:
                 f"continued_dropout is for systems that go on from the base, and {self.name} does not",
             )
             require(0 <= self.continued_dropout < 1, "continued_dropout lies in [0, 1)")
-
-    @property
-    def from_scratch(self) -> bool:
-        """Whether it has a model of its own, trained with the base's budget and then the continuation's."""
-        return False
 
     def check(self, run: Run) -> None:
         """Refuse what cannot work, before anything is run.

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from nspec_hf.core import Pair
 from nspec_hf.gating import Attachment, Routing
 from nspec_hf.recording import find_sites, linear_at
-from nspec_hf.systems.parts.rowwise import Key, Keys, OwnModules, RowwiseAttachment, RowwisePart
+from nspec_hf.systems.parts.rowwise import Key, OwnModules, RowwiseAttachment, RowwisePart
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
 
@@ -34,11 +34,7 @@ class TargetAttention(System):
 
     name: ClassVar[str] = "target_attention"
     source: ClassVar[str] = "Blackwood et al. 2018, target-specific attention"
-
-    @property
-    def from_scratch(self) -> bool:
-        """Always: the languages' attention has nothing to begin from."""
-        return True
+    from_scratch: ClassVar[bool] = True
 
     def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put each target's projections on the model."""
@@ -67,9 +63,10 @@ def target_attention(model: PreTrainedModel, pairs: list[Pair], seed: int = 1) -
 
     own = OwnModules({target: names for target in targets[1:]}, fresh, seed)
     routing = Routing(pairs)
-    keys = Keys(routing, attrgetter("target"))
+    key_of = attrgetter("target")
     parts = [
-        RowwisePart(model.get_submodule(name), keys, partial(_projected, own.at(name))) for name in names
+        RowwisePart(model.get_submodule(name), routing, key_of, partial(_projected, own.at(name)))
+        for name in names
     ]
     knows, about = partial(_is_target, frozenset(targets)), {"attention_of_targets": targets}
     return RowwiseAttachment(model, routing, parts, names, own, knows, about)

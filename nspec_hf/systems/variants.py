@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, warn_unused
+from nspec_hf.core import ConfigError
 from nspec_hf.gating import Attachment
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
@@ -51,6 +51,10 @@ class Averaged(NeuronSpecialization):
     name: ClassVar[str] = "averaged"
     source: ClassVar[str] = "beyond the papers: mean of weights, as in Wortsman et al. 2022 (model soups)"
     trains: ClassVar[bool] = False
+    once: ClassVar[str] = "averaged: nothing is trained"
+    needs: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("coverage", "coverage_decoder", "by", "sides", "count", "silence", "mode"), "masked"
+    )
 
     rows: Sequence[str] = ("finetune", "ns")
     """What is averaged: rows of the same experiment and seed, or `ROW/sSEED`; they have been run."""
@@ -66,10 +70,6 @@ class Averaged(NeuronSpecialization):
     def check(self, run: Run) -> None:
         """Refuse rows that have not been run."""
         super().check(run)
-        chosen = ("coverage", "coverage_decoder", "by", "sides", "count", "silence", "mode")
-        warn_unused(self, dict.fromkeys(chosen, "masked"), "settings.")
-        if self.refresh_every is not None:
-            raise ConfigError("averaged: nothing is trained; refresh_every is for neuron_specialization")
         if missing := [row for row in self.rows if not (self._trained(run, row) / "config.json").is_file()]:
             raise ConfigError(f"averaged: not run yet: {', '.join(missing)}")
         if not self.rows:

@@ -13,12 +13,13 @@ from nspec_hf.analysis import language_tree
 from nspec_hf.core import ArtifactError, ConfigError, Pair, as_pairs, english_centric
 from nspec_hf.data import BatchConfig
 from nspec_hf.gating import OWN_WEIGHTS
+from nspec_hf.recording import SIDES
 from nspec_hf.systems.adapters import (
     Adapter,
-    Adapters,
     FamilyAdapters,
     PairAdapters,
     adapter_places,
+    adapters as new_adapters,
     freeze_base,
 )
 from nspec_hf.systems.families import Families, cut_tree, named_families
@@ -39,7 +40,7 @@ def own_pair(pair):
 
 
 def adapters(model, per_layer=2, pairs=PAIRS, bottleneck=5, seed=1):
-    return Adapters(pairs, own_pair, own_pair, bottleneck, per_layer, seed).on(model)
+    return new_adapters(model, pairs, dict.fromkeys(SIDES, own_pair), bottleneck, per_layer, seed)
 
 
 def shake(attachment, seed=7):
@@ -135,8 +136,7 @@ def test_a_step_changes_the_adapters_of_the_pairs_in_the_batch_and_nothing_else(
 
 def count(model, bottleneck, per_layer, pairs, key_of=str):
     """Return how many parameters the adapters add to a model."""
-    small = Adapters(pairs, key_of, key_of, bottleneck, per_layer).on(model)
-    return numbers(small.own)
+    return numbers(new_adapters(model, pairs, dict.fromkeys(SIDES, key_of), bottleneck, per_layer).own)
 
 
 @pytest.mark.parametrize(("width", "bottleneck"), [(16, 5), (512, 128), (1024, 128), (512, 512)])
@@ -221,8 +221,8 @@ def test_related_languages_share_adapters_and_zero_shot_is_defined_by_family():
     model, batch = tiny_m2m100(), random_batch(rows=3)
     pairs = as_pairs(["en-de", "nl-en", "en-fr"])
     families = Families({"de": "Germanic", "nl": "Germanic", "fr": "Romance", "es": "Romance"})
-    made = Adapters(pairs, families.of_encoder, families.of_decoder, 4, 1)
-    with shake(made.on(model)) as attachment:
+    keys = {"encoder": families.of_encoder, "decoder": families.of_decoder}
+    with shake(new_adapters(model, pairs, keys, 4, 1)) as attachment:
         assert [name for name, _ in attachment.own.named_children()] == ["for_Germanic", "for_Romance"]
 
         def run(*chosen):
@@ -264,7 +264,7 @@ def test_a_tree_is_cut_where_its_distances_jump_most_or_into_as_many_as_asked():
 def train_a_few(index, count, folder):
     """One update of two batches, each of one pair: in two processes, or one after the other in one."""
     model = text_model()
-    own = Adapters(TRAINED, str, str, 5, 2).on(model).attach()
+    own = new_adapters(model, TRAINED, dict.fromkeys(SIDES, str), 5, 2).attach()
     freeze_base(model)
     arguments = {"max_steps": 1, "gradient_accumulation_steps": 2 // count, "weight_decay": 0.1}
     arguments |= {"warmup_steps": 0, "lr_scheduler_type": "constant", "save_strategy": "no"}
@@ -277,7 +277,7 @@ def test_two_processes_with_different_pairs_train_as_one_does(tmp_path):
     run_in_processes(train_a_few, 2, str(tmp_path / "two"))
     train_a_few(0, 1, tmp_path / "one")
     start = text_model()
-    own = Adapters(TRAINED, str, str, 5, 2).on(start).attach()
+    own = new_adapters(start, TRAINED, dict.fromkeys(SIDES, str), 5, 2).attach()
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     two, one = weights(tmp_path / "two"), weights(tmp_path / "one")
     assert two.keys() == one.keys()
@@ -291,7 +291,7 @@ def test_two_processes_with_different_pairs_train_as_one_does(tmp_path):
 
 def test_the_best_adapters_are_kept_where_training_is_stopped_early(tmp_path):
     model = text_model()
-    own = Adapters(TRAINED, str, str, 5, 2).on(model).attach()
+    own = new_adapters(model, TRAINED, dict.fromkeys(SIDES, str), 5, 2).attach()
     freeze_base(model)
     # With the sign turned, the first evaluation is the best, and the second stops the training.
     arguments = {

@@ -11,7 +11,7 @@ from nspec_hf.core import Pair, RoutingError, TrainingSetupError, UnknownPairErr
 from nspec_hf.gating import OWN_WEIGHTS, Routing, attachment_of
 from nspec_hf.gating.route import Route
 from nspec_hf.recording import find_sites
-from nspec_hf.systems.parts.rowwise import Keys, OwnModules, RowwiseAttachment, RowwiseOutput, RowwisePart
+from nspec_hf.systems.parts.rowwise import OwnModules, RowwiseAttachment, RowwiseOutput, RowwisePart
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 
 PAIRS = as_pairs(["en-de", "de-en", "en-fr"])
@@ -44,7 +44,6 @@ class Added:
 def rowwise(model, knows=lambda pair: pair.source in ("en", "de"), seed=5):
     """Own first linears of the feed-forward blocks for source `de`; layer outputs changed by source."""
     routing = Routing(list(PAIRS))
-    keys = Keys(routing, source_of)
     linears = [site.name for site in find_sites(model)]
     layers = [name.rpartition(".")[0] for name in linears]
     width = {name: model.get_submodule(name).in_features for name in linears}
@@ -58,8 +57,8 @@ def rowwise(model, knows=lambda pair: pair.source in ("en", "de"), seed=5):
         part
         for name, layer in zip(linears, layers, strict=True)
         for part in (
-            RowwisePart(model.get_submodule(name), keys, Instead(own.at(name))),
-            RowwiseOutput(model.get_submodule(layer), keys, Added(own.at(layer))),
+            RowwisePart(model.get_submodule(name), routing, source_of, Instead(own.at(name))),
+            RowwiseOutput(model.get_submodule(layer), routing, source_of, Added(own.at(layer))),
         )
     ]
     return RowwiseAttachment(model, routing, parts, [*linears, *layers], own, knows, {"own": "both"})
@@ -97,15 +96,16 @@ def test_rows_come_back_in_their_order_whatever_their_keys(pair_ids, beams):
         seen.append(key)
         return rows * weights[key]
 
-    found = Keys(routing, source_of).by_key(x, compute)
+    found = RowwisePart(nn.Identity(), routing, source_of, compute).by_key(x, compute)
     each = [weights[PAIRS[pair].source] for pair in pair_ids for _ in range(beams)]
     assert torch.equal(found, torch.stack([row * weight for row, weight in zip(x, each, strict=True)]))
     assert len(seen) == len(set(seen)), "rows of one key are computed together"
 
 
 def test_a_layer_whose_pairs_are_unknown_is_refused():
+    part = RowwisePart(nn.Identity(), Routing(list(PAIRS)), source_of, torch.add)
     with pytest.raises(RoutingError, match="no pair is known"):
-        Keys(Routing(list(PAIRS)), source_of).by_key(torch.ones(2, 3), lambda rows, key: rows)
+        part.by_key(torch.ones(2, 3), lambda rows, key: rows)
 
 
 def test_a_mixed_batch_gives_each_row_what_a_model_changed_by_hand_gives():
@@ -220,8 +220,9 @@ def test_a_whole_layer_may_return_a_tensor_or_a_tuple(family):
         {".".join(site.name.split(".")[: 4 if "model" in site.name[:5] else 3]) for site in find_sites(model)}
     )
     own = OwnModules({"en": layers, "de": layers}, lambda name: nn.Linear(16, 16), 1)
-    keys = Keys(routing, source_of)
-    parts = [RowwiseOutput(model.get_submodule(name), keys, Added(own.at(name))) for name in layers]
+    parts = [
+        RowwiseOutput(model.get_submodule(name), routing, source_of, Added(own.at(name))) for name in layers
+    ]
     plain = model(**without_pairs(batch)).logits
     with RowwiseAttachment(model, routing, parts, layers, own):
         mixed = model(**batch).logits

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nspec_hf.core import Pair, as_pairs
 from nspec_hf.gating import OWN_WEIGHTS, Routing
 from nspec_hf.recording import plain_model, site_from_name
-from nspec_hf.systems.parts.rowwise import Keys, RowwiseAttachment, RowwisePart
+from nspec_hf.systems.parts.rowwise import RowwiseAttachment, RowwisePart
 from nspec_hf.systems.parts.subnetworks import prunable
 from nspec_hf.systems.parts.zero_shot import StandIns
 
@@ -112,7 +112,7 @@ class ClonedUnits(RowwiseAttachment):
         routing, parts = Routing(list(self.trained)), []
         for index, name in enumerate(units):
             unit = _Unit(index, site_from_name(name, 0).side, self.clones, stand_ins)
-            parts.append(RowwisePart(plain.get_submodule(name), Keys(routing, unit.key), unit.compute))
+            parts.append(RowwisePart(plain.get_submodule(name), routing, unit.key, unit.compute))
         super().__init__(plain, routing, parts, units, own=self.clones, knows=stand_ins.knows)
         self._description = {"zero_shot": f"composed through {pivot}"}
 

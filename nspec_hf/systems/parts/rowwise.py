@@ -12,6 +12,7 @@ computes with own weights is an object, a bound method or a function of its argu
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,26 @@ Key = Any
 KeyOf = Callable[[Pair], Key]
 
 
-class Keys:
-    """The key of every pair that the routing knows; grows with it.
+class RowwisePart(TakenOver):
+    """One module that is computed key by key.
 
     Args:
+        module: What is taken over; its forward has one argument.
         routing: Tells each row's pair.
         key_of: Pair → key.
+        compute: Gets what the module's own forward makes of its input, as a function, the rows of one key and
+            the key; returns the output for these rows.
     """
 
-    def __init__(self, routing: Routing, key_of: KeyOf) -> None:
-        self._routing = routing
-        self._key_of = key_of
+    def __init__(
+        self, module: nn.Module, routing: Routing, key_of: KeyOf, compute: Callable[..., Tensor]
+    ) -> None:
+        super().__init__()
+        self.module, self._routing, self._key_of, self._compute = module, routing, key_of, compute
+
+    def forward(self, x: Tensor) -> Any:
+        """Stand in for the module's forward: x [R, L, D] → [R, L, F]."""
+        return self.by_key(x, partial(self._compute, self._taken[0].original))
 
     def by_key(self, x: Tensor, compute: Callable[[Tensor, Key], Tensor]) -> Tensor:
         """Return `compute(rows, key)` of the rows of each key, put together in the order of `x`.
@@ -61,73 +71,23 @@ class Keys:
         parts = [compute(x[index], key) for key, index in zip(rows, order, strict=True)]
         return torch.cat(parts)[torch.cat(order).argsort()]
 
-
-class _Taken(TakenOver):
-    """A module that is taken over.
-
-    Args:
-        module: The module.
-        keys: The pairs' keys.
-    """
-
-    def __init__(self, module: nn.Module, keys: Keys) -> None:
-        super().__init__()
-        self.module = module
-        self._keys = keys
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the module's forward."""
-        raise NotImplementedError
-
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
         return [(self.module, self.forward)]
 
 
-class RowwisePart(_Taken):
-    """One module that is computed key by key.
-
-    Args:
-        module: What is taken over; its forward has one argument.
-        keys: The pairs' keys.
-        compute: Gets what the module's own forward makes of its input, as a function, the rows of one key and
-            the key; returns the output for these rows.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        keys: Keys,
-        compute: Callable[[Callable[[Tensor], Tensor], Tensor, Key], Tensor],
-    ) -> None:
-        super().__init__(module, keys)
-        self._compute = compute
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Stand in for the module's forward: x [R, L, D] → [R, L, F]."""
-        original = self._taken[0].original
-        return self._keys.by_key(x, lambda rows, key: self._compute(original, rows, key))
-
-
-class RowwiseOutput(_Taken):
+class RowwiseOutput(RowwisePart):
     """One module that runs as it is, and whose output is then changed key by key.
 
-    Args:
-        module: What is taken over: a linear, or a whole layer with any arguments, which returns a tensor or a
-            tuple that begins with one.
-        keys: The pairs' keys.
-        change: Gets the output's rows of one key, [some of R, L, F], and the key; returns them changed.
+    It may be a linear, or a whole layer with any arguments, which returns a tensor or a tuple that begins
+    with one. `compute` gets the output's rows of one key, [some of R, L, F], and the key, and changes them.
     """
-
-    def __init__(self, module: nn.Module, keys: Keys, change: Callable[[Tensor, Key], Tensor]) -> None:
-        super().__init__(module, keys)
-        self._change = change
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the module's forward."""
         output = self._taken[0].original(*args, **kwargs)
         if isinstance(output, Tensor):
-            return self._keys.by_key(output, self._change)
-        return (self._keys.by_key(output[0], self._change), *output[1:])
+            return self.by_key(output, self._compute)
+        return (self.by_key(output[0], self._compute), *output[1:])
 
 
 class OwnModules(nn.Module):

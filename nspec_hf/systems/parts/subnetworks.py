@@ -29,7 +29,7 @@ from nspec_hf.core import (
 )
 from nspec_hf.gating import Routing
 from nspec_hf.recording import KINDS, Site, find_sites, linear_at, plain_model, site_from_name
-from nspec_hf.systems.parts.rowwise import Keys, RowwiseAttachment, RowwisePart
+from nspec_hf.systems.parts.rowwise import RowwiseAttachment, RowwisePart
 from nspec_hf.systems.parts.zero_shot import StandIns
 
 _FILE_KIND = "nspec_subnetworks"
@@ -156,7 +156,7 @@ class SubnetworkAttachment(RowwiseAttachment):
         parts = []
         for name, linear in linears.items():
             pruned = _PrunedLinear(linear, site_from_name(name, 0), subnetworks.keep[name], stand_ins)
-            parts.append(RowwisePart(linear, Keys(routing, pruned.key), pruned.compute))
+            parts.append(RowwisePart(linear, routing, pruned.key, pruned.compute))
         facts = {"subnetworks": subnetworks.fingerprint(), "zero_shot": f"composed through {pivot}"}
         super().__init__(model, routing, parts, linears, knows=stand_ins.knows, description=facts)
 
