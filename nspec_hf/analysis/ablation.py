@@ -98,9 +98,6 @@ def ablate(
     masks: NeuronMasks,
     score_masks: Callable[[NeuronMasks], Mapping[str, float]],
     of: Sequence[str] = (),
-    *,
-    general_share: float = GENERAL_SHARE,
-    specific_share: float = SPECIFIC_SHARE,
     seed: int = 1,
 ) -> Ablation:
     """Score the masks as they are and after each ablation.
@@ -109,15 +106,13 @@ def ablate(
         masks: What to erase from; not changed.
         score_masks: Translates with the given masks and returns pair → score (BLEU, say).
         of: Pairs whose specific neurons are taken from all masks, one ablation each.
-        general_share: Share of general neurons to erase.
-        specific_share: Share of specific neurons to erase.
         seed: Of the draws.
     """
     given = {
         "nothing": masks,
-        "general": erase_general(masks, general_share, seed),
-        "own": erase_specific(masks, specific_share, seed=seed),
-        **{f"of {pair}": erase_specific(masks, specific_share, of=pair, seed=seed) for pair in of},
+        "general": erase_general(masks, seed=seed),
+        "own": erase_specific(masks, seed=seed),
+        **{f"of {pair}": erase_specific(masks, of=pair, seed=seed) for pair in of},
     }
     scores = [score_masks(ablated) for ablated in given.values()]
     score_KP = np.array([[row.get(pair, np.nan) for pair in masks.pairs] for row in scores], dtype=float)
@@ -126,8 +121,8 @@ def ablate(
         pairs=tuple(masks.pairs),
         score=score_KP,
         change=score_KP - score_KP[0],
-        general_share=general_share,
-        specific_share=specific_share,
+        general_share=GENERAL_SHARE,
+        specific_share=SPECIFIC_SHARE,
         seed=seed,
     )
 

@@ -137,19 +137,16 @@ class FamilyAgreement(Result):
     seed: int
 
 
-def family_agreement(
-    result: Progression, families: Mapping[str, str], *, limit: int = 10_000, seed: int = 1
-) -> FamilyAgreement:
+def family_agreement(result: Progression, families: Mapping[str, str], seed: int = 1) -> FamilyAgreement:
     """Compare the overlap within and across families at every site, with a permutation test.
 
     Args:
         result: Overlap of languages; drop the pivot first, since every pair shares it.
         families: Language → family; languages without one are left out.
-        limit: All relabelings are enumerated where there are at most this many, else this many are drawn.
-        seed: Of the draws; the same draws serve all sites.
+        seed: Of the draws of `permutation_test`; the same draws serve all sites.
     """
     named = result.without([code for code in result.languages if code not in families])
-    rows = [_agreement_at(named, number, families, limit, seed) for number in range(len(named.sites))]
+    rows = [_agreement_at(named, number, families, seed) for number in range(len(named.sites))]
     return FamilyAgreement(
         sites=named.sites,
         families={code: families[code] for code in named.languages},
@@ -159,7 +156,7 @@ def family_agreement(
 
 
 def _agreement_at(
-    named: Progression, number: int, families: Mapping[str, str], limit: int, seed: int
+    named: Progression, number: int, families: Mapping[str, str], seed: int
 ) -> dict[str, float]:
     """Return the value of each array of `FamilyAgreement` at one site."""
     kept = _defined(named.iou[number])
@@ -170,7 +167,7 @@ def _agreement_at(
     if not same.any() or same.all():
         return dict.fromkeys(FamilyAgreement.array_axes(), math.nan) | {"relabelings": 0, "exact": True}
     couples = iou_LL[upper]
-    p_value, count, exact = permutation_test(iou_LL, labels_L, limit=limit, seed=seed)
+    p_value, count, exact = permutation_test(iou_LL, labels_L, seed=seed)
     tree = language_tree([named.languages[i] for i in kept], iou_LL)
     return {
         "within": couples[same].mean(),

@@ -60,7 +60,6 @@ def masked_gains(
     stats: ActivationStats,
     coverages: Sequence[float] = (),
     generals: Sequence[float] = (),
-    threshold: float = 0.7,
     pivot: str = "en",
 ) -> list[SettingGains]:
     """Return what masks of several settings do to the scores of a model that was not trained with them.
@@ -70,7 +69,6 @@ def masked_gains(
         stats: What masks are selected from.
         coverages: Values of k (Tan et al., Eq. 1).
         generals: Values of ρ (Xie et al., Eq. 9), with importance by TE where it was recorded, else by AV.
-        threshold: Xie et al.'s k.
         pivot: The language that trained pairs share.
 
     Returns:
@@ -87,7 +85,7 @@ def masked_gains(
         if measure is None:
             raise ConfigError("shares of general neurons need importance; record with RecordConfig(te=True)")
         candidates["share ρ of general neurons"] = {
-            general: NeuronMasks.from_importance(stats, measure, general, threshold) for general in generals
+            general: NeuronMasks.from_importance(stats, measure, general) for general in generals
         }
     dense = score_masks(None)
     return [

@@ -37,7 +37,8 @@ def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
     paths: dict[Pair, Path] = {}
     nameless = []
     for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name.startswith(".") or not _has_ending(path, ending):
+        wanted = not ending or _bare_name(path).endswith(f".{ending.removeprefix('.')}")
+        if not path.is_file() or path.name.startswith(".") or not wanted:
             continue
         pair = pair_of_file(path)
         if pair is None:
@@ -50,8 +51,9 @@ def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
         else:
             paths[pair] = path
     if not paths:
+        which = f" with the ending {ending!r}" if ending else ""
         raise CorpusError(
-            f"{folder} has no file of a pair{_with(ending)}; expected names such as en-de.txt or de-en.xz"
+            f"{folder} has no file of a pair{which}; expected names such as en-de.txt or de-en.xz"
         )
     if nameless:
         warn(f"{folder}: not read, since they name no pair: {', '.join(nameless)}")
@@ -93,11 +95,3 @@ def require_parallel(
 
 def _bare_name(path: Path) -> str:
     return path.stem if path.suffix in PACKED else path.name
-
-
-def _has_ending(path: Path, ending: str) -> bool:
-    return not ending or _bare_name(path).endswith(f".{ending.removeprefix('.')}")
-
-
-def _with(ending: str) -> str:
-    return f" with the ending {ending!r}" if ending else ""

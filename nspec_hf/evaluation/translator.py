@@ -20,16 +20,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from nspec_hf.core import (
-    ConfigError,
-    NspecError,
-    Pair,
-    UnsupportedModelError,
-    as_often,
-    generating,
-    warn,
-)
-from nspec_hf.data import LanguageTags
+from nspec_hf.core import ConfigError, NspecError, Pair, as_often, generating, warn
+from nspec_hf.data import LanguageTags, as_tags
 from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import by_number, check_generation, check_texts, sees_rows, shortened
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
@@ -89,9 +81,8 @@ class Translator:
         gate_config: GateConfig | None = None,
         coverage: float | None = None,
     ) -> None:
-        _refuse_prompts(model)
         self.model = plain_model(model)
-        self.tags = tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer)
+        self.tags = as_tags(tokenizer)
         self.tokenizer = self.tags.tokenizer
         if isinstance(masks, NeuronMasks):
             chosen = masks if coverage is None else masks.at(coverage)
@@ -298,17 +289,6 @@ class Translator:
         # A tokenizer's own clean-up would make "Bonjour !" into "Bonjour!", since English has no space there.
         how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         return self.tokenizer.batch_decode(written_BT, **how), ended
-
-
-def _refuse_prompts(model: nn.Module) -> None:
-    """Refuse a PEFT wrapper that adds tokens of its own: without them the model inside is another one."""
-    adapters = [each for module in model.modules() for each in getattr(module, "peft_config", {}).items()]
-    for name, config in adapters:
-        if getattr(config, "is_prompt_learning", False):
-            raise UnsupportedModelError(
-                f"adapter {name!r} is {config.peft_type.value}: PEFT's wrapper adds its tokens, and a "
-                "translator looks through wrappers, so they would be lost; call the wrapper's own generate"
-            )
 
 
 def _lock_of(model: nn.Module) -> Any:

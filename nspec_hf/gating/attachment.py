@@ -6,7 +6,7 @@ exact removal. What happens inside the layers is the business of an attachment's
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, Pair, UnknownPairError, UnsupportedModelError, in_short
-from nspec_hf.data import LanguageTags
+from nspec_hf.data import LanguageTags, as_tags
 from nspec_hf.gating.entry_points import entries_of
 from nspec_hf.gating.route import Route, TokenReader
 from nspec_hf.gating.routing import Routing
@@ -158,21 +158,17 @@ class Attachment:
         origin = f"gate.use({str(pair)!r})"
         self._routing.choose(Route(torch.tensor([index], device=self._device), index, origin))
 
-    def read_languages(
-        self, tokenizer: PreTrainedTokenizerBase | LanguageTags, codes: Mapping[str, str] | None = None
-    ) -> None:
+    def read_languages(self, tokenizer: PreTrainedTokenizerBase | LanguageTags) -> None:
         """Read each row's pair from its language tokens, where neither `pair_ids` nor `use` tells it.
 
         Args:
-            tokenizer: The model's tokenizer.
-            codes: Languages of the pairs → codes of the tokenizer, where they differ.
+            tokenizer: The model's tokenizer, or `LanguageTags` of it where your codes differ from its own.
 
         Raises:
             ConfigError: If its family does not show both languages (Marian, MADLAD, T5 …).
             UnknownLanguageError: If it has no tag for a language of the pairs.
         """
-        tags = tokenizer if isinstance(tokenizer, LanguageTags) else LanguageTags(tokenizer, codes)
-        self._routing.reader = TokenReader(tags, self.pairs, self.include_all)
+        self._routing.reader = TokenReader(as_tags(tokenizer), self.pairs, self.include_all)
 
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run: it was trained, or all that it needs is there."""

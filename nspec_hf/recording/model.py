@@ -152,9 +152,9 @@ def load_model(
     return model.to(device) if device is not None else model
 
 
-def empty_model(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def empty_model(name: str | Path) -> PreTrainedModel:
     """Return a translation model without weights: only the config is read. Raises what `load_config` does."""
-    config = load_config(name, trust_remote_code=trust_remote_code)
+    config = load_config(name)
     try:
         with torch.device("meta"):
             return AutoModelForSeq2SeqLM.from_config(config)

@@ -164,12 +164,12 @@ def plain_model(model: Any) -> PreTrainedModel:
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-            prompts = [name for name, each in model.peft_config.items() if each.is_prompt_learning]
-            if prompts:
-                raise UnsupportedModelError(
-                    f"the PEFT adapter {', '.join(prompts)} is a prompt or prefix of the wrapper's, and the "
-                    "model alone would run without it; use LoRA, or get_base_model() to do without"
-                )
+            for name, config in model.peft_config.items():
+                if config.is_prompt_learning:
+                    raise UnsupportedModelError(
+                        f"PEFT's adapter {name!r} is {config.peft_type.value}, a prompt or prefix that the "
+                        "wrapper adds and that would be lost; use LoRA, or get_base_model() to do without"
+                    )
             inner = model.get_base_model()
         if not isinstance(inner, nn.Module):
             return model

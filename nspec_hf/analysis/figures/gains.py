@@ -122,15 +122,13 @@ def draw_ablation(result: Ablation) -> Figure:
     return figure
 
 
-def draw_gains(
-    result: Gains, system: str, comparison: Comparison | None = None, metric: str | None = None
-) -> Figure:
+def draw_gains(result: Gains, system: str, comparison: Comparison | None = None) -> Figure:
     """Draw one system's gain on every pair, coloured by significance where it was tested."""
     row = result.systems.index(system)
     rows = [r for r in (comparison.rows if comparison else ()) if r.system_name == system]
     alpha = comparison.alpha if comparison else 0.0
     # A comparison may hold several metrics; the verdict must be that of the metric whose gains are drawn.
-    metric = metric or result.metric or next((r.metric for r in rows), None)
+    metric = result.metric or next((r.metric for r in rows), None)
     tested = [r for r in rows if r.metric == metric]
     verdicts = {r.pair: "not significant" if r.owed_to_ties(alpha) else r.verdict for r in tested}
     order = np.argsort(result.change[row])

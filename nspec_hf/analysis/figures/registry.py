@@ -76,14 +76,6 @@ def _zero_shot(analysis: Analysis) -> Arguments:
     return {name: (analysis.gains, name, pivot) for name in _systems(analysis) if there}
 
 
-def _curves(analysis: Analysis) -> Arguments:
-    return {file_name(site_label(curves.site)): (curves,) for curves in analysis.curves}
-
-
-def _settings(analysis: Analysis) -> Arguments:
-    return {file_name(result.setting): (result,) for result in analysis.setting_gains}
-
-
 FIGURES: tuple[tuple[str, Callable[..., Figure], Callable[[Analysis], Arguments]], ...] = (
     ("overlap_layers", neurons.draw_overlap_layers, lambda a: {"": (a.progression, a.families)}),
     ("progression", neurons.draw_progression, lambda a: {"": (a.progression, a.agreement)}),
@@ -94,12 +86,20 @@ FIGURES: tuple[tuple[str, Callable[..., Figure], Callable[[Analysis], Arguments]
     ("tree", neurons.draw_tree, _trees),
     ("coverage_sweep", gains.draw_coverage_sweep, _coverage),
     ("allocation_sweep", gains.draw_allocation_sweep, lambda a: _if_there(a.allocation_sweep)),
-    ("importance", neurons.draw_importance, _curves),
+    (
+        "importance",
+        neurons.draw_importance,
+        lambda a: {file_name(site_label(c.site)): (c,) for c in a.curves},
+    ),
     ("gains_by_group", gains.draw_groups, lambda a: _if_there(a.gains)),
     ("gains", gains.draw_gains, lambda a: {name: (a.gains, name, a.comparison) for name in _systems(a)}),
     ("zero_shot", gains.draw_zero_shot, _zero_shot),
     ("ablation", gains.draw_ablation, lambda a: _if_there(a.ablation)),
     ("stability", gains.draw_stability, lambda a: _if_there(a.stability)),
-    ("gains_against", gains.draw_setting_gains, _settings),
+    (
+        "gains_against",
+        gains.draw_setting_gains,
+        lambda a: {file_name(g.setting): (g,) for g in a.setting_gains},
+    ),
 )
 """Name, function, and what it draws: see the module's text."""
