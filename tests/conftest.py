@@ -17,7 +17,7 @@ import docstring_parser
 import hypothesis
 import pytest
 
-from tests.helpers.tiny_experiment import experiment, recipe
+from tests.helpers.fresh_python import wait_to_be_forked
 
 # What all tests together would spend minutes on: no test pulls the plug, so none waits for the disk; the help
 # texts of a command line are read out of the source of its settings once.
@@ -31,6 +31,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 ROOMS_THAT_TRAIN = {"cli", "demo", "export", "recipes", "systems"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the libraries where tests are run, and not in the process that hands them out to others."""
+    if not config.getoption("numprocesses", default=None):
+        wait_to_be_forked()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,6 +64,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def trained_base(tmp_path_factory) -> Path:
     """Train the base of a tiny experiment once; return its folder, which nothing else is written into."""
+    from tests.helpers.tiny_experiment import experiment, recipe
+
     folder = tmp_path_factory.mktemp("base")
     recipe("pretrain")([experiment(folder)])
     return folder
@@ -66,6 +74,8 @@ def trained_base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def based(request, tmp_path_factory, trained_base) -> tuple[Path, str]:
     """Give a file of tests a tiny experiment with a trained base; return its folder and settings' file."""
+    from tests.helpers.tiny_experiment import experiment
+
     folder = tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])
     file = experiment(folder)
     for part in ("work", "results"):

@@ -81,7 +81,7 @@ def test_every_section_has_a_diff_and_a_use():
 @pytest.mark.medium
 @pytest.mark.parametrize("title", DIFFS)
 def test_what_a_section_adds_works_in_a_copy(title, tmp_path):
-    shutil.copytree(ROOT / "nspec_hf", tmp_path / "nspec_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "nspec_hf", tmp_path / "nspec_hf")
     shutil.copytree(ROOT / "tests" / "helpers", tmp_path / "tests" / "helpers")
     (tmp_path / "tests" / "__init__.py").touch()
     for diff in DIFFS[title]:

@@ -6,7 +6,7 @@ from nspec_hf.adding import AddConfig, auto_width, find_words, new_languages
 from nspec_hf.core import ConfigError, Pair, UnknownLanguageError
 from nspec_hf.data import LanguageTags, PairText
 from tests.helpers import tiny_text
-from tests.helpers.tiny_tokenizers import make_tokenizers
+from tests.helpers.tiny_tokenizers import make_tokenizer
 
 TAGS = LanguageTags(tiny_text.tokenizer())
 SIZE = len(tiny_text.tokenizer())
@@ -88,7 +88,7 @@ def test_embeddings_that_an_earlier_addition_brought_are_had_too():
     ("family", "code"), [("m2m100", "lbx"), ("nllb", "xxx_Latn"), ("mbart50", "xx_XX"), ("marian", "xxx")]
 )
 def test_each_family_spells_a_new_tag_as_its_own(family, code, tmp_path):
-    tags = LanguageTags(make_tokenizers(tmp_path)[family])
+    tags = LanguageTags(make_tokenizer(tmp_path, family))
     english = {"m2m100": "en", "nllb": "eng_Latn", "mbart50": "en_XX", "marian": "deu"}[family]
     texts = [PairText(Pair(f"{english}-{code}"), ["two men talk"], ["zwei"])]
     settings = AddConfig(languages=[code], pieces="none")
@@ -101,7 +101,7 @@ def test_each_family_spells_a_new_tag_as_its_own(family, code, tmp_path):
 
 
 def test_a_code_that_a_family_could_not_spell_is_refused(tmp_path):
-    tags = LanguageTags(make_tokenizers(tmp_path)["nllb"])
+    tags = LanguageTags(make_tokenizer(tmp_path, "nllb"))
     texts = [PairText(Pair("eng_Latn-x1"), ["two"], ["zwei"])]
     with pytest.raises(UnknownLanguageError, match="spell the code"):
         find_words(tags, texts, AddConfig(languages=["x1"], pieces="none"), vocabulary=99, rows=99)

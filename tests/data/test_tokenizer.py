@@ -21,7 +21,7 @@ from nspec_hf.data import (
 )
 from nspec_hf.data.language_tags import TARGET_ON_SOURCE
 from tests.helpers import tiny_text
-from tests.helpers.tiny_tokenizers import make_tokenizers
+from tests.helpers.tiny_tokenizers import make_tokenizer, make_tokenizers
 
 WORDS = (
     "dog",
@@ -167,7 +167,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     "name", ["m2m100", "nllb", "mbart", "mbart50", "seamless", "plbart", "marian", "t5", "bart"]
 )
 def test_a_tokenizer_without_its_vocabulary_file_is_refused(tmp_path, name):
-    tokenizer = make_tokenizers(tmp_path)[name]
+    tokenizer = make_tokenizer(tmp_path, name)
     tokenizer.save_pretrained(tmp_path / "whole")
     assert load_tokenizer(tmp_path / "whole").get_vocab() == tokenizer.get_vocab()
     (tmp_path / "empty").mkdir()

@@ -14,7 +14,7 @@ from nspec_hf.masks import NeuronMasks, Recipe
 from tests.helpers.gated import zeroed_copy
 from tests.helpers.models import tiny_mbart
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
-from tests.helpers.tiny_tokenizers import make_tokenizers
+from tests.helpers.tiny_tokenizers import make_tokenizer
 
 BEAMS = TranslateConfig(num_beams=3, max_tokens=150, length_ratio=1.0, length_extra=4, progress=False)
 
@@ -274,7 +274,7 @@ def test_what_is_no_text_or_no_masks_is_refused_and_any_iterable_of_texts_is_tak
 
 def test_a_model_that_starts_from_the_language_needs_no_start_token(tmp_path):
     """MBart-25 generates from the target's tag alone."""
-    spelled = make_tokenizers(tmp_path)["mbart"]
+    spelled = make_tokenizer(tmp_path, "mbart")
     network = tiny_mbart(
         vocab_size=len(spelled),
         pad_token_id=spelled.pad_token_id,

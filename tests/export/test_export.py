@@ -28,7 +28,7 @@ from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch
-from tests.helpers.tiny_tokenizers import make_tokenizers
+from tests.helpers.tiny_tokenizers import make_tokenizer
 
 PAIRS = ["en-de", "de-en", "en-fr"]
 TEXT = [
@@ -205,7 +205,7 @@ def test_ctranslate2_takes_each_family_with_the_tokenizer_that_the_library_makes
     library = pytest.importorskip("ctranslate2")
     family, pairs, more = FAMILIES[name]
     (tmp_path / "vocabulary").mkdir()
-    tokenizer = make_tokenizers(tmp_path / "vocabulary")[name]
+    tokenizer = make_tokenizer(tmp_path / "vocabulary", name)
     padding, size = tokenizer.pad_token_id, len(tokenizer) + more
     ids = {"vocab_size": size, "pad_token_id": padding, "eos_token_id": tokenizer.eos_token_id}
     start = padding if family in ("marian", "t5") else tokenizer.eos_token_id
@@ -474,7 +474,7 @@ def test_an_export_that_was_killed_at_any_write_is_done_again_as_if_it_had_not_b
     exists, tokenizer, tmp_path, monkeypatch
 ):
     model = make("m2m100", tokenizer)
-    masks, config = random_masks(model), ExportConfig(format="pruned", max_new_tokens=4)
+    masks, config = random_masks(model), ExportConfig(format="pruned", max_new_tokens=2, sample=2)
     export_model(model, tokenizer, masks, "en-de", tmp_path / "whole", config)
     wanted = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     replace, kills = os.replace, 0

@@ -12,6 +12,7 @@ from nspec_hf.gating import GateConfig, NeuronGate, Routing
 from nspec_hf.gating.route import Route
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
+from recipes.bench.workload import BlockConfig, BlockModel
 from tests.helpers.gated import PAIRS, random_masks, without_ids
 from tests.helpers.models import random_batch, tiny_m2m100
 
@@ -91,16 +92,17 @@ def test_an_index_outside_the_masks_names_the_pairs(model, masks, ids):
 
 def test_an_index_outside_the_masks_is_an_error_in_a_compiled_model_too():
     """There no value is looked at: a negative one would count from the end, and run as the last pair."""
-    model = tiny_m2m100(encoder_layers=1, decoder_layers=1)
+    model = BlockModel(BlockConfig(d_model=8, d_ff=24))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    batch = without_ids(random_batch(rows=2))
+    hidden = torch.rand(2, 3, 8)
     try:
         with NeuronGate(model, random_masks(model)), torch.no_grad():
-            expected = model(**batch, pair_ids=[1, 2]).logits
-            torch.testing.assert_close(compiled(**batch, pair_ids=torch.tensor([1, 2])).logits, expected)
+            expected = model(hidden, pair_ids=[1, 2])
+            assert not torch.equal(expected, model(hidden, pair_ids=[2, 1]))
+            torch.testing.assert_close(compiled(hidden, pair_ids=torch.tensor([1, 2])), expected)
             for ids in ([0, 3], [-1, 0], [-1, -1]):
                 with pytest.raises(IndexError, match="out of bounds"):
-                    compiled(**batch, pair_ids=torch.tensor(ids))
+                    compiled(hidden, pair_ids=torch.tensor(ids))
     finally:
         torch._dynamo.reset()
 

@@ -1,10 +1,10 @@
 """Programs in processes of their own that need not load torch and transformers: forked from one that has.
 
-What waits to be forked has loaded the libraries, whose import takes seconds, and nothing of this package. A
-program gets its own environment, the Hub's variables in it too, its own folder, arguments and output.
+What waits to be forked has loaded the libraries, whose import takes seconds, and nothing of this package: it
+is forked off the tests' own process, when this has come so far. A program gets its own environment, the Hub's
+variables in it too, its own folder, arguments and output.
 """
 
-import atexit
 import contextlib
 import importlib
 import json
@@ -13,11 +13,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
+NSPEC = "import sys; from nspec_hf.cli.main import main; sys.exit(main())"
+"""The command line, whose arguments are the program's."""
 LOADED = """
     accelerate huggingface_hub.hf_api jinja2 matplotlib.backends.backend_agg matplotlib.figure pandas
     rich.console sacrebleu safetensors.torch scipy.cluster.hierarchy sentencepiece torch
@@ -27,10 +30,8 @@ LOADED = """
 """.split()
 
 
-def run_python(
-    program: str, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a program; its folder comes first among those that modules are looked for in.
+class Started:
+    """A program that runs; its folder comes first among those that modules are looked for in.
 
     Args:
         program: Source text.
@@ -38,51 +39,91 @@ def run_python(
         cwd: Where it runs.
         env: Its whole environment; None: this process's.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        streams = [f"{folder}/{name}" for name in ("stdout", "stderr")]
+
+    def __init__(
+        self, program: str, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._streams = [f"{self._folder.name}/{name}" for name in ("stdout", "stderr")]
+        for stream in self._streams:
+            Path(stream).touch()
         asked = {"program": program, "arguments": list(map(str, arguments)), "cwd": str(cwd)}
-        asked |= {"env": dict(os.environ if env is None else env), "streams": streams}
-        waiting = _waiting()
-        waiting.stdin.write(json.dumps(asked) + "\n")
-        waiting.stdin.flush()
-        status = int(waiting.stdout.readline())
-        said = [Path(stream).read_text(encoding="utf-8") for stream in streams]
-    return subprocess.CompletedProcess(["python", "-c", program], status, *said)
+        asked |= {"env": dict(os.environ if env is None else env), "streams": self._streams}
+        self.pid = int(_ask(asked))
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end."""
+        return _ask({"pid": self.pid, "how": os.WEXITED | os.WNOHANG | os.WNOWAIT}) != "None"
+
+    def said(self) -> list[str]:
+        """Return what it has written to its standard output and error so far."""
+        return [Path(stream).read_text(encoding="utf-8") for stream in self._streams]
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Return how it ended, and all that it said."""
+        status = int(_ask({"pid": self.pid, "how": os.WEXITED}))
+        return subprocess.CompletedProcess(["python"], status, *self.said())
 
 
-@cache
-def _waiting() -> subprocess.Popen[str]:
-    """Start what is forked from; one a test process, which ends with it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    atexit.register(process.kill)
-    return process
+def run_python(program: str, *arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; see `Started`."""
+    return Started(program, *arguments, **how).wait()
 
 
-def _wait() -> None:
+_WAITING: list[IO[str]] = []
+"""Where what waits is asked, and where it answers."""
+
+
+def wait_to_be_forked() -> None:
+    """Load the libraries, and fork what waits; before anything of this package is loaded, once a process."""
     for module in LOADED:
         with contextlib.suppress(ImportError):  # an extra that is not here
             importlib.import_module(module)
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            _become(json.loads(line))
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
-        sys.stdout.flush()
+    asked, answers = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        try:
+            os.close(asked[1])
+            _answer(open(asked[0]), open(answers[1], "w"))
+        finally:
+            os._exit(0)
+    os.close(asked[0])
+    os.close(answers[1])
+    _WAITING[:] = open(asked[1], "w"), open(answers[0])
+
+
+def _ask(asked: dict) -> str:
+    to, answers = _WAITING
+    to.write(json.dumps(asked) + "\n")
+    to.flush()
+    return answers.readline().strip()
+
+
+def _answer(lines: IO[str], answers: IO[str]) -> None:
+    """Fork programs and say how they end, until the tests' process has ended."""
+    for line in lines:
+        asked = json.loads(line)
+        if "pid" in asked:
+            ended = os.waitid(os.P_PID, asked["pid"], asked["how"])
+            answer = ended and (ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+        else:
+            answer = os.fork() or _become(asked)
+        answers.write(f"{answer}\n")
+        answers.flush()
 
 
 def _become(asked: dict) -> None:
     """Run what was asked for in this forked process, which ends with it."""
     status = 1
     try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, path in enumerate(asked["streams"], start=1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(path, os.O_WRONLY), number)
+        # The tests' own are pytest's, which also keeps warnings for itself.
+        importlib.reload(warnings)
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(number, mode, encoding="utf-8", closefd=False) for number, mode in enumerate("rww")
+        )
         os.environ.clear()
         os.environ.update(asked["env"])
         os.chdir(asked["cwd"])
@@ -103,7 +144,3 @@ def _become(asked: dict) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-if __name__ == "__main__":
-    _wait()

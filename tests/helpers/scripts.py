@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from tests.helpers.models import tiny_m2m100, tiny_marian, tiny_mbart, tiny_t5
 from tests.helpers.pages import ROOT, blocks
-from tests.helpers.tiny_tokenizers import TEXT, make_tokenizers
+from tests.helpers.tiny_tokenizers import TEXT, make_tokenizer
 
 TRAINER, LOOP = "translation_script", "translation_loop"
 FAMILIES = {
@@ -99,7 +99,7 @@ def write_family(folder, family, pairs, train=16, validation=6):
     """Write a family's tiny model, its tokenizer and text of some pairs; return where they are."""
     make, name, _ = FAMILIES[family]
     (folder / "parts").mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizers(folder / "parts")[name]
+    tokenizer = make_tokenizer(folder / "parts", name)
     ids = [
         *tokenizer.get_vocab().values(),
         *getattr(tokenizer, "lang_token_to_id", {}).values(),

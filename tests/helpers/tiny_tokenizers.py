@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import sentencepiece
@@ -22,6 +24,7 @@ TEXT = ["a small dog runs in the park", "ein kleiner hund läuft im park", "two 
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
 
+@cache
 def _subwords() -> tuple[bytes, list[tuple[str, float]]]:
     """Return a SentencePiece model and its pieces other than special ones."""
     file = io.BytesIO()
@@ -45,6 +48,15 @@ def _letters(*special: str) -> dict[str, int]:
 
 def make_tokenizers(folder: Path) -> dict[str, PreTrainedTokenizerBase]:
     """Return one tokenizer a family, for English to German where it keeps a state."""
+    return {name: make() for name, make in _makers(folder).items()}
+
+
+def make_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of one family alone."""
+    return _makers(folder)[name]()
+
+
+def _makers(folder: Path) -> dict[str, Callable[[], PreTrainedTokenizerBase]]:
     model, pieces = _subwords()
     names = [name for name, _ in pieces]
     spm, vocabulary, tagged = folder / "spm.model", folder / "vocab.json", folder / "tagged.json"
@@ -61,15 +73,17 @@ def make_tokenizers(folder: Path) -> dict[str, PreTrainedTokenizerBase]:
     letters = _letters("<pad>", "<unk>", "<s>", "</s>")
     tags = ["__eng__", "__deu__"]
     return {
-        "m2m100": M2M100Tokenizer(str(vocabulary), str(spm), src_lang="en", tgt_lang="de"),
-        "nllb": NllbTokenizer(_letters(*_SPECIAL), [], src_lang="eng_Latn", tgt_lang="deu_Latn"),
-        "mbart": MBartTokenizer(scored, **here),
-        "mbart50": MBart50Tokenizer(pieces, **here),
-        "seamless": SeamlessM4TTokenizer(letters, [], additional_special_tokens=tags, **there),
-        "plbart": PLBartTokenizer(str(spm), language_codes="multi", src_lang="java", tgt_lang="en_XX"),
-        "marian": MarianTokenizer(str(spm), str(spm), str(tagged)),
-        "marian_one_target": MarianTokenizer(str(spm), str(spm), str(vocabulary)),
-        "t5": T5Tokenizer(after_padding),
-        "madlad": T5Tokenizer(after_unknown, extra_ids=0),
-        "bart": BartTokenizer(_letters(*_SPECIAL), []),
+        "m2m100": lambda: M2M100Tokenizer(str(vocabulary), str(spm), src_lang="en", tgt_lang="de"),
+        "nllb": lambda: NllbTokenizer(_letters(*_SPECIAL), [], src_lang="eng_Latn", tgt_lang="deu_Latn"),
+        "mbart": lambda: MBartTokenizer(scored, **here),
+        "mbart50": lambda: MBart50Tokenizer(pieces, **here),
+        "seamless": lambda: SeamlessM4TTokenizer(letters, [], additional_special_tokens=tags, **there),
+        "plbart": lambda: PLBartTokenizer(
+            str(spm), language_codes="multi", src_lang="java", tgt_lang="en_XX"
+        ),
+        "marian": lambda: MarianTokenizer(str(spm), str(spm), str(tagged)),
+        "marian_one_target": lambda: MarianTokenizer(str(spm), str(spm), str(vocabulary)),
+        "t5": lambda: T5Tokenizer(after_padding),
+        "madlad": lambda: T5Tokenizer(after_unknown, extra_ids=0),
+        "bart": lambda: BartTokenizer(_letters(*_SPECIAL), []),
     }

@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -98,12 +97,19 @@ def test_a_dry_run_shows_commands_that_the_recipes_understand_and_runs_none(tmp_
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize("part", ["quick", "big"])
-def test_without_a_gpu_a_part_that_measures_one_says_so_and_measures_nothing(tmp_path, part):
-    found = gpu(tmp_path / "out", tmp_path, 5, part, PYTHON=sys.executable)
+@pytest.mark.parametrize(("part", "program"), [("quick", bench), ("big", big_model)])
+def test_without_a_gpu_a_part_that_measures_one_says_so_and_measures_nothing(
+    tmp_path, monkeypatch, capsys, part, program
+):
+    """The part's first command, in this process; and what the script makes of how it ends."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    _, command, *_ = gpu("--dry", tmp_path / "out", tmp_path, 5, part).stdout.splitlines()
+    status = program.main(shlex.split(command)[3:])
+    assert "there is no CUDA device here, so nothing is measured" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    found = gpu(tmp_path / "out", tmp_path, 5, part, PYTHON=stand_in(tmp_path, f"exit {status}"))
     assert found.returncode == 1
-    assert "there is no CUDA device here, so nothing is measured" in found.stdout
-    assert not list((tmp_path / "out").glob("*.json"))
+    assert f"{part} is not done (exit {status}" in found.stderr
 
 
 def test_a_part_that_fails_stops_no_other_and_without_a_base_nothing_is_compared(tmp_path):

@@ -4,12 +4,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -23,6 +21,7 @@ from nspec_hf.export import pruned
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, record
 from nspec_hf.serving import BatchingConfig, ServeConfig, make_app
+from tests.helpers.fresh_python import NSPEC, Started, run_python
 from tests.helpers.tiny_text import PAIRS, corpus, masks, texts, tokenizer
 from tests.serving.test_batching import Held
 
@@ -163,13 +162,11 @@ def test_overload_is_answered_with_429_and_what_was_let_in_is_translated(loaded,
 
 def served(*arguments):
     """Start `nspec serve` on a free port; return the process and its address."""
-    command = [sys.executable, "-m", "nspec_hf", "serve", *map(str, arguments), "--serve.port", "0"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-    )
-    line = process.stdout.readline()
-    assert " at http://" in line, process.stderr.read()
-    return process, line.split(" at ")[1].split(";")[0]
+    process = Started(NSPEC, "serve", *arguments, "--serve.port", "0")
+    while " at http://" not in process.said()[0]:
+        assert not process.ended, process.said()
+        time.sleep(0.05)
+    return process, process.said()[0].split(" at ")[1].split(";")[0]
 
 
 def asked(address, texts, pair):
@@ -202,26 +199,21 @@ def test_the_command_serves_and_ends_clean_with_what_was_let_in_answered(folder,
         os.kill(process.pid, number)
         for thread in threads:
             thread.join()
-        out, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    except BaseException:
+        os.kill(process.pid, signal.SIGKILL)
+        raise
+    ended = process.wait()
     assert found == expected
-    assert process.returncode == 0
-    assert "stopped: 4 requests were let in, 4 answered" in out
-    assert "Traceback" not in error
+    assert ended.returncode == 0
+    assert "stopped: 4 requests were let in, 4 answered" in ended.stdout
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.medium
 def test_an_address_that_is_taken_is_one_line(folder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "nspec_hf", "serve", "--model", str(folder)]
-        finished = subprocess.run(
-            [*command, "--serve.port", str(port)],
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
+        finished = run_python(NSPEC, "serve", "--model", folder, "--serve.port", port)
     assert finished.returncode == 2
     assert finished.stderr.splitlines()[-1].startswith("nspec serve: ")
     assert "ddress already in use" in finished.stderr

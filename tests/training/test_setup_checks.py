@@ -33,7 +33,7 @@ from nspec_hf.training.setup_checks import (
 from tests.helpers.gated import without_ids
 from tests.helpers.models import random_batch, tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_t5
 from tests.helpers.tiny_text import PAIRS, corpus, model, tokenizer
-from tests.helpers.tiny_tokenizers import make_tokenizers
+from tests.helpers.tiny_tokenizers import make_tokenizer
 
 
 def test_weights_that_train_in_float16_are_refused_and_frozen_ones_are_not():
@@ -130,7 +130,7 @@ def test_a_model_that_could_be_trained_but_not_translate_is_refused():
 
 
 def test_a_family_that_begins_with_the_target_s_tag_needs_no_start(tmp_path):
-    mbart = PairCollator(make_tokenizers(tmp_path)["mbart"], ["en_XX-de_DE"])
+    mbart = PairCollator(make_tokenizer(tmp_path, "mbart"), ["en_XX-de_DE"])
     network = tiny_mbart()
     network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id = None
     check_decoder_start(network, mbart)

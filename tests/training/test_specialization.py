@@ -26,6 +26,7 @@ from tests.training.test_trainer import arguments
 
 STEPS = ["--max_steps", "2", "--logging_steps", "1", "--learning_rate", "0.01", "--report_to", "none"]
 COMMON = [*STEPS, "--use_cpu", "--disable_tqdm", "true", "--seed", "3", "--dataloader_pin_memory", "false"]
+COMMON += ["--max_length", "24"]
 GENERATES = ["--predict_with_generate", "--generation_max_length", "12"]
 EVALUATES = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
 
