@@ -36,7 +36,8 @@ from recipes.bench.clock import Measured, Rounds, Stopwatch
 from recipes.bench.end_to_end import KEYS as END_KEYS, end_to_end
 from recipes.bench.export import KEYS as EXPORT_KEYS, exported
 from recipes.bench.figure import draw
-from recipes.bench.growth import draw_growth, grow_pairs, grow_plan, grow_sites, grow_text
+from recipes.bench.growth import GROWTH
+from recipes.bench.growth_figure import draw_growth, slopes
 from recipes.bench.masks import artifact, switching
 from recipes.bench.measurements import (
     DENSITY,
@@ -66,7 +67,7 @@ TINY = Plan(
     switched=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
     artifact=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
     ends=(Shape(d_model=16, d_ff=64, layers=1, vocabulary=64), (3, 96, 3)),
-    growth=Growth(pairs=(2, 12), layers=(1, 2), planned=(500, 1000), lines=(60,), narrow=16),
+    growth=Growth(pairs=(2, 12), layers=(1, 2), planned=(500, 1000), lines=(60,), processes=(1,), narrow=16),
     rounds=Rounds(least=2, most=2),
     long_rounds=Rounds(least=2, most=2),
 )
@@ -113,10 +114,7 @@ PARTS: dict[Callable[[Bench], Found], tuple[str, ...]] = {
         *(f"mask_{what}_{count}_pairs" for what in ("bytes", "memory") for count in (60, 400, 40_000)),
         "load_masks_ms",
     ),
-    grow_pairs: ("growth_pairs",),
-    grow_sites: ("growth_sites",),
-    grow_text: ("growth_text",),
-    grow_plan: ("growth_plan",),
+    **GROWTH,
 }
 """Measurement → the keys that it yields, in the order of the table."""
 AT_ONCE = (recording, exported, switching, artifact)
@@ -163,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for key, measured in run_part(bench, part, keys):
                 found[key] = measured
                 log.write(found, bench.watch.now() - began)
-    for key, measured in best_multiple(found):
+    for key, measured in (*best_multiple(found), *slopes(found)):
         found[key] = measured
         log.write(found, bench.watch.now() - began)
     Console(width=None if sys.stdout.isatty() else 140).print(table_of(found))

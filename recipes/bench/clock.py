@@ -7,6 +7,7 @@ largest beside it.
 """
 
 import functools
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -102,6 +103,12 @@ class Stopwatch:
             return first.elapsed_time(last) / 1000
 
         return since
+
+
+def processor_seconds() -> float:
+    """Return the processor's time of this process and of those that it started and waited for."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, kinds))
 
 
 def time_rounds(

@@ -54,7 +54,7 @@ from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, find_sites, record
 from nspec_hf.training import SpecializationTrainer
-from recipes.bench.clock import Measured, ratios, time_rounds
+from recipes.bench.clock import Measured, Rounds, ratios, time_rounds
 from recipes.bench.measurements import DENSITY, Bench, Found
 from recipes.bench.workload import make_masks, make_model, quiet_arguments, shared_copy
 
@@ -186,6 +186,11 @@ def made_text(
     return corpora[0], corpora[1], PairCollator(tags, pairs), texts
 
 
+def _rounds(bench: Bench) -> Rounds:
+    """Return those of long work, more of them at least: few hundredths are to be told apart."""
+    return replace(bench.plan.long_rounds, least=bench.plan.long_rounds.most // 2 + 1)
+
+
 def _loader(corpus: Any, collate: Any, shuffle: bool = True) -> DataLoader:
     sampler = PairBatchSampler(corpus.lengths, corpus.pair_ids, BATCHES, shuffle=shuffle)
     return DataLoader(corpus, batch_sampler=sampler, collate_fn=collate)
@@ -310,7 +315,7 @@ def _translations(
                 translators[way].translate(by_pair[pair], pair, **length)
 
     works = {way: partial(translate, way) for way in ("generate", *ways)}
-    times = time_rounds(works, bench.plan.long_rounds, bench.watch)
+    times = time_rounds(works, _rounds(bench), bench.watch)
     more = {"beams": beams, "rows": len(by_pair[masks.pairs[0]]), **length}
     for way in ways:
         yield f"translator_{way}_vs_generate", times[way], times["generate"], more
@@ -326,5 +331,5 @@ def _recording(bench: Bench, model: PreTrainedModel, corpus: EncodedCorpus, coll
                 model, _loader(corpus, collator, shuffle=False), corpus.pairs, RecordConfig(progress=False)
             ),
         }
-        times = time_rounds(works, bench.plan.long_rounds, bench.watch)
+        times = time_rounds(works, _rounds(bench), bench.watch)
     yield "record_vs_evaluate", times["record"], times["evaluate"], {"sentences": len(corpus)}

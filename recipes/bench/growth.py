@@ -1,33 +1,32 @@
-"""How time and memory grow: with pairs, sites, lines of text. Nothing may grow faster than the work.
+"""How time and memory grow: with pairs, sites, text, processes. Nothing may grow faster than the work.
 
-    only=growth_pairs,growth_sites,growth_plan,growth_text
+    only=growth_pairs,growth_sites,growth_plan,growth_text,growth_ranks,growth_processes
     python -m recipes.bench --full --only $only --json growth.json --growth growth.png
 
-Memory is what a piece of work takes on top of what the process had, at its peak, as Linux counts it.
+With `--threads 1 --clock cpu` times are processor seconds. Memory is what a piece of work takes on top of
+what the process had, at its peak, as Linux counts it.
 
 Shape letters: P = pairs, F = neurons of a site, N = sentence pairs.
 """
 
-import dataclasses
 import math
 import random
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from nspec_hf.core import NspecError, Pair, english_centric, zero_shot
 from nspec_hf.data import (
     BatchConfig,
     CorpusConfig,
-    EncodedCorpus,
     LanguageTags,
     PairBatchSampler,
     PairCollator,
@@ -38,9 +37,11 @@ from nspec_hf.data import (
 )
 from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import MASKS_FILE, NeuronMasks
-from recipes.bench.clock import Measured
+from recipes.bench.clock import Measured, processor_seconds
 from recipes.bench.masks import mask_sites
 from recipes.bench.measurements import Bench, Found
+from recipes.bench.process_case import Case, make_world
+from recipes.bench.processes import in_processes
 from recipes.bench.workload import make_batch, make_masks, make_model
 
 _Result = TypeVar("_Result")
@@ -52,8 +53,8 @@ def grow_pairs(bench: Bench) -> Found:
     for count in _to_do(bench, "growth_pairs.batch_seconds", bench.plan.growth.pairs):
         own, new = _pairs_of(count)
         setting = {"shape": str(shape), "sites": 2 * shape.layers, "pairs": len(own) + len(new)}
-        recorded, seconds, _ = measured(partial(make_masks, mask_sites(shape), own, 0.75))
-        composed, again, _ = measured(partial(recorded.compose, new, pivot="l000"))
+        recorded, seconds, _ = measured(partial(make_masks, mask_sites(shape), own, 0.75), bench.watch.now)
+        composed, again, _ = measured(partial(recorded.compose, new, pivot="l000"), bench.watch.now)
         tracemalloc.start()  # the process has freed memory that composing takes before any of the system's
         recorded.compose(new, pivot="l000")
         objects = tracemalloc.get_traced_memory()[1] / 1e6
@@ -71,24 +72,27 @@ def grow_pairs(bench: Bench) -> Found:
             path = Path(folder) / MASKS_FILE
             composed.save(path)
             yield f"growth_pairs.file_mb.{count}", Measured.exactly(path.stat().st_size / 1e6, **setting)
-            loaded, seconds, _ = measured(partial(NeuronMasks.from_pretrained, path))
-            yield f"growth_pairs.load_ms.{count}", Measured.exactly(1000 * seconds, **setting)
+            loads = [measured(partial(NeuronMasks.from_pretrained, path), bench.watch.now) for _ in range(5)]
+            yield f"growth_pairs.load_ms.{count}", Measured.of([1000 * each[1] for each in loads], **setting)
+            loaded = loads[-1][0]
             yield from _used(bench, loaded, count)
 
 
 def _used(bench: Bench, masks: NeuronMasks, count: int) -> Found:
     """A gate with these masks on a model with the same sites and few other weights; a batch of many pairs."""
-    shape = dataclasses.replace(bench.plan.artifact, d_model=bench.plan.growth.narrow, vocabulary=64)
+    shape = replace(bench.plan.artifact, d_model=bench.plan.growth.narrow, vocabulary=64)
     model = make_model(shape, bench.device, bench.dtype).eval()
     rows = min(64, len(masks))
     batch = make_batch(shape, rows, 8, 8, bench.device)
     # The last ones: where some are composed, these are.
     ids = torch.arange(len(masks) - rows, len(masks), device=bench.device)
     setting = {"shape": str(shape), "pairs": len(masks), "rows": rows}
-    gate, seconds, memory = measured(lambda: NeuronGate(model, masks).attach())
+    gate, seconds, memory = measured(lambda: NeuronGate(model, masks).attach(), bench.watch.now)
     yield f"growth_pairs.gate_ms.{count}", Measured.exactly(1000 * seconds, **setting, memory_mb=memory)
     with torch.no_grad():
-        together, seconds, memory = measured(lambda: model(**batch, pair_ids=ids, use_cache=False).logits)
+        together, seconds, memory = measured(
+            lambda: model(**batch, pair_ids=ids, use_cache=False).logits, bench.watch.now
+        )
         gate.detach()
         apart = 0.0
         for row in {0, rows - 1}:
@@ -108,14 +112,14 @@ def _used(bench: Bench, masks: NeuronMasks, count: int) -> Found:
 def grow_sites(bench: Bench) -> Found:
     """Masks of 100 pairs at more and more sites."""
     for layers in _to_do(bench, "growth_sites.file_mb", bench.plan.growth.layers):
-        shape = dataclasses.replace(bench.plan.artifact, layers=layers)
+        shape = replace(bench.plan.artifact, layers=layers)
         masks = make_masks(mask_sites(shape), _pairs_of(2_500)[0][:100], 0.75)
         setting = {"shape": str(shape), "sites": 2 * layers, "pairs": len(masks)}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MASKS_FILE
             masks.save(path)
-            _, seconds, _ = measured(partial(NeuronMasks.from_pretrained, path))
-            yield f"growth_sites.load_ms.{layers}", Measured.exactly(1000 * seconds, **setting)
+            loads = [measured(partial(NeuronMasks.from_pretrained, path), bench.watch.now) for _ in range(5)]
+            yield f"growth_sites.load_ms.{layers}", Measured.of([1000 * each[1] for each in loads], **setting)
             yield f"growth_sites.file_mb.{layers}", Measured.exactly(path.stat().st_size / 1e6, **setting)
 
 
@@ -128,7 +132,7 @@ def grow_plan(bench: Bench) -> Found:
         def first(lengths: np.ndarray = lengths, pair_ids: np.ndarray = pair_ids) -> list[int]:
             return next(iter(PairBatchSampler(lengths, pair_ids, BatchConfig(max_tokens=4096))))
 
-        batch, seconds, memory = measured(first)
+        batch, seconds, memory = measured(first, bench.watch.now)
         again = first() if count <= 10_000_000 else batch
         if batch != again:
             raise NspecError("a second start has other batches")
@@ -142,22 +146,57 @@ def grow_text(bench: Bench) -> Found:
     for count in _to_do(bench, "growth_text.second_start_seconds", bench.plan.growth.lines):
         with tempfile.TemporaryDirectory() as folder:
             tokenizer = _write_text(Path(folder), count)
-            config = CorpusConfig(path=folder, store=str(Path(folder) / "store"))
-
-            def start(config: CorpusConfig = config, tokenizer: Any = tokenizer) -> list[int]:
-                tags = LanguageTags(tokenizer)
-                corpus = encode_corpus(read_corpus(config, ["en-de"], "train"), tags, progress=False)
-                return _first_batch(corpus, tags)
-
+            # The libraries are loaded before.
+            _first_batch(replace(CorpusConfig(path=folder, store=f"{folder}/few"), max_lines=20), tokenizer)
+            start = partial(_first_batch, CorpusConfig(path=folder, store=f"{folder}/store"), tokenizer)
             setting = {"shape": f"{count:,} lines of 4 to 24 words, one process"}
-            batch, seconds, memory = measured(start)
+            batch, seconds, memory = measured(start, bench.watch.now)
             per_line = Measured.exactly(1e6 * seconds / count, **setting, what="a line")
             yield f"growth_text.first_start_us.{count}", per_line
             yield f"growth_text.memory_mb.{count}", Measured.exactly(memory, **setting)
-            again, seconds, _ = measured(start)
+            again, seconds, _ = measured(start, bench.watch.now)
             if batch != again:
                 raise NspecError("a second start has other batches")
             yield f"growth_text.second_start_seconds.{count}", Measured.exactly(seconds, **setting)
+
+
+def grow_ranks(bench: Bench) -> Found:
+    """What one of so many processes needs to plan the same million sentence pairs, to its first batch."""
+    count = min(1_000_000, bench.plan.growth.planned[-1])
+    for ranks in _to_do(bench, "growth_ranks.memory_mb", bench.plan.growth.ranks):
+        own = {"rank": ranks - 1, "world_size": ranks}
+        setting = {"shape": f"{count:,} sentence pairs, the last of {ranks} processes"}
+
+        def first(own: dict[str, int] = own) -> list[int]:
+            return next(iter(PairBatchSampler(*_lengths(count), BatchConfig(max_tokens=4096), **own)))
+
+        _, seconds, memory = measured(first, bench.watch.now)
+        yield f"growth_ranks.seconds.{ranks}", Measured.exactly(seconds, **setting)
+        yield f"growth_ranks.memory_mb.{ranks}", Measured.exactly(memory, **setting)
+
+
+def grow_processes(bench: Bench) -> Found:
+    """The same work by more processes, text encoded and a small run under DDP: processor seconds of all."""
+    lines, world = bench.plan.growth.lines[-1], make_world()
+    for count in _to_do(bench, "growth_processes.run_seconds", bench.plan.growth.processes):
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = _write_text(Path(folder), lines)
+            config = CorpusConfig(path=folder, store=f"{folder}/store", num_proc=count)
+            _first_batch(replace(config, store=f"{folder}/few", max_lines=20, num_proc=1), tokenizer)
+            began = processor_seconds()
+            _first_batch(config, tokenizer)
+            setting = {"shape": f"{lines:,} lines of 4 to 24 words, all of {count} processes"}
+            yield (
+                f"growth_processes.encode_seconds.{count}",
+                Measured.exactly(processor_seconds() - began, **setting),
+            )
+            began = processor_seconds()
+            in_processes(world, Case("ddp", "mask", count), Path(folder) / "run")
+            setting = {"shape": f"a tiny M2M-100 recorded, trained, evaluated, all of {count} processes"}
+            yield (
+                f"growth_processes.run_seconds.{count}",
+                Measured.exactly(processor_seconds() - began, **setting),
+            )
 
 
 def _to_do(bench: Bench, key: str, sizes: Sequence[int]) -> Iterator[int]:
@@ -165,7 +204,10 @@ def _to_do(bench: Bench, key: str, sizes: Sequence[int]) -> Iterator[int]:
     return (size for size in sizes if bench.due(f"{key}.{size}"))
 
 
-def _first_batch(corpus: EncodedCorpus, tags: LanguageTags) -> list[int]:
+def _first_batch(config: CorpusConfig, tokenizer: Any) -> list[int]:
+    """Start as a training does; return the numbers and the labels of its first batch."""
+    tags = LanguageTags(tokenizer)
+    corpus = encode_corpus(read_corpus(config, ["en-de"], "train"), tags, progress=False)
     sampler = PairBatchSampler(corpus.lengths, corpus.pair_ids, BatchConfig(max_tokens=4096))
     rows = next(iter(sampler))
     batch = PairCollator(tags, corpus.pairs)([corpus[row] for row in rows])
@@ -203,8 +245,14 @@ def _write_text(folder: Path, count: int) -> Any:
     return train_vocabulary([line for _, line in sample], ["en", "de"], VocabularyConfig(size=1000))
 
 
-def measured(work: Callable[[], _Result]) -> tuple[_Result, float, float]:
+def measured(
+    work: Callable[[], _Result], now: Callable[[], float] = time.perf_counter
+) -> tuple[_Result, float, float]:
     """Return what work returns, the seconds it took, and the MB of its peak on top of what there was.
+
+    Args:
+        work: What to do.
+        now: The clock.
 
     Raises:
         NspecError: Where Linux's counters are not there.
@@ -214,9 +262,9 @@ def measured(work: Callable[[], _Result]) -> tuple[_Result, float, float]:
         reset.write_text("5")
     except OSError as error:
         raise NspecError(f"memory is measured on Linux alone: {error}") from None
-    before, began = memory_kb("VmHWM"), time.perf_counter()
+    before, began = memory_kb("VmHWM"), now()
     result = work()
-    return result, time.perf_counter() - began, (memory_kb("VmHWM") - before) / 1000
+    return result, now() - began, (memory_kb("VmHWM") - before) / 1000
 
 
 def memory_kb(name: str) -> int:
@@ -225,43 +273,12 @@ def memory_kb(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-_PANELS: Mapping[str, Sequence[tuple[str, str]]] = {
-    "masks: pairs": (
-        ("growth_pairs.memory_mb", "in memory, MB"),
-        ("growth_pairs.file_mb", "file, MB"),
-        ("growth_pairs.load_ms", "load, ms"),
-        ("growth_pairs.gate_ms", "gate on the model, ms"),
-    ),
-    "masks: layers of each side": (
-        ("growth_sites.load_ms", "load, ms"),
-        ("growth_sites.file_mb", "file, MB"),
-    ),
-    "plan of an epoch: sentence pairs": (
-        ("growth_plan.seconds", "seconds"),
-        ("growth_plan.memory_mb", "memory, MB"),
-    ),
-    "text on disk: lines": (
-        ("growth_text.first_start_us", "read and encode, µs a line"),
-        ("growth_text.memory_mb", "memory, MB"),
-        ("growth_text.second_start_seconds", "second start, seconds"),
-    ),
+GROWTH: dict[Callable[[Bench], Found], tuple[str, ...]] = {
+    grow_pairs: ("growth_pairs",),
+    grow_sites: ("growth_sites",),
+    grow_text: ("growth_text",),
+    grow_processes: ("growth_processes",),
+    grow_ranks: ("growth_ranks",),
+    grow_plan: ("growth_plan",),
 }
-
-
-def draw_growth(found: Mapping[str, Measured], path: str) -> None:
-    """Write the figure: each number against what grows; both axes are logarithmic."""
-    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, _PANELS.items(), strict=True):
-        for key, label in curves:
-            points = sorted(
-                (int(name.rpartition(".")[2]), each.median)
-                for name, each in found.items()
-                if name.startswith(f"{key}.") and each.median
-            )
-            if points:
-                axes.loglog(*zip(*points, strict=True), marker="o", label=label)
-        axes.set_title(title, fontsize=11, loc="left")
-        axes.grid(color="0.9")
-        if axes.lines:
-            axes.legend(fontsize=9, frameon=False)
-    figure.savefig(path, dpi=130)
+"""Measurement → the key that it yields."""

@@ -51,6 +51,10 @@ class Growth:
     """Sentence pairs of which an epoch is planned."""
     lines: Sequence[int] = (1_000, 10_000)
     """Lines of text that are read and encoded."""
+    ranks: Sequence[int] = (1, 8, 64, 512)
+    """Processes of which one plans its batches."""
+    processes: Sequence[int] = (1, 2, 3)
+    """Processes that encode text, and that train together."""
     narrow: int = 64
     """d_model of the cut-down model that masks are put on; the sites are as wide as ever."""
 

@@ -37,6 +37,7 @@ from nspec_hf.data import (
     encode_corpus,
     read_corpus,
 )
+from recipes.bench.clock import processor_seconds
 
 LANGUAGES = ("en", "de", "fr", "cs", "nl", "da", "sv", "pl")
 PAIRS = [Pair(*each) for each in permutations(LANGUAGES, 2)]
@@ -75,12 +76,6 @@ def peak_mb() -> int:
     """Return the most memory that this process and those that it started have had, in MB."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return round(sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1000)
-
-
-def processor_seconds() -> float:
-    """Return the processor's time of this process and of those that it waited for."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, kinds))
 
 
 def encode(options: argparse.Namespace) -> dict[str, Any]:

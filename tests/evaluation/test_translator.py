@@ -81,6 +81,23 @@ def test_one_set_of_masks_with_levels_translates_at_the_coverage_that_is_asked_f
         Translator(network, tokenizer(), None, BEAMS, coverage=0.9)
 
 
+@pytest.mark.parametrize("mode", ["mask", "slice"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_cache_of_fixed_size_gives_what_each_text_alone_gives_with_a_growing_one(mode, beams):
+    network = model()
+    chosen = masks(network)
+    config = TranslateConfig(
+        num_beams=beams, max_tokens=150, length_ratio=1.0, length_extra=4, progress=False
+    )
+    sliced = {"multiple_of": 2} if mode == "slice" else {}
+    translator = Translator(network, tokenizer(), chosen, config, GateConfig(mode=mode, **sliced))
+    for pair in PAIRS:
+        sources = next(each.sources for each in texts(3, seed=2) if each.pair == pair)
+        twin = zeroed_copy(network, chosen, pair)
+        expected = [by_hand(twin, text, pair, config) for text in sources]
+        assert translator.translate(sources, pair, cache_implementation="static") == expected
+
+
 def test_a_composed_pair_equals_a_model_of_both_halves():
     network = model()
     chosen = masks(network, ["en-de", "de-en", "en-fr", "fr-en"])

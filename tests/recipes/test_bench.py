@@ -18,6 +18,7 @@ from recipes.bench import (
     clock,
     end_to_end,
     figure as drawing,
+    growth_figure,
     masks as mask_files,
     measurements,
     trained_model,
@@ -490,3 +491,24 @@ def test_the_fastest_multiple_is_that_of_training_and_decoding_together():
     ((name, best),) = bench.best_multiple(found)
     assert (name, best.median) == ("best_multiple_of", 64)
     assert not list(bench.best_multiple({}))
+
+
+def test_a_slope_is_the_exponent_of_growth_at_the_large_end():
+    sizes = (10, 100, 1_000, 10_000)
+    for exponent in (0.0, 0.5, 1.0, 2.0):
+        grows = [(size, 7.0 if size == 10 else 3.0 * size**exponent) for size in sizes]
+        assert growth_figure.slope_of(grows) == pytest.approx(exponent, abs=1e-9)
+    assert growth_figure.slope_of([(10, 1.0)]) is None
+
+
+def test_what_was_told_of_one_grows_with_their_number(tmp_path):
+    found = {
+        f"growth_text.first_start_us.{size}": clock.Measured.exactly(50.0, shape="")
+        for size in (10, 100, 1_000)
+    }
+    found["growth_text.first_start_us.slope"] = clock.Measured.exactly(9.0, shape="")  # of an earlier run
+    ((key, measured),) = growth_figure.slopes(found)
+    assert (key, measured.median) == ("growth_text.first_start_us.slope", 1.0)
+    path = tmp_path / "growth.png"
+    growth_figure.draw_growth(found, str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
