@@ -86,16 +86,16 @@ class Accumulator:
         """Return whether every pair has as many sentences as are wanted."""
         return self.limit is not None and bool((self._seen_P >= self.limit).all())
 
-    def count(self, site: Site, active: Tensor, once: bool) -> None:
+    def count(self, site: Site, values: Tensor, once: bool) -> None:
         """Add how many tokens of each row fired.
 
         Args:
             site: Where.
-            active: Which neurons are active, bool [B, L, F].
+            values: Activations [B, L, F]; a neuron is active above 0.
             once: Whether a neuron counts at most once a row.
         """
-        active_BLF, mask_BL = self._placed(site, active)
-        fired_BF = count_fired(active_BLF, mask_BL)
+        values_BLF, mask_BL = self._placed(site, values)
+        fired_BF = count_fired(values_BLF, mask_BL)
         self._add(f"counts/{site.name}", fired_BF.clamp_(max=1) if once else fired_BF)
 
     def add(self, score: str, site: Site, values: Tensor) -> None:
@@ -216,22 +216,27 @@ def _refuse_apart(batch: Mapping[str, Tensor]) -> None:
     )
 
 
-def count_fired(active_BLF: Tensor, mask_BL: Tensor) -> Tensor:
+def count_fired(values_BLF: Tensor, mask_BL: Tensor) -> Tensor:
     """Return how many tokens of each row fired.
 
-    Eight booleans are added at a time: they lie in memory as bytes 0 and 1, so that their view as int64 adds
-    eight counters by one addition, up to 255 tokens before a byte could overflow. On a CPU this costs a
-    third of a plain sum of booleans.
+    At padding a neuron would have to be above infinity, so one comparison does both. Eight of its booleans
+    are added at a time: they lie in memory as bytes 0 and 1, so that their view as int64 adds eight counters
+    by one addition, up to 255 tokens before a byte could overflow. On a CPU this costs a third of a plain
+    sum of booleans.
 
     Args:
-        active_BLF: Which neurons are active, bool [B, L, F].
+        values_BLF: Activations, floating point or bool, [B, L, F].
         mask_BL: Which positions are tokens, bool [B, L].
 
     Returns:
         int64 [B, F].
     """
-    width = active_BLF.shape[-1]
-    padded_BLF = functional.pad(active_BLF, (0, -width % 8)).contiguous()
-    eights_BLX = padded_BLF.view(torch.int64).masked_fill(~mask_BL.unsqueeze(-1), 0)
+    width = values_BLF.shape[-1]
+    kind = values_BLF.dtype if values_BLF.is_floating_point() else torch.float32
+    least_BL = torch.zeros_like(mask_BL, dtype=kind).masked_fill_(~mask_BL, torch.inf)
+    fired_BLF = values_BLF > least_BL.unsqueeze(-1)
+    if width % 8:
+        fired_BLF = functional.pad(fired_BLF, (0, -width % 8))
+    eights_BLX = fired_BLF.contiguous().view(torch.int64)
     parts = [part_BLX.sum(1).view(torch.uint8).long() for part_BLX in eights_BLX.split(_BYTE, dim=1)]
     return sum(parts[1:], parts[0])[:, :width]

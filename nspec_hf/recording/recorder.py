@@ -271,7 +271,7 @@ class _Recorder:
                 f"{site.name!r} ran twice in one forward pass, so it stands for several layers"
             )
         self.read.add(site.name)
-        self.sums.count(site, values > 0, once=self.config.count == "sentences")
+        self.sums.count(site, values, once=self.config.count == "sentences")
 
     def _backward(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
         """Send back L, the sum (not the mean) of cross entropies: no token's share depends on the batch."""

@@ -1,6 +1,6 @@
 """How fast is it? Each number is a ratio to the plain run of the same work, in paired rounds of one process.
 
-    python -m recipes.bench --quick --json bench.json       # five minutes at most on two CPU cores
+    python -m recipes.bench --quick --json bench.json       # minutes, on two CPU cores
     python -m recipes.bench --full --json bench.json --plot bench.png --base MODEL --masks MASKS --data DIR
     python -m recipes.bench --full --resume --minutes 5 --json bench.json …   # again, until all is there
     python -m recipes.bench --quick --only switch_ms,record_vs_forward

@@ -187,8 +187,9 @@ def made_text(
 
 
 def _rounds(bench: Bench) -> Rounds:
-    """Return those of long work, more of them at least: few hundredths are to be told apart."""
-    return replace(bench.plan.long_rounds, least=bench.plan.long_rounds.most // 2 + 1)
+    """Return more rounds than other long work has: here a hundredth is to be told from none."""
+    rounds = bench.plan.long_rounds
+    return replace(rounds, least=rounds.most // 2 + 1, most=3 * rounds.most, seconds=2 * rounds.seconds)
 
 
 def _loader(corpus: Any, collate: Any, shuffle: bool = True) -> DataLoader:
