@@ -172,6 +172,7 @@ def _measured(
             "signature": next(each.signature for each in scores.values()),
             "proof_sentences": report.sentences,
             "proof_same": report.same,
+            "same_as_float32": report.quantized,
             "resegmented": report.vocabulary.resegmented if report.vocabulary else 0.0,
         }
     return found
