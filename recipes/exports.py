@@ -28,7 +28,7 @@ FORMS = {
     "zeroed": {"format": "zeroed"},
     "pruned": {"format": "pruned"},
     "ctranslate2": {"format": "ctranslate2"},
-    "ctranslate2.int8": {"format": "ctranslate2", "quantization": "int8"},
+    "ctranslate2.int8": {"format": "ctranslate2", "quantization": "int8", "quantized_agreement": 0.0},
 }
 """Name in the result → settings of `ExportConfig`."""
 

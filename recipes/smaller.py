@@ -33,15 +33,16 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import load_model
 from nspec_hf.serving import load
 
-FORMS = {
+_INT8 = {"quantization": "int8", "quantized_agreement": 0.0}  # which is measured here
+FORMS: dict[str, dict[str, Any]] = {
     "zeroed": {"format": "zeroed"},
     "padded": {"format": "padded"},
     "pruned": {"format": "pruned"},
     "pruned.union": {"format": "pruned", "group": "union"},
     "ctranslate2": {"format": "ctranslate2"},
-    "ctranslate2.int8": {"format": "ctranslate2", "quantization": "int8"},
+    "ctranslate2.int8": {"format": "ctranslate2", **_INT8},
     "ctranslate2.union": {"format": "ctranslate2", "group": "union"},
-    "ctranslate2.union.int8": {"format": "ctranslate2", "group": "union", "quantization": "int8"},
+    "ctranslate2.union.int8": {"format": "ctranslate2", "group": "union", **_INT8},
 }
 """Name in the result → settings of `ExportConfig`."""
 
