@@ -65,6 +65,15 @@ def translate(
         coverage is None or bool(masks or added),
         "coverage chooses among the levels of masks; give --masks, or --added that holds some",
     )
+
+    def translator(chosen: "masks_room.NeuronMasks | None") -> "evaluation.Translator":
+        network, tags = load(model, codes, trust_remote_code)
+        if added is None:
+            return evaluation.Translator(network, tags, chosen, translate, gate if chosen else None)
+        beside = adding.load_added(added, network, gate_config=gate, coverage=coverage)
+        tags = data.LanguageTags(beside.extend(tags.tokenizer), codes)
+        return evaluation.Translator(network, tags, beside, translate)
+
     named = directions(pair) if pair else []
     if corpus is None:
         require(len(named) == 1, "give --pair en-de for lines of text, or --corpus.path DIR for many pairs")
@@ -73,8 +82,7 @@ def translate(
             require_writable(output)
         lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
         chosen = chosen_masks(masks, coverage if masks else None)
-        translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added, coverage)
-        translations = [as_line(line) for line in translator.translate(lines, named[0])]
+        translations = [as_line(line) for line in translator(chosen).translate(lines, named[0])]
         write_lines(sys.stdout.buffer if output == "-" else output, translations)
         return
     require(input is None, "give the text as --input FILE or as --corpus.path DIR, and not both")
@@ -85,27 +93,8 @@ def translate(
     pairs = named or (chosen.pairs if chosen else [])
     require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
     texts = data.read_corpus(corpus, pairs, split)
-    translator = _translator(model, chosen, translate, gate, codes, trust_remote_code, added, coverage)
-    outputs = evaluation.translate_test_set(translator, texts, Path(output))
+    outputs = evaluation.translate_test_set(translator(chosen), texts, Path(output))
     _say_where(output, outputs, corpus, split)
-
-
-def _translator(
-    model: str,
-    masks: "masks_room.NeuronMasks | None",
-    config: evaluation.TranslateConfig,
-    gate: gating.GateConfig,
-    codes: Mapping[str, str] | None,
-    trust_remote_code: bool,
-    added: str | None,
-    coverage: float | None,
-) -> "evaluation.Translator":
-    network, tags = load(model, codes, trust_remote_code)
-    if added is not None:
-        beside = adding.load_added(added, network, gate_config=gate, coverage=coverage)
-        tags = data.LanguageTags(beside.extend(tags.tokenizer), codes)
-        return evaluation.Translator(network, tags, beside, config)
-    return evaluation.Translator(network, tags, masks, config, gate if masks else None)
 
 
 def _name(model: str) -> str:
