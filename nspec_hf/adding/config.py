@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nspec_hf.core import require, require_count
+from nspec_hf.core import is_number, require, require_count
 
 Copied = Literal["norms", "attention", "ffn"]
 """What may be copied whole: layer norms; the projections of attention; those of the feed-forward blocks."""
@@ -42,7 +42,7 @@ class AddConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        right = self.width == "auto" or (not isinstance(self.width, str) and self.width >= 0)
+        right = self.width == "auto" or (is_number(self.width) and float(self.width) >= 0)
         require(right, f"width is 'auto' or a share of the old neurons, not negative, got {self.width!r}")
         require_count("lora", self.lora, least=0)
         require_count("seed", self.seed, least=0)

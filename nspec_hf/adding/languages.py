@@ -1,6 +1,7 @@
 """Languages that are new to a model: which they are, their tags, and the subwords that they use."""
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -21,6 +22,8 @@ _SPELLED = {
     "mbart": "{}",
 }
 """How a family spells a tag."""
+
+_ENGLISH = re.compile(r"(en|eng)([_-]\w+)?|english", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,27 +54,33 @@ class NewWords:
         return "; ".join([f"{len(self.ids)} embeddings, {', '.join(tags) or 'no tag'}", *started])
 
 
-def new_languages(pairs: Sequence[str], named: Sequence[str] = (), pivot: str = "en") -> list[str]:
+def new_languages(
+    pairs: Sequence[str], named: Sequence[str] = (), codes: Mapping[str, str] | None = None
+) -> list[str]:
     """Return which languages of the pairs are new.
 
-    Those that are named; else those that are in every pair, or, where that is none, in any, other than the
-    pivot.
+    Those that are named; else those that are in every pair, or, where that is none, in any, other than
+    English.
 
     Args:
         pairs: The new pairs.
         named: Languages that are said to be new.
-        pivot: What is not new, unless it is named.
+        codes: Your language codes → the tokenizer's, which tell English however it is spelled.
 
     Raises:
-        ConfigError: If no language is left, or a named one is in no pair.
+        ConfigError: If no language is left, or all pairs share several, or a named one is in no pair.
     """
     languages = [{pair.source, pair.target} for pair in as_pairs(pairs)]
     all_ = sorted(set().union(*languages))
     unknown = [code for code in named if code not in all_]
     if unknown:
         raise ConfigError(f"no new pair has the language {', '.join(unknown)}; they have: {', '.join(all_)}")
-    others = [code for code in all_ if code != pivot]
+    others = [code for code in all_ if not _ENGLISH.fullmatch((codes or {}).get(code, code))]
     common = [code for code in others if all(code in own for own in languages)]
+    if len(common) > 1 and not named:
+        raise ConfigError(
+            f"{' and '.join(common)} are in every new pair; say which is new: --add.languages '[{common[0]}]'"
+        )
     found = list(named) or common or others
     if not found:
         raise ConfigError("no language of these pairs is new; name it: --add.languages '[lb]'")
@@ -86,7 +95,6 @@ def find_words(
     old: Iterable[PairText] = (),
     vocabulary: int,
     rows: int,
-    pivot: str = "en",
 ) -> NewWords:
     """Return the tags and the embeddings that new pairs get.
 
@@ -97,12 +105,11 @@ def find_words(
         old: Text of old pairs: what it uses is not new.
         vocabulary: How many ids the model has, with earlier additions.
         rows: How many of them the base has embeddings for.
-        pivot: See `new_languages`.
 
     Raises:
         UnknownLanguageError: If the kin has no tag, or a new tag cannot be spelled in the tokenizer's family.
     """
-    languages = new_languages([text.pair for text in texts], config.languages, pivot)
+    languages = new_languages([text.pair for text in texts], config.languages, tags.codes)
     known = [number for number in tags.tag_ids if number < rows]
     tokens = _new_tags(tags, languages)
     extended = tags

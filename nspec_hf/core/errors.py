@@ -4,10 +4,12 @@ Each is also a builtin (`UnknownPairError` is a `KeyError`), so that code which 
 still catches the right thing.
 """
 
+import math
 import sys
 import warnings
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any
 
 LIBRARIES = (
     "accelerate datasets huggingface_hub jsonargparse numpy peft tokenizers torch torchao transformers"
@@ -108,6 +110,11 @@ def require_count(name: str, value: object, least: int = 1, most: int | None = N
     require(within, f"{name} {bound}, a whole number; got {value!r}")
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number; a truth value is none, nor is text."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
     """Return names as a tuple; `"ffn"` alone is one name, not three letters."""
     return (names,) if isinstance(names, str) else tuple(names)
@@ -115,5 +122,5 @@ def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 def require_share(name: str, value: float, above_zero: bool = False) -> None:
     """Raise a ConfigError where a value is no share."""
-    within = value <= 1 and (value > 0 if above_zero else value >= 0)
-    require(within, f"{name} is a share and must lie in {'(' if above_zero else '['}0, 1], got {value}")
+    within = is_number(value) and value <= 1 and (value > 0 if above_zero else value >= 0)
+    require(within, f"{name} is a share and must lie in {'(' if above_zero else '['}0, 1], got {value!r}")

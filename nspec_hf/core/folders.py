@@ -26,9 +26,14 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Give an empty folder to fill, which takes the place of `folder` when all is written, else goes.
 
     Raises:
-        ConfigError: If `folder` is there already and not empty, before anything is written.
+        ConfigError: If `folder` is there already and not empty, or a link to nothing, before anything is
+            written.
     """
     folder = Path(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(
+            f"{folder} is a link to {os.readlink(folder)}, which is not there; make that folder"
+        )
     # What a killed process was filling is no content, and may be another live one's.
     if folder.exists() and not (
         folder.is_dir() and all(path.suffix == ".partial" for path in folder.iterdir())

@@ -102,6 +102,24 @@ def as_pairs(pairs: Iterable[str]) -> list[Pair]:
     return named
 
 
+def translation_pairs(pairs: Iterable[str]) -> list[Pair]:
+    """Return pairs whose text is to be read, as `as_pairs` does.
+
+    Raises:
+        ConfigError: If one goes from a language into itself: both sides would be the same lines. Masks may
+            have such a pair: a union of all is called `all-all`, and your own rows may rewrite a language.
+    """
+    named = as_pairs(pairs)
+    same = [str(pair) for pair in named if pair.source == pair.target]
+    if same:
+        raise ConfigError(
+            f"{', '.join(same)} goes from a language into itself: both sides would be the same lines, and a "
+            "model would learn to copy them; write two languages, for instance en-de, or, to rewrite text of "
+            "one, two codes of yours for it"
+        )
+    return named
+
+
 def numbered(pairs: Sequence[Pair]) -> dict[Pair, int]:
     """Return each pair's position, which is its index in `pair_ids`."""
     return {pair: number for number, pair in enumerate(pairs)}

@@ -28,12 +28,12 @@ from nspec_hf.core import (
     PACKED,
     CorpusError,
     Pair,
-    as_pairs,
     decode_line,
     digest,
     file_digest,
     languages_of,
     raw_lines,
+    translation_pairs,
     warn,
 )
 from nspec_hf.data.config import CorpusConfig
@@ -55,8 +55,9 @@ def read_corpus(config: CorpusConfig, pairs: Iterable[str], split: str) -> list[
     Raises:
         CorpusError: If a file is missing or cannot be read, two files differ in length, a line is bad and
             not to be skipped, or no line is left.
+        ConfigError: If a pair is named twice, or goes from a language into itself.
     """
-    pairs = as_pairs(pairs)
+    pairs = translation_pairs(pairs)
     reader = _DatasetReader if config.dataset else _FileReader
     read = reader(config, pairs, split)
     return [_text(pair, read(pair), config) for pair in pairs]

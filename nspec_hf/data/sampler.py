@@ -17,14 +17,13 @@ where these are two: for 50 million sentence pairs see `recipes/SPEED.md`.
 """
 
 import heapq
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from nspec_hf.core import ConfigError, require_count
+from nspec_hf.core import ConfigError, is_number, require_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,8 @@ class BatchConfig:
         require_count("max_length", longest)
         if longest > self.max_tokens:
             raise ConfigError(f"max_tokens {self.max_tokens} cannot hold a sentence of max_length {longest}")
-        if not 1 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature is 1 or more, got {self.temperature}")
+        if not (is_number(self.temperature) and self.temperature >= 1):
+            raise ConfigError(f"temperature is 1 or more, got {self.temperature!r}")
         object.__setattr__(self, "max_length", longest)
 
 

@@ -78,8 +78,16 @@ def _dropout(network: PreTrainedModel) -> Iterator[Finding]:
 
 
 def _decoding(network: PreTrainedModel) -> Iterator[Finding]:
+    rows = network.get_input_embeddings().weight.shape[0]
     try:
-        decoder_start_token(network)
+        start = decoder_start_token(network)
+        if not 0 <= start < rows:
+            yield Finding(
+                what=f"decoding starts from token {start}, but the model has embeddings for {rows}",
+                why="every translation and every training batch stops with an index error",
+                mend="set decoder_start_token_id in config.json and generation_config.json: the id of <pad> "
+                "(Marian, T5) or of </s> (M2M-100, mBART-50, NLLB)",
+            )
     except ConfigError as error:
         yield Finding(
             what=str(error).partition(";")[0],

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.core import NspecError, Pair, as_pairs
+from nspec_hf.core import NspecError, Pair, translation_pairs
 from nspec_hf.data import CorpusConfig, LanguageTags, PairText, load_tokenizer, read_corpus
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import load_model
@@ -93,7 +93,7 @@ class Setup:
     def directions(self) -> Sequence[Pair]:
         """The pairs that were named, else those of the masks."""
         if self.pairs or not self.masks:
-            return as_pairs(self.pairs)
+            return translation_pairs(self.pairs)
         return self.given("masks", lambda: self.held).pairs
 
     @cached_property

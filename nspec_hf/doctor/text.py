@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from nspec_hf.core import CorpusError, in_short
 from nspec_hf.data import PairText
 from nspec_hf.doctor.setup import Finding, Setup, one_line
 from nspec_hf.recording import longest_text
 
+_PART, _FEWEST = 200, 50  # lines whose lengths are compared at a time, and how few are too few for it
 _SAMPLE = 1000  # sentences of each side whose tokens are counted
 _TAG = re.compile(r"__[a-z]{2,3}__|>>[\w-]+<<|<2\w+>|\b[a-z]{3}_[A-Z][a-z]{3}\b|</s>|<unk>|<pad>")
 _MOJIBAKE = re.compile("Ã[\x80-\xbf©¤¶¼]|â€|Â[\x80-\xbf]|\ufffd")
@@ -32,6 +35,7 @@ def check_text(setup: Setup) -> Iterator[Finding]:
         return
     rows = [_Rows(use, text) for use, split in texts.items() for text in split]
     yield from _summed(_duplicates(rows))
+    yield from _summed(_slipped(rows))
     for about, is_so, limit, why, mend in _KINDS:
         yield from _summed(_unlike_sentences(rows, about, is_so, limit, why, mend))
     yield from _summed(_leaks(rows))
@@ -67,6 +71,32 @@ def _duplicates(texts: Sequence[_Rows]) -> Iterator[Finding]:
                 mend="take each line once: paste SOURCE TARGET | sort -u",
                 level="note",
             )
+
+
+def _slipped(texts: Sequence[_Rows]) -> Iterator[Finding]:
+    """Parts of a text whose sides have more alike lengths when one is moved by a line."""
+    for text in texts:
+        for first in range(0, len(text.rows), _PART):
+            lengths = np.log1p([[*map(len, row)] for row in text.rows[first : first + _PART]])
+            if len(lengths) < _FEWEST:
+                continue
+            sources, targets = lengths[:, 0], lengths[:, 1]
+            here = _correlation(sources, targets)
+            later, earlier = _correlation(sources[:-1], targets[1:]), _correlation(sources[1:], targets[:-1])
+            best, way = max((later, "up"), (earlier, "down"))
+            if best > max(0.5, here + 0.3):
+                yield Finding(
+                    what=f"lines {first + 1} to {first + len(lengths)} of {text} have slipped: lengths on "
+                    f"both sides go together (correlation {best:.2f}) where targets are moved by a line "
+                    f"{way}, and do not as they stand ({here:.2f})",
+                    why="sentence n is no translation of sentence n, and nothing else says so",
+                    mend="one side has a line too many or too few at or before these; align the files again",
+                )
+                break
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(one, other)[0, 1]) if one.std() and other.std() else 0.0
 
 
 def _unlike_sentences(

@@ -1,9 +1,8 @@
 """How text is decoded. A file of its own, so that a command's help loads no torch."""
 
-import math
 from dataclasses import dataclass
 
-from nspec_hf.core import ConfigError, require, warn_unused
+from nspec_hf.core import is_number, require, require_count, warn_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +35,10 @@ class TranslateConfig:
         """Check the values."""
         for name in ("num_beams", "max_tokens", "length_extra"):
             value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, f"{name} is a whole number from 1 on, got {value}")
-        ratio = self.length_ratio
-        require(math.isfinite(ratio) and ratio > 0, f"length_ratio is positive and finite, got {ratio}")
-        require(math.isfinite(self.length_penalty), f"length_penalty is finite, got {self.length_penalty}")
-        if self.max_source is not None and self.max_source < 8:
-            raise ConfigError(f"max_source is 8 tokens or more, or None, got {self.max_source}")
+            require_count(name, value)
+        ratio, penalty = self.length_ratio, self.length_penalty
+        require(is_number(ratio) and ratio > 0, f"length_ratio is positive and finite, got {ratio!r}")
+        require(is_number(penalty), f"length_penalty is a finite number, got {penalty!r}")
+        if self.max_source is not None:
+            require_count("max_source", self.max_source, least=8)
         warn_unused(self, {"length_penalty": "not num_beams=1"}, "translate.")

@@ -7,6 +7,7 @@ or settings are not taken for these.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from nspec_hf.core import (
     Pair,
     as_line,
     digest,
+    lock_folder,
     plain,
+    rank,
     read_json,
     read_lines,
     write_json,
@@ -48,7 +51,13 @@ def translate_test_set(
 
     Raises:
         UnknownPairError: If there are masks, but none for a pair.
+        FolderInUseError: If another process translates into the folder: its lines would get this one's name.
     """
+    with lock_folder(folder) if rank() == 0 else nullcontext():
+        return _translate_all(translator, texts, folder)
+
+
+def _translate_all(translator: Translator, texts: Sequence[PairText], folder: Path) -> dict[Pair, list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     if translator.acting_gate is not None:
         # Composed now, if need be, not halfway.

@@ -8,10 +8,11 @@ batch and in their order, and what a translator makes itself (the prompt, the ma
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from nspec_hf.core import ConfigError, Pair, warn
+from nspec_hf.core import ConfigError, NotFiniteError, Pair, warn
 from nspec_hf.data import LanguageTags
 
 _OURS = {
@@ -38,6 +39,32 @@ _WITH_ROWS = {
     "PrefixConstrainedLogitsProcessor",
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",
 }
+
+
+class ScoreCheck(LogitsProcessor):
+    """Sees whether a model's scores are numbers: of NaN, `generate` makes text without a word.
+
+    A model in memory may hold NaN, and T5 overflows in float16.
+    """
+
+    same_for_all_rows = True
+
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+
+    def refuse(self) -> None:
+        """Raise `NotFiniteError` if a row had a score that is NaN or infinite at a step."""
+        if self._broken is not None and bool(self._broken):
+            raise NotFiniteError(
+                "the model's scores of next tokens are NaN or infinite, so its translations mean nothing; "
+                "its weights are broken, or overflow in float16; load it with dtype=torch.float32 or bfloat16"
+            )
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Look at the scores [R, V]; they stay as they are, and are not waited for."""
+        broken = ~(scores.amax(dim=-1) < torch.inf).all()  # NaN is not; where all is forbidden is -inf
+        self._broken = broken if self._broken is None else self._broken | broken
+        return scores
 
 
 def check_texts(texts: Sequence[str], pair: str | Sequence[str]) -> list[Pair]:

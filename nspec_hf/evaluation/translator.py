@@ -20,10 +20,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from nspec_hf.core import ConfigError, NspecError, Pair, as_often, generating, warn
+from nspec_hf.core import ConfigError, NspecError, Pair, as_often, generating, is_spread, warn
 from nspec_hf.data import LanguageTags, as_tags
 from nspec_hf.evaluation.config import TranslateConfig
-from nspec_hf.evaluation.requests import by_number, check_generation, check_texts, sees_rows, shortened
+from nspec_hf.evaluation.requests import (
+    ScoreCheck,
+    by_number,
+    check_generation,
+    check_texts,
+    sees_rows,
+    shortened,
+)
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_prompt, eval_mode, longest_text, plain_model
@@ -130,6 +137,7 @@ class Translator:
             UnknownLanguageError: If the tokenizer has no tag for a language.
             ConfigError: If there are not as many pairs as texts, a text is no string, or `generate` cannot
                 follow the settings.
+            NotFiniteError: If the model's scores are NaN or infinite.
 
         Warns:
             UserWarning: If a source is cut, or a translation reached its longest length without an end.
@@ -157,7 +165,8 @@ class Translator:
         pair_ids = dict(zip(different, numbers, strict=True))
         rows = self._shortened(self._encode(texts, pairs, blank=bool(sees_rows(asked))))
         batches = self._batches(rows, asked, one_pair=gate is not None and gate.one_pair_a_batch)
-        results, unfinished = [""] * len(texts), 0
+        results, unfinished, check = [""] * len(texts), 0, ScoreCheck()
+        asked = {**asked, "logits_processor": [check, *(asked.get("logits_processor") or ())]}
         hidden = None if self.config.progress else True
         bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=hidden)
         with gate or nullcontext(), eval_mode(self.model), bar:
@@ -167,6 +176,8 @@ class Translator:
                     ids = [pair_ids[row.pair] for row in batch]
                     settings["pair_ids"] = torch.tensor(ids, device=self.model.device)
                 outputs, ended = self._generate(batch, settings)
+                if not is_spread(self.model):  # else the other processes would wait for it
+                    check.refuse()
                 if not counts:
                     continue
                 for row, text in zip(batch, outputs, strict=True):
@@ -174,6 +185,7 @@ class Translator:
                     results[row.number] = written if texts[row.number].strip() else ""
                 unfinished += len(batch) - ended
                 bar.update(len(batch))
+        check.refuse()
         return results, unfinished
 
     def _gate_for(self, masks: NeuronMasks, config: GateConfig | None) -> NeuronGate:
@@ -283,6 +295,9 @@ class Translator:
             if isinstance(error, NspecError):
                 raise
             raise ConfigError(f"generate cannot follow these settings: {error}") from error
+        except RuntimeError:
+            settings["logits_processor"][0].refuse()  # sampling stops at scores that are not finite
+            raise
         written_BT = outputs_BT[:, len(prompts[0]) :]
         end: Any = self.tokenizer.eos_token_id  # the library's type allows for text too
         ended = int(written_BT.eq(end).any(dim=1).sum())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nspec_hf.core import ConfigError, warn_unused
+from nspec_hf.core import ConfigError, require_count, require_share, warn_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,11 @@ class ExportConfig:
             raise ConfigError(f"format is zeroed, padded, pruned or ctranslate2, got {self.format!r}")
         if self.group not in ("own", "union"):
             raise ConfigError(f"group is own or union, got {self.group!r}")
-        if min(self.multiple_of, self.min_count, self.sample, self.max_new_tokens) < 1:
-            raise ConfigError("multiple_of, min_count, sample and max_new_tokens are positive")
-        if self.agreement is not None and not 0 <= self.agreement <= 1:
-            raise ConfigError(f"agreement is a share and must lie in [0, 1], got {self.agreement}")
-        if not 0 <= self.quantized_agreement <= 1:
-            raise ConfigError(f"quantized_agreement lies in [0, 1], got {self.quantized_agreement}")
+        for name in ("multiple_of", "min_count", "sample", "max_new_tokens"):
+            require_count(name, getattr(self, name))
+        if self.agreement is not None:
+            require_share("agreement", self.agreement)
+        require_share("quantized_agreement", self.quantized_agreement)
         if self.format != "ctranslate2" and self.quantization != "float32":
             raise ConfigError(f"format {self.format!r} keeps the model's type; only ctranslate2 quantizes")
         rules = {

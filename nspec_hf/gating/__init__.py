@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Attachment as Attachment,
         Part as Part,
         attachment_of as attachment_of,
+        freeze_unsaved as freeze_unsaved,
     )
     from nspec_hf.gating.linears import refuse_changed_linears as refuse_changed_linears, resize as resize
     from nspec_hf.gating.gate import MASKS_FOLDER as MASKS_FOLDER, NeuronGate as NeuronGate

@@ -44,6 +44,8 @@ class Part(Protocol):
 class Attachment:
     """Makes each row of a batch run as its pair does, from `attach` to `detach`.
 
+    Weights that `save_pretrained` leaves out (see `freeze_unsaved`) do not train meanwhile.
+
     Args:
         model: A Hugging Face model; wrappers of DDP, `torch.compile` and PEFT are looked through.
         pairs: In the order that `pair_ids` index.
@@ -69,6 +71,7 @@ class Attachment:
         # Entries first: the modules that they are on may be wrapped, the ones inside may not.
         self._parts: list[Part] = [*entries_of(self.model, inside, routing, self.check_in_place), *parts]
         self._entered: list[bool] = []
+        self._frozen: list[nn.Parameter] = []
 
     one_pair_a_batch = False
     """Whether it is faster on batches of one pair each."""
@@ -115,6 +118,7 @@ class Attachment:
             self.detach()
             raise
         setattr(self.model, ATTACHED, self)
+        self._frozen = freeze_unsaved(self.model)
         if self.own is not None:
             # The model may have been moved since the weights were made; "meta" is no place to be at.
             device = next(self.model.parameters()).device
@@ -128,6 +132,9 @@ class Attachment:
         # In reverse: one module may be taken over for two parts, and the last one goes first.
         for part in reversed(self._parts):
             part.detach()
+        for weight in self._frozen:
+            weight.requires_grad_(True)
+        self._frozen = []
         if self.attached:
             delattr(self.model, ATTACHED)
         if self.own is not None and self.model._modules.get(OWN_WEIGHTS) is self.own:
@@ -257,6 +264,24 @@ class Attachment:
         for name, value in vars(self).items():
             setattr(copied, name, copy.deepcopy(value, memo))
         return copied
+
+
+def freeze_unsaved(model: nn.Module) -> list[nn.Parameter]:
+    """Freeze what `save_pretrained` leaves out: trained, it would differ in the model that is loaded.
+
+    These are Marian's positions, which are sines; transformers 5.24 lets gradients into them.
+
+    Returns:
+        What was not frozen before.
+    """
+    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    weights = [
+        weight for name, weight in model.named_parameters() if name in unsaved and weight.requires_grad
+    ]
+    for weight in weights:
+        weight.requires_grad_(False)
+        weight.grad = None  # an optimizer would take a step with what is left there
+    return weights
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nspec_hf.core import require, warn_unused
+from nspec_hf.core import require, require_count, warn_unused
 
 GateMode = Literal["mask", "slice", "gradient"]
 """The modes; what one does stands in the file with its name, `mask_mode.py` for `mask`."""
@@ -57,6 +57,7 @@ class GateConfig:
         for name, known in choices.items():
             value = getattr(self, name)
             require(value in known, f"{name} is one of {', '.join(known)}, got {value!r}")
-        require(self.multiple_of is None or self.multiple_of > 0, "multiple_of is a positive number or None")
-        require(self.cache_bytes >= 0, "cache_bytes is not negative")
+        if self.multiple_of is not None:
+            require_count("multiple_of", self.multiple_of)
+        require_count("cache_bytes", self.cache_bytes, least=0)
         warn_unused(self, _NEEDS, "gate.")

@@ -6,6 +6,7 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.recording.config import KINDS as KINDS, SIDES as SIDES, RecordConfig as RecordConfig
+    from nspec_hf.recording.weights import refuse_integers as refuse_integers, refuse_unfit as refuse_unfit
     from nspec_hf.recording.model import (
         ATTACHED as ATTACHED,
         decoder_prompt as decoder_prompt,
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
         eval_mode as eval_mode,
         load_config as load_config,
         load_model as load_model,
-        refuse_unfit as refuse_unfit,
         longest_text as longest_text,
         position_limit as position_limit,
     )

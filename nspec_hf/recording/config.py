@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nspec_hf.core import as_names, require, warn_unused
+from nspec_hf.core import as_names, is_number, require, warn_unused
 
 KINDS = ("ffn", "attention", "ffn_out")
 SIDES = ("encoder", "decoder")
@@ -54,7 +54,10 @@ class RecordConfig:
         unknown = sorted(set(self.kinds) - set(KINDS))
         require(not unknown, f"unknown kinds {unknown}; kinds are: {', '.join(KINDS)}")
         smoothing = self.label_smoothing or 0.0
-        require(0 <= smoothing < 1, f"label_smoothing is a share in [0, 1), got {smoothing!r}")
+        require(
+            is_number(smoothing) and 0 <= smoothing < 1,
+            f"label_smoothing is a share in [0, 1), got {smoothing!r}",
+        )
         limit = self.max_sentences
         require(
             limit is None or (type(limit) is int and limit > 0),

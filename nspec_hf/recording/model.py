@@ -9,14 +9,13 @@ code. Here each of these is an error or an argument.
 
 import importlib.util
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from transformers import (
 
 from nspec_hf.core import ArtifactError, ConfigError, MissingPartError, UnsupportedModelError, adapter_base
 from nspec_hf.data import LanguageTags
+from nspec_hf.recording.weights import refuse_integers, refuse_unfit
 
 ATTACHED = "_nspec_attachment"
 """Attribute under which a model holds what is attached to it (a gate, adapters …); it has `pairs`."""
@@ -149,6 +149,7 @@ def load_model(
     if plain_class:
         model.__class__ = plain_class
     refuse_unfit(model, name, **info)
+    refuse_integers(model, name, variant=options.get("variant"), **hub)
     return model.to(device) if device is not None else model
 
 
@@ -160,63 +161,6 @@ def empty_model(name: str | Path) -> PreTrainedModel:
             return AutoModelForSeq2SeqLM.from_config(config)
     except Exception as error:  # whatever the library makes of a damaged file
         raise _explained(error, name) from error
-
-
-def refuse_unfit(
-    model: nn.Module,
-    name: str | Path,
-    *,
-    missing_keys: Iterable[str] = (),
-    unexpected_keys: Iterable[str] = (),
-    mismatched_keys: Iterable[tuple[Any, ...]] = (),
-    **_others: Any,
-) -> None:
-    """Check what `from_pretrained(…, output_loading_info=True)` says of a model, and that it is finite.
-
-    Args:
-        model: What was loaded.
-        name: Where from, for the error.
-        missing_keys: Weights that the checkpoint lacks; tied ones are not among them.
-        unexpected_keys: Weights that the model has no place for. A head or a buffer that it does without is
-            let pass, but not a further layer.
-        mismatched_keys: Name, shape in the checkpoint and shape in the model.
-
-    Raises:
-        ArtifactError: If the weights are not all of this model, with three names.
-    """
-    missing, unexpected = sorted(missing_keys), sorted(unexpected_keys)
-    others = [f"{key} {list(saved)} instead of {list(own)}" for key, saved, own in sorted(mismatched_keys)]
-    known = {_any_layer(key) for key in model.state_dict()}
-    layers = [key for key in unexpected if "*" in _any_layer(key) and _any_layer(key) in known]
-    faults = {"are missing": missing, "have another shape": others, "are of further layers": layers}
-    wrong = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for what, keys in faults.items()
-        if keys
-    ]
-    if wrong:
-        hint = f"; it holds others under {unexpected[0]!r}, …" if missing and unexpected else ""
-        raise ArtifactError(
-            f"the weights of {name} do not fit its config: {'; '.join(wrong)}{hint}. Loaded as they are, the "
-            "model would be partly random; save it again with save_pretrained of the plain model"
-        )
-    broken = [
-        key
-        for key, weight in model.named_parameters()
-        if type(weight.detach()) is Tensor  # quantized and sharded ones know no isfinite
-        and weight.is_floating_point()
-        and not (weight.is_meta or _is_finite(weight.detach()))
-    ]
-    if broken:
-        raise ArtifactError(
-            f"{len(broken)} weights of {name} are not finite ({', '.join(broken[:3])}); take an earlier "
-            "checkpoint, and train in float32 or bfloat16"
-        )
-
-
-def _is_finite(weight: Tensor) -> bool:
-    # `isfinite` would need as much memory again as the largest weight, often half of the model, has.
-    return not weight.numel() or all(bool(torch.isfinite(each)) for each in weight.aminmax())
 
 
 @contextmanager
@@ -251,7 +195,14 @@ def decoder_prompt(model: nn.Module, tags: LanguageTags, pair: str) -> list[int]
 
     Raises:
         ConfigError: If it starts from a token that the model does not say (mBART-25 starts from the tag).
+        UnsupportedModelError: If the model has no encoder.
     """
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", True):
+        raise UnsupportedModelError(
+            f"a {getattr(config, 'model_type', type(model).__name__)} has no encoder; text of pairs is "
+            "translated by models of encoder and decoder. Call its own generate, with a prompt of yours"
+        )
     with_any_start, with_another = (tags.decoder_prefix(pair, start) for start in (-1, -2))
     if with_any_start == with_another:
         return with_any_start
@@ -306,10 +257,6 @@ def longest_text(model: nn.Module, side: str | None = None) -> int | None:
     return min(filter(None, (said, position_limit(model, side))), default=None)
 
 
-def _any_layer(key: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", key)
-
-
 def _refuse_folder(folder: Path) -> None:
     if not folder.is_dir():
         return
@@ -325,8 +272,16 @@ def _merged(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     peft: Any = importlib.import_module("peft")
     try:
         wrapped = peft.PeftModel.from_pretrained(base, str(folder))
+        wanted = set(peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+        missing = sorted(wanted - set(peft.load_peft_weights(str(folder), device="cpu")))
     except Exception as error:
         raise ArtifactError(f"the PEFT adapter in {folder} does not go onto its base: {error}") from error
+    if missing:
+        raise ArtifactError(
+            f"the PEFT adapter in {folder} lacks {len(missing)} of its {len(wanted)} weights "
+            f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); loaded as it is, these layers "
+            "would be the base's or random: save it again with save_pretrained of the wrapped model"
+        )
     if wrapped.active_peft_config.is_prompt_learning:
         raise UnsupportedModelError(
             f"the PEFT adapter in {folder} tunes a prompt, which cannot be merged into weights; call the "
@@ -335,6 +290,7 @@ def _merged(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     model: PreTrainedModel = wrapped.merge_and_unload()
     model.name_or_path = str(folder)
     refuse_unfit(model, folder)
+    refuse_integers(model, folder)
     return model.eval()
 
 

@@ -25,7 +25,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from nspec_hf import __version__
-from nspec_hf.core import NspecError, OverloadError, require
+from nspec_hf.core import NotFiniteError, NspecError, OverloadError, require
 from nspec_hf.serving.batching import BatchingTranslator
 from nspec_hf.serving.config import BatchingConfig, ServeConfig
 from nspec_hf.serving.loading import LoadedModel
@@ -92,7 +92,8 @@ def make_app(
 
     @app.exception_handler(NspecError)
     async def refused(request: Request, error: NspecError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 422)
+        # A model whose scores are NaN is no fault of the request.
+        return JSONResponse({"detail": str(error)}, 500 if isinstance(error, NotFiniteError) else 422)
 
     @app.exception_handler(RequestValidationError)
     async def not_understood(request: Request, error: RequestValidationError) -> JSONResponse:

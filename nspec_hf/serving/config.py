@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nspec_hf.core import require, require_count
+from nspec_hf.core import is_number, require, require_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,8 @@ class BatchingConfig:
         """Check the values."""
         require_count("max_batch", self.max_batch)
         require_count("max_waiting", self.max_waiting)
-        require(0 <= self.max_wait <= 10, f"max_wait is 0 to 10 seconds, got {self.max_wait}")
+        within = is_number(self.max_wait) and 0 <= self.max_wait <= 10
+        require(within, f"max_wait is 0 to 10 seconds, got {self.max_wait!r}")
         if self.max_source is not None:
             require_count("max_source", self.max_source, least=8)
 

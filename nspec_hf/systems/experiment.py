@@ -15,11 +15,11 @@ import jsonargparse
 from nspec_hf.core import (
     ConfigError,
     Pair,
-    as_pairs,
     check_settings_files,
     english_centric,
     plain,
     require,
+    translation_pairs,
     zero_shot,
 )
 from nspec_hf.data import CorpusConfig, PairText, VocabularyConfig, read_corpus
@@ -86,7 +86,7 @@ class DataConfig:
             ConfigError: If neither languages nor pairs are named.
         """
         named = self.pairs.split(",") if isinstance(self.pairs, str) and self.pairs else self.pairs
-        pairs = as_pairs(named or ()) or english_centric(self.languages, self.pivot)
+        pairs = translation_pairs(named or ()) or english_centric(self.languages, self.pivot)
         if not pairs:
             raise ConfigError("data names no directions; give languages (de fr cs) or pairs (en-de de-en)")
         return pairs
@@ -94,7 +94,7 @@ class DataConfig:
     def zero_shot_pairs(self) -> list[Pair]:
         """Return the directions that are only tested."""
         if self.zero_shot is not None:
-            return as_pairs(self.zero_shot)
+            return translation_pairs(self.zero_shot)
         return [pair for pair in zero_shot(self.languages, self.pivot) if pair not in self.trained_pairs()]
 
     def tested_pairs(self) -> list[Pair]:

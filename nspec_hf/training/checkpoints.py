@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,12 +22,14 @@ from transformers.trainer_callback import ExportableState
 
 from nspec_hf.core import ArtifactError, digest, read_json, warn, whole
 from nspec_hf.gating import OWN_WEIGHTS, attachment_of
-from nspec_hf.recording import plain_model
+from nspec_hf.recording import plain_model, refuse_integers
 
 MADE_BY_FILE = "made_by.json"
 """What decided the weights beside which it lies: base, text, gate, arguments."""
 STATE_FILE = "trainer_state.json"  # the Trainer writes it after everything else
 STATE_NAME = "nspec_hf"  # under which it keeps what the gate was
+_DECISIVE = "drop|activation|feed_forward_proj|norm|scale"  # fields of a config that decide what is trained
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # What the names of a checkpoint's files begin with; DeepSpeed keeps all but the state in a folder.
 _PARTS = {
     STATE_FILE: (STATE_FILE,),
@@ -99,19 +102,34 @@ def best_checkpoint(checkpoint: Path) -> Path | None:
     return best
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Return a digest of what a model's weights are before training, whatever device they are on.
+def base_facts(model: nn.Module) -> dict[str, Any]:
+    """Return what tells a model before training from others, whatever device it is on.
 
-    Of each parameter up to 1,024 values count, evenly spread. Weights that a training adds (an attachment's,
-    PEFT's) are left out: they are drawn anew in every sitting.
+    `base` is a digest of up to 1,024 values of each parameter, evenly spread, and `base_sums` one of sums
+    over all of their bits, which are the same in whatever order they are made. Weights that a training adds
+    (an attachment's, PEFT's) are left out: they are drawn anew in every sitting. `base_config` is what the
+    config says of how they are trained and used: dropout, activations, norms, scales.
     """
     adapted = hasattr(model, "peft_config")
     parts: list[Any] = []
+    sums: list[Any] = []
     for name, weight in model.named_parameters():
         if f"{OWN_WEIGHTS}." not in name and not (adapted and weight.requires_grad) and not weight.is_meta:
-            values = whole(weight).flatten()
+            gathered = whole(weight).detach()
+            values = gathered.flatten()
             parts += [name, list(weight.shape), values[:: max(1, len(values) // 1024)].float().cpu().numpy()]
-    return digest(*parts)
+            sums += [name, str(_sum_of_bits(gathered))] if type(gathered) is Tensor else []
+    fields = getattr(model, "config", None)
+    config = {} if fields is None else fields.to_dict()
+    decisive = {name: value for name, value in config.items() if re.search(_DECISIVE, name)}
+    return {"base": digest(*parts), "base_sums": digest(*sums), "base_config": decisive}
+
+
+def _sum_of_bits(weight: Tensor) -> int:
+    """Return the sum over a tensor's values read as integers, each times its row's number, modulo 2⁶⁴."""
+    rows = weight.reshape(len(weight) if weight.dim() else 1, -1).contiguous()
+    sums = rows.view(_INTEGERS[weight.itemsize]).sum(dim=1, dtype=torch.int64)
+    return int((sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum())
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -135,6 +153,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         adapted: Any = model
         adapted.load_adapter(str(folder), adapted.active_adapters[0], is_trainable=True)
         return
+    refuse_integers(model, folder)
     saved: dict[str, Tensor] = {}
     for path in files:
         saved |= load_file(path)

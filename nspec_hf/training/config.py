@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from nspec_hf.core import require, require_count
+from nspec_hf.core import is_number, require, require_count
 from nspec_hf.data import BatchConfig
 
 
@@ -58,7 +58,8 @@ class TrainConfig:
             "hub_token" not in self.arguments,
             "hub_token would be written into result files; log in with `hf auth login`, or set HF_TOKEN",
         )
+        given = self.patience
         require(
-            self.patience is None or self.patience >= 1,
-            f"patience is a positive number of evaluations or None, got {self.patience}",
+            given is None or (is_number(given) and isinstance(given, int) and given >= 1),
+            f"patience is a positive number of evaluations or None, got {given!r}",
         )

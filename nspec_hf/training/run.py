@@ -41,10 +41,10 @@ from nspec_hf.training.checkpoints import (
     MADE_BY_FILE,
     STATE_FILE,
     RunClock,
+    base_facts,
     best_checkpoint,
     last_checkpoint,
     load_weights,
-    weights_digest,
 )
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.trainer import SpecializationTrainer
@@ -125,7 +125,9 @@ def train(
     arguments = training_arguments(config, output, validation is not None, pairs)
     if gate is not None:
         gate.attach()
-    made_by = partial(_made_by, weights_digest(model), corpus, config, result_settings(arguments), gate)
+    chooses = validation if config.patience or arguments.load_best_model_at_end else None
+    base = base_facts(model) | {"validation": None if chooses is None else chooses.digest()}
+    made_by = partial(_made_by, base, corpus, config, result_settings(arguments), gate)
     # Only what the main process writes has to be kept from another run.
     with lock_folder(output) if arguments.process_index == 0 else nullcontext():
         until = {name: getattr(arguments, name) for name in _UNTIL} | {"patience": config.patience}
@@ -166,7 +168,7 @@ def _save(
 
 
 def _made_by(
-    base: str,
+    base: Mapping[str, Any],
     corpus: EncodedCorpus,
     config: TrainConfig,
     arguments: Mapping[str, Any],
@@ -174,7 +176,7 @@ def _made_by(
 ) -> dict[str, Any]:
     """Return all that decides which weights come out of a run, but for its length."""
     return {
-        "base": base,
+        **base,
         "text": corpus.digest(),
         "gate": None if gate is None else gate.facts(),
         "batches": config.batches,
@@ -186,7 +188,14 @@ def _check_made_by(folder: Path, gate: Attachment | None, made_by: Callable[[], 
     """Refuse a folder's weights if another run made them; a folder that does not say so is taken over."""
     if gate is not None:
         gate.shape_as(folder)
-    claim_folder(folder, made_by(), MADE_BY_FILE)
+    wanted, path = made_by(), folder / MADE_BY_FILE
+    known = read_json(path) if path.is_file() else wanted
+    if isinstance(known, dict):
+        # Runs of earlier versions do not say all of it; text that chose nothing then, or now, may be any.
+        wanted = {key: each for key, each in wanted.items() if key in known}
+        if "validation" in known and None in (known["validation"], wanted["validation"]):
+            wanted["validation"] = known["validation"]
+    claim_folder(folder, wanted, MADE_BY_FILE)
 
 
 def text_loss(

@@ -13,6 +13,7 @@ from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, add_up, is_spread, part, warn
 from nspec_hf.data import IGNORED, EncodedCorpus, LanguageTags, PairCollator
+from nspec_hf.gating import freeze_unsaved
 from nspec_hf.recording import position_limit
 
 
@@ -32,21 +33,10 @@ def check_setup(model: nn.Module, args: TrainingArguments, data: object, collato
     check_precision(model)
     check_saving(model)
     check_layerdrop(model, args.world_size)
-    check_decoder_start(model, collator)
     check_decoder_inputs(model, collator)
+    check_decoder_start(model, collator)
     if isinstance(data, EncodedCorpus):
         check_lengths(model, data)
-
-
-def freeze_unsaved(model: nn.Module) -> None:
-    """Freeze what `save_pretrained` leaves out: trained, it would differ in the model that is loaded.
-
-    These are Marian's positions, which are sines; transformers 5.24 lets gradients into them.
-    """
-    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
-    for name, weight in model.named_parameters():
-        if name in unsaved:
-            weight.requires_grad_(False)
 
 
 def check_precision(model: nn.Module) -> None:

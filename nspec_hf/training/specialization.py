@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
 from nspec_hf.core import ConfigError, Pair, TrainingSetupError, plain, rank, warn, warn_unused, write_json
 from nspec_hf.data import LanguageTags, as_tags
-from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover
+from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover, freeze_unsaved
 from nspec_hf.masks import BY_METHOD, NeuronMasks, SelectConfig
 from nspec_hf.recording import (
     RecordConfig,
@@ -39,7 +39,6 @@ from nspec_hf.recording import (
     record,
 )
 from nspec_hf.training.checkpoints import MADE_BY_FILE
-from nspec_hf.training.setup_checks import freeze_unsaved
 from nspec_hf.training.trainer import SpecializationTrainer
 from nspec_hf.training.trainer_hooks import keep_ties
 

@@ -21,7 +21,7 @@ from transformers.trainer_utils import speed_metrics
 from nspec_hf.core import Pair, TrainingSetupError, is_spread
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
-from nspec_hf.recording import eval_mode
+from nspec_hf.recording import eval_mode, refuse_integers
 from nspec_hf.training.arguments import check_arguments, minimize_losses
 from nspec_hf.training.callback import SpecializationCallback
 from nspec_hf.training.checkpoints import last_checkpoint
@@ -100,6 +100,8 @@ class SpecializationTrainer(HookedTrainer):
             resume_from_checkpoint = last_checkpoint(str(self.args.output_dir)) or True
         is_path = isinstance(resume_from_checkpoint, str | PathLike)
         self.resumed_from = Path(resume_from_checkpoint) if is_path else None
+        if self.resumed_from is not None:
+            refuse_integers(self.trained, self.resumed_from)
         if self.gate is not None and self.resumed_from is not None:
             self.gate.shape_as(self.resumed_from)
             self.gate.check_beside(self.resumed_from)

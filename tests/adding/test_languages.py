@@ -38,6 +38,22 @@ def test_the_new_language_is_the_one_that_all_pairs_share(pairs, named, expected
     assert new_languages(pairs, named) == expected
 
 
+@pytest.mark.parametrize(
+    ("english", "codes"),
+    [("eng_Latn", {}), ("en_XX", {}), ("eng", {}), ("english", {"english": "eng_Latn"}), ("x", {"x": "en"})],
+)
+def test_english_is_not_new_however_it_is_spelled(english, codes):
+    assert new_languages([f"{english}-ltz_Latn", f"ltz_Latn-{english}"], codes=codes) == ["ltz_Latn"]
+
+
+def test_of_two_languages_that_all_pairs_share_the_new_one_is_asked_for():
+    with pytest.raises(
+        ConfigError, match=r"de and lb are in every new pair; say which is new: --add.languages"
+    ):
+        new_languages(["de-lb", "lb-de"])
+    assert new_languages(["de-lb", "lb-de"], ["de", "lb"]) == ["de", "lb"]
+
+
 def test_a_named_language_that_no_pair_has_is_refused():
     with pytest.raises(ConfigError, match="mt"):
         new_languages(["en-lb"], ["mt"])

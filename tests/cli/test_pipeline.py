@@ -5,8 +5,11 @@ import gzip
 import io
 import json
 import lzma
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from nspec_hf import ActivationStats, LanguageTags, NeuronMasks, Translator, encode_corpus
@@ -389,6 +392,56 @@ def test_probe_takes_codes_that_are_not_the_tokenizers(foreign):
     main_output(foreign, *about, *ours)
     ablation = json.loads((foreign / "foreign_probe" / "ablation.json").read_text(encoding="utf-8"))
     assert ablation["pairs"] == ["english-german", "german-english"]
+
+
+def test_the_doctor_takes_codes_that_are_not_the_tokenizers(foreign, capsys, monkeypatch):
+    monkeypatch.chdir(foreign)
+    capsys.readouterr()
+
+    def says(masks, data, pairs, *codes):
+        about = ["doctor", "--model", "base", "--masks", masks, "--corpus.path", data, "--pairs", pairs]
+        return main([*about, "--valid_split", "valid", *codes]), capsys.readouterr().out
+
+    names = "english-german,german-english"
+    expected, given = says("masks", "data", "en-de,de-en"), says("foreign_masks", "foreign", names, *CODES)
+    assert given[1].replace("foreign_masks", "masks").replace("foreign", "data") == (
+        expected[1].replace("en-de", "english-german").replace("de-en", "german-english")
+    )
+    assert given[0] == expected[0]
+    status, said = says("foreign_masks", "foreign", names)
+    assert status == 1
+    assert "no tag for language 'english'" in said
+
+
+def test_serve_takes_codes_that_are_not_the_tokenizers(foreign, monkeypatch):
+    served = []
+    counts = SimpleNamespace(state=SimpleNamespace(counts=SimpleNamespace(requests=0, answered=0)))
+    monkeypatch.setattr("nspec_hf.serving.make_app", lambda loaded, *_: served.append(loaded) or counts)
+    monkeypatch.setattr("nspec_hf.serving.run_server", lambda *_: None)
+    for masks, codes in (("masks", ()), ("foreign_masks", CODES)):
+        main_output(foreign, "serve", "--model", "ours/model", "--masks", masks, *SHORT, *codes)
+    own, given = served
+    texts = tiny_text.sentences(6)["de"]
+    assert given.translate(texts, "german-english") == own.translate(texts, "de-en")
+    assert given.translate(texts[0], "german-english")
+
+
+@pytest.mark.medium
+def test_add_pair_takes_codes_that_are_not_the_tokenizers(foreign):
+    for path in (foreign / "data").glob("*.fr"):
+        (foreign / "foreign" / f"{path.stem}.french").write_bytes(path.read_bytes())
+    about = ["add-pair", "--model", "base", "--add.width", "0.5", "--train.batches.max_tokens", "60"]
+    about += ["--train.batches.max_length", "60"]
+    about += ["--train.arguments", "{max_steps: 2, learning_rate: 0.01, warmup_steps: 1}"]
+    main_output(foreign, *about, "--pairs", "en-fr,fr-en", "--corpus.path", "data", "--output", "fr")
+    ours = ["--pairs", "english-french,french-english", "--output", "french"]
+    codes = json.dumps({**FOREIGN, "french": "fr"})
+    main_output(foreign, *about, *ours, "--corpus.path", "foreign", "--codes", codes)
+    own, given = (
+        load_file(next((foreign / name).rglob("nspec_added*.safetensors"))) for name in ("fr", "french")
+    )
+    assert own.keys() == given.keys()
+    assert all(torch.equal(given[name], own[name]) for name in own if name != "sha256")
 
 
 ODD = ["one\u2028two", "three\x85four", "five\x0csix", "seven \ufeff eight", "one"]

@@ -2,16 +2,41 @@
 
 import dataclasses
 import inspect
+import math
+import re
 
 import jsonargparse
 import pytest
 
+from nspec_hf.adding import AddConfig
 from nspec_hf.core import ConfigError
 from nspec_hf.data import BatchConfig, CorpusConfig, VocabularyConfig
+from nspec_hf.evaluation import TranslateConfig
+from nspec_hf.export import ExportConfig
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import SelectConfig
 from nspec_hf.recording import RecordConfig
+from nspec_hf.serving import BatchingConfig
+from nspec_hf.training import TrainConfig
 
+NO_NUMBERS = [
+    (kind, name, value)
+    for kind, whole, broken in (
+        (BatchConfig, "max_tokens", "temperature"),
+        (RecordConfig, "", "label_smoothing"),
+        (SelectConfig, "", "coverage_decoder general threshold density"),
+        (GateConfig, "multiple_of cache_bytes", ""),
+        (VocabularyConfig, "size", "coverage"),
+        (TranslateConfig, "num_beams max_tokens length_extra max_source", "length_ratio length_penalty"),
+        (ExportConfig, "multiple_of min_count sample max_new_tokens", "agreement quantized_agreement"),
+        (AddConfig, "lora", "width"),
+        (BatchingConfig, "max_batch", "max_wait"),
+        (TrainConfig, "patience", ""),
+    )
+    for names, values in ((whole, (True, "3", 2.5, math.inf)), (broken, (True, "0.5", math.inf, math.nan)))
+    for name in names.split()
+    for value in values
+]
 CLASSES = [RecordConfig, SelectConfig, GateConfig, BatchConfig, CorpusConfig, VocabularyConfig]
 
 
@@ -56,6 +81,7 @@ def test_settings_are_frozen_keyword_only_and_every_field_says_what_it_means(kin
         (GateConfig, {"zero_shot": "dense"}, "error, compose, got 'dense'"),
         (GateConfig, {"multiple_of": 0}, "multiple_of"),
         (GateConfig, {"cache_bytes": -1}, "cache_bytes"),
+        *((kind, {name: value}, f"{name}.*got {re.escape(repr(value))}") for kind, name, value in NO_NUMBERS),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_and_named(kind, changes, message):

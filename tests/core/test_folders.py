@@ -74,6 +74,16 @@ def test_an_empty_folder_is_filled_also_through_a_link_and_as_the_working_folder
     assert os.listdir(tmp_path / "here") == ["file"]
 
 
+def test_a_link_to_nothing_is_refused_before_the_work(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with (
+        pytest.raises(ConfigError, match=r"link is a link to .*nowhere, which is not there"),
+        atomic_folder(tmp_path / "link"),
+    ):
+        pytest.fail("the work began")
+    assert os.listdir(tmp_path) == ["link"]
+
+
 def test_a_folder_whose_making_fails_is_not_there_and_one_with_files_is_refused(tmp_path):
 
     def fails():

@@ -17,6 +17,7 @@ from nspec_hf.core import (
     as_pairs,
     english_centric,
     pair_index,
+    translation_pairs,
     zero_shot,
 )
 
@@ -115,3 +116,14 @@ def test_a_pair_can_be_read_back_from_the_name_of_its_file(source, target):
 def test_the_name_of_a_file_is_legal_on_every_system():
     assert Pair("zh-CN", "pt-BR").file_name == "zh-CN--pt-BR"
     assert Pair("en", "de").file_name == "en-de"
+
+
+def test_a_pair_of_one_language_is_no_direction_to_read_text_of():
+    assert translation_pairs(["en-de", "zh-CN->zh-TW"]) == ["en-de", "zh-CN->zh-TW"]
+    for name in ("en-en", "zh-CN->zh-CN", " en - en "):
+        with pytest.raises(ConfigError, match=r"from a language into itself.*write two languages"):
+            translation_pairs(["en-de", name])
+    with pytest.raises(ConfigError, match="named again: en-de"):
+        translation_pairs(["en-de", "en-de"])
+    # Masks may have one: a union of all pairs, and rows that rewrite a language.
+    assert as_pairs(["en-en"]) == ["en-en"]

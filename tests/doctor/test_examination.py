@@ -1,5 +1,7 @@
 """Set-ups that are broken on purpose, one thing at a time: the doctor names it, and the exit status tells."""
 
+import random
+
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
@@ -115,6 +117,16 @@ def test_a_checkpoint_that_lacks_weights_is_wrong_and_what_needs_it_is_not_check
     assert report.exit_status == 1
 
 
+def test_a_start_token_that_the_model_has_no_embedding_for_is_wrong(tmp_path):
+    """As a Marian config without one has by default: 58100."""
+    model = save(tmp_path)
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 58100
+    model.save_pretrained(tmp_path)
+    rows = len(model.get_input_embeddings().weight)
+    expected = f"decoding starts from token 58100, but the model has embeddings for {rows}"
+    assert findings("model", model=str(tmp_path)) == [expected]
+
+
 def test_several_translations_a_sentence_are_wrong(tmp_path):
     model = save(tmp_path)
     model.generation_config.num_beams = model.generation_config.num_return_sequences = 3
@@ -227,6 +239,42 @@ def test_test_lines_among_the_training_lines_are_wrong_in_either_direction(sound
         text(f"train.{code}", lambda lines, test=test: [*lines, *test[:4]])
     about = with_text(tmp_path, model=str(sound / "model"), pairs=("de-en",))
     assert only("text", **about) == "40% of the lines of de-en (test) are among the training lines"
+
+
+def long_text(folder, moved=0, first=0, count=1200):
+    """Write lines of 3 to 30 words; from one line on, targets are those of another line."""
+    draw = random.Random(5)
+    counts = [draw.randint(3, 30) for _ in range(count)]
+    places = [number if number < first else (number + moved) % count for number in range(count)]
+    for code, numbers in (("en", range(count)), ("de", places)):
+        words = tiny_text.WORDS[code]
+        lines = (" ".join(draw.choices(words, k=counts[number])) for number in numbers)
+        (folder / f"train.{code}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"corpus": CorpusConfig(path=str(folder)), "pairs": PAIRS, "splits": {"train": "train"}}
+
+
+@pytest.mark.parametrize(
+    ("moved", "first", "says"),
+    [
+        (1, 0, "lines 1 to 200 of en-de (train) have slipped"),
+        (-1, 0, "moved by a line up"),
+        (1, 0, "moved by a line down"),
+        (1, 1000, "lines 1001 to 1200 of en-de (train) have slipped"),
+    ],
+)
+def test_text_whose_lines_have_slipped_is_wrong(sound, tmp_path, moved, first, says):
+    said = findings("text", model=str(sound / "model"), **long_text(tmp_path, moved, first))
+    assert len(said) == 1
+    assert says in said[0]
+    assert "the same of 1 more pairs" in said[0]
+
+
+def test_text_that_is_aligned_has_not_slipped_and_text_of_no_relation_is_not_said_to(sound, tmp_path):
+    for moved in (0, 400):
+        about = long_text(tmp_path, moved)
+        assert not [
+            each for each in findings("text", model=str(sound / "model"), **about) if "slipped" in each
+        ]
 
 
 def test_a_language_tag_in_the_text_is_wrong(sound, text, tmp_path):

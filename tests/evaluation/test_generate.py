@@ -1,12 +1,13 @@
 """Outputs that are kept are those of the very same system and text; a stopped evaluation goes on."""
 
 import copy
+import fcntl
 
 import pytest
 import torch
 from tokenizers import decoders, normalizers
 
-from nspec_hf.core import Pair, UnknownPairError
+from nspec_hf.core import FolderInUseError, Pair, UnknownPairError
 from nspec_hf.data import LanguageTags, PairText, read_outputs
 from nspec_hf.evaluation import TranslateConfig, Translator, generate as evaluation, translate_test_set
 from nspec_hf.gating import GateConfig
@@ -183,3 +184,16 @@ def test_zero_shot_pairs_are_composed_before_anything_is_translated(tmp_path):
         composing = system(chosen=masks(model()), gate_config=GateConfig(zero_shot="compose"))
         translate_test_set(composing, said, tmp_path)
     assert composing.asked == []
+
+
+def test_two_processes_do_not_translate_into_one_folder(tmp_path):
+    """The lines of one would be kept under the name of the other."""
+    with open(tmp_path / ".lock", "a", encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        translator = system()
+        with pytest.raises(FolderInUseError, match="another process is writing into"):
+            translate_test_set(translator, texts(3), tmp_path)
+        assert not translator.asked
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    translate_test_set(translator, texts(3), tmp_path)
+    assert translator.asked == PAIRS

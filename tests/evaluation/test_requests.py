@@ -10,7 +10,7 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation import RepetitionPenaltyLogitsProcessor
 
-from nspec_hf.core import ConfigError, UnsupportedModelError
+from nspec_hf.core import ConfigError, NotFiniteError, UnsupportedModelError
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.evaluation.translator import _Row
@@ -96,6 +96,41 @@ def test_a_generation_config_is_followed_as_its_settings_are():
         MIXED, "en-de", num_beams=1, no_repeat_ngram_size=1, max_new_tokens=6
     )
     assert found != translator.translate(MIXED, "en-de", max_new_tokens=6)
+
+
+def broken_decoder(network):
+    network.model.decoder.layers[0].fc1.weight.data[3] = float("nan")
+
+
+def broken_embedding_of_one_word(network):
+    network.model.shared.weight.data[tokenizer().convert_tokens_to_ids("▁six")] = float("nan")
+
+
+def overflowing_in_float16(network):
+    layer = network.model.decoder.layers[1]  # the library clamps an encoder's layers, not a decoder's
+    for linear in (layer.fc1, layer.fc2):
+        linear.weight.data *= 2e3
+    network.half()
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 1}, {"num_beams": 1, "do_sample": True}])
+@pytest.mark.parametrize("spoil", [broken_decoder, broken_embedding_of_one_word, overflowing_in_float16])
+def test_scores_that_are_not_finite_give_no_translations(spoil, settings):
+    """`generate` alone makes text of them, without a word."""
+    network = model()
+    spoil(network)
+    translator = Translator(network, tokenizer(), masks(network), BEAMS)
+    with pytest.raises(NotFiniteError, match=r"NaN or infinite.*float16"):
+        translator.translate(MIXED, "en-de", max_new_tokens=4, **settings)
+    if spoil is overflowing_in_float16:
+        network.float()  # as the error advises
+        translator.translate(MIXED, "en-de", max_new_tokens=4, **settings)
+
+
+def test_what_is_forbidden_by_an_infinite_score_is_no_fault():
+    translator = Translator(model(), tokenizer(), config=BEAMS)
+    for settings in ({"bad_words_ids": [[5], [6]]}, {"suppress_tokens": [7, 8]}, {"min_new_tokens": 3}):
+        assert any(translator.translate(MIXED, "en-de", max_new_tokens=4, **settings))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from nspec_hf.core import ConfigError, RoutingError, SiteMismatchError
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.recording import weight_fingerprint
 from tests.helpers.gated import PAIRS, random_masks, without_ids
-from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
+from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_marian, tiny_t5
 
 TWELVE = [f"en-{letter * 2}" for letter in "abcdefghijkl"]
 
@@ -452,6 +452,28 @@ def test_without_checkpointing_the_backward_pass_may_come_after_detach():
         loss = model(**batch).loss
     loss.backward()
     assert_same(gradients(model), expected)
+
+
+@pytest.mark.parametrize("mode", ["mask", "slice", "gradient"])
+def test_a_loop_with_a_gate_alone_trains_nothing_that_is_not_saved(mode, tmp_path):
+    """Marian's positions, which transformers 5.24 gives gradients: what is loaded is what was trained."""
+    model = tiny_marian().requires_grad_().train()
+    batch = random_batch(pairs=1) if mode == "slice" else random_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model(**without_ids(batch)).loss.backward()  # what is left of an earlier step is not made up for
+    gate = NeuronGate(model, random_masks(model), GateConfig(mode=mode)).attach()
+    for _ in range(3):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    model.save_pretrained(tmp_path)
+    gate.detach()
+    assert all(weight.requires_grad for weight in model.parameters())
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        trained, again = (each.eval()(**without_ids(batch)).logits for each in (model, loaded))
+    assert torch.equal(trained, again)
+    assert not torch.allclose(trained, tiny_marian()(**without_ids(batch)).logits, atol=1e-3)
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------

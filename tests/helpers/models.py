@@ -55,6 +55,8 @@ def _make(model_class: type, config: object, seed: int) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.2)
+            if name in (getattr(model, "_keys_to_ignore_on_save", None) or ()):
+                parameter.requires_grad_(False)  # Marian's positions: transformers 5.24 leaves them on
     return model
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from nspec_hf.cli.main import main
@@ -110,6 +111,11 @@ def _models(folder: Path) -> None:
         for name, weight in state.items()
     }
     save_file(nan, copy("model_nan") / weights.name, {"format": "pt"})
+    integers = {
+        name: (weight * 50).round().to(torch.int8) if "fc1.weight" in name else weight
+        for name, weight in state.items()
+    }
+    save_file(integers, copy("model_integers") / weights.name, {"format": "pt"})
     edit(copy("model_wide") / "config.json", encoder_ffn_dim=40)
     edit(copy("model_unknown") / "config.json", model_type="nothing_known")
     edit(copy("model_code") / "config.json", auto_map={"AutoConfig": "mine.Config"}, model_type="of_mine")

@@ -10,8 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 from transformers import AutoModelForSeq2SeqLM
 
+from nspec_hf import Specialization, Translator
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
+from nspec_hf.data import LanguageTags
 from nspec_hf.recording import (
+    decoder_prompt,
     decoder_start_token,
     empty_model,
     eval_mode,
@@ -21,6 +24,7 @@ from nspec_hf.recording import (
 )
 from tests.helpers.families import tiny_llama
 from tests.helpers.models import tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_pegasus, tiny_t5
+from tests.helpers.tiny_text import tokenizer
 from tests.helpers.two_processes import run_in_processes
 
 FAMILIES = (tiny_m2m100, tiny_mbart, tiny_bart, tiny_marian, tiny_pegasus, tiny_t5)
@@ -99,6 +103,25 @@ def test_weights_that_are_not_finite_are_refused(folder):
         load_model(folder)
 
 
+def test_a_buffer_of_nan_is_refused_and_one_that_forbids_a_token_is_not(tmp_path):
+    """Marian adds `final_logits_bias` to its scores, and -inf there forbids a token."""
+    tiny_marian().save_pretrained(tmp_path)
+
+    def spoil(value):
+        def change(weights):
+            weights["final_logits_bias"][0, 3] = value
+            return weights
+
+        rewrite(tmp_path, change)
+
+    spoil(-float("inf"))
+    assert load_model(tmp_path).final_logits_bias[0, 3] == -float("inf")
+    for value in (float("nan"), float("inf")):
+        spoil(value)
+        with pytest.raises(ArtifactError, match=r"1 weights of \S+ are not finite \(final_logits_bias\)"):
+            load_model(tmp_path)
+
+
 def test_a_damaged_checkpoint_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
@@ -144,6 +167,25 @@ def test_an_adapter_s_folder_is_its_base_with_the_adapter_merged(tmp_path):
     assert not any(module.training for module in model.modules())
     assert len(find_sites(model)) == len(find_sites(base))
     assert load_config(tmp_path / "adapter").d_model == base.config.d_model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: {name: each for name, each in weights.items() if "encoder" not in name},
+        lambda weights: {name: each for name, each in weights.items() if "lora_B" not in name},
+        lambda weights: {f"module.{name}": each for name, each in weights.items()},
+    ],
+)
+def test_an_adapter_that_lacks_weights_is_refused_with_three_names(change, tmp_path):
+    """PEFT warns, and leaves those layers to the base."""
+    kinds = {"r": 2, "target_modules": ["q_proj", "fc1"], "init_lora_weights": False}
+    adapter(tmp_path, peft.LoraConfig(**kinds))
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    load_model(tmp_path / "adapter")
+    save_file(change(load_file(path)), path, {"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"lacks (8|10|20) of its 20 weights \(\S+, \S+, \S+, …\)"):
+        load_model(tmp_path / "adapter")
 
 
 def test_an_adapter_that_tunes_a_prompt_or_whose_base_is_gone_is_refused(tmp_path):
@@ -205,6 +247,18 @@ def test_the_start_token_is_the_generation_config_s_then_the_config_s():
     model.config.decoder_start_token_id = None
     with pytest.raises(ConfigError, match="decoder_start_token_id"):
         decoder_start_token(model)
+
+
+def test_a_model_without_an_encoder_has_no_prompt_of_a_decoder_whatever_its_configs_say():
+    model, tags = tiny_llama(), LanguageTags(tokenizer())
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 2
+    for ask in (
+        lambda: decoder_prompt(model, tags, "en-de"),
+        lambda: Translator(model, tags).translate(["one two"], "en-de"),
+        lambda: Specialization(model, tokenizer(), pair="en-de"),
+    ):
+        with pytest.raises(UnsupportedModelError, match="a llama has no encoder"):
+            ask()
 
 
 def test_a_model_without_weights_has_the_sites_of_the_whole_one(tmp_path):

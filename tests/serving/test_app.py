@@ -115,6 +115,13 @@ def test_a_request_that_cannot_be_answered_is_refused_by_name(client, body, stat
     assert client.get("/health").json()["texts"] == 0
 
 
+def test_scores_that_are_not_finite_are_a_fault_of_the_server(client, loaded):
+    loaded.model.model.decoder.layers[0].fc1.weight.data[:] = float("nan")
+    answer = client.post("/translate", json={"texts": ["one two"], "pair": "en-de"})
+    assert answer.status_code == 500
+    assert "NaN" in answer.json()["detail"]
+
+
 def test_what_is_no_json_or_half_a_character_is_refused_too(client):
     for body in (b"{", b'{"texts": ["\\ud800"], "pair": "en-de"}', b"\xff\xfe", b""):
         answer = client.post("/translate", content=body, headers={"Content-Type": "application/json"})

@@ -18,7 +18,7 @@ from nspec_hf.gating import MASKS_FOLDER, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, record
 from nspec_hf.training import SpecializationTrainer, TrainConfig, record_corpus, train, training_arguments
-from nspec_hf.training.checkpoints import RunClock
+from nspec_hf.training.checkpoints import RunClock, base_facts
 from tests.helpers.kills import killed_at
 from tests.helpers.models import SIX_ARCHITECTURES, tiny_marian
 from tests.helpers.tiny_experiment import Killed
@@ -40,9 +40,9 @@ def config(steps=4, patience=None, **changes):
     return TrainConfig(arguments={**arguments, **changes}, batches=batches, patience=patience)
 
 
-def run(folder, settings=None, gated=True, seed=0, gate_seed=3, text=24, **more):
+def run(folder, settings=None, gated=True, seed=0, gate_seed=3, text=24, dropout=0.2, **more):
     """Train the tiny model, with dropout; return it and the result."""
-    network = model(seed, dropout=0.2)
+    network = model(seed, dropout=dropout)
     gate = NeuronGate(network, masks(network, seed=gate_seed)) if gated else None
     more = {"validation": corpus(count=4, seed=1), **more}
     return network, train(network, tokenizer(), corpus(text), settings or config(), folder, gate=gate, **more)
@@ -242,6 +242,7 @@ def test_codes_reach_the_collator(tmp_path):
         ({"gate_seed": 8}, "gate.masks: "),
         ({"gated": False}, "gate.masks: .* then, None now"),
         ({"text": 5}, "text: "),
+        ({"dropout": 0.3}, r"base_config.dropout: 0.2 then, 0.3 now"),
     ],
 )
 @pytest.mark.parametrize("ended", [True, False])
@@ -254,6 +255,44 @@ def test_a_folder_with_weights_that_other_settings_made_is_refused(whole, tmp_pa
     with pytest.raises(ConfigError, match=says):
         run(folder, **changes)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_other_validation_text_is_refused_where_it_chooses_the_weights(whole, tmp_path):
+    best = config(load_best_model_at_end=True)
+    run(tmp_path / "best", best)
+    other = corpus(count=5, seed=8)
+    with pytest.raises(ConfigError, match="validation: "):
+        run(tmp_path / "best", best, validation=other)
+    shutil.copytree(whole[0], tmp_path / "last")
+    assert run(tmp_path / "last", validation=other)[1].had_ended
+
+
+def test_marks_of_an_earlier_version_that_say_less_are_taken(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "model" / "made_by.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in known.items() if k[:5] != "base_" and k != "validation"}))
+    assert run(tmp_path / "copy")[1].had_ended
+    with pytest.raises(ConfigError, match="base: "):
+        run(tmp_path / "copy", seed=7)
+
+
+def test_one_value_of_a_base_that_has_changed_is_seen_and_two_rows_that_were_swapped():
+    """A tag's row of a large embedding lies between the values of which a digest is made."""
+    torch.manual_seed(0)
+    network = torch.nn.Embedding(3000, 8)
+    known = base_facts(network)
+    for change in (
+        lambda weight: weight[1234, 5:6].mul_(1.5),
+        lambda weight: weight.index_copy_(0, torch.tensor([7, 9]), weight[[9, 7]]),
+    ):
+        changed = copy.deepcopy(network)
+        with torch.no_grad():
+            change(changed.weight)
+        assert base_facts(changed)["base_sums"] != known["base_sums"]
+    for dtype in (torch.float64, torch.bfloat16):
+        assert base_facts(copy.deepcopy(network).to(dtype))["base_sums"] != known["base_sums"]
+    assert base_facts(copy.deepcopy(network)) == known
 
 
 def test_how_long_and_how_a_run_is_watched_may_change(whole, tmp_path):
