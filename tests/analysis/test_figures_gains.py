@@ -96,26 +96,30 @@ def test_numbers_on_dark_cells_are_white_whatever_the_range_of_the_colours():
     assert (inks[0, 2], inks[0, 1], inks[1, 1]) == ("black", "white", "black")
 
 
-def test_what_a_model_was_asked_is_drawn_and_written_too(analysis, tmp_path):
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """All that an analysis may hold, and the files of its figures."""
     masks, stats, scores = kin_masks(), kin_stats(), kin_scores()
     probed = [
         ablate(masks, lambda given: {p: given.density(p) for p in PAIRS}),
         stability({"100": stats, "all": kin_stats(seed=1)}),
-        setting_gains(
-            "share ρ, without training", {0.9: kin_scores()["specialized"]}, kin_scores()["baseline"]
-        ),
+        setting_gains("share ρ, without training", {0.9: scores["specialized"]}, scores["baseline"]),
     ]
-    by_setting = {"coverage k": {0.8: scores["specialized"]}}
-    found = analyze(masks, stats, scores, FAMILIES, by_setting=by_setting, probed=probed, metric="bleu")
-    drawn = {path.stem for path in draw_all(found, tmp_path)}
+    given = {"by_setting": {"coverage k": {0.8: scores["specialized"]}}, "probed": probed, "metric": "bleu"}
+    found = analyze(masks, stats, scores, FAMILIES, comparison=kin_comparison(), **given)
+    return found, draw_all(found, tmp_path_factory.mktemp("figures"))
+
+
+def test_what_a_model_was_asked_is_drawn_and_written_too(everything, tmp_path):
+    found, paths = everything
     asked = {"ablation", "stability", "gains_against_coverage_k", "gains_against_share_without_training"}
-    assert asked <= drawn
+    assert asked <= {path.stem for path in paths}
     assert asked <= {path.stem for path in found.save(tmp_path)}
     assert found.gains.metric == "bleu"
 
 
-def test_everything_that_an_analysis_holds_is_drawn(analysis, tmp_path):
-    paths = draw_all(analysis, tmp_path)
+def test_everything_that_an_analysis_holds_is_drawn(everything):
+    _, paths = everything
     stems = {path.stem for path in paths}
     wanted = {
         "overlap_layers",
