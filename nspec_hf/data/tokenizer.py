@@ -75,9 +75,13 @@ def subword_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], side: str)
     split = getattr(tokenizer, "backend_tokenizer", None)
     if split is not None and _only_splits(type(tokenizer), side):
         # What a call does, without the objects that it makes of every text: most of a short one's time.
-        split.no_truncation()
-        split.no_padding()
-        split.encode_special_tokens = True
+        # Only what differs is set, as a call does: nothing can be while another thread splits.
+        if split.truncation is not None:
+            split.no_truncation()
+        if split.padding is not None:
+            split.no_padding()
+        if not split.encode_special_tokens:
+            split.encode_special_tokens = True
         return [row.ids for row in split.encode_batch_fast(texts, add_special_tokens=False)]
     options: dict[str, Any] = {side: texts, "add_special_tokens": False, "split_special_tokens": True}
     return tokenizer(truncation=False, verbose=False, **options)["input_ids"]  # type: ignore[return-value]
