@@ -219,9 +219,14 @@ def draw(config: Adding) -> Path:
         free = [one for one in those if one["way"] == "free"]
         if free:
             _, _, tuned, _ = chosen(free)
-            label = f"{lines:,}, tuned fine-tuning (old pairs lost)"
+            tried = len({one["row"] for one in free})
+            label = f"{lines:,}, fine-tuning, best setting of {tried} (old pairs lost)"
             axes.axhline(tuned, color=drawn.get_color(), linestyle="--", label=label)
-    axes.set(xlabel="parameters added, % of the model", ylabel="BLEU, mean of the new pairs")
+    axes.set(
+        xlim=(0, 1.25 * axes.get_xlim()[1]),
+        xlabel="parameters added, % of the model",
+        ylabel="BLEU, mean of the new pairs",
+    )
     axes.legend(fontsize=7)
     path = Path(config.results) / f"{config.name}.frontier.png"
     figure.savefig(path, dpi=120, bbox_inches="tight")
