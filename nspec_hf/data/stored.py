@@ -166,8 +166,8 @@ def _encoded(tags: "LanguageTags", pair: Pair, max_length: int, rows: dict[str, 
     """Return the ids of some sentences; runs in a process of its own."""
     sides = tags.encode_source(rows["source"], pair), tags.encode_target(rows["target"], pair)
     if any(len(ids) > max_length for side in sides for ids in side):
-        rows = [row for row in zip(*sides, strict=True) if max(map(len, row)) <= max_length]
-        sides = [row[0] for row in rows], [row[1] for row in rows]
+        kept = [row for row in zip(*sides, strict=True) if max(map(len, row)) <= max_length]
+        sides = [row[0] for row in kept], [row[1] for row in kept]
     return dict(zip(("input_ids", "labels"), sides, strict=True))
 
 
