@@ -1,8 +1,10 @@
 """Checks of the model: its weights and their precision, what drops out, where decoding starts."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, NspecError, UnsupportedModelError
@@ -78,7 +80,7 @@ def _dropout(network: PreTrainedModel) -> Iterator[Finding]:
 
 
 def _decoding(network: PreTrainedModel) -> Iterator[Finding]:
-    rows = network.get_input_embeddings().weight.shape[0]
+    rows = cast(nn.Embedding, network.get_input_embeddings()).num_embeddings
     try:
         start = decoder_start_token(network)
         if not 0 <= start < rows:
