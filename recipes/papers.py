@@ -134,7 +134,6 @@ def _result(entry: Mapping[str, Any], content: Mapping[str, Any], results: Path)
         return "a setting, see there"
     if "not_run" in entry:
         return f"not run, because {entry['not_run']}"
-    [content["plans"][plan]["name"] for plan in (HERE, *ALSO)]
     names, rows = [content["plans"][plan]["name"] for plan in (HERE, *ALSO)], _rows(entry)
     patterns = {file: [file] for file in entry.get("files", [])} or {
         row: [f"{name}.{row}.s*.json" for name in names] for row in rows

@@ -38,7 +38,7 @@ SMALL = {
 }
 """Settings that make a command of a page a matter of seconds."""
 SMALL_RECIPES = {
-    "compare": "--rows finetune ns --seeds 1 --jobs 1 --compare.n_samples 50",
+    "compare": "--rows finetune ns allocation_te --seeds 1 --jobs 1 --compare.n_samples 50",
     "untrained": "--rows finetune ns --seeds 1",
 }
 SMALL_TRAINING = {
@@ -55,8 +55,8 @@ SMALL_EXPERIMENT = {
     "pretrain": SMALL_TRAINING,
     "specialize": SMALL_TRAINING,
     "translate": {"num_beams": 1, "length_ratio": 0.5, "length_extra": 4, "progress": False},
-    # In place of a plan's rows, of which not every plan has one of this name.
-    "compare": {"rows": {"finetune": {}, "ns": {"system": "neuron_specialization"}}},
+    # In place of a plan's rows, of which not every plan has one of these names.
+    "compare": {"rows": {"finetune": {}, "ns": {"system": "neuron_specialization"}, "allocation_te": {}}},
 }
 """The same for a recipe and the YAML file that it reads."""
 
@@ -141,7 +141,7 @@ def test_every_recipe_command_has_these_settings(line):
         of_a_run = {"row": text, "settings": settings, "seed": {"type": int, "default": 1}}
         levels = {"type": float, "nargs": "+", "default": []}
         extras = {"specialize": {**of_a_run, "system": text}, "dial": {**of_a_run, "levels": levels}}
-        extras["figures"] = {"row": text}
+        extras["figures"] = {"row": text, "lines": {"type": int, "default": 0}}
         extra = extras.get(Path(script).stem, {})
         settings, _ = read_settings(ExperimentConfig, [config, *rest], **extra)
         assert settings.data.trained_pairs()
@@ -159,6 +159,7 @@ def with_recipes(page):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("page", [page for page in PAGES if with_recipes(page)], ids=lambda page: page.stem)
 def test_the_recipe_commands_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     """With the page's files and a last one that makes text, model and training small."""

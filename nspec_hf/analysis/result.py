@@ -87,7 +87,8 @@ def site_label(site: Site) -> str:
     """Return a short name: `decoder 0` for feed-forward neurons, else `decoder 0 self_attn.q_proj`."""
     if site.kind == "ffn":
         return f"{site.side} {site.layer}"
-    return f"{site.side} {site.layer} {'.'.join(site.name.split('.')[-2:])}"
+    within = [part for part in site.name.split(".")[-2:] if not part.isdigit()]
+    return f"{site.side} {site.layer} {'.'.join(within)}"
 
 
 def p_text(p_value: float) -> str:

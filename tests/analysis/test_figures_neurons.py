@@ -1,12 +1,16 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from nspec_hf.analysis import analyze
 from nspec_hf.analysis.figures import neurons as figures
-from nspec_hf.analysis.figures.style import save_figure
+from nspec_hf.analysis.figures.style import save_figure, side_panels
+from nspec_hf.analysis.general_specific import MScore
 from nspec_hf.analysis.language_families import family_colours
 from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import site_from_name
 from tests.helpers.fresh_python import run_python
 from tests.helpers.kin import FAMILIES, kin_masks, kin_stats
 
@@ -85,6 +89,22 @@ def test_the_tree_has_its_leaves_in_order(analysis):
     tree = analysis.trees["model.decoder.layers.0.fc1"]
     figure = figures.draw_tree(tree, FAMILIES)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == tree.leaves
+
+
+def test_names_of_many_sites_do_not_lie_on_each_other(analysis):
+    parts = [f"{which}_attn.{name}_proj" for which in ("self", "encoder") for name in "qkv"]
+    names = [f"model.decoder.layers.{layer}.{part}" for layer in range(4) for part in [*parts, "fc2"]]
+    sites = [site_from_name(name, 4) for name in names]
+    modules = MScore(sites=tuple(sites), score=np.linspace(0.1, 0.2, len(sites)))
+    figure = figures.draw_specific(analysis.layer_score, modules)
+    figure.draw_without_rendering()
+    names = [label.get_window_extent() for label in figure.axes[1].get_yticklabels()]
+    assert len(names) == len(sites)
+    assert all(above.y0 > below.y1 for above, below in pairwise(names))
+    figure, panels = side_panels(sites, "share")
+    figure.draw_without_rendering()
+    names = [label.get_window_extent() for label in panels[0][0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(names))
 
 
 def test_specific_neurons_importance_and_owners_are_drawn(analysis):

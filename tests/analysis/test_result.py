@@ -63,4 +63,5 @@ def test_sites_of_other_kinds_are_told_apart():
     self_q = site_from_name("model.decoder.layers.1.self_attn.q_proj", 4)
     cross_q = site_from_name("model.decoder.layers.1.encoder_attn.q_proj", 4)
     assert site_label(ffn) == "decoder 1"
+    assert site_label(site_from_name("model.decoder.layers.1.fc2", 4)) == "decoder 1 fc2"
     assert len({site_label(site) for site in (ffn, self_q, cross_q)}) == 3

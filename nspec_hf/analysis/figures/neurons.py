@@ -186,7 +186,8 @@ def draw_importance(curves: ImportanceCurves, pairs: Sequence[str] = ()) -> Figu
 
 def draw_specific(layers: LScore, modules: MScore) -> Figure:
     """Draw LScore of each pair and MScore of each site (Xie et al., Eq. 10, 11, Fig. 3)."""
-    figure = Figure(figsize=(9.5, max(3.2, 1.2 + 0.14 * len(layers.pairs))), layout="constrained")
+    height = 1.2 + 0.14 * max(len(layers.pairs), len(modules.sites))
+    figure = Figure(figsize=(9.5, max(3.2, height)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     image = left.imshow(layers.score.T, cmap="cividis", aspect="auto", interpolation="nearest")
     left.set_xticks(range(len(layers.layers)), layers.layers, rotation=60, ha="right", fontsize=8)
