@@ -242,7 +242,7 @@ def test_quantized_models_of_a_group_are_those_of_each_pair_alone_and_the_whole_
     pytest.importorskip("ctranslate2")
     network = model()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    config = ExportConfig(format="ctranslate2", quantization=quantization, sample=2)
+    config = ExportConfig(format="ctranslate2", quantization=quantization, sample=2, quantized_agreement=0.0)
     export_model(network, tokenizer(), masks(network), GROUP, tmp_path / "group", config)
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
     for pair in GROUP:
@@ -253,40 +253,53 @@ def test_quantized_models_of_a_group_are_those_of_each_pair_alone_and_the_whole_
 
 
 def test_quantized_weights_are_compared_with_float32_ones_and_refused_below_the_floor(tmp_path):
-    """Both models by CTranslate2 itself, sentence by sentence; the gate's tokens are another number."""
+    """Both models by CTranslate2 itself, sentence by sentence; the gate's tokens are another number.
+
+    How much 8 bits change depends on the processor's instructions: the first model of which they change some.
+    """
     library = pytest.importorskip("ctranslate2")
-    network = model(seed=2)
     rows = [sentence for sentence in texts(40, seed=5, pairs=["en-de"])[0].sources]
     sample, tags = {"en-de": rows}, LanguageTags(tokenizer())
-    written = {}
-    for kind in ("float32", "int8"):
-        config = ExportConfig(format="ctranslate2", quantization=kind, max_new_tokens=20)
-        report = export_model(network, tokenizer(), masks(network), "en-de", tmp_path / kind, config, sample)
-        translator = library.Translator(str(tmp_path / kind), intra_threads=1)
-        names = tags.tokenizer.convert_ids_to_tokens
-        prefix = names(tags.decoder_prefix(Pair("en-de"), tags.tokenizer.eos_token_id))[1:]
-        sources = [names(ids) for ids in tags.encode_source(rows, Pair("en-de"))]
-        said = translator.translate_batch(
-            sources,
-            target_prefix=[prefix] * len(rows),
-            beam_size=1,
-            max_decoding_length=20 + len(prefix),
-            suppress_sequences=[[tags.tokenizer.pad_token]],
-        )
-        written[kind] = [each.hypotheses[0] for each in said]
-    alike = sum(a == b for a, b in zip(written["float32"], written["int8"], strict=True)) / len(rows)
-    assert 0.25 <= report.quantized == alike < 1
+    for seed in range(2, 12):
+        network, folder = model(seed=seed), tmp_path / str(seed)
+        written = {}
+        for kind in ("float32", "int8"):
+            floor = {} if kind == "float32" else {"quantized_agreement": 0.0}
+            config = ExportConfig(format="ctranslate2", quantization=kind, max_new_tokens=20, **floor)
+            report = export_model(
+                network, tokenizer(), masks(network), "en-de", folder / kind, config, sample
+            )
+            written[kind] = greedy(library, folder / kind, tags, rows)
+        alike = sum(a == b for a, b in zip(written["float32"], written["int8"], strict=True)) / len(rows)
+        assert report.quantized == alike
+        if 0 < alike < 1:
+            break
+    assert 0 < alike < 1
     assert f"{alike:.1%} of them have the tokens of the same model in float32" in str(report)
-    stated = json.loads((tmp_path / "int8/nspec_export.json").read_text(encoding="utf-8"))
-    assert (stated["quantized"], stated["config"]["quantized_agreement"]) == (alike, 0.25)
-    before = sorted(tmp_path.iterdir())
+    stated = json.loads((folder / "int8/nspec_export.json").read_text(encoding="utf-8"))
+    assert (stated["quantized"], stated["config"]["quantized_agreement"]) == (alike, 0.0)
+    before = sorted(folder.iterdir())
     strict = dataclasses.replace(config, quantized_agreement=alike + 0.01)
     with pytest.raises(ExportError, match=r"as the same model in float32 does.* required \(quantized_agree"):
-        export_model(network, tokenizer(), masks(network), "en-de", tmp_path / "no", strict, sample)
-    assert sorted(tmp_path.iterdir()) == before
+        export_model(network, tokenizer(), masks(network), "en-de", folder / "no", strict, sample)
+    assert sorted(folder.iterdir()) == before
     held = dataclasses.replace(config, quantized_agreement=alike)
-    export_model(network, tokenizer(), masks(network), "en-de", tmp_path / "yes", held, sample)
-    assert (tmp_path / "yes/model.bin").read_bytes() == (tmp_path / "int8/model.bin").read_bytes()
+    export_model(network, tokenizer(), masks(network), "en-de", folder / "yes", held, sample)
+    assert (folder / "yes/model.bin").read_bytes() == (folder / "int8/model.bin").read_bytes()
+
+
+def greedy(library, folder, tags, rows):
+    """Translate with CTranslate2 alone."""
+    names = tags.tokenizer.convert_ids_to_tokens
+    prefix = names(tags.decoder_prefix(Pair("en-de"), tags.tokenizer.eos_token_id))[1:]
+    said = library.Translator(str(folder), intra_threads=1).translate_batch(
+        [names(ids) for ids in tags.encode_source(rows, Pair("en-de"))],
+        target_prefix=[prefix] * len(rows),
+        beam_size=1,
+        max_decoding_length=20 + len(prefix),
+        suppress_sequences=[[tags.tokenizer.pad_token]],
+    )
+    return [each.hypotheses[0] for each in said]
 
 
 def test_pairs_with_the_same_neurons_need_no_masks(tmp_path):

@@ -249,7 +249,7 @@ def test_a_pair_that_was_not_trained_has_its_sources_encoder_and_its_targets_dec
     cloned = differentiated(model)
     cloned.use("de-fr")
     numbers = {
-        name: part._keys._key_of(cloned.pairs[-1])
+        name: part._key_of(cloned.pairs[-1])
         for name, part in zip(cloned.clones.units, rowwise_parts(cloned), strict=True)
     }
     for unit, name in enumerate(cloned.clones.units):
