@@ -87,6 +87,8 @@ def change(data, metadata):
         try:
             for key in path[:-1]:
                 holder = holder[key]
+            if isinstance(holder, dict) and not isinstance(path[-1], str):
+                continue  # the first change put an object where a list was; JSON's keys are text
             if data.draw(st.booleans()):
                 del holder[path[-1]]
             else:
