@@ -44,7 +44,8 @@ class Adding:
     old_pairs: Sequence[str]
     """What the base was trained on."""
     rows: Mapping[str, Mapping[str, Any]]
-    """Name → `way` (beside, free, replay), `add` (fields of AddConfig), `arguments`, `dropout`, `unseen`."""
+    """Name → `way` (beside, free, replay, joint), `add` (fields of AddConfig), `arguments`, `dropout`,
+    `unseen`, `updates`. `joint` trains all pairs together from the start."""
     searched: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Name of a way → as many rows for each, of which `--search` chooses one."""
     seeds: Sequence[int] = (1, 2)
@@ -75,7 +76,7 @@ def measure(config: Adding, row: str, lines: int, seed: int, updates: int, sente
     tests = [as_unseen(text, unseen) for text in cut(data.read(data.test_split), sentences)]
     old = cut(data.read(data.train_split, config.old_pairs), 4000)
     old_tests = cut(data.read(data.test_split, config.old_pairs), sentences // 2)
-    own = {"max_steps": updates, "seed": seed, **settings.get("arguments", {})}
+    own = {"max_steps": settings.get("updates", updates), "seed": seed, **settings.get("arguments", {})}
     run = replace(
         config.train,
         arguments={**config.train.arguments, **own},
@@ -94,6 +95,8 @@ def measure(config: Adding, row: str, lines: int, seed: int, updates: int, sente
             found["identical"] = [made.untouched.identical, made.untouched.sentences]
     else:
         replayed = old if way == "replay" else ()
+        if way == "joint":
+            model, replayed = type(model)(model.config), data.read(data.train_split, config.old_pairs)
         tags, trained = retrain(model, tags, new, add, run, place, validation=watched, replayed=replayed)
         found |= {"trained": whole, "share": 1.0}
     translator = Translator(model, tags, gate.attach() if gate else None, config.translate)

@@ -324,15 +324,16 @@ def _equal(found: Tokens, expected: Tokens) -> list[bool]:
 def _agreement(found: Tokens, expected: Tokens, report: ExportReport, with_float32: bool = False) -> float:
     """Return the share of sentences with the tokens that the gate writes, or the same model in float32."""
     config, equal = report.config, _equal(found, expected)
-    least, setting, other = config.required, "agreement", "gate"
+    least, setting, other, hint = config.required, "agreement", "gate", ""
     if with_float32:
         least, setting, other = config.quantized_agreement, "quantized_agreement", "same model in float32"
+        hint = "; 8 bits may come nearer with CT2_USE_MKL=1 in the environment"
     same = sum(equal) / len(equal)
     if same < least:
         raise ExportError(
             f"the {config.format} model for {', '.join(report.pairs)} translates {sum(equal)} of "
             f"{len(equal)} sample sentences as the {other} does, first other: number "
-            f"{equal.index(False) + 1}; {least:.0%} are required ({setting}), so it was not written"
+            f"{equal.index(False) + 1}; {least:.0%} are required ({setting}), so it was not written{hint}"
         )
     return same
 

@@ -80,9 +80,8 @@ def _is_finite(weight: Tensor, is_trained: bool) -> bool:
     if not weight.numel():
         return True
     least, most = weight.aminmax()  # NaN is both
-    return bool(torch.isfinite(most)) and (
-        not is_trained or bool(torch.isfinite(least))
-    )  # buffers may forbid
+    # A buffer may forbid with -inf.
+    return bool(torch.isfinite(most) and (not is_trained or torch.isfinite(least)))
 
 
 def refuse_integers(model: nn.Module, name: str | Path, variant: str | None = None, **hub: Any) -> None:
@@ -92,14 +91,14 @@ def refuse_integers(model: nn.Module, name: str | Path, variant: str | None = No
         model: What was loaded; a quantized one passes.
         name: Hub id or folder where it was loaded from.
         variant: What stands in the names of its files.
-        hub: `revision`, `token`, `cache_dir` …
+        hub: `revision`, `token`, `cache_dir` …; nothing is fetched again.
 
     Raises:
         ArtifactError: If it was not, with three names.
     """
     if getattr(model, "hf_quantizer", None) is not None:
         return
-    state, saved = model.state_dict(), _saved_types(name, variant, {**hub, "force_download": False})
+    state, saved = model.state_dict(), _saved_types(name, variant, {**hub, "force_download": False, "local_files_only": True})
     others = {key: dtype for key, dtype in saved.items() if dtype not in _FLOATS}
     wrong = {key: dtype for key, dtype in others.items() if _holds_floats(key, dtype, state)}
     if wrong:

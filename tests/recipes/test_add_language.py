@@ -59,6 +59,37 @@ def test_the_least_validation_loss_chooses_and_every_seed_is_tested(config, tmp_
     assert asked == []  # nothing is measured twice
 
 
+def test_joint_training_begins_from_new_weights_with_all_text_and_its_own_count_of_updates(
+    config, tmp_path, monkeypatch
+):
+    recipe = loaded("add_language")
+    network = tiny_text.model(seed=7)
+    network.save_pretrained(tmp_path / "base")
+    tiny_text.tokenizer().save_pretrained(tmp_path / "base")
+
+    class Asked(Exception):
+        pass
+
+    def asked(model, tags, texts, add, run, place, **others):
+        raise Asked(model, texts, run.arguments["max_steps"], others["replayed"])
+
+    monkeypatch.setattr(recipe, "retrain", asked)
+    rows = {"joint": {"way": "joint", "updates": 18}, "replay": {"way": "replay"}}
+    told = {}
+    for row in rows:
+        changed = replace(config, rows=rows, base=str(tmp_path / "base"))
+        with pytest.raises(Asked) as caught:
+            recipe.measure(changed, row, 5, 1, 3, 10)
+        told[row] = caught.value.args
+    trained = {row: model.get_encoder().layers[0].fc1.weight for row, (model, *_) in told.items()}
+    assert trained["replay"].equal(network.get_encoder().layers[0].fc1.weight)
+    assert not trained["joint"].equal(network.get_encoder().layers[0].fc1.weight)
+    assert {row: updates for row, (_, _, updates, _) in told.items()} == {"joint": 18, "replay": 3}
+    for _, texts, _, replayed in told.values():
+        assert [len(text.sources) for text in texts] == [5, 5]
+        assert [(str(text.pair), len(text.sources)) for text in replayed] == [("en-fr", 8)]
+
+
 def test_the_figure_shows_what_the_validation_text_chose_of_each_size(config, tmp_path):
     recipe = loaded("add_language")
     measured = {  # row, seed → way, what is added, share, loss, BLEU
