@@ -144,8 +144,10 @@ class PairBatchSampler:
 
     def _trade_places(self, rng: np.random.Generator) -> np.ndarray:
         """Return slots in an order in which equals have traded places, so that they seldom meet again."""
-        groups_S = self._slots.group_S
-        return _sorted_by(rng.permutation(_numbers(len(groups_S))), groups_S)
+        order_S = _numbers(len(self._slots.limit_S))
+        for start, stop in pairwise(self._slots.groups):
+            rng.shuffle(order_S[start:stop])
+        return order_S
 
     def _check(self, lengths: np.ndarray, pair_ids: np.ndarray, rank: int, world_size: int) -> None:
         if len(lengths) != len(pair_ids):
@@ -160,8 +162,7 @@ class PairBatchSampler:
         temperature = self.config.temperature if self.shuffle else 1
         shares = sizes if temperature == 1 else _shares(sizes, temperature)
         rng = np.random.default_rng(self.config.seed)
-        order_N = np.argsort(rng.random(len(longest_N))).astype(_numbers(0).dtype)
-        order_N = _sorted_by(_sorted_by(order_N, longest_N), pair_ids_N)
+        order_N = _sorted_by(_sorted_by(_numbers(len(longest_N)), longest_N), pair_ids_N)
         ends = np.cumsum(sizes)
         parts = []
         for size, share, end in zip(sizes.tolist(), shares.tolist(), ends.tolist(), strict=True):
@@ -195,8 +196,8 @@ class _Slots:
     """Longest sentence that may come, in tokens."""
     part_S: np.ndarray
     """Slots of different parts may not share a batch."""
-    group_S: np.ndarray
-    """Equal where slots may trade places: the same part and limit. Rises with the slots."""
+    groups: list[int]
+    """Where slots begin that may trade places, those of the same part and limit, and where the last ends."""
 
     @classmethod
     def one_each(cls, members: np.ndarray, longest_N: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -227,8 +228,8 @@ class _Slots:
         order = _sorted_by(_sorted_by(_numbers(len(first)), limit), part)
         part, limit = part[order], limit[order]
         changes = (part[1:] != part[:-1]) | (limit[1:] != limit[:-1])
-        group = _small(np.concatenate([[0], np.cumsum(changes, dtype=order.dtype)]))
-        return cls(members, first[order], count[order], limit, part, group)
+        groups = [0, *(np.flatnonzero(changes) + 1).tolist(), len(part)]
+        return cls(members, first[order], count[order], limit, part, groups)
 
     def fill(self, epoch: int) -> np.ndarray:
         """Return the sentence number in each slot, shape [S]."""
