@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ from nspec_hf.data import (
     train_vocabulary,
 )
 from nspec_hf.evaluation import TranslateConfig, Translator
+from nspec_hf.export import convert
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, find_sites, record
@@ -59,10 +61,10 @@ from recipes.bench.measurements import DENSITY, Bench, Found
 from recipes.bench.workload import make_masks, make_model, quiet_arguments, shared_copy
 
 OURS = ("dense", "mask", "slice")
-"""Our trainer without a gate, and with one in two modes."""
+"""Without a gate, and with one in two modes."""
 KEYS = (
     *(f"updates_{way}_vs_plain" for way in (*OURS, "lora")),
-    *(f"translator_{way}_vs_generate" for way in OURS),
+    *(f"translator_{way}_vs_generate" for way in (*OURS, "ctranslate2")),
     "record_vs_evaluate",
 )
 
@@ -277,7 +279,7 @@ def _translations(
     texts: list[tuple[str, Pair]],
     tokens: int,
 ) -> Timed:
-    """`Translator` against `generate` in a loop, both from text to text in batches of one pair."""
+    """`Translator`, and CTranslate2, against `generate` in a loop: from text to text, batches of one pair."""
     tags = collator.tags
     # Every translation has the same length, so that all do the same work.
     length = {"min_new_tokens": tokens // 4, "max_new_tokens": tokens // 4}
@@ -289,6 +291,9 @@ def _translations(
         own = shared_copy(model).eval()
         gate = None if way == "dense" else NeuronGate(own, masks, GateConfig(mode=way)).attach()
         translators[way] = Translator(own, tags, gate, config)
+    if find_spec("ctranslate2") and bench.wants("translator_ctranslate2_vs_generate"):
+        ways = [*ways, "ctranslate2"]
+        in_ctranslate2 = engine_of(model, tags, beams, tokens // 4)
     plain = shared_copy(model).eval()
 
     def generate(pair: Pair) -> list[str]:
@@ -312,6 +317,8 @@ def _translations(
             warnings.simplefilter("ignore")  # none of these has an end
             if way == "generate":
                 generate(pair)
+            elif way == "ctranslate2":
+                in_ctranslate2(by_pair[pair], pair)
             else:
                 translators[way].translate(by_pair[pair], pair, **length)
 
@@ -320,6 +327,34 @@ def _translations(
     more = {"beams": beams, "rows": len(by_pair[masks.pairs[0]]), **length}
     for way in ways:
         yield f"translator_{way}_vs_generate", times[way], times["generate"], more
+
+
+def engine_of(
+    model: PreTrainedModel, tags: LanguageTags, beams: int, new_tokens: int
+) -> Callable[[Sequence[str], Pair], list[str]]:
+    """Return what translates texts with the whole model in CTranslate2, float32, each to so many tokens."""
+    start, names = model.config.decoder_start_token_id, tags.tokenizer.convert_ids_to_tokens
+    with tempfile.TemporaryDirectory() as folder:
+        convert(model, tags.tokenizer, Path(folder), "float32", start=start)
+        engine = import_module("ctranslate2").Translator(
+            folder, inter_threads=1, intra_threads=torch.get_num_threads()
+        )
+
+    def translate(texts: Sequence[str], pair: Pair) -> list[str]:
+        sources = [names(ids) for ids in tags.encode_source(list(texts), pair)]
+        forced = names(tags.decoder_prefix(pair, start))[1:]
+        made = engine.translate_batch(
+            sources,
+            target_prefix=[forced] * len(sources) if forced else None,
+            beam_size=beams,
+            min_decoding_length=new_tokens + len(forced),
+            max_decoding_length=new_tokens + len(forced),
+            max_input_length=0,
+        )
+        ids = [tags.tokenizer.convert_tokens_to_ids(each.hypotheses[0]) for each in made]
+        return tags.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    return translate
 
 
 def _recording(bench: Bench, model: PreTrainedModel, corpus: EncodedCorpus, collator: PairCollator) -> Timed:

@@ -255,8 +255,7 @@ def test_quantized_models_of_a_group_are_those_of_each_pair_alone_and_the_whole_
 def test_quantized_weights_are_compared_with_float32_ones_and_refused_below_the_floor(tmp_path):
     """Both models by CTranslate2 itself, sentence by sentence; the gate's tokens are another number.
 
-    How much 8 bits change depends on what multiplies them on this processor: the first model of which they change
-    some.
+    How much 8 bits change depends on what multiplies them here: the first model of which they change some.
     """
     library = pytest.importorskip("ctranslate2")
     rows = [sentence for sentence in texts(40, seed=5, pairs=["en-de"])[0].sources]

@@ -44,6 +44,7 @@ KEYS = {
     "updates_lora_vs_plain",
     "translator_dense_vs_generate",
     "translator_slice_vs_generate",
+    "translator_ctranslate2_vs_generate",
     "record_vs_evaluate",
     "best_multiple_of",
     "switch_ms",
@@ -512,3 +513,27 @@ def test_what_was_told_of_one_grows_with_their_number(tmp_path):
     path = tmp_path / "growth.png"
     growth_figure.draw_growth(found, str(path))
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_ctranslate2_writes_what_generate_writes_with_as_many_tokens():
+    pytest.importorskip("ctranslate2")
+    corpus, _, collator, texts = end_to_end.made_text(3, 96)
+    tags = collator.tags
+    shape = workload.Shape(d_model=16, d_ff=64, layers=1, vocabulary=len(tags.tokenizer))
+    model = workload.make_model(shape, torch.device("cpu"), torch.float32).eval()
+    translate = end_to_end.engine_of(model, tags, 5, 12)
+    for pair in corpus.pairs:
+        lines = [line for line, own in texts if own == pair]
+        batch = tags.tokenizer.pad({"input_ids": tags.encode_source(lines, pair)}, return_tensors="pt")
+        prompt = torch.tensor([tags.decoder_prefix(pair, model.config.decoder_start_token_id)] * len(lines))
+        written = model.generate(
+            **batch,
+            decoder_input_ids=prompt,
+            num_beams=5,
+            do_sample=False,
+            min_new_tokens=12,
+            max_new_tokens=12,
+        )
+        expected = tags.tokenizer.batch_decode(written, skip_special_tokens=True)
+        assert translate(lines, pair) == expected
+        assert all(len(line.split()) > 1 for line in expected)
