@@ -87,7 +87,7 @@ ROOMS: dict[str, str] = {
     "systems": "plan experiment result display run system parts.rowwise parts.zero_shot parts.subnetworks "
     "parts.clones baseline masked controls variants elastic own_neurons individual lass differentiation "
     "families adapters target_attention architectures registry pipeline before_training whole_run",
-    "comparison": "jobs runs table_data aggregate tables",
+    "comparison": "jobs runs table_data costs aggregate tables",
     "serving": "config exported layout loading batching app publishing",
     "doctor": "setup environment model tokenizer config masks text regime examination",
     "demo": "settings display demo",

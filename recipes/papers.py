@@ -1,24 +1,20 @@
 """Say which command makes each system, setting, table and figure of both papers, and where its result is.
 
     python recipes/papers.py
-    python recipes/papers.py --costs d128
 
 The list is `recipes/papers.yaml`. Each has the command at the size that the paper prints, whose text is not
 part of this project, and the command on text that is at hand with its results, or why there are none.
-`--costs` puts the costs of a plan's runs beside those of the papers (Tan et al. 2024, Table 5, A.2 and A.5;
-Xie et al. 2021, Tables 1 and 2).
 """
 
 import argparse
-import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nspec_hf.core import Cell, Table, exit_status, read_json
+from nspec_hf.core import Cell, Table, exit_status, require
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("papers.yaml")
@@ -29,38 +25,18 @@ HERE = "minutes"
 """The plan whose commands are shown; results of further plans count too."""
 ALSO = ("low", "d64", "d128")
 
-PRINTED = {
-    "pair_adapters": "+87 % (EC30), +67 % (IWSLT); 1.42 GB",
-    "family_adapters": "+70 % (EC30)",
-    "lass": "0 %; +33 hours on 4 GPUs; 9.84 GB",
-    "differentiation_base": "+100 % (IWSLT)",
-    "ns": "0 %; +5 minutes; 3e-3 GB",
-    "allocation_te": "0 %",
-    "allocation_av": "0 %",
-    "target_attention": "+88 % (IWSLT-17)",
-    "pair_adapters_xie": "+20 % (IWSLT-17)",
-    "expansion_te": "+13 % (Europarl)",
-    "individual": "+621 % (IWSLT-17)",
-    "wide": "+23 %",
-    "deep": "+40 %",
-    "shallow": "−39 %",
-}
-"""Row → extra parameters, extraction and extra memory as printed."""
-
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    plans = yaml.safe_load(LIST.read_text(encoding="utf-8"))["plans"]
-    parser.add_argument("--costs", choices=plans, help="The table of costs of a plan's runs instead.")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "recipes" / "results", help="Folder of results."
     )
-    chosen = parser.parse_args(argv)
-    name = plans[chosen.costs]["name"] if chosen.costs else ""
-    print(costs(name, chosen.results) if name else overview(chosen.results))
+    results: Path = parser.parse_args(argv).results
+    require(results.is_dir(), f"there is no folder {results}")
+    print(overview(results))
 
 
 def overview(results: Path) -> Table:
@@ -80,38 +56,6 @@ def overview(results: Path) -> Table:
             f"PLAN.yaml: recipes/configs/PLAN.yaml; as printed: {SIZE}",
         ),
     )
-
-
-def costs(name: str, results: Path) -> Table:
-    """Return what each system of a plan adds and takes, beside what the papers print."""
-    base = read_json(results / f"{name}.base.json")
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for path in sorted(results.glob(f"{name}.*.s*.json")):
-        facts = read_json(path)
-        rows.setdefault(facts["name"], []).append(facts)
-    about = f"base: {base['parameters']:,} parameters, {base['training_seconds']:.0f} s of training"
-    return Table(
-        title=f"{name}: costs of one run ({about})",
-        columns=(
-            *("system", "extra parameters", "extra memory KiB", "extraction s", "training s", "decoding s"),
-            "printed",
-        ),
-        rows=tuple((name, *_cost(runs, base), PRINTED.get(name)) for name, runs in rows.items()),
-        notes=("printed: extra parameters; extraction; extra memory, where the papers give them",),
-    )
-
-
-def _cost(runs: list[Mapping[str, Any]], base: Mapping[str, Any]) -> Iterator[Cell]:
-    first = runs[0]
-    added = first.get("extra_parameters", 0)
-    yield f"{added / base['parameters']:+.0%}"
-    yield round((4 * added + first.get("extra_bytes", 0)) / 1024, 1)
-    for seconds in (
-        [run["extraction"]["seconds"] for run in runs if "extraction" in run],
-        [run["training_seconds"] + run.get("pretraining", {}).get("training_seconds", 0) for run in runs],
-        [run["decoding_seconds"] for run in runs if "decoding_seconds" in run],
-    ):
-        yield round(statistics.mean(seconds), 1) if seconds else None
 
 
 def _commands(entry: Mapping[str, Any]) -> tuple[Cell, Cell]:

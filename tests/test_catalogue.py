@@ -310,7 +310,7 @@ RECIPE_LINES = {
     f"compare {LAB} --jobs 0": "compare:",
     f"untrained {LAB} --rows nothing": "compare:",
     f"figures {LAB} --row nothing": "compare:",
-    "papers --costs d64 --results nowhere": "nowhere",
+    "papers --results nowhere": "nowhere",
     "dial nowhere.yaml": "nowhere.yaml",
     "lab --rows [nothing] --results new.json": "no row nothing",
     "lab_diagram nowhere.json": "nowhere.json",

@@ -8,8 +8,10 @@ runs of one seed share does not count; a base has one run, which is the same for
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from nspec_hf.comparison.costs import printed_costs
 from nspec_hf.comparison.runs import PlannedRow, PlannedRun, TestedPair, Tests, paired_tests, read_tests
 from nspec_hf.comparison.table_data import (
     REFERENCES,
@@ -21,7 +23,7 @@ from nspec_hf.comparison.table_data import (
     blocks_of,
     tiers_of,
 )
-from nspec_hf.core import Pair
+from nspec_hf.core import Pair, read_json
 from nspec_hf.evaluation import VERDICTS, Verdict
 from nspec_hf.systems import ExperimentConfig, RunResult
 
@@ -43,12 +45,14 @@ class _Finished:
         return math.fsum(values) / len(values) if len(values) == len(pairs) else None
 
     def cost(self, name: str) -> float | None:
-        """Return the seconds of the extraction or of the training, from scratch if it was."""
+        """Return the seconds of the extraction, the decoding or the training, from scratch if it was."""
         facts = self.result.facts
         if name == "extraction":
             return facts.get("extraction", {}).get("seconds")
-        seconds = facts.get("training_seconds")
-        return seconds and seconds + facts.get("pretraining", {}).get("training_seconds", 0.0)
+        seconds = facts.get(f"{name}_seconds")
+        if name == "decoding" or not seconds:
+            return seconds
+        return seconds + facts.get("pretraining", {}).get("training_seconds", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ class _Aggregation:
             "train": dict(row.plan.train),
             "seeds": tuple(finished.run.seed for finished in done),
             "missing": {str(run.seed): run.command(self.experiment) for run in missing},
+            "printed": printed_costs(row.system),
         }
         if not done:
             return RowResult(**about)
@@ -90,11 +95,23 @@ class _Aggregation:
             averages=self._spreads(self.blocks, averages),
             against={name: self._against(done, other) for name, other in references.items() if other},
             extra_parameters=facts.get("extra_parameters"),
+            base_parameters=self._base_parameters(row),
             extra_bytes=facts.get("extra_bytes"),
             extraction_seconds=Spread.over(finished.cost("extraction") for finished in done),
             training_seconds=Spread.over(finished.cost("training") for finished in done),
+            decoding_seconds=Spread.over(finished.cost("decoding") for finished in done),
             updates=facts.get("updates"),
         )
+
+    def _base_parameters(self, row: PlannedRow) -> int | None:
+        """Return the parameters of what a row goes on from, where the results say so."""
+        path = Path(self.config.results) / f"{self.config.name}.base.json"
+        known = read_json(path).get("parameters") if path.is_file() else None
+        shape = next((other for other in self.rows if other.name == row.plan.base), None)
+        if known is None or shape is None:
+            return known
+        result = self.finished.get(shape.runs[0].name)
+        return result and known + result.result.facts.get("extra_parameters", 0)
 
     def _reference(self, row: PlannedRow, system: str) -> PlannedRow | None:
         """Return the row that a row is compared with: of that system, with the same base and training if any.

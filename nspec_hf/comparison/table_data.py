@@ -44,6 +44,11 @@ class Spread:
         sd = statistics.stdev(known) if len(known) > 1 else None
         return cls(mean=math.fsum(known) / len(known), sd=sd, values=known)
 
+    def text(self, digits: int = 2, signed: bool = False) -> str:
+        """Return `mean ± sd`, or the mean alone."""
+        mean = f"{self.mean:{'+' if signed else ''}.{digits}f}"
+        return mean if self.sd is None else f"{mean} ± {self.sd:.{digits}f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
@@ -82,13 +87,19 @@ class RowResult:
     against: Mapping[str, Against] = field(default_factory=dict)
     """`baseline` and `finetune` → the comparison with the row of that system."""
     extra_parameters: int | None = None
+    base_parameters: int | None = None
+    """Of the model that it goes on from; None where no result says so."""
     extra_bytes: int | None = None
     """What is kept besides parameters (masks …)."""
     extraction_seconds: Spread | None = None
     """From the base to masks, before training."""
     training_seconds: Spread | None = None
     """Training from scratch, where it is, included."""
+    decoding_seconds: Spread | None = None
+    """Of all tested directions."""
     updates: int | None = None
+    printed: str | None = None
+    """Its costs in the papers; see `costs.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)

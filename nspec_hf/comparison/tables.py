@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from nspec_hf.analysis import gains
+from nspec_hf.comparison.costs import costs_table
 from nspec_hf.comparison.table_data import REFERENCES, TRAINED, RowResult, Spread, SystemsComparison
 from nspec_hf.core import ZERO_SHOT, Cell, Table
 from nspec_hf.evaluation import VERDICTS, Verdict
@@ -123,31 +124,6 @@ def directions_table(comparison: SystemsComparison, metric: str) -> Table:
     )
 
 
-def costs_table(comparison: SystemsComparison) -> Table:
-    """Return what each system adds and takes (Tan et al. 2024, Table 5)."""
-    rows = [
-        (
-            row.name,
-            row.extra_parameters,
-            _memory(row),
-            _text(row.extraction_seconds, digits=1),
-            _text(row.training_seconds, digits=1),
-            row.updates,
-        )
-        if row.seeds
-        else _not_run(row, 6)
-        for row in comparison.rows
-    ]
-    return Table(
-        title="Costs of one run",
-        columns=(
-            *("system", "extra parameters", "extra memory KiB", "extraction s", "training s", "updates"),
-        ),
-        rows=tuple(rows),
-        notes=("extra memory: parameters at four bytes each, and masks", *comparison.notes),
-    )
-
-
 def markdown(comparison: SystemsComparison, command: str) -> str:
     """Return everything as a Markdown page.
 
@@ -238,11 +214,8 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _text(spread: Spread | None, digits: int = 2, signed: bool = False) -> str | None:
-    if spread is None:
-        return None
-    mean = f"{spread.mean:{'+' if signed else ''}.{digits}f}"
-    return mean if spread.sd is None else f"{mean} ± {spread.sd:.{digits}f}"
+def _text(spread: Spread | None, signed: bool = False) -> str | None:
+    return None if spread is None else spread.text(signed=signed)
 
 
 def _counts(counts: Mapping[Verdict, int] | None) -> str | None:
@@ -253,9 +226,3 @@ def _gain(mean: float, gained: np.ndarray, lost: np.ndarray, row: int, column: i
     if np.isnan(mean):
         return None, None
     return f"{mean:+.2f}", f"{gained[row, column]} / {lost[row, column]}"
-
-
-def _memory(row: RowResult) -> float | None:
-    if row.extra_parameters is None or row.extra_bytes is None:
-        return None
-    return (4 * row.extra_parameters + row.extra_bytes) / 1024

@@ -4,14 +4,15 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
 from nspec_hf.comparison import compare_rows, comparison_tables, markdown, planned_rows
+from nspec_hf.comparison.costs import costs_table, printed_costs
 from nspec_hf.comparison.table_data import Spread, blocks_of, tiers_of
 from nspec_hf.comparison.tables import (
     averages_table,
-    costs_table,
     directions_table,
     interference_table,
     missing_runs,
@@ -21,7 +22,7 @@ from nspec_hf.comparison.tables import (
 from nspec_hf.core import ConfigError, plain
 from nspec_hf.data import CorpusConfig
 from nspec_hf.evaluation import compare, score
-from nspec_hf.systems import DataConfig, RowPlan
+from nspec_hf.systems import SYSTEMS, DataConfig, RowPlan, make_system
 from tests.helpers.finished_runs import TRIALS, experiment, finish
 
 TRAINED = ["en-de", "en-fr", "de-en", "fr-en"]
@@ -48,7 +49,11 @@ def made(tmp_path_factory):
         for run in row.runs:
             if row.name in SHARES:
                 facts = (
-                    {"extraction": {"seconds": 2.0 * run.seed}, "extra_bytes": 512}
+                    {
+                        "extraction": {"seconds": 2.0 * run.seed},
+                        "extra_bytes": 512,
+                        "decoding_seconds": 2.0 + 2.0 * run.seed,
+                    }
                     if row.name == "ns"
                     else {}
                 )
@@ -56,6 +61,8 @@ def made(tmp_path_factory):
                 facts |= {"pretraining": {"training_seconds": 100.0}} if row.name == "individual" else {}
                 pairs = TRAINED if row.name == "individual" else None
                 outputs[run.name] = finish(run, SHARES[row.name], pairs, **facts)
+    base = Path(config.results) / f"{config.name}.base.json"
+    base.write_text(json.dumps({"parameters": 4096}), encoding="utf-8")
     references = {text.pair: text.targets for text in config.data.read("test", config.data.tested_pairs())}
     return config, rows, compare_rows(config, rows, ["FILE.yaml"]), outputs, references
 
@@ -222,20 +229,82 @@ def test_interference_and_synergy_are_losses_and_gains_against_individual_models
         assert row["many-to-one low"] == f"{gaps[3]:+.2f}"
 
 
-def test_costs_are_those_of_the_results(made):
+def test_costs_are_those_of_the_results_beside_the_papers(made):
     _, _, comparison, _, _ = made
     table = costs_table(comparison)
     assert cells(table, "ns") == {
         "system": "ns",
         "extra parameters": 0,
+        "Δθ": "+0 %",
         "extra memory KiB": 0.5,
         "extraction s": "3.0 ± 1.4",
         "training s": "15.0 ± 7.1",
+        "decoding s": "5.0 ± 1.4",
         "updates": 3,
+        "in the papers": "0 %; +5 minutes; 3e-3 GB",
     }
-    # Parameters of four bytes; training from scratch counts.
+    # Parameters of four bytes, 1,024 of the base's 4,096; training from scratch counts.
     row = cells(table, "individual")
-    assert (row["extra memory KiB"], row["training s"]) == (4.0, "110.0")
+    assert (row["Δθ"], row["extra memory KiB"], row["training s"]) == ("+25 %", 4.0, "110.0")
+    assert row["decoding s"] is None
+    assert cells(table, "random") == dict.fromkeys(table.columns) | {
+        "system": "random",
+        "extra parameters": "not run",
+        "in the papers": "0 %",
+    }
+
+
+def test_a_row_on_a_model_of_another_shape_is_measured_by_that_model(tmp_path):
+    plan = {
+        "shallow": RowPlan(seeds=[1]),
+        "ns": RowPlan(system="neuron_specialization", base="shallow", seeds=[1]),
+    }
+    config = experiment(tmp_path, plan)
+    rows = planned_rows(config)
+    finish(rows[0].runs[0], 0.3, extra_parameters=-1024)
+    finish(rows[1].runs[0], 0.3, extra_parameters=1024)
+    base = Path(config.results) / f"{config.name}.base.json"
+    assert cells(costs_table(compare_rows(config, rows)), "ns")["Δθ"] is None
+    base.write_text(json.dumps({"parameters": 4096}), encoding="utf-8")
+    table = costs_table(compare_rows(config, rows))
+    assert [cells(table, name)["Δθ"] for name in ("shallow", "ns")] == ["-25 %", "+33 %"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "printed"),
+    # Tan et al. 2024, Tables 1, 5, 9 and 11; Xie et al. 2021, Para of Table 1 over that of Multilingual.
+    [
+        ("pair_adapters", {}, "+87 % (EC30), +67 % (IWSLT); n/a; 1.42 GB"),
+        ("pair_adapters", {"per_layer": 1}, f"+{77.43 / 64.69 - 1:.0%}"),
+        ("target_attention", {}, f"+{121.42 / 64.69 - 1:.0%}"),
+        ("individual", {}, f"+{466.4 / 64.69 - 1:.0%}"),
+        ("expansion", {}, f"+{102.14 / 90.42 - 1:.0%}"),
+        ("lass", {}, "0 %; +33 hours on 4 GPUs; 9.84 GB"),
+        ("differentiation", {}, "+100 %"),
+        ("differentiation", {"upper_bound": 0.51}, "+51 %"),
+        ("differentiation", {"upper_bound": None}, "+252 %"),
+        ("wide", {}, "+23 %"),
+        ("deep", {}, "+40 %"),
+    ],
+)
+def test_what_the_papers_print_is_theirs(name, settings, printed):
+    assert printed_costs(make_system(name, settings)).startswith(
+        printed.replace("%", " %").replace("  ", " ")
+    )
+
+
+def test_what_the_papers_do_not_print_is_left_out():
+    names = {*SYSTEMS} - {
+        "baseline",
+        "gelu",
+        "shared",
+        "swapped",
+        "variance",
+        "averaged",
+        "elastic",
+        "own_neurons",
+    }
+    assert {name for name in SYSTEMS if printed_costs(make_system(name, {}))} == names
 
 
 def test_every_direction_has_a_line_and_every_row_that_was_run_a_column(made):
