@@ -14,9 +14,10 @@ from nspec_hf.recording import load_config
 from nspec_hf.systems.experiment import DataConfig
 from nspec_hf.systems.run import Outputs, Run
 from nspec_hf.systems.system import System
-from nspec_hf.training import load_weights, make_tokenizer
+from nspec_hf.training import TrainConfig, load_weights, make_tokenizer
 
 _LOW = "low"
+_PHASES = ("pretrain", "specialize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +50,26 @@ class Individual(System):
     small_vocabulary: int | None = None
     """Subwords of a vocabulary that each pair of that tier learns from its own text; None: the base's."""
 
+    max_tokens: int | None = None
+    """Token budget of a batch; None: the experiment's."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the Trainer in both phases, where they are not the experiment's."""
+
+    small_arguments: Mapping[str, Any] | None = None
+    """The same for pairs of the tier `low`. None: `arguments`."""
+
     def model(self, run: Run) -> PreTrainedModel:
         """Return one of the models, untrained, of a pair that is not low-resource."""
         return run.scratch(**self.shape)
 
     def check(self, run: Run) -> None:
         """Refuse a share that is no update; warn of smaller models that no pair gets."""
-        if _LOW not in run.config.data.tiers.values() and (self.small or self.small_vocabulary):
-            warn(f"settings.small and small_vocabulary have no effect: data.tiers has no language {_LOW!r}")
-        for phase in ("pretrain", "specialize"):
+        if _LOW not in run.config.data.tiers.values():
+            names = ("small", "small_vocabulary", "small_arguments")
+            if unused := [name for name in names if getattr(self, name)]:
+                warn(f"settings.{', '.join(unused)}: no effect, since data.tiers has no language {_LOW!r}")
+        for phase in _PHASES:
             if self._steps(run, phase) == 0:
                 updates = run.budget(phase).arguments["max_steps"]
                 raise ConfigError(f"{len(run.pairs)} models cannot share {updates} updates ({phase})")
@@ -86,20 +98,34 @@ class Individual(System):
 
     def _own(self, pair: Pair, run: Run) -> tuple[Run, Mapping[str, Any]]:
         """Return the run that a pair's model belongs to, of its own vocabulary if any, and its shape."""
-        config = run.config
-        if _LOW not in {config.data.tiers.get(code) for code in (pair.source, pair.target)}:
-            return run, self.shape
-        shape = self.shape if self.small is None else self.small
-        if self.small_vocabulary is None:
-            return run, shape
-        folder = run.folder / pair.file_name / "vocabulary"
+        tiers = run.config.data.tiers
+        low = _LOW in (tiers.get(pair.source), tiers.get(pair.target))
+        own = self._with_budget(run, low)
+        shape = self.small if low and self.small is not None else self.shape
+        if not low or self.small_vocabulary is None:
+            return own, shape
+        folder, config = run.folder / pair.file_name / "vocabulary", own.config
         data = dataclasses.replace(config.data, pairs=[str(pair)], zero_shot=[])
         if not (folder / "config.json").is_file():
             settings = dataclasses.replace(config.vocabulary, size=self.small_vocabulary)
             run.save(lambda: _make_vocabulary(data, settings, config.base_model, folder))
-        return dataclasses.replace(
-            run, config=dataclasses.replace(config, data=data, base=str(folder))
-        ), shape
+        config = dataclasses.replace(config, data=data, base=str(folder))
+        return dataclasses.replace(run, config=config), shape
+
+    def _with_budget(self, run: Run, low: bool) -> Run:
+        """Return the run with these models' batches and arguments of the Trainer, in both phases."""
+        own = self.small_arguments if low and self.small_arguments is not None else self.arguments
+        if not own and self.max_tokens is None:
+            return run
+        budgets: dict[str, Any] = {}
+        for phase in _PHASES:
+            planned: TrainConfig = getattr(run.config, phase)
+            batches = dataclasses.replace(
+                planned.batches, max_tokens=self.max_tokens or planned.batches.max_tokens
+            )
+            arguments = {**planned.arguments, **own}
+            budgets[phase] = dataclasses.replace(planned, batches=batches, arguments=arguments)
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, **budgets))
 
     def _train(self, pair: Pair, run: Run) -> dict[str, Any]:
         """Train the model of one direction, unless it is trained; return its facts, all phases together."""
@@ -107,7 +133,7 @@ class Individual(System):
         model = own.scratch(**shape)
         # Encoded once for all pairs that share the base's vocabulary.
         text: dict[str, Any] = {}
-        if own is run:
+        if own.config.data is run.config.data:
             text = {"corpus": run.corpus.subset(pair), "validation": run.validation.subset(pair)}
         first, second = (
             own.train(model, phase=phase, folder=folder, **text, **self._arguments(run, phase)).facts()

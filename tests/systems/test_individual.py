@@ -107,11 +107,23 @@ def test_each_direction_is_translated_by_its_own_model(based, tmp_path, monkeypa
         assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
 
 
-def test_models_of_low_resource_pairs_are_smaller_and_have_a_vocabulary_of_their_own_text(based, tmp_path):
+def test_models_of_low_resource_pairs_are_smaller_and_have_a_vocabulary_of_their_own_text(
+    based, tmp_path, monkeypatch
+):
     own = bench(based, tmp_path, "--data.tiers", '{"de": "high", "fr": "low"}')
     small = {"encoder_ffn_dim": 12, "encoder_attention_heads": 1, "dropout": 0.3}
-    system = make_system(SYSTEMS["individual"], {"small": small, "small_vocabulary": 60})
+    budget = {"arguments": {"max_steps": 3}, "small_arguments": {"max_steps": 2}, "max_tokens": 150}
+    system = make_system(SYSTEMS["individual"], {"small": small, "small_vocabulary": 60, **budget})
+    budgets, plain = [], Run.train
+
+    def train(self, *args, phase, **kwargs):
+        training = getattr(self.config, phase)
+        budgets.append((training.arguments["max_steps"], training.batches.max_tokens))
+        return plain(self, *args, phase=phase, **kwargs)
+
+    monkeypatch.setattr(Run, "train", train)
     system.train(own)
+    assert budgets == [(2 if "fr" in pair else 3, 150) for pair in PAIRS for _ in range(2)]
     sizes = {}
     for pair in PAIRS:
         weights = load_file(tmp_path / pair / "model" / "model.safetensors")
