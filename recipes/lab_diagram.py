@@ -1,15 +1,19 @@
 """Draw the laboratory's phase diagram: what masks gain over fine-tuning, against how far the base overfits.
 
     python recipes/lab_diagram.py recipes/results/lab.json
+    python recipes/lab_diagram.py --regimes nspec_hf/doctor/regimes.yaml     # and the doctor's numbers
 
 Reads what `lab.py` has written so far and leaves a `.png` and a `.svg` beside it. A point is a cell, the mean
 over its seeds; its bar reaches to the highest and the lowest seed. It also prints which property of a cell
-orders the gains: Spearman's rank correlation over the cells.
+orders the gains, by Spearman's rank correlation over the cells, and the table of `recipes/RESULTS.md`: what
+came of masks by how far the base overfits.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +21,8 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from nspec_hf.analysis import Panel, Series, draw_tradeoffs, save_figure
-from nspec_hf.core import exit_status, read_json
+from nspec_hf.core import Table, exit_status, read_json, write_text
+from nspec_hf.doctor.regime import REGIMES
 
 ROWS = {
     "ns": "neuron specialization",
@@ -100,22 +105,75 @@ def summary(cells: Mapping[str, Any], row: str, against: str) -> str:
     )
 
 
+def of_regimes(cells: Mapping[str, Any], row: str, against: str) -> list[list[float]]:
+    """Return the gains of one row over another in each of the doctor's regimes, the most overfitted first."""
+    bounds = [math.inf, *(regime.least for regime in REGIMES)]
+    own = points(cells, row, against)
+    return [
+        [point["gain"] for point in own if least <= point["overfitting"] < end]
+        for end, least in pairwise(bounds)
+    ]
+
+
+def regimes_table(cells: Mapping[str, Any]) -> Table:
+    """Return what came of masks by how far the base overfits."""
+    columns = [of_regimes(cells, *pair) for pair in COMPARED[:3]]
+    names = [f"{100 * regime.least:.0f} % and more" for regime in REGIMES[:-1]] + ["less"]
+    return Table(
+        title="what masks gain, by the share of the base's loss that is overfitting",
+        columns=(
+            *("share of the loss that is overfitting", "worlds"),
+            *(f"{ROWS[row]} − {ROWS[against]}" for row, against in COMPARED[:3]),
+        ),
+        rows=tuple(
+            (name, len(own[0]), *(_mean_and_sign(gains) for gains in own))
+            for name, *own in zip(names, *columns, strict=True)
+        ),
+        notes=("mean BLEU over worlds; in brackets, how many of them are above 0",),
+    )
+
+
+def write_regimes(cells: Mapping[str, Any], path: Path) -> None:
+    """Write the doctor's numbers, under the lines that its file begins with."""
+    gains = zip(
+        of_regimes(cells, "ns", "finetune"), of_regimes(cells, "random", "finetune"), REGIMES, strict=True
+    )
+    lines = [
+        f"- {{least: {regime.least:g}, cells: {len(own)}, above: {sum(gain > 0 for gain in own)}, "
+        f"own: {fmean(own):.1f}, random: {fmean(random):.1f}}}\n"
+        for own, random, regime in gains
+    ]
+    head = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#")]
+    write_text(path, "".join([*head, *lines]))
+
+
+def _mean_and_sign(gains: Sequence[float]) -> str | None:
+    if not gains:
+        return None
+    return f"{fmean(gains):+.2f} ({sum(gain > 0 for gain in gains)} of {len(gains)})".replace("-", "−")
+
+
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="?", default="recipes/results/lab.json", type=Path)
+    parser.add_argument("--regimes", type=Path, help="the doctor's file, to be written anew")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
-    path: Path = read_options(argv).results
+    options = read_options(argv)
+    path: Path = options.results
     cells = read_json(path)["cells"]
     for row, against in COMPARED:
         if len(points(cells, row, against)) > 2:
             print(summary(cells, row, against))
+    print(regimes_table(cells).render("markdown"))
+    if options.regimes:
+        write_regimes(cells, options.regimes)
     save_figure(draw_tradeoffs([panel(cells, *pair) for pair in DRAWN]), path.parent, path.stem)
 
 

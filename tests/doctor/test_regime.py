@@ -1,6 +1,7 @@
 """The regime of a set-up: the base's losses on both splits, and what follows from them."""
 
 import re
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from nspec_hf.core import read_json
 from nspec_hf.data import CorpusConfig, LanguageTags
 from nspec_hf.doctor import NotCheckedError, Setup, examine, regime
-from recipes.lab_diagram import points
+from recipes.lab_diagram import points, write_regimes
 from tests.doctor.test_examination import PAIRS, sound, with_text  # noqa: F401
 from tests.helpers import tiny_text
 from tests.helpers.tiny_experiment import RECIPES
@@ -108,3 +109,22 @@ def test_what_is_expected_is_what_the_laboratory_found():
         assert (own.cells, own.above) == (len(gains), sum(gain > 0 for gain in gains))
         assert (own.own, own.random) == (round(fmean(gains), 1), round(fmean(random), 1))
         highest = own.least
+
+
+def test_the_advice_follows_from_the_numbers():
+    most, middle, least = regime.REGIMES
+    # "gains by any regularization", "let validation text decide", "speed and size, not quality".
+    assert min(most.own, most.random) > 0
+    assert most.own > middle.own > least.own
+    assert 0 < middle.above < middle.cells
+    assert least.own < 0
+    assert least.above < least.cells / 2
+
+
+def test_one_command_writes_the_numbers_of_the_laboratory(tmp_path):
+    committed = Path(regime.__file__).with_name("regimes.yaml")
+    numbers = re.sub(r"(cells|above|own|random): [-\d.]+", r"\1: 0", committed.read_text(encoding="utf-8"))
+    (tmp_path / "regimes.yaml").write_text(numbers, encoding="utf-8")
+    cells = read_json(RECIPES / "results" / "lab.json")["cells"]
+    write_regimes(cells, tmp_path / "regimes.yaml")
+    assert (tmp_path / "regimes.yaml").read_bytes() == committed.read_bytes() != numbers.encode()
