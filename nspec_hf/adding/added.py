@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.adding.addition import Addition, embedding_of, output_of
+from nspec_hf.adding.addition import Addition, row_weights
 from nspec_hf.core import ConfigError, UnknownLanguageError, digest
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, Part, Routing, add_neurons
 from nspec_hf.masks import NeuronMasks
@@ -185,9 +185,8 @@ def _write_rows(model: PreTrainedModel, addition: Addition) -> None:
         return
     if own.whole > own.size:
         model.resize_token_embeddings(own.whole, mean_resizing=False)
-    embedding_of(model).data[own.ids] = own.embeddings.data
-    if own.outputs is not None:
-        output_of(model)[1].weight.data[own.ids] = own.outputs.data
+    for which, weight in row_weights(model).items():
+        weight.data[own.ids] = own.of(which).data
 
 
 def bits_of(state: Mapping[str, torch.Tensor]) -> Iterator[str | np.ndarray]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from nspec_hf.adding.branches import CopyBranch, LowRank, LowRankBranch, NeuronBranch, NewNeurons, Whose
 from nspec_hf.adding.config import AddConfig
-from nspec_hf.adding.vocabulary import InputRows, OutputRows, OwnRows
+from nspec_hf.adding.vocabulary import InputRows, OutputRows, OwnRows, Which
 from nspec_hf.core import ConfigError, Pair, UnsupportedModelError, as_pairs
 from nspec_hf.gating import Part, Routing, drawn_rows
 from nspec_hf.recording import Site, find_sites, linear_at
@@ -135,8 +135,8 @@ class Addition(nn.Module):
         for name, site in self.sites.items():
             yield name, NeuronBranch(model, site, self.neurons_at(name), whose)
         if self.own_rows is not None:
-            for name, module in embeddings_of(model).items():
-                yield name, InputRows(module, self.own_rows, whose)
+            for name, (module, which) in embeddings_of(model).items():
+                yield name, InputRows(module, self.own_rows, which, whose)
             name, module = output_of(model)
             yield name, OutputRows(module, self.own_rows, whose)
 
@@ -146,27 +146,32 @@ class Addition(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _make_rows(self, model: PreTrainedModel) -> OwnRows:
-        weight, out = embedding_of(model), output_of(model)[1].weight
-        layout = self.layout
-        if max(layout.ids) >= layout.vocabulary and hasattr(model, "final_logits_bias"):
+        weights, layout = row_weights(model), self.layout
+        apart, biased = "targets" in weights, hasattr(model, "final_logits_bias")
+        if max(layout.ids) >= layout.vocabulary and (apart or biased):
+            fixed = "embeddings of its own on each side" if apart else "a bias of the logits"
+            longer = "a row to each of them" if apart else "model.resize_token_embeddings(len(tokenizer))"
             raise UnsupportedModelError(
-                f"{type(model).__name__} adds a bias of {layout.vocabulary} logits, so it cannot get a "
-                "further tag beside it; add the tag to its tokenizer, then "
-                "model.resize_token_embeddings(len(tokenizer)), save both, and give that model"
+                f"this {type(model).__name__} has {fixed}, so it cannot get a further tag beside its "
+                f"{layout.vocabulary} tokens; add the tag to its tokenizer, then {longer}, save both, and "
+                "give that model"
             )
-        return OwnRows(layout.ids, layout.vocabulary, weight, tied=weight is out)
+        sizes = {name: len(weight) for name, weight in weights.items()}
+        if len(set(sizes.values())) > 1:
+            raise UnsupportedModelError(
+                f"this {type(model).__name__} has a vocabulary for each side, whose subwords have no "
+                "embeddings of new pairs"
+            )
+        return OwnRows(layout.ids, layout.vocabulary, weights)
 
     def _draw_rows(self, model: PreTrainedModel, begins_as: Mapping[int, Sequence[int]]) -> None:
         own = self.own_rows
         if own is None:
             return
-        for rows, old in (
-            (own.embeddings, embedding_of(model)),
-            (own.outputs, output_of(model)[1].weight),
-        ):
-            if rows is not None:
-                for place, number in enumerate(own.ids):
-                    rows[place] = old[list(begins_as.get(number, [number]))].mean(dim=0)
+        for which, old in row_weights(model).items():
+            rows = own.of(which)
+            for place, number in enumerate(own.ids):
+                rows[place] = old[list(begins_as.get(number, [number]))].mean(dim=0)
 
 
 def layout_for(
@@ -213,16 +218,35 @@ def layout_for(
 
 
 def embedding_of(model: PreTrainedModel) -> Tensor:
-    """Return the weights of the model's embedding, [V, D]."""
-    return cast(nn.Embedding, model.get_input_embeddings()).weight
+    """Return the weights of the encoder's embedding, [V, D]; most models have no other."""
+    return cast(nn.Embedding, model.get_encoder().get_input_embeddings()).weight
 
 
-def embeddings_of(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the modules that look ids up in the model's embedding, by name."""
-    weight = embedding_of(model)
+def row_weights(model: PreTrainedModel) -> dict[Which, Tensor]:
+    """Return the weights that have a row a token, each once.
+
+    The trap: where nothing is tied, M2M-100 and mBART have a further one that is never looked into, and it is
+    what `get_input_embeddings` gives.
+    """
+    found: dict[Which, Tensor] = {"embeddings": embedding_of(model)}
+    decoder = cast(nn.Embedding, model.get_decoder().get_input_embeddings()).weight
+    others: tuple[tuple[Which, Tensor], ...] = (
+        ("targets", decoder),
+        ("outputs", output_of(model)[1].weight),
+    )
+    for which, weight in others:
+        if all(weight is not one for one in found.values()):
+            found[which] = weight
+    return found
+
+
+def embeddings_of(model: PreTrainedModel) -> dict[str, tuple[nn.Module, Which]]:
+    """Return the modules that look ids up, by name, each with which of the weights it has."""
+    weights = row_weights(model)
     return {
-        name: module
+        name: (module, which)
         for name, module in model.named_modules()
+        for which, weight in weights.items()
         if isinstance(module, nn.Embedding) and module.weight is weight
     }
 

@@ -13,16 +13,16 @@ import torch
 from transformers import PreTrainedModel
 
 from nspec_hf.adding.added import AddedPairs, bits_of
-from nspec_hf.adding.addition import Addition, embedding_of, layout_for
+from nspec_hf.adding.addition import Addition, embedding_of, layout_for, row_weights
 from nspec_hf.adding.config import AddConfig, auto_width
 from nspec_hf.adding.languages import NewWords, find_words
 from nspec_hf.adding.saved import save_added
-from nspec_hf.core import Pair, TrainingSetupError, digest
+from nspec_hf.core import Pair, TrainingSetupError, as_pairs, digest
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairCollator, PairText, encode_corpus
 from nspec_hf.evaluation import Comparison, compare
-from nspec_hf.gating import Attachment, NeuronGate
+from nspec_hf.gating import Attachment, GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_start_token, eval_mode
+from nspec_hf.recording import decoder_start_token, eval_mode, longest_text
 from nspec_hf.training import TrainConfig, TrainResult, train
 
 ADDED_FOLDER = "added"
@@ -82,13 +82,14 @@ def add_pairs(
     old: Sequence[PairText] = (),
     before: AddedPairs | None = None,
     masks: NeuronMasks | None = None,
+    gate_config: GateConfig | None = None,
     base: str = "",
 ) -> AddResult:
     """Train new pairs beside a frozen model; `output/added` then holds what was added.
 
     Args:
         model: The base; its weights are the same bits afterwards.
-        tags: How its tokenizer, without new tags, spells languages.
+        tags: How its tokenizer spells languages; tags that `before` brought may be missing.
         texts: Training text of the new pairs.
         config: What they get.
         run: The training run.
@@ -98,6 +99,7 @@ def add_pairs(
             changed.
         before: What was added before; it is frozen too.
         masks: Of the old pairs, where the base has some and `before` does not hold them.
+        gate_config: How they act; None: as `before` says, or as a gate does by itself.
         base: Hub id or folder of the base, for the card.
 
     Raises:
@@ -105,9 +107,14 @@ def add_pairs(
         ConfigError, UnknownLanguageError: What `find_words` and `train` raise.
     """
     earlier = before.additions if before else []
+    if before:
+        tags = LanguageTags(before.extend(tags.tokenizer), tags.codes)
     embeddings = len(embedding_of(model))
     vocabulary = max([embeddings, *(one.own_rows.whole for one in earlier if one.own_rows is not None)])
     words = find_words(tags, texts, config, old=old, vocabulary=vocabulary, rows=embeddings)
+    if old:  # text that could prove nothing is refused before the training
+        as_pairs([text.pair for text in (*texts, *old)])
+        _first_rows(old, words.tags, model)
     lines = max(map(len, texts))
     width = auto_width(lines) if config.width == "auto" else config.width
     about = {"base": base, "lines": {str(text.pair): len(text) for text in texts}, "width": width}
@@ -123,7 +130,8 @@ def add_pairs(
     )
     addition = Addition(model, layout).draw(model, config.seed, words.begins_as)
     held = masks or (before.masks if before else None)
-    added = AddedPairs(model, [*earlier, addition], held)
+    gate_config = gate_config or (before.gate_config if before else None)
+    added = AddedPairs(model, [*earlier, addition], held, gate_config)
     frozen = _frozen_digest(added)
     added.attach().freeze()
     longest = run.batches.max_length or run.batches.max_tokens
@@ -160,13 +168,8 @@ def prove_untouched(
         sentences: How many old ones are compared at most, evenly from all pairs.
         rows: Old rows of a batch; as many new ones come between them.
     """
-    each = -(-sentences // len(old))
-    held = _rows_of(
-        [replace(text, sources=text.sources[:each], targets=text.targets[:each]) for text in old], tags
-    )
-    mixed_in = _rows_of(
-        [replace(text, sources=text.sources[:rows], targets=text.targets[:rows]) for text in new], tags
-    )
+    held = _first_rows(old, tags, added.model, sentences)
+    mixed_in = _first_rows(new, tags, added.model, rows * len(new))
     pairs = [text.pair for text in old]
     every = [*pairs, *(text.pair for text in new)]
     collate = PairCollator(tags, every, decoder_start_token(added.model))
@@ -217,9 +220,9 @@ def retrain(
     words = find_words(tags, texts, config, vocabulary=embeddings, rows=embeddings)
     if words.tokens and max(words.tokens.values()) >= embeddings:
         model.resize_token_embeddings(max(words.tokens.values()) + 1)
-    weight = embedding_of(model).data
-    for number, ids in words.begins_as.items():
-        weight[number] = weight[list(ids)].mean(dim=0)
+    for weight in row_weights(model).values():
+        for number, ids in words.begins_as.items():
+            weight.data[number] = weight.data[list(ids)].mean(dim=0)
     longest = run.batches.max_length or run.batches.max_tokens
     pairs = [text.pair for text in (*texts, *replayed)]
     corpus = _numbered(encode_corpus(texts, words.tags, longest), pairs)
@@ -270,9 +273,15 @@ def _logits(
         return model(**batch, pair_ids=rows, use_cache=False).logits
 
 
-def _rows_of(texts: Sequence[PairText], tags: LanguageTags) -> list[dict]:
-    corpus = encode_corpus(texts, tags, 512, progress=False)
-    return [corpus[index] for index in range(len(corpus))]
+def _first_rows(
+    texts: Sequence[PairText], tags: LanguageTags, model: PreTrainedModel, sentences: int = 64
+) -> list[dict]:
+    """Return the first sentences, evenly from all pairs, that the model has positions for."""
+    longest, each = min(filter(None, (512, longest_text(model)))), -(-sentences // len(texts))
+    some = [replace(text, sources=text.sources[:1000], targets=text.targets[:1000]) for text in texts]
+    corpus = encode_corpus(some, tags, longest, progress=False)
+    parts = [corpus.subset(pair) for pair in corpus.pairs]
+    return [part[index] for part in parts for index in range(min(each, len(part)))]
 
 
 def _numbered(

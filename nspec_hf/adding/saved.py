@@ -59,7 +59,8 @@ def save_added(added: AddedPairs, folder: str | os.PathLike, *, repo: str | None
     layouts = [plain(asdict(addition.layout)) for addition in added.additions]
     if added.masks is not None:
         added.masks.save(folder / MASKS_FILE)
-    stated = {"layouts": layouts, "base_weights": base, "masks": added.masks is not None}
+    gate = None if added.gate_config is None else plain(asdict(added.gate_config))
+    stated = {"layouts": layouts, "base_weights": base, "masks": added.masks is not None, "gate": gate}
     write_artifact(folder / ADDED_FILE, tensors, stated, KIND)
     small = {"library_name": "nspec_hf", "library_version": __version__, "added": ADDED_FILE}
     write_text(folder / CONFIG_FILE, json.dumps(small, indent=2) + "\n")
@@ -81,7 +82,7 @@ def load_added(
         folder_or_repo: A path, or the id of a repository.
         model: The base that it was made for.
         revision: Of the repository.
-        gate_config: How masks of the old pairs act, where there are some.
+        gate_config: How masks of the old pairs act, where there are some; None: as when they were saved.
         subfolder: Folder inside it.
         coverage: Of masks of the old pairs that hold several levels, which one runs.
         download: For `huggingface_hub.snapshot_download`: `token`, `cache_dir` …
@@ -99,6 +100,8 @@ def load_added(
     try:
         layouts = [Layout(**layout) for layout in stated["layouts"]]
         base, has_masks = stated["base_weights"], stated["masks"]
+        gate = stated.get("gate")  # not in older ones
+        gate_config = gate_config or (GateConfig(**gate) if gate else None)
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / ADDED_FILE} does not describe additions ({error!r})") from error
     plain_one = plain_model(model)

@@ -9,8 +9,8 @@ logits: minus infinity for rows of other pairs, and no column at all in a batch 
 pairs.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +18,33 @@ from torch.nn.functional import embedding, linear, pad
 
 from nspec_hf.adding.branches import Branch, Whose, of_rows, put_into
 
+Which = Literal["embeddings", "targets", "outputs"]
+"""What has a row a token: the encoder's embedding; the decoder's and the output layer, where they are not the
+same weights."""
+
 
 class OwnRows(nn.Module):
-    """The weights: one embedding for each of N ids, and one for the output layer where that is not tied.
+    """The weights: one embedding for each of N ids, and one for the decoder and the output layer if not tied.
 
     Args:
         ids: The ids, in ascending order.
         size: Vocabulary of the model that they are added to, V.
-        like: The old embedding's weight.
-        tied: Whether the output layer is the embedding.
+        like: The old weights, each once.
     """
 
     slots: Tensor
 
-    def __init__(self, ids: Sequence[int], size: int, like: Tensor, tied: bool) -> None:
+    def __init__(self, ids: Sequence[int], size: int, like: Mapping[Which, Tensor]) -> None:
         super().__init__()
         self.ids, self.size = list(ids), size
-        self.embeddings = nn.Parameter(like.new_zeros(len(self.ids), like.shape[1]))
-        self.outputs = None if tied else nn.Parameter(like.new_zeros(len(self.ids), like.shape[1]))
-        slots = torch.full((max(size, *(number + 1 for number in self.ids)),), -1, device=like.device)
-        slots[self.ids] = torch.arange(len(self.ids), device=like.device)
+        self.embeddings: nn.Parameter
+        for which in get_args(Which):
+            old = like.get(which)
+            rows = None if old is None else nn.Parameter(old.new_zeros(len(self.ids), old.shape[1]))
+            self.register_parameter(which, rows)
+        slots = torch.full((max(size, *(number + 1 for number in self.ids)),), -1)
+        slots[self.ids] = torch.arange(len(self.ids))
+        slots = slots.to(self.embeddings.device)
         # Which of the N an id is; -1: none.
         self.register_buffer("slots", slots, persistent=False)
 
@@ -46,18 +53,18 @@ class OwnRows(nn.Module):
         """Vocabulary with the new ids."""
         return len(self.slots)
 
-    @property
-    def of_outputs(self) -> Tensor:
-        """Weights of the output layer, [N, D]."""
-        return self.embeddings if self.outputs is None else self.outputs
+    def of(self, which: Which) -> Tensor:
+        """Return the weights that act there, [N, D]: the embeddings where it has none of its own."""
+        own = self._parameters[which]
+        return self.embeddings if own is None else own
 
 
 class InputRows(Branch):
     """An embedding module whose rows of new pairs have their own."""
 
-    def __init__(self, module: nn.Module, own: OwnRows, whose: Whose) -> None:
+    def __init__(self, module: nn.Module, own: OwnRows, which: Which, whose: Whose) -> None:
         super().__init__(whose)
-        self._module, self._own = module, own
+        self._module, self._own, self._which = module, own, which
         self._scale = float(getattr(module, "embed_scale", 1.0))
 
     def forward(self, ids_RL: Tensor) -> Tensor:
@@ -68,7 +75,7 @@ class InputRows(Branch):
         # What the model has no row for stands for any id here, and is replaced below.
         old = self._taken[0].original(ids_RL.where(ids_RL < own.size, 0) if own.whole > own.size else ids_RL)
         slots_rL = own.slots[of_rows(ids_RL, rows)]
-        new = embedding(slots_rL.clamp(min=0), own.embeddings) * self._scale
+        new = embedding(slots_rL.clamp(min=0), own.of(self._which)) * self._scale
         return put_into(
             old, rows, torch.where(slots_rL[..., None] >= 0, new.to(old.dtype), of_rows(old, rows))
         )
@@ -93,7 +100,7 @@ class OutputRows(Branch):
             return old
         old = pad(old, (0, own.whole - old.shape[-1]), value=-torch.inf)
         self._ids = self._ids.to(h_RLD.device)
-        new_rLN = linear(of_rows(h_RLD, rows), own.of_outputs).to(old.dtype)
+        new_rLN = linear(of_rows(h_RLD, rows), own.of("outputs")).to(old.dtype)
         return put_into(old, rows, of_rows(old, rows).index_copy(-1, self._ids, new_rLN))
 
     def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nspec_hf import adding, data, evaluation, training
+from nspec_hf import adding, data, evaluation, gating, training
 from nspec_hf.cli.pipeline import chosen_masks, directions, load
 from nspec_hf.core import ConfigError, needs, require_writable
 
@@ -19,6 +19,7 @@ _BESIDE = "way=beside"
 @needs(
     old_corpus="old_pairs",
     translate="way=replay|free",
+    gate="masks",
     add__width=_BESIDE,
     add__lora=_BESIDE,
     add__copies=_BESIDE,
@@ -37,6 +38,7 @@ def add_pair(
     old_corpus: data.CorpusConfig | None = None,
     added: str | None = None,
     masks: str | None = None,
+    gate: gating.GateConfig | None = None,
     train_split: str = "train",
     valid_split: str | None = "valid",
     translate: evaluation.TranslateConfig = evaluation.TranslateConfig(),
@@ -64,6 +66,7 @@ def add_pair(
         old_corpus: Where their text lies; without it, where the new text does.
         added: Folder or Hub repository of what was added before; it stays as it is and goes into the new.
         masks: Folder or Hub repository of masks of the base's pairs, where it has some.
+        gate: How they acted in its training.
         train_split: Text to train on.
         valid_split: Text whose loss is watched, and on which old pairs are scored; none: neither.
         translate: Decoding of old pairs, where they are scored.
@@ -96,6 +99,7 @@ def add_pair(
             old=old,
             before=before,
             masks=chosen_masks(masks),
+            gate_config=gate,
             base=model,
         )
         _say(made.in_words())

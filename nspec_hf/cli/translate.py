@@ -29,7 +29,7 @@ def translate(
     corpus: data.CorpusConfig | None = None,
     split: str = "test",
     translate: evaluation.TranslateConfig = evaluation.TranslateConfig(),
-    gate: gating.GateConfig = gating.GateConfig(),
+    gate: gating.GateConfig | None = None,
     coverage: float | None = None,
     codes: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
@@ -52,7 +52,8 @@ def translate(
         corpus: Where the text of many pairs lies: --corpus.path DIR with DIR/test.en, DIR/test.de …
         split: Which text of the corpus.
         translate: Decoding.
-        gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own.
+        gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own. Left out,
+            those of what was added act as they did when it was.
         coverage: Of masks that keep several levels (what was added may hold such masks), the one to run:
             lower is faster.
         codes: Your language codes → the tokenizer's, where they differ.

@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for, load_added, save_added
-from nspec_hf.core import ArtifactError, ConfigError, Pair, SiteMismatchError, UnknownPairError
-from nspec_hf.gating import NeuronGate
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    Pair,
+    SiteMismatchError,
+    UnknownPairError,
+    UnsupportedModelError,
+)
+from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
 from tests.helpers.models import SIX_ARCHITECTURES, VOCABULARY, random_batch, tiny_m2m100
@@ -61,6 +68,31 @@ def test_other_rows_of_a_mixed_batch_are_the_same_bits_and_new_ones_are_those_of
     assert not torch.allclose(after[is_new], before[is_new], atol=1e-2)
     torch.testing.assert_close(after[is_new], reference[is_new], rtol=1e-4, atol=1e-4)
     assert torch.equal(logits(model, **batch), before)
+
+
+@pytest.mark.parametrize("name", ["m2m100", "mbart", "marian", "t5"])
+def test_where_nothing_is_tied_encoder_decoder_and_output_layer_each_have_their_own_rows(name):
+    untied = {"share_encoder_decoder_embeddings": False} if name == "marian" else {}
+    model = SIX_ARCHITECTURES[name](tie_word_embeddings=False, **untied)
+    sides = [part.get_input_embeddings() for part in (model.get_encoder(), model.get_decoder())]
+    made = addition(model, config=AddConfig(width=0))
+    batch, names, is_new = mixed()
+    batch["input_ids"][0, 0], batch["decoder_input_ids"][1, 1] = IDS[0], IDS[1]
+    added, before = AddedPairs(model, [made]), logits(model, **batch)
+    by_hand = copy.deepcopy(model)
+    parts = by_hand.get_encoder(), by_hand.get_decoder()
+    tables = [part.get_input_embeddings().weight for part in parts] + [by_hand.get_output_embeddings().weight]
+    with torch.no_grad():
+        for table, which in zip(tables, ("embeddings", "targets", "outputs"), strict=True):
+            table[IDS] = made.own_rows.of(which)
+    with added:
+        after = logits(model, **batch, pair_ids=ids_of(added, names))
+    assert torch.equal(after[~is_new], before[~is_new])
+    torch.testing.assert_close(after[is_new], logits(by_hand, **batch)[is_new], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(added.merged(), **batch)[is_new], after[is_new], rtol=1e-4, atol=1e-4)
+    if sides[0].weight is not sides[1].weight:
+        with pytest.raises(UnsupportedModelError, match="of its own on each side"):
+            addition(model, ids=[5, VOCABULARY])
 
 
 def test_new_neurons_are_the_sum_of_a_plain_loop_over_them():
@@ -246,18 +278,19 @@ def test_saved_and_loaded_it_computes_the_same_bits_and_another_base_is_refused(
     assert "en-lb" in (tmp_path / "cs" / "README.md").read_text()
 
 
-def test_a_base_with_masks_runs_its_pairs_as_its_gate_does(tmp_path):
-    model = tiny_m2m100()
+@pytest.mark.parametrize("silence", ["neuron", "weights"])
+def test_a_base_with_masks_runs_its_pairs_as_its_gate_does(silence, tmp_path):
+    model, how = tiny_m2m100(), GateConfig(silence=silence)
     masks = NeuronMasks.random({site.name: site.width for site in find_sites(model)}, OLD, density=0.6)
     batch, names, is_new = mixed()
     made = addition(model)
     gated = [name if name in OLD else "en-de" for name in names]
-    with NeuronGate(model, masks):
+    with NeuronGate(model, masks, how):
         before = logits(model, **batch, pair_ids=torch.tensor([OLD.index(name) for name in gated]))
     with AddedPairs(model, [made]) as added:
         added.use("cs-en")
         dense = logits(model, **batch)
-    added = AddedPairs(model, [made], masks)
+    added = AddedPairs(model, [made], masks, how)
     save_added(added, tmp_path)
     for one in (added, load_added(tmp_path, model)):
         with one:

@@ -9,7 +9,7 @@ import torch
 from nspec_hf import load
 from nspec_hf.adding import AddConfig, add_pairs, load_added, prove_untouched, retrain
 from nspec_hf.cli.main import main
-from nspec_hf.core import Pair
+from nspec_hf.core import ConfigError, EmptyPairError, Pair
 from nspec_hf.data import BatchConfig, LanguageTags, PairText
 from nspec_hf.evaluation import Translator
 from nspec_hf.training import TrainConfig
@@ -138,6 +138,49 @@ def test_replay_repeats_the_new_text_to_be_about_as_much_as_the_old(tmp_path, mo
         length = len(row["input_ids"]) + len(row["labels"])
         tokens[row["pair"] in OLD] = tokens.get(row["pair"] in OLD, 0) + length
     assert 0.8 < tokens[True] / tokens[False] < 1.25
+
+
+def test_languages_without_a_tag_are_added_by_the_command_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_text.write_text(tmp_path / "data", train=40, valid=8, test=6)
+    for split in ("train", "valid"):
+        for code in ("yy", "zz"):
+            (tmp_path / "data" / f"{split}.{code}").write_text(
+                (tmp_path / "data" / f"{split}.fr").read_text()
+            )
+    tiny_text.model().save_pretrained("base")
+    tiny_text.tokenizer().save_pretrained("base")
+    common = ["add-pair", "--model", "base", "--corpus.path", "data", "--add.width", "0.5"]
+    common += ["--train.arguments", json.dumps({**RUN.arguments, "max_steps": 3})]
+    common += ["--train.batches.max_tokens", "120", "--train.batches.max_length", "60"]
+    assert main([*common, "--pairs", "en-zz,zz-en", "--output", "zz"]) == 0
+    later = ["--added", "zz/added", "--old_pairs", "en-de,en-zz"]
+    assert main([*common, "--pairs", "en-yy", "--output", "yy", *later]) == 0
+    loaded = load("yy/added", base="base")
+    zz, yy = loaded.tokenizer.convert_tokens_to_ids(["__zz__", "__yy__"])
+    assert (zz, yy) == (len(tiny_text.tokenizer()), len(tiny_text.tokenizer()) + 1)
+    sources = tiny_text.sentences(6, seed=5)["en"]
+    first = load("zz/added", base="base").translate(sources, "en-zz")
+    assert loaded.translate([*sources, *sources], ["en-zz"] * 6 + ["en-yy"] * 6)[:6] == first
+
+
+def test_old_text_that_could_prove_nothing_is_refused_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("nspec_hf.adding.run.train", lambda *_: pytest.fail("it was trained"))
+    new = tiny_text.texts(pairs=NEW)
+    for old, error in (
+        ([PairText(Pair("en-de"), [], [])], EmptyPairError),
+        (tiny_text.texts(pairs=["fr-en"]), ConfigError),  # it is new
+    ):
+        with pytest.raises(error, match=old[0].pair):
+            add_pairs(
+                tiny_text.model(),
+                LanguageTags(tiny_text.tokenizer()),
+                new,
+                AddConfig(width=0.5),
+                RUN,
+                tmp_path,
+                old=old,
+            )
 
 
 def test_the_command_adds_a_pair_that_translate_then_uses(tmp_path, monkeypatch):

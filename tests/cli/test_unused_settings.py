@@ -66,6 +66,7 @@ LINES = {
     "serve --base": "serve --model no --masks no --base other",
     "add-pair --old_corpus": "add-pair --model no --pairs en-de --corpus.path no --output o "
     "--old_corpus.path no",
+    "add-pair --gate": "add-pair --model no --pairs en-de --corpus.path no --output o --gate.silence weights",
     "add-pair --translate": "add-pair --model no --pairs en-de --corpus.path no --output o "
     "--translate.num_beams 2",
     "export --split": "export --model no --pairs en-de --output o --split valid",
