@@ -6,7 +6,8 @@ optional extra: `pip install nspec-hf[export]`. Its converter for each family is
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,9 +67,8 @@ def convert(
         raise UnsupportedModelError(
             f"this {name} has a vocabulary for each side, which is not converted; export it as 'pruned'"
         )
-    # The loaders write settings of their own into the config, and quantization scales weights in their place.
-    model = copy.copy(model) if quantization == "float32" else copy.deepcopy(model)
-    model.config = copy.deepcopy(model.config)
+    model = copy.copy(model)
+    model.config = copy.deepcopy(model.config)  # the loaders write settings of their own into it
     if model.config.model_type in _NORM_BEFORE and not hasattr(model.config, "normalize_before"):
         model.config.normalize_before = _NORM_BEFORE[model.config.model_type]
     try:
@@ -116,8 +116,15 @@ def _specification(
         specification.config.decoder_start_token = None if start is None else names[start]
     loader.set_vocabulary(specification, names)
     specification.validate()
+    for variable in specification.variables().values():
+        # Quantization scales weights in their place, which is the model's: let it scale a copy of each.
+        variable.numpy = partial(_copied, variable.numpy)
     specification.optimize(quantization=quantization)
     return specification
+
+
+def _copied(read: Callable[[], Any]) -> Any:
+    return read().copy()
 
 
 def _remove_row(specification: Any, row: int, size: int) -> None:

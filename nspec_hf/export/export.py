@@ -124,6 +124,7 @@ def export_model(
         )
         report.write(partial)  # `load_pruned` reads the widths from it
         if release:
+            let_go(*made.last.parameters())
             give_up(made.last)
         report, found = _proved(report, made.last, after, proof, partial, plain)
         if trimmed:
@@ -221,10 +222,7 @@ def _made(
         last = release and number == len(parts)
         baked, widths = _baked(model, masks, config, last)
         if trimmed:
-            before = list(baked.parameters())
-            cut_vocabulary(baked, trimmed.kept)
-            left = set(map(id, baked.parameters()))
-            let_go(*(weight for weight in before if last and id(weight) not in left))
+            cut_vocabulary(baked, trimmed.kept, release=last)
         if unquantized is not None:
             _write(baked, after, those, config.format, "float32", unquantized / place.relative_to(folder))
         _write(baked, after, those, config.format, config.quantization, place)

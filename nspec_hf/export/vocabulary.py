@@ -22,10 +22,12 @@ from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, UnsupportedModelError
 from nspec_hf.data import LanguageTags, PairText, vocabularies
+from nspec_hf.export.prune import let_go
 from nspec_hf.export.tokenizer_cut import reachable
 
 _LEAST_SHARE = 0.01  # of a side's letters: a word that is quoted in another script does not bring all of it
 _CHUNK = 10_000  # sentences encoded at a time
+_ROWS = 4096  # rows of a weight copied at a time
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _LISTS = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
 
@@ -62,7 +64,7 @@ def kept_tokens(
                 for first in range(0, len(sentences), _CHUNK):
                     counts.update(chain.from_iterable(encode(sentences[first : first + _CHUNK], text.pair)))
                 scripts |= _scripts(sentences)
-    if not counts:
+    if not counts.keys() - around:
         raise ConfigError("there is no text whose subwords could be kept; trimming counts them on a corpus")
     ids, added = vocabularies(tags.tokenizer)
     always = {*around, *added.values(), *tags.tokenizer.all_special_ids, *_named(model)}
@@ -85,7 +87,7 @@ def token_count(model: PreTrainedModel) -> int:
     return embeddings.weight.shape[0]
 
 
-def cut_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
+def cut_vocabulary(model: PreTrainedModel, kept: Sequence[int], release: bool = False) -> None:
     """Take all rows but the kept ones out of a model's embeddings and output layer, in place.
 
     Ids in its configs get their new numbers; words that may not be written and are gone are forgotten.
@@ -93,6 +95,7 @@ def cut_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
     Args:
         model: The model, changed in place; weights get new tensors, so that a copy may share the old ones.
         kept: Old id of each new id.
+        release: Whether nothing else uses the old tensors: they go from memory while their rows are copied.
 
     Raises:
         UnsupportedModelError: If it has a vocabulary for each side, or ids that are not known here.
@@ -111,7 +114,7 @@ def cut_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
     for module in modules:
         weight = module.weight
         if id(weight) not in cut:
-            cut[id(weight)] = nn.Parameter(weight.detach()[index_N], weight.requires_grad)
+            cut[id(weight)] = nn.Parameter(_rows(weight.detach(), index_N, release), weight.requires_grad)
         module.weight = cut[id(weight)]
         if isinstance(module, nn.Embedding):
             module.num_embeddings = len(kept)
@@ -125,6 +128,19 @@ def cut_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
         model.register_buffer("final_logits_bias", bias_1V[:, index_N])
     for config in _configs(model):
         _renumber(config, new_id)
+
+
+def _rows(weight_VD: Tensor, index_N: Tensor, release: bool) -> Tensor:
+    """Return some rows, [N, D]; where the old ones are released, a few at a time."""
+    if not release:
+        return weight_VD[index_N]
+    rows_ND = weight_VD.new_empty(len(index_N), *weight_VD.shape[1:])
+    for first in range(0, len(index_N), _ROWS):
+        part = index_N[first : first + _ROWS]
+        rows_ND[first : first + _ROWS] = weight_VD[part]
+        let_go(weight_VD[: int(part[-1]) + 1])
+    let_go(weight_VD)
+    return rows_ND
 
 
 def _token_modules(model: PreTrainedModel) -> list[Any]:
