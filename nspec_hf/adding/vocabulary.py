@@ -64,7 +64,8 @@ class InputRows(Branch):
 
     def __init__(self, module: nn.Module, own: OwnRows, which: Which, whose: Whose) -> None:
         super().__init__(whose)
-        self._module, self._own, self._which = module, own, which
+        self._module, self._own = module, own
+        self._which: Which = which
         self._scale = float(getattr(module, "embed_scale", 1.0))
 
     def forward(self, ids_RL: Tensor) -> Tensor:
