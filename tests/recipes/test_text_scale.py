@@ -1,10 +1,24 @@
 """Text from end to end, with a few thousand lines: stopped in the middle, gone on with, the same batches."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from recipes.bench import text_scale
+from tests.helpers.fresh_python import run_python
+
+
+@pytest.fixture(autouse=True)
+def forked_starts(monkeypatch):
+    """Starts in processes of their own, which need not import the libraries first."""
+
+    def forked(command, **how):
+        ended = run_python("from recipes.bench.text_scale import main; main()", *command[3:])
+        assert ended.returncode == 0, ended.stderr
+        return ended
+
+    monkeypatch.setattr(text_scale, "subprocess", SimpleNamespace(run=forked))
 
 
 def run(folder, *arguments):
