@@ -49,7 +49,7 @@ def script(tmp_path, monkeypatch):
 
 def scripted(tmp_path, monkeypatch, plan):
     """Return the same for any plan."""
-    config = experiment(tmp_path, plan)
+    config = experiment(tmp_path, plan, languages=["en", "de"])
     for row in planned_rows(config):
         for run in row.runs:
             finish(run, 0.3)
