@@ -68,8 +68,8 @@ TINY = Plan(
     artifact=Shape(d_model=16, d_ff=64, layers=2, vocabulary=64),
     ends=(Shape(d_model=16, d_ff=64, layers=1, vocabulary=64), (3, 96, 3)),
     growth=Growth(pairs=(2, 12), layers=(1, 2), planned=(500, 1000), lines=(60,), processes=(1,), narrow=16),
-    rounds=Rounds(least=2, most=2),
-    long_rounds=Rounds(least=2, most=2),
+    rounds=Rounds(least=2, most=2, seconds=0, warm=0),
+    long_rounds=Rounds(least=2, most=2, seconds=0, warm=0),
 )
 QUICK = Plan(
     blocks={(1024, 4096): (DENSITY,), (512, 2048): DENSITIES},
