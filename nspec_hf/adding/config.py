@@ -26,9 +26,9 @@ class AddConfig:
     """What the new pairs get a copy of, to train as a whole: `norms`, `attention`, `ffn`. All three, with
     width 0, are fine-tuning that forgets nothing, for as many parameters again."""
 
-    pieces: Literal["new", "all", "none"] = "new"
-    """Which subwords of the new languages' text get an embedding for the new pairs: those that no other
-    language of the text uses, all of them, or none. It begins as the old one."""
+    pieces: Literal["all", "new", "none"] = "all"
+    """Which subwords of the new languages' text get an embedding for the new pairs: all of them, those that no
+    other language of the text uses, or none. It begins as the old one."""
 
     kin: str | None = None
     """The language whose tag a new tag begins as; None: the mean of all tags. A tag that the tokenizer has
@@ -49,7 +49,7 @@ class AddConfig:
         wrong = [name for name in self.copies if name not in get_args(Copied)]
         known = ", ".join(get_args(Copied))
         require(not wrong, f"copies are some of {known}, got {', '.join(wrong)}")
-        require(self.pieces in ("new", "all", "none"), f"pieces is new, all or none, got {self.pieces!r}")
+        require(self.pieces in ("all", "new", "none"), f"pieces is all, new or none, got {self.pieces!r}")
 
 
 def auto_width(lines: int) -> float:

@@ -102,7 +102,7 @@ def find_words(
         tags: Of the model's tokenizer.
         texts: Text of the new pairs.
         config: The settings.
-        old: Text of old pairs: what it uses is not new.
+        old: Text of old pairs: what it uses is not new, for `pieces="new"`.
         vocabulary: How many ids the model has, with earlier additions.
         rows: How many of them the base has embeddings for.
 

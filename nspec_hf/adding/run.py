@@ -95,8 +95,8 @@ def add_pairs(
         run: The training run.
         output: Folder of the run; a run that was stopped goes on.
         validation: Text of the new pairs whose loss is watched.
-        old: Text of old pairs: its subwords are not new, and on up to 64 sentences it is shown that nothing
-            changed.
+        old: Text of old pairs, on up to 64 sentences of which it is shown that nothing changed; with
+            `pieces="new"` its subwords are not new.
         before: What was added before; it is frozen too.
         masks: Of the old pairs, where the base has some and `before` does not hold them.
         gate_config: How they act; None: as `before` says, or as a gate does by itself.

@@ -59,19 +59,20 @@ def test_a_named_language_that_no_pair_has_is_refused():
         new_languages(["en-lb"], ["mt"])
 
 
-def test_subwords_that_other_languages_use_keep_their_embedding():
+def test_new_pairs_have_embeddings_of_their_languages_subwords_or_of_those_that_no_other_uses():
     texts = tiny_text.texts(pairs=["en-fr", "fr-en"])
     en = {i for t in texts for ids in TAGS.encode_source(tiny_text.sentences()["en"], "en-fr") for i in ids}
     fr = {i for ids in TAGS.encode_source(tiny_text.sentences()["fr"], "fr-en") for i in ids}
     special = {*TAGS.tokenizer.all_special_ids}
     tag = TAGS.tag_id("fr")
     assert fr & en - special
-    assert words(texts).ids == sorted(fr - en - special | {tag})
+    new = AddConfig(pieces="new")
+    assert words(texts, new).ids == sorted(fr - en - special | {tag})
     old = [PairText(Pair("en-de"), ["one"], ["deux"])]
     deux = {*TAGS.encode_target(["deux"], "en-de")[0]}
     assert deux & fr - en - special
-    assert words(texts, old=old).ids == sorted(fr - en - deux - special | {tag})
-    assert words(texts, AddConfig(pieces="all")).ids == sorted(fr - special | {tag})
+    assert words(texts, new, old=old).ids == sorted(fr - en - deux - special | {tag})
+    assert words(texts, old=old).ids == words(texts).ids == sorted(fr - special | {tag})
     assert words(texts, AddConfig(pieces="none")).ids == [tag]
     assert words(texts).tokens == {}
     assert words(texts).begins_as == {}
