@@ -252,8 +252,8 @@ def added(found: Mapping[str, Any]) -> str:
     parts = [f"neurons {found['width']:.0%}"] if found["width"] else []
     parts += [f"LoRA {add['lora']}"] if add.get("lora") else []
     parts += ["copy of " + ", ".join(add["copies"])] if add.get("copies") else []
-    pieces = {"all": ["all pieces"], "none": ["no pieces"]}.get(add.get("pieces", "new"), [])
-    return " + ".join([*parts, *pieces]) or "new pieces alone"
+    pieces = {"all": [], "new": ["new pieces"], "none": ["no pieces"]}[add.get("pieces", "all")]
+    return " + ".join([*parts, *pieces]) or "all pieces"
 
 
 def read_options(argv: list[str] | None = None) -> tuple[Adding, Any]:

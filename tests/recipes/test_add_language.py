@@ -93,7 +93,7 @@ def test_joint_training_begins_from_new_weights_with_all_text_and_its_own_count_
 def test_the_figure_shows_what_the_validation_text_chose_of_each_size(config, tmp_path):
     recipe = loaded("add_language")
     measured = {  # row, seed → way, what is added, share, loss, BLEU
-        ("small", 1): ("beside", {"width": 0}, 0.1, 4.0, 3.0),
+        ("small", 1): ("beside", {"width": 0, "pieces": "new"}, 0.1, 4.0, 3.0),
         ("slow", 1): ("beside", {}, 0.2, 3.0, 9.0),  # the better on the test text
         ("fast", 1): ("beside", {}, 0.2, 2.0, 5.0),
         ("fast", 2): ("beside", {}, 0.2, 9.0, 7.0),
@@ -114,5 +114,5 @@ def test_the_figure_shows_what_the_validation_text_chose_of_each_size(config, tm
     curve, tuned = axes.lines[0], axes.lines[-1]
     assert [tuple(point) for point in curve.get_xydata()] == [(10, 3), (20, 6)]
     assert list(tuned.get_ydata()) == [4, 4]
-    assert [text.get_text() for text in axes.texts] == ["new pieces alone", "neurons 25%"]
+    assert [text.get_text() for text in axes.texts] == ["new pieces", "neurons 25%"]
     plt.close("all")
