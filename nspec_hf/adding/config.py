@@ -27,8 +27,8 @@ class AddConfig:
     width 0, are fine-tuning that forgets nothing, for as many parameters again."""
 
     pieces: Literal["all", "new", "none"] = "all"
-    """Which subwords of the new languages' text get an embedding for the new pairs: all of them, those that no
-    other language of the text uses, or none. It begins as the old one."""
+    """Which subwords of the new languages' text get an embedding for the new pairs: all, those that no other
+    language of the text uses, or none. It begins as the old one."""
 
     kin: str | None = None
     """The language whose tag a new tag begins as; None: the mean of all tags. A tag that the tokenizer has

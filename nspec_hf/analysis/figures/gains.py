@@ -68,7 +68,7 @@ def draw_setting_gains(result: SettingGains) -> Figure:
         axes.plot(result.values, result.mean[:, column], style, color=colour, label=label, ms=5)
     axes.axhline(0, color=INK, lw=0.8)
     axes.set(xlabel=result.setting, ylabel="mean gain over the baseline")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)  # lines may lie anywhere
     return figure
 
 
