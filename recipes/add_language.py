@@ -198,7 +198,8 @@ def draw(config: Adding) -> Path:
     """Draw BLEU against what was added, a curve for each amount of text; return the file.
 
     Of rows that add the same, the one of the lowest loss on the validation text is drawn, and of fine-tuning
-    too: the mean of its seeds, and a bar from the lowest to the highest.
+    too: the mean of its seeds, and a bar from the lowest to the highest. Named and joined are those that no
+    smaller addition has a lower loss than.
     """
     import matplotlib.pyplot as plt
 
@@ -209,7 +210,9 @@ def draw(config: Adding) -> Path:
         those = [one for one in found if one["lines"] == lines]
         labels = sorted({added(one) for one in those if one["way"] == "beside"})
         points = sorted((*chosen([one for one in those if added(one) == label]), label) for label in labels)
-        x, low, mean, high, names = zip(*points, strict=True)
+        losses = [point[4] for point in points]
+        best = [each for number, each in enumerate(points) if each[4] <= min(losses[: number + 1])]
+        x, low, mean, high, _, names = zip(*best, strict=True)
         off = [
             [m - at for m, at in zip(mean, low, strict=True)],
             [at - m for m, at in zip(mean, high, strict=True)],
@@ -217,11 +220,13 @@ def draw(config: Adding) -> Path:
         (drawn, *_) = axes.errorbar(
             x, mean, off, fmt="o-", capsize=3, label=f"{lines:,} sentences, old pairs untouched"
         )
+        for share, _, bleu, *_ in (each for each in points if each not in best):
+            axes.plot(share, bleu, ".", color=drawn.get_color(), alpha=0.4)
         for at, y, name in zip(x, mean, names, strict=True):
             axes.annotate(name, (at, y), fontsize=7, textcoords="offset points", xytext=(4, -9))
         free = [one for one in those if one["way"] == "free"]
         if free:
-            _, _, tuned, _ = chosen(free)
+            tuned = chosen(free)[2]
             tried = len({one["row"] for one in free})
             label = f"{lines:,}, fine-tuning, best setting of {tried} (old pairs lost)"
             axes.axhline(tuned, color=drawn.get_color(), linestyle="--", label=label)
@@ -236,12 +241,13 @@ def draw(config: Adding) -> Path:
     return path
 
 
-def chosen(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float, float]:
-    """Return share added, in %, and lowest, mean and highest BLEU of the row that validation text chooses."""
+def chosen(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float, float, float]:
+    """Return of the row that validation text chooses: share added, in %, lowest, mean, highest BLEU; loss."""
     first = [one for one in rows if one["seed"] == min(each["seed"] for each in rows)]
     best = min(first, key=lambda one: list(one["validation_loss"].values())[-1])
     bleu = [one["new"]["bleu"]["mean"] for one in rows if one["row"] == best["row"]]
-    return 100 * best["share"], min(bleu), sum(bleu) / len(bleu), max(bleu)
+    loss = list(best["validation_loss"].values())[-1]
+    return 100 * best["share"], min(bleu), sum(bleu) / len(bleu), max(bleu), loss
 
 
 def added(found: Mapping[str, Any]) -> str:
@@ -252,6 +258,7 @@ def added(found: Mapping[str, Any]) -> str:
     parts = [f"neurons {found['width']:.0%}"] if found["width"] else []
     parts += [f"LoRA {add['lora']}"] if add.get("lora") else []
     parts += ["copy of " + ", ".join(add["copies"])] if add.get("copies") else []
+    parts += ["pieces of " + ", ".join(add["languages"])] if add.get("languages") else []
     pieces = {"all": [], "new": ["new pieces"], "none": ["no pieces"]}[add.get("pieces", "all")]
     return " + ".join([*parts, *pieces]) or "all pieces"
 
