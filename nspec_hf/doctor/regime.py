@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from nspec_hf.core import NspecError
+from nspec_hf.core import NspecError, read_lines
 from nspec_hf.data import BatchConfig, PairText, encode_corpus
 from nspec_hf.doctor.setup import Finding, NotCheckedError, NotGivenError, Setup, one_line
 from nspec_hf.training import TrainConfig, text_loss
@@ -57,7 +57,7 @@ _ADVICE = (
     "expect speed and size, not quality: fine-tune, or continue as long as the base was trained, after which "
     "42 % of the neurons lost nothing on twelve directions of Multi30k",
 )
-_FOUND = yaml.safe_load(Path(__file__).with_name("regimes.yaml").read_text(encoding="utf-8"))
+_FOUND = yaml.safe_load("\n".join(read_lines(Path(__file__).with_name("regimes.yaml"))))
 REGIMES = tuple(Regime(**found, advice=advice) for found, advice in zip(_FOUND, _ADVICE, strict=True))
 """The most overfitted first. Tests hold the numbers to the laboratory's, and the advice to the numbers."""
 

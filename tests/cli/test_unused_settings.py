@@ -109,7 +109,7 @@ LINES = {
     **{
         f"add-pair --add.{name}": f"add-pair --model no --pairs en-de --corpus.path no --output o --way free "
         f"--add.{name} {value}"
-        for name, value in {"width": 1, "lora": 2, "copies": "[norms]", "pieces": "all", "seed": 7}.items()
+        for name, value in {"width": 1, "lora": 2, "copies": "[norms]", "pieces": "new", "seed": 7}.items()
     },
 }
 

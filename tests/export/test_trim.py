@@ -185,8 +185,8 @@ def test_a_model_whose_rows_are_other_tokens_is_not_left_behind(tmp_path, monkey
     model, tokenizer, masks = setting("recipe_unigram", tmp_path)
     cut = export_file.cut_vocabulary
 
-    def cut_wrongly(model, kept):
-        cut(model, [*kept[:-9], *kept[-9:][::-1]])
+    def cut_wrongly(model, kept, **others):
+        cut(model, [*kept[:-9], *kept[-9:][::-1]], **others)
 
     monkeypatch.setattr(export_file, "cut_vocabulary", cut_wrongly)
     with pytest.raises(ExportError, match="not written"):

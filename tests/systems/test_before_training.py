@@ -58,7 +58,7 @@ def test_the_loss_is_that_of_a_plain_loop(based, tmp_path, name, settings):
     found = untrained(own, system)
     masks = NeuronMasks.from_pretrained(tmp_path / "masks")
     assert found["loss"] == pytest.approx(slow_loss(own, masks), abs=1e-5)
-    assert found["loss"] != pytest.approx(slow_loss(own), abs=1e-4)
+    assert found["loss"] != pytest.approx(slow_loss(own), abs=3e-5)
     for side in ("encoder", "decoder"):
         bits = [
             bit

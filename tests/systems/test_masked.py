@@ -29,22 +29,24 @@ def counted(model, own, **settings):
 
 
 @pytest.mark.parametrize(
-    ("settings", "record"),
+    ("settings", "coverage", "record"),
     [
-        ({"coverage": 0.6}, {}),
-        ({"coverage": 0.9, "coverage_decoder": 0.5}, {}),
-        ({"sides": ["decoder"]}, {}),
-        ({"by": "target"}, {}),
-        ({"count": "sentences"}, {"count": "sentences"}),
+        ({"coverage": 0.6}, 0.95, {}),
+        ({"coverage": 0.9, "coverage_decoder": 0.5}, 0.95, {}),
+        ({"sides": ["decoder"]}, 0.95, {}),
+        ({"by": "target", "coverage": 0.5}, 0.5, {}),
+        ({"count": "sentences", "coverage": 0.5}, 0.5, {"count": "sentences"}),
     ],
 )
-def test_the_settings_of_neuron_specialization_are_those_of_its_masks(based, tmp_path, settings, record):
+def test_the_settings_of_neuron_specialization_are_those_of_its_masks(
+    based, tmp_path, settings, coverage, record
+):
     own = bench(based)
     own = Run(config=own.config, folder=tmp_path, seed=1)
     masks = make_system(SYSTEMS["neuron_specialization"], settings).masks(own.base(), own)
     given = {name: value for name, value in settings.items() if name != "count"}
     assert masks == NeuronMasks.from_coverage(counted(own.base(), own, **record), **given)
-    assert masks != NeuronMasks.from_coverage(counted(own.base(), own))
+    assert masks != NeuronMasks.from_coverage(counted(own.base(), own), coverage)
 
 
 def test_random_masks_are_of_one_density_or_as_dense_as_the_specialized_ones(based, tmp_path):
@@ -75,18 +77,18 @@ def test_the_gate_acts_as_the_settings_say(based, tmp_path):
 
 def test_masks_selected_anew_are_those_of_the_weights_at_that_time(based):
     folder, file = based
-    settings = ["--settings.refresh_every", "2", "--settings.coverage", "0.6", *OFTEN]
+    settings = ["--settings.refresh_every", "2", "--settings.coverage", "0.5", *OFTEN]
     recipe("specialize")([file, "--row", "anew", *settings, "--specialize.arguments.save_total_limit", "9"])
     at, own = folder / "work" / "anew" / "s1", bench(based)
     kept = {
         step: NeuronMasks.from_pretrained(at / f"checkpoint-{step}" / MASKS_FOLDER) for step in (1, 2, 3, 4)
     }
     weights = {step: type(own.base()).from_pretrained(at / f"checkpoint-{step}") for step in (2, 4)}
-    assert kept[1] == NeuronMasks.from_coverage(counted(own.base(), own), 0.6)
-    assert kept[2] == kept[3] == NeuronMasks.from_coverage(counted(weights[2], own), 0.6)
+    assert kept[1] == NeuronMasks.from_coverage(counted(own.base(), own), 0.5)
+    assert kept[2] == kept[3] == NeuronMasks.from_coverage(counted(weights[2], own), 0.5)
     assert kept[1] != kept[2]
     # At the end nothing is selected: no update would use it.
-    assert kept[4] == kept[2] != NeuronMasks.from_coverage(counted(weights[4], own), 0.6)
+    assert kept[4] == kept[2] != NeuronMasks.from_coverage(counted(weights[4], own), 0.5)
     assert result(folder, "anew")["attachment"]["masks"] == kept[4].fingerprint()
 
 
