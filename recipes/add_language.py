@@ -154,7 +154,7 @@ def search(config: Adding, lines: int, updates: int, sentences: int) -> dict[str
     losses: dict[str, dict[str, float]] = {}
     for way, rows in config.searched.items():
         run = {row: row_of(config, row, lines, config.seeds[0], updates, sentences) for row in rows}
-        losses[way] = {row: list(each["validation_loss"].values())[-1] for row, each in run.items()}
+        losses[way] = {row: last_loss(each) for row, each in run.items()}
     chosen = {way: min(each, key=lambda row: each[row]) for way, each in losses.items()}
     scores: dict[str, Any] = {way: {} for way in chosen}
     tests = {}
@@ -244,10 +244,14 @@ def draw(config: Adding) -> Path:
 def chosen(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float, float, float]:
     """Return of the row that validation text chooses: share added, in %, lowest, mean, highest BLEU; loss."""
     first = [one for one in rows if one["seed"] == min(each["seed"] for each in rows)]
-    best = min(first, key=lambda one: list(one["validation_loss"].values())[-1])
+    best = min(first, key=last_loss)
     bleu = [one["new"]["bleu"]["mean"] for one in rows if one["row"] == best["row"]]
-    loss = list(best["validation_loss"].values())[-1]
-    return 100 * best["share"], min(bleu), sum(bleu) / len(bleu), max(bleu), loss
+    return 100 * best["share"], min(bleu), sum(bleu) / len(bleu), max(bleu), last_loss(best)
+
+
+def last_loss(found: Mapping[str, Any]) -> float:
+    """Return the loss of the validation text when a row's training ended, in nats a token."""
+    return list(found["validation_loss"].values())[-1]
 
 
 def added(found: Mapping[str, Any]) -> str:

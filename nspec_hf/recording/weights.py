@@ -98,10 +98,8 @@ def refuse_integers(model: nn.Module, name: str | Path, variant: str | None = No
     """
     if getattr(model, "hf_quantizer", None) is not None:
         return
-    state, saved = (
-        model.state_dict(),
-        _saved_types(name, variant, {**hub, "force_download": False, "local_files_only": True}),
-    )
+    state = model.state_dict()
+    saved = _saved_types(name, variant, {**hub, "force_download": False, "local_files_only": True})
     others = {key: dtype for key, dtype in saved.items() if dtype not in _FLOATS}
     wrong = {key: dtype for key, dtype in others.items() if _holds_floats(key, dtype, state)}
     if wrong:
