@@ -82,7 +82,8 @@ ROOMS: dict[str, str] = {
     "paired_test significance",
     "analysis": "result mask_overlap language_families general_specific ablation sweeps gain_tables probing "
     "analysis figures.style figures.neurons figures.gains figures.tradeoffs figures.registry report.page",
-    "export": "config prune ctranslate2 tokenizer_cut vocabulary verify trim group report reading export",
+    "export": "config memory prune ctranslate2 tokenizer_cut vocabulary verify trim group report reading "
+    "export",
     "adding": "config branches vocabulary addition added languages saved run",
     "systems": "plan experiment result display run system parts.rowwise parts.zero_shot parts.subnetworks "
     "parts.clones baseline masked controls variants elastic own_neurons individual lass differentiation "

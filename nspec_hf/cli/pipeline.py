@@ -245,7 +245,7 @@ def export(
     if corpus is not None:
         texts = data.read_corpus(corpus, wanted, split)
         counted = data.read_corpus(corpus, wanted, count_split) if trim_vocabulary else None
-    network, tags = load(model, codes, trust_remote_code)
+    network, tags = load(model, codes, trust_remote_code, paged=True)
     made = exporting.export_model(
         network,
         tags.tokenizer,
@@ -285,6 +285,7 @@ def load(
     codes: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     training: bool = False,
+    paged: bool = False,
 ) -> "tuple[PreTrainedModel, data.LanguageTags]":
     """Load a model, and its tokenizer as one that knows how languages are spelled.
 
@@ -293,12 +294,15 @@ def load(
         codes: Your language codes → the tokenizer's, where they differ.
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
         training: Whether it is to be trained: then without layer dropout.
+        paged: Whether its weights leave memory again until they are used.
 
     Raises:
         ArtifactError: If there is no such model.
     """
     trusted = trust_remote_code
     network = recording.load_model(model, for_training=training, trust_remote_code=trusted)
+    if paged:
+        exporting.page_out(network)
     return network, data.LanguageTags(data.load_tokenizer(model, trust_remote_code=trusted), codes)
 
 

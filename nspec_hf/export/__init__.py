@@ -6,6 +6,7 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.export.config import ExportConfig as ExportConfig
+    from nspec_hf.export.memory import page_out as page_out
     from nspec_hf.export.prune import pruned as pruned
     from nspec_hf.export.ctranslate2 import Decoder as Decoder, convert as convert, decode as decode
     from nspec_hf.export.verify import gated_tokens as gated_tokens, greedy as greedy, until_end as until_end

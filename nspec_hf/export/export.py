@@ -15,6 +15,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, require_ctranslate2
 from nspec_hf.export.group import Sharing, kept_levels, renumbered, sharing_of
-from nspec_hf.export.prune import give_up, let_go, padded, pruned, whole, zeroed
+from nspec_hf.export.memory import a_side_at_a_time, let_go, page_out
+from nspec_hf.export.prune import give_up, padded, pruned, whole, zeroed
 from nspec_hf.export.reading import exported_tokens
 from nspec_hf.export.report import ExportReport
 from nspec_hf.export.trim import Trimmed, expected_tokens, measure, trim
@@ -84,6 +86,8 @@ def export_model(
     """
     model, tags = plain_model(model), LanguageTags(tokenizer, codes)
     refuse_unfit(model, type(model).__name__)
+    if release:
+        page_out(model)
     if config.format == "ctranslate2":
         require_ctranslate2()
     pairs = as_pairs([pairs] if isinstance(pairs, str) else pairs)
@@ -98,7 +102,8 @@ def export_model(
         tokenizer.save_pretrained(partial)
         counted = None if counted is None else _of_pairs(counted, pairs)
         trimmed = None if counted is None else trim(model, tags, counted, config.min_count, partial)
-        proof = _proof(model, tags, pairs, own, chosen, sharing, config, texts, trimmed)
+        with a_side_at_a_time(model) if release else nullcontext():
+            proof = _proof(model, tags, pairs, own, chosen, sharing, config, texts, trimmed)
         parameters_dense = model.num_parameters()
         bytes_dense = sum(weight.numel() * weight.element_size() for weight in model.parameters())
         after = trimmed.after if trimmed else tags

@@ -12,9 +12,6 @@ none where the model is given up for it (`release`).
 """
 
 import copy
-import ctypes
-import mmap
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
+from nspec_hf.export.memory import let_go
 from nspec_hf.gating import attachment_of, refuse_changed_linears, resize
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import Site, find_sites, linear_at, plain_model, site_activation
@@ -208,21 +206,6 @@ def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
 def give_up(model: PreTrainedModel) -> None:
     """Give a model's weights up: it stays as a shape, on the device "meta", and a copy may keep them."""
     model.to(torch.device("meta"))  # type: ignore[arg-type]
-
-
-def let_go(*weights: Tensor) -> None:
-    """Give the memory of weights that nothing uses any more back to the system now; what they hold is lost.
-
-    Else a mapped file stays in memory as long as one of its weights is used, and freed memory a while longer.
-    """
-    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
-    for weight in weights:
-        if advise is not None and weight.device.type == "cpu" and weight.is_contiguous():
-            # Whole pages alone: others' weights may begin on the last one.
-            first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-            size = (weight.data_ptr() + weight.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-            if size > 0:
-                advise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 def _zero(model: nn.Module, site: Site, keep_F: Tensor, silence: str, free: set[int]) -> None:

@@ -10,6 +10,7 @@ from nspec_hf.core import ArtifactError, read_json, require
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import decode
+from nspec_hf.export.memory import a_side_at_a_time
 from nspec_hf.export.prune import narrow
 from nspec_hf.export.report import REPORT_FILE
 from nspec_hf.export.verify import Tokens, gated_tokens, prompts, until_end
@@ -88,7 +89,8 @@ def exported_tokens(
         device = None if model.device.type == "meta" else model.device  # given up, see `export_model`
         loaded = load(folder, dtype=model.dtype, device=device)
         masks = exported_masks(folder, coverage) if masked else None
-        return gated_tokens(loaded, tags, masks, sample, config.silence, longest)
+        with a_side_at_a_time(loaded):
+            return gated_tokens(loaded, tags, masks, sample, config.silence, longest)
     found: Tokens = {}
     for pair, rows in sample.items():
         place = folder_of_pair(folder, pair)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, UnsupportedModelError
 from nspec_hf.data import LanguageTags, PairText, vocabularies
-from nspec_hf.export.prune import let_go
+from nspec_hf.export.memory import let_go
 from nspec_hf.export.tokenizer_cut import reachable
 
 _LEAST_SHARE = 0.01  # of a side's letters: a word that is quoted in another script does not bring all of it

@@ -2,14 +2,10 @@
 
 import dataclasses
 import json
-import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSeq2SeqLM
 
@@ -17,7 +13,6 @@ from nspec_hf.core import ConfigError, ExportError, Pair
 from nspec_hf.data import LanguageTags, PairCollator
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import ExportConfig, export as export_file, export_model, load_pruned, pruned
-from nspec_hf.export.prune import let_go
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, find_sites, load_model, record
@@ -329,19 +324,3 @@ def test_masks_of_other_neurons_are_not_left_behind(tmp_path, monkeypatch):
 def test_a_group_that_is_no_choice_is_refused():
     with pytest.raises(ConfigError, match="own or union"):
         ExportConfig(group="all")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is given back there alone")
-def test_memory_of_a_mapped_weight_is_given_back_and_its_neighbours_are_whole(tmp_path):
-    drawn = {str(number): torch.rand(1000, 5001) for number in range(3)}
-    save_file(drawn, tmp_path / "weights.safetensors")
-    mapped = load_file(tmp_path / "weights.safetensors")
-    assert all(torch.equal(mapped[name], drawn[name]) for name in drawn)
-
-    def resident():
-        return int(re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-    before = resident()
-    let_go(mapped.pop("1"))
-    assert before - resident() > 0.9 * drawn["1"].nbytes
-    assert all(torch.equal(mapped[name], drawn[name]) for name in mapped)
