@@ -302,7 +302,7 @@ def load(
     trusted = trust_remote_code
     network = recording.load_model(model, for_training=training, trust_remote_code=trusted)
     if paged:
-        exporting.page_out(network)
+        exporting.page_out(*network.parameters())
     return network, data.LanguageTags(data.load_tokenizer(model, trust_remote_code=trusted), codes)
 
 

@@ -85,9 +85,7 @@ def export_model(
         ConfigError: If the folder is not empty, or texts cannot be used; before the work.
     """
     model, tags = plain_model(model), LanguageTags(tokenizer, codes)
-    refuse_unfit(model, type(model).__name__)
-    if release:
-        page_out(model)
+    refuse_unfit(model, type(model).__name__, checked=page_out if release else None)
     if config.format == "ctranslate2":
         require_ctranslate2()
     pairs = as_pairs([pairs] if isinstance(pairs, str) else pairs)

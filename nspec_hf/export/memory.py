@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61  # of an entry of /proc/self/pagemap
@@ -27,9 +27,9 @@ def let_go(*weights: Tensor) -> None:
     _return_freed()
 
 
-def page_out(model: nn.Module) -> None:
+def page_out(*weights: Tensor) -> None:
     """Take weights that are as their file has them out of memory until they are used again; none is lost."""
-    for weight in model.parameters():
+    for weight in weights:
         for first, size in _pages(weight):
             if _is_of_file(first, size):
                 _system().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
@@ -41,15 +41,15 @@ def a_side_at_a_time(model: PreTrainedModel) -> Iterator[None]:
     """Have the encoder's weights in memory while it computes, the decoder's after that, and then none."""
     encoder: Any = model.get_encoder()
     hooks = (
-        encoder.register_forward_pre_hook(lambda *_: page_out(model)),
-        encoder.register_forward_hook(lambda *_: page_out(encoder)),
+        encoder.register_forward_pre_hook(lambda *_: page_out(*model.parameters())),
+        encoder.register_forward_hook(lambda *_: page_out(*encoder.parameters())),
     )
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        page_out(model)
+        page_out(*model.parameters())
 
 
 def _pages(weight: Tensor) -> Iterator[tuple[int, int]]:

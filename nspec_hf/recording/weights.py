@@ -6,7 +6,7 @@ with other weights, and says nothing.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def refuse_unfit(
     missing_keys: Iterable[str] = (),
     unexpected_keys: Iterable[str] = (),
     mismatched_keys: Iterable[tuple[Any, ...]] = (),
+    checked: Callable[[Tensor], None] | None = None,
     **_others: Any,
 ) -> None:
     """Check what `from_pretrained(…, output_loading_info=True)` says of a model, and that it is finite.
@@ -41,6 +42,7 @@ def refuse_unfit(
         unexpected_keys: Weights that the model has no place for. A head or a buffer that it does without is
             let pass, but not a further layer.
         mismatched_keys: Name, shape in the checkpoint and shape in the model.
+        checked: Called with each weight once it was read.
 
     Raises:
         ArtifactError: If the weights are not all of this model, or not finite, with three names.
@@ -66,7 +68,7 @@ def refuse_unfit(
         for key, weight in chain(model.named_parameters(), model.named_buffers())
         if type(weight.detach()) is Tensor  # quantized and sharded ones know no isfinite
         and weight.is_floating_point()
-        and not (weight.is_meta or _is_finite(weight.detach(), isinstance(weight, nn.Parameter)))
+        and not (weight.is_meta or _is_finite(weight.detach(), isinstance(weight, nn.Parameter), checked))
     ]
     if broken:
         raise ArtifactError(
@@ -75,11 +77,13 @@ def refuse_unfit(
         )
 
 
-def _is_finite(weight: Tensor, is_trained: bool) -> bool:
+def _is_finite(weight: Tensor, is_trained: bool, checked: Callable[[Tensor], None] | None) -> bool:
     # `isfinite` would need as much memory again as the largest weight, often half of the model, has.
     if not weight.numel():
         return True
     least, most = weight.aminmax()  # NaN is both
+    if checked is not None:
+        checked(weight)
     # A buffer may forbid with -inf.
     return bool(torch.isfinite(most) and (not is_trained or torch.isfinite(least)))
 
