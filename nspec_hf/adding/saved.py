@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf import __version__
@@ -25,6 +26,7 @@ from nspec_hf.core import (
     ConfigError,
     SiteMismatchError,
     as_pairs,
+    digest,
     plain,
     read_artifact,
     write_artifact,
@@ -60,11 +62,28 @@ def save_added(added: AddedPairs, folder: str | os.PathLike, *, repo: str | None
     if added.masks is not None:
         added.masks.save(folder / MASKS_FILE)
     gate = None if added.gate_config is None else plain(asdict(added.gate_config))
-    stated = {"layouts": layouts, "base_weights": base, "masks": added.masks is not None, "gate": gate}
+    stated = {
+        "layouts": layouts,
+        "base_weights": base,
+        "all_weights": _digest_of_all(added.model),
+        "masks": added.masks is not None,
+        "gate": gate,
+    }
     write_artifact(folder / ADDED_FILE, tensors, stated, KIND)
     small = {"library_name": "nspec_hf", "library_version": __version__, "added": ADDED_FILE}
     write_text(folder / CONFIG_FILE, json.dumps(small, indent=2) + "\n")
     write_text(folder / "README.md", _card(added, repo or folder.resolve().name))
+
+
+def _digest_of_all(model: nn.Module) -> str:
+    """Return a digest of a base's weights, as float32: a model with its feed-forward ones may be another."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    return digest(
+        part
+        for name, weight in weights.items()
+        if type(weight) is Tensor and weight.is_floating_point()  # quantized ones are not
+        for part in (name, weight.float().cpu().contiguous().numpy())
+    )
 
 
 def load_added(
@@ -106,6 +125,8 @@ def load_added(
         raise ArtifactError(f"{folder / ADDED_FILE} does not describe additions ({error!r})") from error
     plain_one = plain_model(model)
     now = weight_fingerprint(plain_one, find_sites(plain_one))
+    if now == base and stated.get("all_weights"):  # not in older ones
+        base, now = stated["all_weights"], _digest_of_all(plain_one)
     if now != base:
         names = ", ".join(dict.fromkeys(str(layout.about.get("base", "not named")) for layout in layouts))
         raise SiteMismatchError(

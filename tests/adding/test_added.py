@@ -269,6 +269,12 @@ def test_saved_and_loaded_it_computes_the_same_bits_and_another_base_is_refused(
         assert torch.equal(logits(again.model, **batch, pair_ids=ids_of(again, names)), expected)
     with pytest.raises(SiteMismatchError, match="load that base"):
         load_added(tmp_path / "cs", tiny_m2m100(seed=1))
+    # LoRA on attention, merged: the feed-forward weights are still the base's.
+    merged = tiny_m2m100()
+    with torch.no_grad():
+        merged.get_decoder().layers[0].self_attn.q_proj.weight[0, 0] += 0.01
+    with pytest.raises(SiteMismatchError, match="load that base"):
+        load_added(tmp_path / "cs", merged)
     path = tmp_path / "cs" / "nspec_added.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
