@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read_json, require, warn
+from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read_json, warn
 from nspec_hf.export import REPORT_FILE
 from nspec_hf.gating import MASKS_FOLDER, GateConfig
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks
@@ -39,19 +39,27 @@ class Place:
     """Where a model lies: a folder, or a folder of a repository."""
 
     name: str
-    hub: Mapping[str, Any]
+    download: Mapping[str, Any]
+    """Arguments of a download, wherever it is from."""
+    revision: str = ""
+    subfolder: str = ""
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that say which of the repository's files are meant."""
+        where = {"revision": self.revision, "subfolder": self.subfolder}
+        return {**self.download, **{name: value for name, value in where.items() if value}}
 
     def inside(self, folder: str) -> "Place":
         """Return the folder in it."""
         if Path(self.name).is_dir():
-            return Place(str(Path(self.name) / folder), self.hub)
-        subfolder = "/".join(filter(None, (self.hub.get("subfolder"), folder)))
-        return Place(self.name, {**self.hub, "subfolder": subfolder})
+            return replace(self, name=str(Path(self.name) / folder))
+        return replace(self, subfolder="/".join(filter(None, (self.subfolder, folder))))
 
     def __str__(self) -> str:
         """Return its name, with the revision and the folder of a repository."""
-        more = [str(self.hub[key]) for key in ("revision", "subfolder") if self.hub.get(key)]
-        return f"{self.name} ({', '.join(more)})" if more else self.name
+        more = ", ".join(filter(None, (self.revision, self.subfolder)))
+        return f"{self.name} ({more})" if more else self.name
 
 
 @dataclass(frozen=True)
@@ -66,43 +74,31 @@ class Parts:
     fingerprint: str = ""
     """Of the weights that the masks go with; empty where nothing says it."""
 
-    def at(self, coverage: float | None) -> "Parts":
-        """Return these with one level of the masks.
 
-        Raises:
-            ConfigError: If there is no such level, or there are no masks.
-        """
-        if coverage is None:
-            return self
-        require(self.masks is not None, f"{self.place} has no masks whose coverage could be chosen")
-        return replace(self, masks=self.masks and self.masks.at(coverage))
-
-
-def recognized(here: Path, place: Place, given: Place | None, download: Mapping[str, Any]) -> Parts:
+def recognized(here: Path, place: Place, given: Place | None) -> Parts:
     """Return what a folder stands for.
 
     Args:
         here: The folder, with at least its `SMALL_FILES`.
         place: Where it comes from.
         given: The model that was asked for in the place of the one that is named.
-        download: Arguments of a download that go for a named model too.
 
     Raises:
         ArtifactError: If it stands for nothing, or does not name its model.
         UnsupportedModelError: If a model was trained with more than masks.
     """
-    config = _config(here)
+    config = _content(here / CONFIG_FILE)
     is_model = "model_type" in config
     if (here / MASKS_FILE).is_file() and not is_model:
         masks = NeuronMasks.from_pretrained(here)
         stated = _gate_config(config.get("gate"), here / CONFIG_FILE)
-        named, fingerprint = (given, "") if given is not None else _named(config, masks, place, download)
+        named, fingerprint = (given, "") if given is not None else _named(config, masks, place)
         trained, acted = _trained_with(Path(named.name))
         _warn_of_other_masks(named.name, trained, masks)
         return Parts(named, masks, stated or acted, fingerprint)
     if is_model:
         model, folder = here, place
-    elif "model_type" in _config(here / _MODEL):
+    elif "model_type" in _content(here / _MODEL / CONFIG_FILE):
         model, folder = here / _MODEL, place.inside(_MODEL)
     elif config.get("sets"):
         raise ArtifactError(
@@ -145,8 +141,7 @@ def _warn_of_other_masks(model: Path | str, trained: str, masks: NeuronMasks) ->
 def _trained_with(model: Path) -> tuple[str, GateConfig | None]:
     """Return the fingerprint of the masks that a run trained its model with, and how they acted."""
     path = model / MADE_BY_FILE
-    made_by = read_json(path, ArtifactError) if path.is_file() else {}
-    facts = made_by.get("gate") if isinstance(made_by, dict) else None
+    facts = _content(path).get("gate")
     if facts is None:
         return "", None
     if not isinstance(facts, dict) or "masks" not in facts or "gate" not in facts:
@@ -157,21 +152,19 @@ def _trained_with(model: Path) -> tuple[str, GateConfig | None]:
     return str(facts["masks"]), _gate_config(facts["gate"], path)
 
 
-def _named(
-    config: Mapping[str, Any], masks: NeuronMasks, place: Place, download: Mapping[str, Any]
-) -> tuple[Place, str]:
+def _named(config: Mapping[str, Any], masks: NeuronMasks, place: Place) -> tuple[Place, str]:
     """Return the model that masks go with, and the fingerprint of its weights."""
-    if config.get("model"):
-        where = Place(str(config["model"]), given_only(download, revision=config.get("revision")))
-        return where, str(config.get("fingerprint") or "")
     recipe = masks.recipe
+    if config.get("model"):
+        where = Place(str(config["model"]), place.download, config.get("revision") or "")
+        return where, str(config.get("fingerprint") or "")
     if not recipe.base_model:
         raise ArtifactError(f"the masks in {place} do not name their model; give base='user/model'")
-    return Place(recipe.base_model, given_only(download, revision=recipe.revision)), recipe.weight_fingerprint
+    return Place(recipe.base_model, place.download, recipe.revision), recipe.weight_fingerprint
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
+def _content(path: Path) -> dict[str, Any]:
+    """Return what a JSON file holds; nothing where there is none."""
     content = read_json(path, ArtifactError) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
 
@@ -185,8 +178,3 @@ def _gate_config(stated: Any, path: Path) -> GateConfig | None:
         return GateConfig(**{name: value for name, value in stated.items() if name in known})
     except (NspecError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} states a gate that cannot be: {error}") from error
-
-
-def given_only(download: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return arguments of a download with others, but for those that are empty."""
-    return {**download, **{name: value for name, value in more.items() if value}}

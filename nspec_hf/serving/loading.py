@@ -6,14 +6,14 @@ tells which it is. The weights of a named model are compared with those that wer
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.adding import ADDED_FILE, base_of, load_added
-from nspec_hf.core import ArtifactError, ConfigError, Pair, read_json, warn
+from nspec_hf.core import ArtifactError, ConfigError, Pair, read_json, require, warn
 from nspec_hf.data import LanguageTags, load_tokenizer
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import REPORT_FILE, exported_masks, load_pruned
@@ -21,7 +21,7 @@ from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import MASKS_FILE, NeuronMasks, fetch
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
 from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator, exported_pairs
-from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, given_only, recognized
+from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, recognized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,42 +126,46 @@ def load(
     if base_revision is not None and base is None:
         raise ConfigError("base_revision goes with base=; the model that masks name has its own")
     here = fetch(repo_or_folder, (*SMALL_FILES, ADDED_FILE), revision, subfolder, download)
-    name, commit = str(repo_or_folder), ""
-    hub: dict[str, Any] = {**download, **({"subfolder": subfolder} if subfolder else {})}
-    if not Path(name).is_dir():
+    place, commit = Place(str(here if subfolder else repo_or_folder), download), ""
+    if not Path(repo_or_folder).is_dir():
         commit = here.parents[len(Path(subfolder).parts) - 1].name if subfolder else here.name
-        hub["revision"] = commit
-    elif subfolder:
-        name, hub = str(here), download
+        place = Place(str(repo_or_folder), download, commit, subfolder)
     about = {"source": str(repo_or_folder), "revision": commit}
     if (here / REPORT_FILE).is_file():
         if base is not None or (gate is not None and not (here / MASKS_FILE).is_file()):
             raise ConfigError(
                 f"{repo_or_folder} is an exported model, its masks baked in; give no base or gate"
             )
-        folder = here if not commit else fetch(name, None, commit, subfolder, download)
+        folder = here if not commit else fetch(place.name, None, commit, subfolder, download)
         return _exported(folder, translate, gate, coverage, codes, about, options)
-    given = None if base is None else Place(str(base), given_only(download, revision=base_revision))
-    trusted = {"trust_remote_code": trust_remote_code}
-    if (here / ADDED_FILE).is_file():
-        place = given or Place(base_of(here), given_only(download))
-        return _added(here, place, translate, gate, coverage, codes, about, {**trusted, **options})
-    parts = recognized(here, Place(name, hub), given, download).at(coverage)
-    model = load_model(parts.place.name, **trusted, **parts.place.hub, **options)
-    tags = LanguageTags(load_tokenizer(parts.place.name, **trusted, **parts.place.hub), codes)
-    attached = None
-    if parts.masks is not None:
-        attached = NeuronGate(model, parts.masks, gate or parts.gate).attach()
-    elif gate is not None:
-        raise ConfigError(f"{repo_or_folder} holds no masks that a gate could apply")
+    given = None if base is None else Place(str(base), download, base_revision or "")
+    is_added = (here / ADDED_FILE).is_file()
+    parts = Parts(given or Place(base_of(here), download)) if is_added else recognized(here, place, given)
+    if coverage is not None and not is_added:
+        require(parts.masks is not None, f"{parts.place} has no masks whose coverage could be chosen")
+        parts = replace(parts, masks=parts.masks and parts.masks.at(coverage))
+    hub = {"trust_remote_code": trust_remote_code, **parts.place.hub}
+    model, tokenizer = load_model(parts.place.name, **hub, **options), load_tokenizer(parts.place.name, **hub)
+    own = acting = None
+    if is_added:  # `load_added` refuses another base
+        acting = load_added(here, model, gate_config=gate, coverage=coverage).attach()
+        parts, tokenizer = replace(parts, masks=acting.masks), acting.extend(tokenizer)
+        weights = f"as stated, with {', '.join(pair for one in acting.additions for pair in one.pairs)} added"
+    else:
+        if parts.masks is not None:
+            own = acting = NeuronGate(model, parts.masks, gate or parts.gate).attach()
+        elif gate is not None:
+            raise ConfigError(f"{repo_or_folder} holds no masks that a gate could apply")
+        weights = _compared(model, parts)
+    tags = LanguageTags(tokenizer, codes)
     return LoadedModel(
         model=model,
         tokenizer=tags.tokenizer,
         masks=parts.masks,
-        gate=attached,
-        translator=Translator(model, tags, attached, translate),
+        gate=own,
+        translator=Translator(model, tags, acting, translate),
         base=str(parts.place),
-        weights=_compared(model, parts),
+        weights=weights,
         **about,
     )
 
@@ -179,33 +183,6 @@ def _compared(model: Any, parts: Parts) -> str:
         "trained with them"
     )
     return f"others ({now}) than stated ({parts.fingerprint})"
-
-
-def _added(
-    here: Path,
-    place: Place,
-    translate: TranslateConfig | None,
-    gate: GateConfig | None,
-    coverage: float | None,
-    codes: Mapping[str, str] | None,
-    about: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> LoadedModel:
-    """Return a base with the pairs that were added to it; `load_added` refuses another one."""
-    trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
-    model = load_model(place.name, **options, **place.hub)
-    added = load_added(here, model, gate_config=gate, coverage=coverage)
-    tags = LanguageTags(added.extend(load_tokenizer(place.name, **trusted, **place.hub)), codes)
-    return LoadedModel(
-        model=model,
-        tokenizer=tags.tokenizer,
-        masks=added.masks,
-        gate=None,
-        translator=Translator(model, tags, added.attach(), translate),
-        base=str(place),
-        weights=f"as stated, with {', '.join(pair for one in added.additions for pair in one.pairs)} added",
-        **about,
-    )
 
 
 def _exported(
