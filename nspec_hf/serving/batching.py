@@ -8,20 +8,25 @@ taken that mean the same for each row, whatever its neighbours are.
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from nspec_hf.core import ConfigError, OverloadError, Pair, require, require_count
+from nspec_hf.core import ConfigError, OverloadError, Pair, is_number, require, require_count
 from nspec_hf.evaluation import check_texts
 from nspec_hf.serving.config import BatchingConfig
 from nspec_hf.serving.loading import LoadedModel
 
-SETTINGS = ("num_beams", "length_penalty", "max_new_tokens", "repetition_penalty", "no_repeat_ngram_size")
-"""What a request may set: what a row's translation depends on in the same way in any batch."""
-
-_MOST = {"num_beams": 32, "max_new_tokens": 4096, "no_repeat_ngram_size": 100}
+SETTINGS = {
+    "num_beams": (1, 32),
+    "length_penalty": (-10, 10),
+    "max_new_tokens": (1, 4096),
+    "repetition_penalty": (0.01, 10),
+    "no_repeat_ngram_size": (0, 100),
+}
+"""What a request may set, and from what to what: what a row's translation depends on in the same way in any
+batch. All but the penalties are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,6 @@ class BatchingTranslator:
             service.translate(["A dog runs."], "en-de")     # from any thread
             service.submit(["Ein Hund."], "de-en").result()
 
-    Args:
-        loaded: What translates.
-        config: Sizes of batches, and how many may wait.
-
     Raises:
         ConfigError: From both calls, if a request is none that can be answered.
         OverloadError: From both calls, if as many texts wait as may wait, or it is closed.
@@ -76,7 +77,8 @@ class BatchingTranslator:
         self._limit = min(limits, default=None)
         self._waiting: deque[_Request] = deque()
         self._changed = threading.Condition()
-        self._closed = False
+        self.closed = False
+        """Whether no more requests are taken."""
         self._worker = threading.Thread(target=self._work, name="nspec-batching", daemon=True)
         self._worker.start()
 
@@ -84,12 +86,7 @@ class BatchingTranslator:
     def waiting(self) -> int:
         """How many texts wait, those that are being translated not counted."""
         with self._changed:
-            return self._size()
-
-    @property
-    def closed(self) -> bool:
-        """Whether no more requests are taken."""
-        return self._closed
+            return _texts(self._waiting)
 
     def submit(self, texts: Sequence[str], pair: str | Sequence[str], **settings: Any) -> "Future[list[str]]":
         """Put a request in line; return at once what will hold the translations.
@@ -119,13 +116,12 @@ class BatchingTranslator:
             f"a request of {len(texts)} texts, and no more than {self.config.max_waiting} may ever wait",
         )
         with self._changed:
-            if self._closed:
+            if self.closed:
                 raise OverloadError("no more requests are taken: it was told to stop")
-            if self._size() + len(texts) > self.config.max_waiting:
+            waiting, most = _texts(self._waiting), self.config.max_waiting
+            if waiting + len(texts) > most:
                 self.counts.refused += 1
-                raise OverloadError(
-                    f"{self._size()} texts wait already, {self.config.max_waiting} may; come again later"
-                )
+                raise OverloadError(f"{waiting} texts wait already, {most} may; come again later")
             self.counts.requests += 1
             self._waiting.append(request)
             self._changed.notify_all()
@@ -138,7 +134,7 @@ class BatchingTranslator:
     def close(self, timeout: float | None = None) -> bool:
         """Take no more requests, wait until those that were let in are answered; return whether all were."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
         self._worker.join(timeout)
         return not self._worker.is_alive()
@@ -151,9 +147,6 @@ class BatchingTranslator:
         """Close it."""
         self.close()
 
-    def _size(self) -> int:
-        return sum(len(request.texts) for request in self._waiting)
-
     def _work(self) -> None:
         while batch := self._next():
             self._answer(batch)
@@ -161,7 +154,7 @@ class BatchingTranslator:
     def _next(self) -> list[_Request]:
         """Return the requests of the next batch, the one that has waited longest first; empty once closed."""
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not self._waiting and not self.closed:
                 self._changed.wait()
             if not self._waiting:
                 return []
@@ -170,16 +163,15 @@ class BatchingTranslator:
             while True:
                 self._take(batch)
                 left = until - time.monotonic()
-                if self._closed or left <= 0 or self._texts(batch) >= self.config.max_batch:
+                if self.closed or left <= 0 or _texts(batch) >= self.config.max_batch:
                     return batch
                 self._changed.wait(left)
 
     def _take(self, batch: list[_Request]) -> None:
         """Move what fits to the batch; what does not stays in line, in its order."""
         rest: deque[_Request] = deque()
-        while self._waiting:
-            request = self._waiting.popleft()
-            fits = self._texts(batch) + len(request.texts) <= self.config.max_batch
+        for request in self._waiting:
+            fits = _texts(batch) + len(request.texts) <= self.config.max_batch
             (batch if fits and self._key(request) == self._key(batch[0]) else rest).append(request)
         self._waiting = rest
 
@@ -187,44 +179,33 @@ class BatchingTranslator:
         pairs = () if self.config.mix_pairs else tuple(sorted(set(request.pairs)))
         return (*sorted(request.settings.items()), pairs)
 
-    @staticmethod
-    def _texts(batch: Sequence[_Request]) -> int:
-        return sum(len(request.texts) for request in batch)
-
     def _answer(self, batch: Sequence[_Request]) -> None:
-        """Translate a batch; a fault of one request is answered to that one alone."""
+        """Translate those of a batch that were not withdrawn and are not too long."""
         asked = [request for request in batch if request.answer.set_running_or_notify_cancel()]
         good = [request for request in asked if self._is_short(request)]
-        texts = [text for request in good for text in request.texts]
-        pairs = [pair for request in good for pair in request.pairs]
+        if good:
+            self._translate(good)
+
+    def _translate(self, batch: Sequence[_Request]) -> None:
+        """Translate a batch together; where that fails each alone, so that a fault is answered to its own."""
+        texts = [text for request in batch for text in request.texts]
+        pairs = [pair for request in batch for pair in request.pairs]
         try:
-            found = iter(self.loaded.translate(texts, pairs, **good[0].settings) if good else [])
+            found = iter(self.loaded.translate(texts, pairs, **batch[0].settings))
         except BaseException as error:  # a panic of Rust is no Exception; the others are to be answered
-            if len(good) == 1:
-                good[0].answer.set_exception(error)
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
                 return
-            for request in good:
-                self._answer_alone(request)
+            for request in batch:
+                self._translate([request])
             return
-        for request in good:
-            request.answer.set_result([next(found) for _ in request.texts])
-        self._count(len(good), pairs)
-
-    def _answer_alone(self, request: _Request) -> None:
-        try:
-            found = self.loaded.translate(request.texts, request.pairs, **request.settings)
-        except BaseException as error:
-            request.answer.set_exception(error)
-        else:
-            request.answer.set_result(found)
-            self._count(1, request.pairs)
-
-    def _count(self, requests: int, pairs: Sequence[Pair]) -> None:
-        """Add a batch to the counts; `pairs` are those of its texts."""
-        self.counts.answered += requests
-        self.counts.texts += len(pairs)
-        self.counts.batches += requests > 0
+        # Before the answers: who has one may ask for the counts at once.
+        self.counts.answered += len(batch)
+        self.counts.texts += len(texts)
+        self.counts.batches += 1
         self.counts.mixed_batches += len(set(pairs)) > 1
+        for request in batch:
+            request.answer.set_result([next(found) for _ in request.texts])
 
     def _is_short(self, request: _Request) -> bool:
         """Return whether the model has positions for all texts, which a translator would cut; else answer."""
@@ -243,22 +224,26 @@ class BatchingTranslator:
         return True
 
 
+def _texts(requests: Iterable[_Request]) -> int:
+    """Return how many texts requests have."""
+    return sum(len(request.texts) for request in requests)
+
+
 def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request's settings, those that are None left out.
 
     Raises:
         ConfigError: If one is not among `SETTINGS`, or out of range.
     """
-    unknown = sorted(settings.keys() - set(SETTINGS))
+    unknown = sorted(settings.keys() - SETTINGS.keys())
     if unknown:
         raise ConfigError(f"a request may not set {', '.join(unknown)}; it may set: {', '.join(SETTINGS)}")
     given = {name: value for name, value in settings.items() if value is not None}
     for name, value in given.items():
-        if name in _MOST:
-            least = 0 if name == "no_repeat_ngram_size" else 1
-            require_count(name, value, least=least, most=_MOST[name])
+        least, most = SETTINGS[name]
+        if name.endswith("_penalty"):
+            within = is_number(value) and least <= value <= most
+            require(within, f"{name} must lie between {least} and {most}, got {value!r}")
         else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            low = 0.01 if name == "repetition_penalty" else -10
-            require(number and low <= value <= 10, f"{name} must lie between {low} and 10, got {value!r}")
+            require_count(name, value, least=int(least), most=most)
     return given

@@ -190,3 +190,12 @@ def test_requests_that_cannot_be_answered_are_refused_by_name(loaded, folder):
     with BatchingTranslator(plain) as service, pytest.raises(UnknownLanguageError, match="'xx'"):
         service.submit(["one"], "en-xx")
     assert PAIRS == loaded.pairs
+
+
+def test_who_has_an_answer_finds_it_counted(loaded, monkeypatch):
+    held, seen = Held(loaded, monkeypatch), []
+    with BatchingTranslator(loaded) as service:
+        counts = service.counts
+        held.first(service).add_done_callback(lambda _: seen.append((counts.answered, counts.texts)))
+        held.go.set()
+    assert seen == [(1, 1)]
