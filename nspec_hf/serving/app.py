@@ -66,32 +66,24 @@ def make_app(
     """Return the service as an ASGI app; its thread begins and ends with the app.
 
     While it runs, `app.state.counts` says what was done so far.
-
-    Args:
-        loaded: What translates.
-        config: Limits of a request.
-        batching: Sizes of batches, and how many texts may wait.
     """
     limits = config or ServeConfig()
-    services: list[BatchingTranslator] = []
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services.append(BatchingTranslator(loaded, batching))
-        app.state.counts = services[-1].counts
+        app.state.service = service = BatchingTranslator(loaded, batching)
+        app.state.counts = service.counts
         yield
-        await asyncio.to_thread(services[-1].close, limits.stop_seconds)
+        await asyncio.to_thread(service.close, limits.stop_seconds)
 
     app = FastAPI(title="nspec_hf", version=__version__, lifespan=lifespan)
     app.add_middleware(_BodyLimit, most=limits.max_body)
 
-    @app.exception_handler(OverloadError)
-    async def busy(request: Request, error: OverloadError) -> JSONResponse:
-        status = 503 if services[-1].closed else 429
-        return JSONResponse({"detail": str(error)}, status, {"Retry-After": "1"})
-
     @app.exception_handler(NspecError)
     async def refused(request: Request, error: NspecError) -> JSONResponse:
+        if isinstance(error, OverloadError):
+            status = 503 if app.state.service.closed else 429
+            return JSONResponse({"detail": str(error)}, status, {"Retry-After": "1"})
         # A model whose scores are NaN is no fault of the request.
         return JSONResponse({"detail": str(error)}, 500 if isinstance(error, NotFiniteError) else 422)
 
@@ -106,7 +98,7 @@ def make_app(
         """Translate texts of any pairs."""
         _check_size(asked.texts, limits)
         given = asked.settings.model_dump(exclude_none=True)
-        answer = services[-1].submit(asked.texts, asked.pair, **given)
+        answer = app.state.service.submit(asked.texts, asked.pair, **given)
         return Translations(translations=await asyncio.wrap_future(answer))
 
     @app.get("/pairs")
@@ -118,7 +110,7 @@ def make_app(
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """Say what is served and what was done so far."""
-        service = services[-1]
+        service = app.state.service
         return {
             "status": "stopping" if service.closed else "ok",
             "model": loaded.source,
@@ -139,10 +131,7 @@ def run_server(
 ) -> None:
     """Listen until SIGTERM or Ctrl-C; requests that were let in by then are answered first.
 
-    Args:
-        app: What `make_app` made.
-        config: Address, and how long the end may take.
-        ready: Called with the address once requests can come.
+    `ready` is called with the address once requests can come.
 
     Raises:
         OSError: If the address is taken, or is none of this machine.
@@ -192,6 +181,7 @@ class _BodyLimit:
 
     def __init__(self, app: Any, most: int) -> None:
         self.app, self.most = app, most
+        self.said = f"the body is larger than {most} bytes; send fewer texts at once"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, counting the bytes of its body."""
@@ -214,11 +204,6 @@ class _BodyLimit:
             return message
 
         await self.app(scope, counted, send)
-
-    @property
-    def said(self) -> str:
-        """What is answered."""
-        return f"the body is larger than {self.most} bytes; send fewer texts at once"
 
 
 def _check_size(texts: list[str], limits: ServeConfig) -> None:

@@ -20,15 +20,18 @@ _OPTIONS = {
 _STEP = 32  # bounds of the output are rounded up to a multiple, so that texts share batches
 
 
-class ExportedTranslator(Translator):
-    """A translator for a model that was exported for some pairs and runs all of its neurons: no other pairs.
+class _OfPairs:
+    """Knows the pairs that a model was exported for."""
 
-    Args:
-        model: The model, as `load_pruned` or `load_model` gives it.
-        tags: How its tokenizer spells languages.
-        pairs: The pairs whose neurons it has.
-        config: Decoding.
-    """
+    pairs: list[Pair]
+
+    def check(self, pair: str) -> None:
+        """Raise an UnknownPairError where the model was not exported for a pair."""
+        pair_index(self.pairs, pair, "exported model")
+
+
+class ExportedTranslator(_OfPairs, Translator):
+    """A translator for a model that was exported for some pairs and runs all its neurons: no other pairs."""
 
     def __init__(
         self, model: Any, tags: LanguageTags, pairs: Sequence[str], config: TranslateConfig | None = None
@@ -36,17 +39,13 @@ class ExportedTranslator(Translator):
         super().__init__(model, tags, None, config)
         self.pairs = as_pairs(pairs)
 
-    def check(self, pair: str) -> None:
-        """Raise an UnknownPairError where the model was not exported for a pair."""
-        pair_index(self.pairs, pair, "exported model")
-
     def _translate(self, texts: list[str], pairs: list[Pair], asked: Any) -> tuple[list[str], int]:
         for pair in dict.fromkeys(pairs):
             self.check(pair)
         return super()._translate(texts, pairs, asked)
 
 
-class ConvertedTranslator:
+class ConvertedTranslator(_OfPairs):
     """A translator for a model that was exported for CTranslate2.
 
     Threads may share it; CTranslate2 keeps them apart.
@@ -56,7 +55,6 @@ class ConvertedTranslator:
         tags: How its tokenizer spells languages.
         pairs: The pairs whose neurons it has, or that have a model each in it.
         config: Decoding.
-        threads: Threads of one translation; 0: what CTranslate2 takes by itself.
         positions: Longest text in tokens that the model was made for; None: any.
 
     Raises:
@@ -70,14 +68,14 @@ class ConvertedTranslator:
         tags: LanguageTags,
         pairs: Sequence[str],
         config: TranslateConfig | None = None,
-        threads: int = 0,
         positions: int | None = None,
     ) -> None:
         self.tags, self.tokenizer = tags, tags.tokenizer
         self.pairs = as_pairs(pairs)
         self.config = config or TranslateConfig()
         places = {pair: folder_of_pair(folder, pair) for pair in self.pairs}
-        loaded = {place: Decoder(place, tags.tokenizer, threads) for place in dict.fromkeys(places.values())}
+        # As many threads as CTranslate2 takes by itself.
+        loaded = {place: Decoder(place, tags.tokenizer, 0) for place in dict.fromkeys(places.values())}
         self.decoders = {pair: loaded[place] for pair, place in places.items()}
         """The model of each pair; they may be one."""
         self._positions = positions
@@ -115,7 +113,8 @@ class ConvertedTranslator:
         ]
         for (number, each, _), ids in zip(rows, shortened(rows, self.limit, self.tags), strict=True):
             decoder = self.decoders[each]
-            prefix = self._prefix(each, decoder.start)
+            prompt = self.tags.decoder_prefix(each, -1 if decoder.start is None else decoder.start)
+            prefix = prompt[1:] if prompt[0] == decoder.start else prompt
             room = (self._positions or sys.maxsize) - len(prefix) - 1  # of the decoder
             bound = min(longest or int(self.config.length_ratio * len(ids)) + self.config.length_extra, room)
             # A bound that depended on other texts would make a translation depend on them.
@@ -138,15 +137,6 @@ class ConvertedTranslator:
     def limit(self) -> int | None:
         """Tokens of a source beyond which it is cut; None: any number."""
         return min(filter(None, (self.config.max_source, self._positions)), default=None)
-
-    def check(self, pair: str) -> None:
-        """Raise an UnknownPairError where the model was not exported for a pair."""
-        pair_index(self.pairs, pair, "exported model")
-
-    def _prefix(self, pair: str, start: int | None) -> list[int]:
-        """Return what a translation begins with behind the start token."""
-        prompt = self.tags.decoder_prefix(pair, -1 if start is None else start)
-        return prompt if start is None or prompt[0] != start else prompt[1:]
 
     def _options(self, generation: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
         asked = {"num_beams": self.config.num_beams, "length_penalty": self.config.length_penalty}

@@ -11,6 +11,7 @@ One repository may hold several sets of masks, each in a folder of its own; its 
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -144,7 +145,8 @@ def _contents(
 ) -> list[str]:
     """Write figure, scores, comparison and report; return the figures' paths in the folder."""
     for system in scores:
-        system.save(folder / "scores" / f"{_file_name(system.name)}.json")
+        name = re.sub(r"[^\w.-]", "_", system.name)
+        system.save(folder / "scores" / f"{name}.json")
     if comparison is not None:
         comparison.save(folder / "comparison.json")
     metric = scores[0].metrics[0] if scores else ""
@@ -195,25 +197,16 @@ def _results(system: SystemScores, dataset: str) -> list[EvalResult]:
 def _snippet(masks: NeuronMasks, repo: str, subfolder: str) -> str:
     where = json.dumps(repo) + (f", subfolder={json.dumps(subfolder)}" if subfolder else "")
     sentence = json.dumps(f"A sentence in {masks.pairs[0].source}.")
-    return "\n".join(
-        [
-            "from nspec_hf import load",
-            "",
-            f"masks = load({where})",
-            f"print(masks.translate([{sentence}], {json.dumps(masks.pairs[0])}))",
-        ]
+    return (
+        f"from nspec_hf import load\n\nmasks = load({where})\n"
+        f"print(masks.translate([{sentence}], {json.dumps(masks.pairs[0])}))"
     )
 
 
 def _index(root: Path, repo: str, parent: str, subfolder: str, token: str | bool | None) -> None:
     """Write the repository's own config.json and first page, if it holds sets in folders.
 
-    Args:
-        root: What will be uploaded.
-        repo: The repository …
-        parent: … and the commit whose other sets stay.
-        subfolder: Folder of the set that is uploaded; empty where it is the repository's own.
-        token: Of the Hub.
+    Other sets stay as in the commit `parent`; `subfolder` is empty where the set is the repository's own.
     """
     there = fetch(repo, [CONFIG_FILE], parent, download={"token": token}) / CONFIG_FILE
     old = read_json(there) if there.is_file() else {}
@@ -248,7 +241,3 @@ def _first_page(repo: str, sets: Mapping[str, Mapping[str, Any]]) -> str:
     code = "\n".join(f"load({json.dumps(repo)}, subfolder={json.dumps(name)})" for name in sorted(sets))
     snippet = f"```python\nfrom nspec_hf import load\n\n{code}\n```"
     return f"{front_matter(pairs)}\n\n# Neuron masks\n\n{table}\n{snippet}\n"
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
