@@ -123,19 +123,25 @@ class AddedPairs(Attachment):
             if was_attached:
                 self.attach()
         addition = copy.deepcopy(self.additions[number]).to(next(model.parameters()).device)
-        for name in addition.layout.copied:
-            parent, _, child = name.rpartition(".")
-            model.get_submodule(parent)._modules[child] = addition.copy_of(name)
+        for name, copied in zip(addition.layout.copied, addition.copies.values(), strict=True):
+            model.set_submodule(name, copied)
         for name in addition.layout.changed:
             change, linear = addition.change_of(name), linear_at(model, name)
             linear.weight.data += change.scale * (change.b.weight.data @ change.a.weight.data)
         _widen(model, addition)
-        _write_rows(model, addition)
+        own = addition.own_rows
+        if own is not None:  # in the place of the old ones, and behind them
+            if own.whole > own.size:
+                model.resize_token_embeddings(own.whole, mean_resizing=False)
+            for which, weight in row_weights(model).items():
+                weight.data[own.ids] = own.of(which).data
         return model.requires_grad_(True)
 
 
-def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, int]) -> PreTrainedTokenizerBase:
-    """Return a copy of a tokenizer with further special tokens, by their ids.
+def with_tokens(
+    tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, int | None]
+) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer with further special tokens, by their ids; None: as it numbers them.
 
     The trap: M2M100Tokenizer knows its tags by tables of its own, and `add_tokens` gives a new token the id
     of the first of them.
@@ -144,7 +150,7 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, int]) -
         UnknownLanguageError: If it gives one another id.
     """
     tokenizer = copy.deepcopy(tokenizer)
-    for token in sorted(tokens, key=tokens.__getitem__):
+    for token in sorted(tokens, key=lambda token: tokens[token] or 0):
         number, tables = tokens[token], getattr(tokenizer, "lang_token_to_id", None)
         if tables is None:
             tokenizer.add_tokens([token], special_tokens=True)
@@ -153,7 +159,7 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Mapping[str, int]) -
             own.lang_token_to_id[token] = own.lang_code_to_id[code] = number
             own.id_to_lang_token[number] = own.lang_code_to_token[code] = token
         given = tokenizer.convert_tokens_to_ids(token)
-        if given != number:
+        if number not in (None, given):
             raise UnknownLanguageError(
                 f"the tokenizer gives {token} the id {given}, but in what was added it is {number}; take "
                 "the tokenizer of the base that the pairs were added to, as it came with it"
@@ -176,17 +182,6 @@ def _widen(model: PreTrainedModel, addition: Addition) -> None:
                 if own.bias is not None:
                     linear.bias.data[site.width :] = own.bias.data
         linear_at(model, site.down).weight.data[:, site.width :] = new.down.weight.data
-
-
-def _write_rows(model: PreTrainedModel, addition: Addition) -> None:
-    """Write embeddings into the old ones' rows, and into new ones."""
-    own = addition.own_rows
-    if own is None:
-        return
-    if own.whole > own.size:
-        model.resize_token_embeddings(own.whole, mean_resizing=False)
-    for which, weight in row_weights(model).items():
-        weight.data[own.ids] = own.of(which).data
 
 
 def bits_of(state: Mapping[str, torch.Tensor]) -> Iterator[str | np.ndarray]:

@@ -8,7 +8,7 @@ matrix of every branch is zero, copies and embeddings begin as the old ones.
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,7 @@ class Layout:
 
 
 class Addition(nn.Module):
-    """The weights of one layout.
-
-    Args:
-        model: The base; it is not changed.
-        layout: The shape.
+    """The weights of one layout, for a base that is not changed.
 
     Raises:
         SiteMismatchError, UnsupportedModelError: If the model has no such places.
@@ -71,18 +67,13 @@ class Addition(nn.Module):
                 f"it was made for ({layout.about.get('base', 'not named')})"
             )
         self.sites = {name: sites[name] for name in layout.neurons}
-        self.neurons = nn.ModuleDict(
-            {
-                _key(name): NewNeurons(_block(model, sites[name]), width)
-                for name, width in layout.neurons.items()
-            }
-        )
-        self.changes = nn.ModuleDict(
-            {_key(name): LowRank(linear_at(model, name), layout.rank) for name in layout.changed}
-        )
-        self.copies = nn.ModuleDict(
-            {_key(name): copy.deepcopy(model.get_submodule(name)) for name in layout.copied}
-        )
+        self.neurons, self.changes, self.copies = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for name, width in layout.neurons.items():
+            self.neurons[_key(name)] = NewNeurons(_block(model, sites[name]), width)
+        for name in layout.changed:
+            self.changes[_key(name)] = LowRank(linear_at(model, name), layout.rank)
+        for name in layout.copied:
+            self.copies[_key(name)] = copy.deepcopy(model.get_submodule(name))
         self.own_rows = self._make_rows(model) if layout.ids else None
         self.requires_grad_(True)
 
@@ -109,7 +100,11 @@ class Addition(nn.Module):
             for name in self.layout.changed:
                 a = self.change_of(name).a.weight
                 a.copy_(torch.randn(a.shape, generator=generator) / a.shape[1] ** 0.5)
-            self._draw_rows(model, begins_as)
+            if self.own_rows is not None:
+                for which, old in row_weights(model).items():
+                    rows = self.own_rows.of(which)
+                    for place, number in enumerate(self.own_rows.ids):
+                        rows[place] = old[list(begins_as.get(number, [number]))].mean(dim=0)
         return self
 
     def neurons_at(self, site: str) -> NewNeurons:
@@ -120,23 +115,21 @@ class Addition(nn.Module):
         """Return the low-rank change of a linear."""
         return cast(LowRank, self.changes[_key(linear)])
 
-    def copy_of(self, module: str) -> nn.Module:
-        """Return the copy of a module."""
-        return self.copies[_key(module)]
-
     def parts(self, model: PreTrainedModel, routing: Routing) -> Iterator[tuple[str, Part]]:
         """Yield what acts on the model, each with the dotted name of the module that it acts on."""
-        whose = Whose(routing, self.pairs)
-        for name in self.layout.copied:
-            yield name, CopyBranch(model.get_submodule(name), self.copy_of(name), whose)
+        whose = Whose(routing, frozenset(self.pairs))
+        for name, copied in zip(self.layout.copied, self.copies.values(), strict=True):
+            yield name, CopyBranch(model.get_submodule(name), copied, whose)
         for name in self.layout.changed:
             yield name, LowRankBranch(model.get_submodule(name), self.change_of(name), whose)
         # Last, so that the block's last linear is complete when the sum is made.
         for name, site in self.sites.items():
             yield name, NeuronBranch(model, site, self.neurons_at(name), whose)
         if self.own_rows is not None:
-            for name, (module, which) in embeddings_of(model).items():
-                yield name, InputRows(module, self.own_rows, which, whose)
+            which_of: dict[int, Which] = {id(weight): which for which, weight in row_weights(model).items()}
+            for name, module in model.named_modules():
+                if isinstance(module, nn.Embedding) and id(module.weight) in which_of:
+                    yield name, InputRows(module, self.own_rows, which_of[id(module.weight)], whose)
             name, module = output_of(model)
             yield name, OutputRows(module, self.own_rows, whose)
 
@@ -156,22 +149,12 @@ class Addition(nn.Module):
                 f"{layout.vocabulary} tokens; add the tag to its tokenizer, then {longer}, save both, and "
                 "give that model"
             )
-        sizes = {name: len(weight) for name, weight in weights.items()}
-        if len(set(sizes.values())) > 1:
+        if len({len(weight) for weight in weights.values()}) > 1:
             raise UnsupportedModelError(
                 f"this {type(model).__name__} has a vocabulary for each side, whose subwords have no "
                 "embeddings of new pairs"
             )
         return OwnRows(layout.ids, layout.vocabulary, weights)
-
-    def _draw_rows(self, model: PreTrainedModel, begins_as: Mapping[int, Sequence[int]]) -> None:
-        own = self.own_rows
-        if own is None:
-            return
-        for which, old in row_weights(model).items():
-            rows = own.of(which)
-            for place, number in enumerate(own.ids):
-                rows[place] = old[list(begins_as.get(number, [number]))].mean(dim=0)
 
 
 def layout_for(
@@ -200,10 +183,10 @@ def layout_for(
     sites = find_sites(model)
     neurons = {site.name: max(1, round(width * site.width)) for site in sites} if width else {}
     of_ffn = [path for site in sites for path in (site.name, site.up, site.down) if path]
-    of_attention = (
-        [site.name for site in find_sites(model, ("attention",))] if _needs_attention(config) else []
-    )
-    kinds = {"norms": _norms(model), "attention": of_attention, "ffn": of_ffn}
+    needs_attention = config.lora or "attention" in config.copies
+    of_attention = [site.name for site in find_sites(model, ("attention",))] if needs_attention else []
+    norms = [name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")]
+    kinds = {"norms": norms, "attention": of_attention, "ffn": of_ffn}
     return Layout(
         pairs=[str(pair) for pair in as_pairs(pairs)],
         neurons=neurons,
@@ -228,27 +211,13 @@ def row_weights(model: PreTrainedModel) -> dict[Which, Tensor]:
     The trap: where nothing is tied, M2M-100 and mBART have a further one that is never looked into, and it is
     what `get_input_embeddings` gives.
     """
-    found: dict[Which, Tensor] = {"embeddings": embedding_of(model)}
     decoder = cast(nn.Embedding, model.get_decoder().get_input_embeddings()).weight
-    others: tuple[tuple[Which, Tensor], ...] = (
-        ("targets", decoder),
-        ("outputs", output_of(model)[1].weight),
-    )
-    for which, weight in others:
+    weights = embedding_of(model), decoder, output_of(model)[1].weight
+    found: dict[Which, Tensor] = {}
+    for which, weight in zip(get_args(Which), weights, strict=True):
         if all(weight is not one for one in found.values()):
             found[which] = weight
     return found
-
-
-def embeddings_of(model: PreTrainedModel) -> dict[str, tuple[nn.Module, Which]]:
-    """Return the modules that look ids up, by name, each with which of the weights it has."""
-    weights = row_weights(model)
-    return {
-        name: (module, which)
-        for name, module in model.named_modules()
-        for which, weight in weights.items()
-        if isinstance(module, nn.Embedding) and module.weight is weight
-    }
 
 
 def output_of(model: PreTrainedModel) -> tuple[str, Any]:
@@ -262,14 +231,6 @@ def output_of(model: PreTrainedModel) -> tuple[str, Any]:
         if layer is not None and module is layer:
             return name, layer
     raise UnsupportedModelError(f"{type(model).__name__} does not show its output layer")
-
-
-def _needs_attention(config: AddConfig) -> bool:
-    return bool(config.lora) or "attention" in config.copies
-
-
-def _norms(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")]
 
 
 def _block(model: nn.Module, site: Site) -> dict[str, nn.Linear]:

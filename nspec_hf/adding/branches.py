@@ -9,7 +9,8 @@ place would add up its sums in another order, and so may a smaller batch.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,17 +24,13 @@ Chosen = Tensor | bool
 """Rows: their numbers, int64 [r], or True for all and False for none."""
 
 
+@dataclass(eq=False)
 class Whose:
-    """Tells which rows of a batch are of some pairs.
+    """Tells which rows of a batch are of some pairs."""
 
-    Args:
-        routing: Knows each row's pair.
-        pairs: Those pairs.
-    """
-
-    def __init__(self, routing: Routing, pairs: Iterable[Pair]) -> None:
-        self._routing = routing
-        self._pairs = frozenset(pairs)
+    routing: Routing
+    """Knows each row's pair."""
+    pairs: frozenset[Pair]
 
     def rows(self, x: Tensor) -> Chosen:
         """Return which rows of x [R, …] are theirs.
@@ -41,11 +38,11 @@ class Whose:
         Raises:
             RoutingError: If a row's pair is not known.
         """
-        route, pairs = self._routing.current(), self._routing.pairs
+        route, pairs = self.routing.current(), self.routing.pairs
         if route.pair is not None:
-            return pairs[route.pair] in self._pairs
+            return pairs[route.pair] in self.pairs
         entries = route.entries_of_pairs(x)
-        own = [rows for index, rows in entries.items() if pairs[index] in self._pairs]
+        own = [rows for index, rows in entries.items() if pairs[index] in self.pairs]
         return len(own) == len(entries) or (bool(own) and torch.cat(own))
 
 
@@ -67,11 +64,18 @@ def put_into(out: Tensor, rows: Chosen, other: Tensor) -> Tensor:
 
 
 class Branch(TakenOver):
-    """What rows of some pairs run beside, or in the place of, modules that are taken over."""
+    """What rows of some pairs run beside, or in the place of, a module that is taken over."""
 
-    def __init__(self, whose: Whose) -> None:
+    def __init__(self, module: nn.Module, whose: Whose) -> None:
         super().__init__()
-        self._whose = whose
+        self._module, self._whose = module, whose
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stand in for the module."""
+        raise NotImplementedError
+
+    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
+        return [(self._module, self.forward)]
 
 
 class NewNeurons(nn.Module):
@@ -85,12 +89,12 @@ class NewNeurons(nn.Module):
     def __init__(self, block: dict[str, nn.Linear], width: int) -> None:
         super().__init__()
         like: Any = {"device": block["up"].weight.device, "dtype": block["up"].weight.dtype}
-
-        def rows_beside(linear: nn.Linear) -> nn.Linear:
-            return nn.Linear(linear.in_features, width, bias=linear.bias is not None, **like)
-
-        self.up = rows_beside(block["up"])
-        self.other = rows_beside(block["other"]) if "other" in block else None
+        beside = {
+            name: nn.Linear(linear.in_features, width, bias=linear.bias is not None, **like)
+            for name, linear in block.items()
+            if name != "down"
+        }
+        self.up, self.other = beside["up"], beside.get("other")
         self.down = nn.Linear(width, block["down"].out_features, bias=False, **like)
 
 
@@ -102,13 +106,13 @@ class NeuronBranch(Branch):
     """
 
     def __init__(self, model: nn.Module, site: Site, new: NewNeurons, whose: Whose) -> None:
-        super().__init__(whose)
-        self._first, self._last = linear_at(model, site.name), linear_at(model, site.down)
+        super().__init__(linear_at(model, site.name), whose)
+        self._last = linear_at(model, site.down)
         self._activation = site_activation(model, site)
         self._new = new
         self._noted: dict[int, Tensor] = {}  # by thread: several may call one model
 
-    def note(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Stand in for the block's first linear: x [R, L, D] → [R, L, F]."""
         self._noted[threading.get_ident()] = x
         return self._taken[0].original(x)
@@ -116,13 +120,12 @@ class NeuronBranch(Branch):
     def add(self, h: Tensor) -> Tensor:
         """Stand in for its last: h [R, L, F] → [R, L, D]."""
         out, x = self._taken[1].original(h), self._noted.pop(threading.get_ident())
-        rows = self._whose.rows(out)
-        return out if rows is False else add_to(out, rows, self.compute(of_rows(x, rows)))
-
-    def compute(self, x: Tensor) -> Tensor:
-        """Return what the new neurons make of x, [r, L, D]."""
-        new, h = self._new, self._activation(self._new.up(x))
-        return new.down(h if new.other is None else h * new.other(x))
+        rows, new = self._whose.rows(out), self._new
+        if rows is False:
+            return out
+        x = of_rows(x, rows)
+        h_rLW = self._activation(new.up(x))
+        return add_to(out, rows, new.down(h_rLW if new.other is None else h_rLW * new.other(x)))
 
     def detach(self) -> None:
         """Give the linears back, and forget."""
@@ -130,7 +133,7 @@ class NeuronBranch(Branch):
         self._noted.clear()
 
     def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
-        return [(self._first, self.note), (self._last, self.add)]
+        return [*super()._forwards(), (self._last, self.add)]
 
 
 class LowRank(nn.Module):
@@ -159,8 +162,8 @@ class LowRankBranch(Branch):
     """A low-rank change of one linear, for rows of some pairs."""
 
     def __init__(self, linear: nn.Module, change: LowRank, whose: Whose) -> None:
-        super().__init__(whose)
-        self._linear, self._change = linear, change
+        super().__init__(linear, whose)
+        self._change = change
 
     def forward(self, x: Tensor) -> Tensor:
         """Stand in for the linear: x [R, L, I] → [R, L, O]."""
@@ -168,16 +171,13 @@ class LowRankBranch(Branch):
         rows = self._whose.rows(out)
         return out if rows is False else add_to(out, rows, self._change(of_rows(x, rows)))
 
-    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
-        return [(self._linear, self.forward)]
-
 
 class CopyBranch(Branch):
     """A copy of a module (a norm, a linear) that rows of some pairs go through instead of it."""
 
     def __init__(self, module: nn.Module, copy: nn.Module, whose: Whose) -> None:
-        super().__init__(whose)
-        self._module, self._copy = module, copy
+        super().__init__(module, whose)
+        self._copy = copy
 
     def forward(self, x: Tensor) -> Tensor:
         """Stand in for the module: x [R, L, I] → [R, L, O]."""
@@ -186,6 +186,3 @@ class CopyBranch(Branch):
             return self._copy(x)
         out = self._taken[0].original(x)
         return out if rows is False else put_into(out, rows, self._copy(of_rows(x, rows)))
-
-    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
-        return [(self._module, self.forward)]

@@ -1,6 +1,5 @@
 """Languages that are new to a model: which they are, their tags, and the subwords that they use."""
 
-import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,10 +110,7 @@ def find_words(
     """
     languages = new_languages([text.pair for text in texts], config.languages, tags.codes)
     known = [number for number in tags.tag_ids if number < rows]
-    tokens = _new_tags(tags, languages)
-    extended = tags
-    if tokens:
-        extended = LanguageTags(with_tokens(tags.tokenizer, tokens), tags.codes)
+    extended, tokens = _with_new_tags(tags, languages)
     kin = [tags.tag_id(config.kin)] if config.kin else known
     own_tags = [extended.tag_id(code) for code in languages if has_tag(extended, code)]
     begins_as = {number: kin for number in own_tags if config.kin or number in tokens.values()}
@@ -147,27 +143,26 @@ def _pieces(
     return own - special - (others if which == "new" else set())
 
 
-def _new_tags(tags: LanguageTags, languages: Sequence[str]) -> dict[str, int]:
-    """Return the tags that the tokenizer lacks, with the ids that it will give them."""
+def _with_new_tags(tags: LanguageTags, languages: Sequence[str]) -> tuple[LanguageTags, dict[str, int]]:
+    """Return the tokenizer with the tags that it lacks, and these with the ids that it gives them."""
     missing = [tags.codes.get(code, code) for code in languages if not has_tag(tags, code)]
-    if tags.family in ("t5", "untagged"):
-        return {}  # languages are words there, or nothing
-    tokens = [_SPELLED[tags.family].format(code) for code in missing]
+    if tags.family in ("t5", "untagged") or not missing:
+        return tags, {}  # languages are words there, or nothing
     first = max([len(tags.tokenizer), *(number + 1 for number in tags.tag_ids)])
-    ids = {token: first + place for place, token in enumerate(tokens)}
-    if not hasattr(tags.tokenizer, "lang_token_to_id"):
-        probe = copy.deepcopy(tags.tokenizer)
-        for token in tokens:
-            probe.add_tokens([token], special_tokens=True)
-        ids = {token: int(cast(Any, probe).convert_tokens_to_ids(token)) for token in tokens}
-    extended = LanguageTags(with_tokens(tags.tokenizer, ids), tags.codes) if tokens else tags
+    has_tables = hasattr(tags.tokenizer, "lang_token_to_id")  # others number their tokens themselves
+    tokens = {
+        _SPELLED[tags.family].format(code): first + place if has_tables else None
+        for place, code in enumerate(missing)
+    }
+    extended = LanguageTags(with_tokens(tags.tokenizer, tokens), tags.codes)
     wrong = [code for code in missing if not has_tag(extended, code)]
     if wrong:
         raise UnknownLanguageError(
             f"a {type(tags.tokenizer).__name__} cannot be given a tag for {', '.join(wrong)}; spell the code "
             f"as its own are spelled: {', '.join(tags.tokenizer.convert_ids_to_tokens(tags.tag_ids[:3]))}"
         )
-    return ids
+    number_of = cast(Any, extended.tokenizer).convert_tokens_to_ids
+    return extended, {token: int(number_of(token)) for token in tokens}
 
 
 def has_tag(tags: LanguageTags, code: str) -> bool:

@@ -9,7 +9,6 @@ README.md                 the model card
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -133,12 +132,17 @@ def load_added(
             f"{folder_or_repo} was added to a model with weights {base} ({names}), but this one has {now}; "
             "load that base, with weights that nothing has changed"
         )
-    additions = []
-    for number, layout in enumerate(layouts):
+    additions = [Addition(plain_one, layout) for layout in layouts]
+    for number, addition in enumerate(additions):
         own = {
             name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{number}.")
         }
-        additions.append(_filled(Addition(plain_one, layout), own, folder / ADDED_FILE))
+        try:
+            addition.load_state_dict(own)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"the weights in {folder / ADDED_FILE} are not those that it describes: {error}"
+            ) from error
     masks = NeuronMasks.from_pretrained(folder) if has_masks else None
     if coverage is not None:
         if masks is None:
@@ -178,14 +182,6 @@ def push_added(
     with tempfile.TemporaryDirectory() as folder:
         save_added(added, folder, repo=repo)
         return upload(Path(folder), repo, parent, token=token, message="Upload added pairs")
-
-
-def _filled(addition: Addition, weights: Mapping[str, Any], path: Path) -> Addition:
-    try:
-        addition.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ArtifactError(f"the weights in {path} are not those that it describes: {error}") from error
-    return addition
 
 
 def _card(added: AddedPairs, repo: str) -> str:

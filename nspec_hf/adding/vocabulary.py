@@ -10,7 +10,7 @@ pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +63,8 @@ class InputRows(Branch):
     """An embedding module whose rows of new pairs have their own."""
 
     def __init__(self, module: nn.Module, own: OwnRows, which: Which, whose: Whose) -> None:
-        super().__init__(whose)
-        self._module, self._own = module, own
+        super().__init__(module, whose)
+        self._own = own
         self._which: Which = which
         self._scale = float(getattr(module, "embed_scale", 1.0))
 
@@ -81,17 +81,13 @@ class InputRows(Branch):
             old, rows, torch.where(slots_rL[..., None] >= 0, new.to(old.dtype), of_rows(old, rows))
         )
 
-    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
-        return [(self._module, self.forward)]
-
 
 class OutputRows(Branch):
     """An output layer whose logits of the N ids are, for rows of new pairs, those of their own embeddings."""
 
     def __init__(self, module: nn.Module, own: OwnRows, whose: Whose) -> None:
-        super().__init__(whose)
-        self._module, self._own = module, own
-        self._ids = torch.tensor(own.ids)
+        super().__init__(module, whose)
+        self._own, self._ids = own, torch.tensor(own.ids)
 
     def forward(self, h_RLD: Tensor) -> Tensor:
         """Stand in for the output layer: h [R, L, D] → [R, L, V], or wider."""
@@ -103,6 +99,3 @@ class OutputRows(Branch):
         self._ids = self._ids.to(h_RLD.device)
         new_rLN = linear(of_rows(h_RLD, rows), own.of("outputs")).to(old.dtype)
         return put_into(old, rows, of_rows(old, rows).index_copy(-1, self._ids, new_rLN))
-
-    def _forwards(self) -> Sequence[tuple[nn.Module, Any]]:
-        return [(self._module, self.forward)]

@@ -95,7 +95,7 @@ def test_a_base_that_moved_would_be_noticed(twice):
     old, new = tiny_text.texts(pairs=OLD), tiny_text.texts(pairs=NEW)
     made = load_added(folder / "fr" / "added", model)
     part = made._parts[-1]
-    part._whose._pairs |= {Pair("en-de")}  # a fault: rows of an old pair get what is new
+    part._whose.pairs |= {Pair("en-de")}  # a fault: rows of an old pair get what is new
     assert not prove_untouched(made, first.tags, old, new).identical
 
 
