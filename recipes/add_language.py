@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nspec_hf.adding import AddConfig, add_pairs, forgetting, retrain
+from nspec_hf.adding import AddConfig, add_pairs, retrain
 from nspec_hf.core import Pair, exit_status, plain, read_json, read_lines, require, write_result
 from nspec_hf.data import LanguageTags, PairText, VocabularyConfig, load_tokenizer
 from nspec_hf.evaluation import (
@@ -106,7 +106,14 @@ def measure(config: Adding, row: str, lines: int, seed: int, updates: int, sente
         untrained = Translator(load_model(base), tags, None, config.translate)
         first = translate_test_set(untrained, old_tests, Path(config.work) / "old_outputs")
         after = translate_test_set(translator, old_tests, place / "old_outputs")
-        comparison = forgetting({**first}, {**after}, old_tests, ["bleu"], n_samples=500)
+        comparison = compare(
+            {"base": {**first}, "after": {**after}},
+            {text.pair: text.targets for text in old_tests},
+            "base",
+            ["bleu"],
+            n_samples=500,
+            n_jobs=1,
+        )
         found |= {"old": scores_of(after, old_tests), "old_before": scores_of(first, old_tests)}
         found["old_verdicts"] = comparison.counts("bleu")
     return found

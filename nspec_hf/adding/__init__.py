@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         AddResult as AddResult,
         Untouched as Untouched,
         add_pairs as add_pairs,
-        forgetting as forgetting,
         prove_untouched as prove_untouched,
         retrain as retrain,
     )

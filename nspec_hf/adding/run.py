@@ -2,7 +2,7 @@
 
 `add_pairs` trains what is new beside the frozen base, and proves on text of other pairs that their logits
 are the same bits. `retrain` is what it is compared with: everything is trained, on the new pairs' text
-alone or with old text replayed, and the old pairs pay for it; `forgetting` says how much.
+alone or with old text replayed, and the old pairs pay for it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,6 @@ from nspec_hf.adding.languages import NewWords, find_words
 from nspec_hf.adding.saved import save_added
 from nspec_hf.core import Pair, TrainingSetupError, as_pairs, digest
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairCollator, PairText, encode_corpus
-from nspec_hf.evaluation import Comparison, compare
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_start_token, eval_mode, longest_text
@@ -27,6 +26,9 @@ from nspec_hf.training import TrainConfig, TrainResult, train
 
 ADDED_FOLDER = "added"
 """Where a run leaves what it added."""
+
+_PROVED = 64  # sentences of old pairs, evenly from all
+_ROWS = 16  # of them in a batch, between as many new ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ def add_pairs(
     words = find_words(tags, texts, config, old=old, vocabulary=vocabulary, rows=embeddings)
     if old:  # text that could prove nothing is refused before the training
         as_pairs([text.pair for text in (*texts, *old)])
-        _first_rows(old, words.tags, model)
+        _first_rows(old, words.tags, model, _PROVED)
     lines = max(map(len, texts))
     width = auto_width(lines) if config.width == "auto" else config.width
     about = {"base": base, "lines": {str(text.pair): len(text) for text in texts}, "width": width}
@@ -129,14 +131,13 @@ def add_pairs(
         about=about,
     )
     addition = Addition(model, layout).draw(model, config.seed, words.begins_as)
-    held = masks or (before.masks if before else None)
-    gate_config = gate_config or (before.gate_config if before else None)
-    added = AddedPairs(model, [*earlier, addition], held, gate_config)
+    if before:
+        masks, gate_config = masks or before.masks, gate_config or before.gate_config
+    added = AddedPairs(model, [*earlier, addition], masks, gate_config)
     frozen = _frozen_digest(added)
     added.attach().freeze()
-    longest = run.batches.max_length or run.batches.max_tokens
-    corpus = _numbered(encode_corpus(texts, words.tags, longest), added.pairs)
-    watched = _numbered(encode_corpus(validation, words.tags, longest), added.pairs) if validation else None
+    corpus = _encoded(texts, words.tags, run, added.pairs)
+    watched = _encoded(validation, words.tags, run, added.pairs) if validation else None
     result = train(model, words.tags, corpus, run, output, watched, added)
     added.detach()
     if _frozen_digest(added) != frozen:
@@ -155,8 +156,6 @@ def prove_untouched(
     tags: LanguageTags,
     old: Sequence[PairText],
     new: Sequence[PairText],
-    sentences: int = 64,
-    rows: int = 16,
 ) -> Untouched:
     """Compare logits of old pairs bit by bit with and without what was added last, in mixed batches.
 
@@ -165,18 +164,16 @@ def prove_untouched(
         tags: Of the extended tokenizer.
         old: Text of old pairs.
         new: Text of new pairs.
-        sentences: How many old ones are compared at most, evenly from all pairs.
-        rows: Old rows of a batch; as many new ones come between them.
     """
-    held = _first_rows(old, tags, added.model, sentences)
-    mixed_in = _first_rows(new, tags, added.model, rows * len(new))
+    held = _first_rows(old, tags, added.model, _PROVED)
+    mixed_in = _first_rows(new, tags, added.model, _ROWS * len(new))
     pairs = [text.pair for text in old]
     every = [*pairs, *(text.pair for text in new)]
     collate = PairCollator(tags, every, decoder_start_token(added.model))
     alike, size, before_it = True, added.additions[-1].layout.vocabulary, _without_last(added)
     with torch.no_grad(), eval_mode(added.model):
-        for start in range(0, len(held), rows):
-            part = held[start : start + rows]
+        for start in range(0, len(held), _ROWS):
+            part = held[start : start + _ROWS]
             both = [row for pair in zip(part, mixed_in, strict=False) for row in pair]
             both += part[len(mixed_in) :]
             batch = collate(both)
@@ -223,37 +220,14 @@ def retrain(
     for weight in row_weights(model).values():
         for number, ids in words.begins_as.items():
             weight.data[number] = weight.data[list(ids)].mean(dim=0)
-    longest = run.batches.max_length or run.batches.max_tokens
     pairs = [text.pair for text in (*texts, *replayed)]
-    corpus = _numbered(encode_corpus(texts, words.tags, longest), pairs)
+    corpus = _encoded(texts, words.tags, run, pairs)
     if replayed:
-        more = encode_corpus(replayed, words.tags, longest)
+        more = _encoded(replayed, words.tags, run, pairs)
         times = max(1, round(int(more.lengths.sum()) / int(corpus.lengths.sum())))
-        corpus = _numbered(more, pairs, into=_numbered(corpus, pairs, times=times))
-    watched = _numbered(encode_corpus(validation, words.tags, longest), pairs) if validation else None
+        corpus = _numbered(more, pairs, into=_numbered(corpus, pairs, times))
+    watched = _encoded(validation, words.tags, run, pairs) if validation else None
     return words.tags, train(model, words.tags, corpus, run, output, watched)
-
-
-def forgetting(
-    before: Mapping[str, Sequence[str]],
-    after: Mapping[str, Sequence[str]],
-    texts: Sequence[PairText],
-    metrics: Sequence[str] = ("bleu", "chrf++"),
-    n_samples: int = 1000,
-) -> Comparison:
-    """Test what old pairs lost: their translations by the base against those by the trained model.
-
-    Args:
-        before: The base's, by pair.
-        after: The trained model's.
-        texts: Sources and references of the old pairs.
-        metrics: Names of sacreBLEU's.
-        n_samples: Trials of the paired test.
-    """
-    references: dict[str, Sequence[str]] = {text.pair: text.targets for text in texts}
-    return compare(
-        {"base": before, "after": after}, references, "base", metrics, n_samples=n_samples, n_jobs=1
-    )
 
 
 def _without_last(added: AddedPairs) -> Attachment | None:
@@ -268,13 +242,13 @@ def _logits(
 ) -> torch.Tensor:
     if on_it is None:
         return model(**batch, use_cache=False).logits
-    rows = torch.tensor([on_it.include(name) for name in names])
+    rows = torch.tensor(on_it.include_all(names))
     with on_it:
         return model(**batch, pair_ids=rows, use_cache=False).logits
 
 
 def _first_rows(
-    texts: Sequence[PairText], tags: LanguageTags, model: PreTrainedModel, sentences: int = 64
+    texts: Sequence[PairText], tags: LanguageTags, model: PreTrainedModel, sentences: int
 ) -> list[dict]:
     """Return the first sentences, evenly from all pairs, that the model has positions for."""
     longest, each = min(filter(None, (512, longest_text(model)))), -(-sentences // len(texts))
@@ -282,6 +256,13 @@ def _first_rows(
     corpus = encode_corpus(some, tags, longest, progress=False)
     parts = [corpus.subset(pair) for pair in corpus.pairs]
     return [part[index] for part in parts for index in range(min(each, len(part)))]
+
+
+def _encoded(
+    texts: Sequence[PairText], tags: LanguageTags, run: TrainConfig, pairs: Sequence[Pair]
+) -> EncodedCorpus:
+    """Return text as token ids, with the numbers that its pairs have among others."""
+    return _numbered(encode_corpus(texts, tags, run.batches.max_length or run.batches.max_tokens), pairs)
 
 
 def _numbered(

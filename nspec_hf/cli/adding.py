@@ -114,7 +114,9 @@ def add_pair(
     )
     _say(f"{output}/model: trained for {result.updates} updates in {result.seconds:.0f} seconds")
     if scored:
-        _say(adding.forgetting(first, _outputs(network, tags, scored, translate), scored).table())
+        outputs = {"base": first, "after": _outputs(network, tags, scored, translate)}
+        references: dict[str, Sequence[str]] = {text.pair: text.targets for text in scored}
+        _say(evaluation.compare(outputs, references, "base", n_samples=1000, n_jobs=1).table())
 
 
 def _outputs(
