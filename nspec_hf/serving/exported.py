@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import ConfigError, ExportError, Pair, as_pairs, pair_index
+from nspec_hf.core import ConfigError, Pair, as_pairs, pair_index
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation import TranslateConfig, Translator, check_texts, shortened
 from nspec_hf.export import Decoder, folder_of_pair
@@ -150,15 +150,3 @@ class ConvertedTranslator(_OfPairs):
             )
         options = {_OPTIONS[name]: value for name, value in asked.items()}
         return longest, {**options, "max_batch_size": self.config.max_tokens, "batch_type": "tokens"}
-
-
-def exported_pairs(report: Any, folder: Path) -> list[Pair]:
-    """Return the pairs that an export's report names.
-
-    Raises:
-        ExportError: If it names none.
-    """
-    pairs = report.get("pairs") if isinstance(report, dict) else None
-    if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, str) for pair in pairs):
-        raise ExportError(f"the report of the export in {folder} names no pairs; export it again")
-    return as_pairs(pairs)

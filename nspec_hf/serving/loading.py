@@ -13,14 +13,14 @@ from typing import Any, overload
 from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.adding import ADDED_FILE, base_of, load_added
-from nspec_hf.core import ArtifactError, ConfigError, Pair, read_json, require, warn
+from nspec_hf.core import ArtifactError, ConfigError, ExportError, Pair, as_pairs, read_json, require, warn
 from nspec_hf.data import LanguageTags, load_tokenizer
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import REPORT_FILE, exported_masks, load_pruned
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import MASKS_FILE, NeuronMasks, fetch
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
-from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator, exported_pairs
+from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator
 from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, recognized
 
 
@@ -195,7 +195,10 @@ def _exported(
     options: Mapping[str, Any],
 ) -> LoadedModel:
     report = read_json(folder / REPORT_FILE, ArtifactError)
-    pairs = exported_pairs(report, folder)
+    named = report.get("pairs") if isinstance(report, dict) else None
+    if not isinstance(named, list) or not named or not all(isinstance(pair, str) for pair in named):
+        raise ExportError(f"the report of the export in {folder} names no pairs; export it again")
+    pairs = as_pairs(named)
     config = report.get("config", {})
     form = config.get("format")
     tags = LanguageTags(load_tokenizer(folder), codes)

@@ -107,7 +107,11 @@ def publish(
         root, folder = Path(temporary), Path(temporary) / subfolder
         figures = _contents(folder, published, scores, comparison, stats, families)
         published.save_pretrained(folder, repo=repo, model=model, stats=stats, use=use)
-        sections = _sections(scores, comparison)
+        # Every table with its signatures, tests and decoding.
+        sections = {} if comparison is None else {"Gains": comparison.table().render("markdown")}
+        if scores:
+            sections["Scores"] = "\n".join(each.table().render("markdown") for each in scores)
+        sections["Report"] = "[report.html](report.html) shows what each pair's neurons do."
         card = card_text(
             published,
             repo=repo,
@@ -161,16 +165,6 @@ def _contents(
     _, in_lines = save_figure(drawn, folder / "figures", "overlap")
     in_lines.unlink()  # the card shows the other one
     return ["figures/overlap.png"]
-
-
-def _sections(scores: Sequence[SystemScores], comparison: Comparison | None) -> dict[str, str]:
-    """Return what the card says of scores: every table with its signatures, tests and decoding."""
-    sections = {}
-    if comparison is not None:
-        sections["Gains"] = comparison.table().render("markdown")
-    if scores:
-        sections["Scores"] = "\n".join(each.table().render("markdown") for each in scores)
-    return sections | {"Report": "[report.html](report.html) shows what each pair's neurons do."}
 
 
 def _results(system: SystemScores, dataset: str) -> list[EvalResult]:
