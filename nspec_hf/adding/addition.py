@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.adding.branches import CopyBranch, LowRank, LowRankBranch, NeuronBranch, NewNeurons, Whose
+from nspec_hf.adding.branches import LowRank, NeuronBranch, NewNeurons, OwnModule, Whose
 from nspec_hf.adding.config import AddConfig
 from nspec_hf.adding.vocabulary import InputRows, OutputRows, OwnRows, Which
 from nspec_hf.core import ConfigError, Pair, UnsupportedModelError, as_pairs
@@ -119,9 +119,9 @@ class Addition(nn.Module):
         """Yield what acts on the model, each with the dotted name of the module that it acts on."""
         whose = Whose(routing, frozenset(self.pairs))
         for name, copied in zip(self.layout.copied, self.copies.values(), strict=True):
-            yield name, CopyBranch(model.get_submodule(name), copied, whose)
+            yield name, OwnModule(model.get_submodule(name), copied, whose, instead=True)
         for name in self.layout.changed:
-            yield name, LowRankBranch(model.get_submodule(name), self.change_of(name), whose)
+            yield name, OwnModule(model.get_submodule(name), self.change_of(name), whose)
         # Last, so that the block's last linear is complete when the sum is made.
         for name, site in self.sites.items():
             yield name, NeuronBranch(model, site, self.neurons_at(name), whose)

@@ -78,6 +78,31 @@ class Branch(TakenOver):
         return [(self._module, self.forward)]
 
 
+class OwnModule(Branch):
+    """A module of some pairs: its output is added to the old one's for their rows, or put in its place.
+
+    Args:
+        module: The old one.
+        own: Theirs: a low-rank change, or a copy of the old one.
+        whose: Tells their rows.
+        instead: Whether rows go through theirs instead of the old one.
+    """
+
+    def __init__(self, module: nn.Module, own: nn.Module, whose: Whose, instead: bool = False) -> None:
+        super().__init__(module, whose)
+        self._own, self._instead = own, instead
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stand in for the old module: x [R, L, I] → [R, L, O]."""
+        rows = self._whose.rows(x)
+        if rows is True and self._instead:
+            return self._own(x)
+        out = self._taken[0].original(x)
+        if rows is False:
+            return out
+        return (put_into if self._instead else add_to)(out, rows, self._own(of_rows(x, rows)))
+
+
 class NewNeurons(nn.Module):
     """The weights of W neurons beside a feed-forward block: rows of W1 and columns of W2.
 
@@ -156,33 +181,3 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what is added to the linear's output: x [r, L, I] → [r, L, O]."""
         return self.b(self.a(x)) * self.scale
-
-
-class LowRankBranch(Branch):
-    """A low-rank change of one linear, for rows of some pairs."""
-
-    def __init__(self, linear: nn.Module, change: LowRank, whose: Whose) -> None:
-        super().__init__(linear, whose)
-        self._change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Stand in for the linear: x [R, L, I] → [R, L, O]."""
-        out = self._taken[0].original(x)
-        rows = self._whose.rows(out)
-        return out if rows is False else add_to(out, rows, self._change(of_rows(x, rows)))
-
-
-class CopyBranch(Branch):
-    """A copy of a module (a norm, a linear) that rows of some pairs go through instead of it."""
-
-    def __init__(self, module: nn.Module, copy: nn.Module, whose: Whose) -> None:
-        super().__init__(module, whose)
-        self._copy = copy
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Stand in for the module: x [R, L, I] → [R, L, O]."""
-        rows = self._whose.rows(x)
-        if rows is True:
-            return self._copy(x)
-        out = self._taken[0].original(x)
-        return out if rows is False else put_into(out, rows, self._copy(of_rows(x, rows)))

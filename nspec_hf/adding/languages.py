@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, cast
 
 from nspec_hf.adding.added import with_tokens
@@ -114,33 +115,21 @@ def find_words(
     kin = [tags.tag_id(config.kin)] if config.kin else known
     own_tags = [extended.tag_id(code) for code in languages if has_tag(extended, code)]
     begins_as = {number: kin for number in own_tags if config.kin or number in tokens.values()}
-    ids = set(own_tags) | _pieces(extended, texts, old, languages, config.pieces)
+    own: set[int] = set()
+    others: set[int] = set()
+    for text in (*texts, *old) if config.pieces != "none" else ():
+        sides = (
+            (text.pair.source, extended.encode_source(text.sources, text.pair)),
+            (text.pair.target, extended.encode_target(text.targets, text.pair)),
+        )
+        for language, encoded in sides:
+            (own if language in languages else others).update(chain.from_iterable(encoded))
+    own -= {*extended.tokenizer.all_special_ids, *extended.tag_ids}
+    ids = {*own_tags, *(own - others if config.pieces == "new" else own)}
     # Embeddings that earlier additions brought: the new pairs have ones of their own, or no logit.
     earlier = range(rows, vocabulary)
     begins_as |= {number: kin for number in earlier}
     return NewWords(extended, languages, sorted(ids | set(earlier)), tokens, begins_as)
-
-
-def _pieces(
-    tags: LanguageTags,
-    texts: Sequence[PairText],
-    old: Iterable[PairText],
-    languages: Sequence[str],
-    which: str,
-) -> set[int]:
-    if which == "none":
-        return set()
-    own: set[int] = set()
-    others: set[int] = set()
-    for text in (*texts, *old):
-        sides = (
-            (text.pair.source, tags.encode_source(text.sources, text.pair)),
-            (text.pair.target, tags.encode_target(text.targets, text.pair)),
-        )
-        for language, rows in sides:
-            (own if language in languages else others).update(number for row in rows for number in row)
-    special = {*tags.tokenizer.all_special_ids, *tags.tag_ids}
-    return own - special - (others if which == "new" else set())
 
 
 def _with_new_tags(tags: LanguageTags, languages: Sequence[str]) -> tuple[LanguageTags, dict[str, int]]:
