@@ -10,7 +10,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 
 from nspec_hf.core import NspecError
-from nspec_hf.doctor.setup import Finding, Setup, one_line
+from nspec_hf.doctor.setup import Finding, Setup, note, one_line
 from nspec_hf.recording import longest_text
 from nspec_hf.training import check_arguments, training_arguments
 
@@ -53,15 +53,14 @@ def _schedule(arguments: Seq2SeqTrainingArguments) -> Iterator[Finding]:
             why=f"training ends before the learning rate of {arguments.learning_rate:g} is reached",
             mend="set warmup_steps to about a tenth of max_steps",
         )
-    if arguments.max_steps > 0 and str(arguments.save_strategy) in ("steps", "SaveStrategy.STEPS"):
-        if arguments.save_steps > arguments.max_steps:
-            yield Finding(
-                what=f"a checkpoint every {arguments.save_steps:g} updates, and {arguments.max_steps} "
-                "updates in all",
-                why="a run that is stopped begins anew, and the best model is the last one",
-                mend="set save_steps (and eval_steps) to a tenth of max_steps",
-                level="note",
-            )
+    saves = str(arguments.save_strategy) in ("steps", "SaveStrategy.STEPS")
+    if saves and 0 < arguments.max_steps < arguments.save_steps:
+        yield note(
+            what=f"a checkpoint every {arguments.save_steps:g} updates, and {arguments.max_steps} updates in "
+            "all",
+            why="a run that is stopped begins anew, and the best model is the last one",
+            mend="set save_steps (and eval_steps) to a tenth of max_steps",
+        )
 
 
 def _precision(arguments: Seq2SeqTrainingArguments) -> Iterator[Finding]:
@@ -72,12 +71,11 @@ def _precision(arguments: Seq2SeqTrainingArguments) -> Iterator[Finding]:
             mend="leave fp16 out; bf16=True where the processor has it",
         )
     elif arguments.fp16:
-        yield Finding(
+        yield note(
             what="fp16=True",
             why="M2M-100, NLLB and T5 were trained in bfloat16 or float32; in float16 their activations "
             "overflow and updates are skipped",
             mend="bf16=True, where the GPU has it (Ampere and later)",
-            level="note",
         )
 
 
@@ -97,12 +95,11 @@ def _best(given: Mapping[str, Any]) -> Iterator[Finding]:
             mend="set greater_is_better: false",
         )
     if metric.removeprefix("eval_") == "loss":
-        yield Finding(
+        yield note(
             what="the best checkpoint is chosen by eval_loss",
             why="it contains the language tag, which a pair's own neurons give away: masks look better "
             "than they are",
             mend="metric_for_best_model: eval_text_loss, greater_is_better: false",
-            level="note",
         )
 
 
@@ -113,11 +110,10 @@ def _lengths(setup: Setup) -> Iterator[Finding]:
         return  # the model's check says why
     longest = setup.train.batches.max_length
     if positions and longest and longest > positions:
-        yield Finding(
+        yield note(
             what=f"sentences of up to {longest} tokens, but the model has {positions} positions",
             why="longer sentences are cut, or stop training with an index error",
             mend=f"--train.batches.max_length {positions}",
-            level="note",
         )
 
 

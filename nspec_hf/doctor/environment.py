@@ -9,7 +9,7 @@ import torch
 from packaging.requirements import Requirement
 
 from nspec_hf.core import OPTIONAL_PARTS, usable_cores
-from nspec_hf.doctor.setup import Finding, Setup
+from nspec_hf.doctor.setup import Finding, Setup, note
 
 
 def check_environment(setup: Setup) -> Iterator[Finding]:
@@ -48,27 +48,24 @@ def _extras() -> Iterator[Finding]:
     missing = [module for module in OPTIONAL_PARTS if importlib.util.find_spec(module) is None]
     extras = sorted({OPTIONAL_PARTS[module] for module in missing})
     if missing:
-        yield Finding(
+        yield note(
             what=f"optional parts are missing: {', '.join(missing)}",
             why="commands that need them stop and say so",
             mend=f"pip install 'nspec-hf[{','.join(extras)}]', if you need them",
-            level="note",
         )
 
 
 def _threads() -> Iterator[Finding]:
     cores, threads = usable_cores(), torch.get_num_threads()
     if threads > cores:
-        yield Finding(
+        yield note(
             what=f"torch uses {threads} threads, but this process may use {cores} cores",
             why="threads that wait for each other make everything several times slower",
             mend=f"export OMP_NUM_THREADS={cores}",
-            level="note",
         )
     if not torch.accelerator.is_available():
-        yield Finding(
+        yield note(
             what=f"torch sees no accelerator; {threads} threads on {cores} cores will do the work",
             why="training a model of hundreds of millions of parameters takes weeks on processor cores",
             mend="install torch for your GPU, if there is one: https://pytorch.org/get-started",
-            level="note",
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from nspec_hf.core import NspecError, SiteMismatchError, in_short
-from nspec_hf.doctor.setup import Finding, NotCheckedError, Setup, one_line
+from nspec_hf.doctor.setup import Finding, NotCheckedError, Setup, note, one_line
 from nspec_hf.recording import find_sites, weight_fingerprint
 
 _DENSE = 0.98
@@ -37,19 +37,17 @@ def check_masks(setup: Setup) -> Iterator[Finding]:
             mend="record again on text of that pair, and look at the model's check above",
         )
     if held.density() > _DENSE:
-        yield Finding(
+        yield note(
             what=f"the masks keep {held.density():.1%} of the neurons",
             why="hardly anything is specialized; training with them is fine-tuning",
             mend="select with a smaller coverage: 0.6 kept 42 % of the neurons at the quality of fine-tuning",
-            level="note",
         )
     if len(held.pairs) > 1 and held.keep.is_alike():
-        yield Finding(
+        yield note(
             what=f"all {len(held.pairs)} pairs have the same neurons",
             why="a mask that all share is pruning, not specialization",
             mend="record each pair on text of its own; pairs that share their source text share encoder "
             "masks",
-            level="note",
         )
 
 
@@ -70,11 +68,10 @@ def _sites(setup: Setup) -> Iterator[Finding]:
         return
     counted = held.recipe.weight_fingerprint
     if counted and counted != weight_fingerprint(setup.network, find_sites(setup.network)):
-        yield Finding(
+        yield note(
             what="the model's feed-forward weights are not those that were counted",
             why="after continued training that is right; otherwise the neurons were chosen for another model",
             mend="if this is meant to be the base, record it again",
-            level="note",
         )
 
 

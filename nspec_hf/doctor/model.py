@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, NspecError, UnsupportedModelError
-from nspec_hf.doctor.setup import Finding, NotCheckedError, Setup, one_line
+from nspec_hf.doctor.setup import Finding, NotCheckedError, Setup, note, one_line
 from nspec_hf.recording import decoder_start_token, find_sites
 
 
@@ -48,12 +48,11 @@ def _precision(network: PreTrainedModel) -> Iterator[Finding]:
             "bf16=True among the arguments for speed; `nspec train` does so by itself",
         )
     elif torch.bfloat16 in dtypes:
-        yield Finding(
+        yield note(
             what="its weights are saved in bfloat16",
             why="transformers loads them so; updates under a 256th of a weight are then lost",
             mend="in a script of your own: from_pretrained(…, dtype=torch.float32) and bf16=True; `nspec "
             "train` does so by itself",
-            level="note",
         )
 
 
@@ -61,21 +60,19 @@ def _dropout(network: PreTrainedModel) -> Iterator[Finding]:
     names = ("encoder_layerdrop", "decoder_layerdrop")
     drops = {name: getattr(network.config, name, 0.0) for name in names}
     if any(drops.values()):
-        yield Finding(
+        yield note(
             what=f"whole layers drop out in training: {', '.join(f'{k} {v}' for k, v in drops.items() if v)}",
             why="several processes then fail (“expected to have finished reduction”) or drift apart, and "
             "what is dropped learns nothing",
             mend="in a script of your own: from_pretrained(…, encoder_layerdrop=0.0, decoder_layerdrop=0.0); "
             "`nspec train` does so by itself",
-            level="note",
         )
     if getattr(network.config, "dropout", getattr(network.config, "dropout_rate", 0.1)) == 0:
-        yield Finding(
+        yield note(
             what="dropout is 0",
             why="on little text such a model learns it by heart; dropout 0.1 gained 3 BLEU where text was "
             "short, more than any masks",
             mend="set dropout to 0.1 in config.json, unless the text is large",
-            level="note",
         )
 
 
@@ -107,12 +104,11 @@ def _decoding(network: PreTrainedModel) -> Iterator[Finding]:
             mend="set num_return_sequences to 1 in generation_config.json",
         )
     if generation.use_cache is False:
-        yield Finding(
+        yield note(
             what="its generation config has no cache (use_cache: false)",
             why="every token runs the decoder over the whole translation again: the same words, several "
             "times slower; a model that is made from the config that a Trainer saved has this",
             mend="set use_cache to true in generation_config.json",
-            level="note",
         )
     try:
         generation.validate(strict=True)
@@ -123,10 +119,9 @@ def _decoding(network: PreTrainedModel) -> Iterator[Finding]:
             mend="mend generation_config.json: take out what the message names",
         )
     if generation.max_length is not None and generation.max_length <= 20 and not generation.max_new_tokens:
-        yield Finding(
+        yield note(
             what=f"its generation config ends translations after {generation.max_length} tokens",
             why="model.generate and predict_with_generate cut what is longer, and scores fall; Translator "
             "does not use it",
             mend="set max_length to the longest translation in tokens, or pass generation_max_length",
-            level="note",
         )

@@ -15,7 +15,7 @@ import yaml
 
 from nspec_hf.core import NspecError, read_lines
 from nspec_hf.data import BatchConfig, PairText, encode_corpus
-from nspec_hf.doctor.setup import Finding, NotCheckedError, NotGivenError, Setup, one_line
+from nspec_hf.doctor.setup import Finding, NotCheckedError, NotGivenError, Setup, note, one_line
 from nspec_hf.training import TrainConfig, text_loss
 
 _SENTENCES = 400  # of each split, all pairs together
@@ -70,20 +70,18 @@ def check_regime(setup: Setup) -> Iterator[Finding]:
     train, valid = (loss_of(setup, texts[use]) for use in ("train", "valid"))
     share = max(0.0, 1 - train / valid)
     regime = next(regime for regime in REGIMES if share >= regime.least)
-    yield Finding(
+    yield note(
         what=f"{facts(setup, texts['train'])}; loss {train:.2f} nats a token on training text and "
         f"{valid:.2f} on validation text, {share:.0%} of which is overfitting",
         why=regime.expectation,
         mend=regime.advice,
-        level="note",
     )
     lines = [len(text) for text in texts["train"]]
     if max(lines) > _UNEVEN * min(lines):
-        yield Finding(
+        yield note(
             what=f"pairs have from {min(lines)} to {max(lines)} training lines",
             why="batches that follow the text show small pairs seldom, and the mean over pairs hides them",
             mend="--train.batches.temperature 5 (Tan et al. 2024), and look at the loss of each pair",
-            level="note",
         )
 
 

@@ -6,7 +6,7 @@ check that the part belongs to; the other checks that need it say that they were
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +32,10 @@ class Finding:
     """What to do."""
     level: Literal["wrong", "note"] = "wrong"
     """`wrong`: a result will be wrong, or a run will stop. `note`: worth knowing; nothing may be amiss."""
+
+
+note = partial(Finding, level="note")
+"""A finding that is worth knowing."""
 
 
 class NotCheckedError(NspecError, RuntimeError):
@@ -103,8 +107,7 @@ class Setup:
             raise NotGivenError("no text")
         if not self.directions:
             raise NotCheckedError("no pairs are known; give --pairs, or --masks, whose pairs are then taken")
-        corpus = self.corpus
-        return {use: read_corpus(corpus, self.directions, split) for use, split in self.splits.items()}
+        return {use: read_corpus(self.corpus, self.directions, split) for use, split in self.splits.items()}
 
     def given(self, name: str, part: Callable[[], _T]) -> _T:
         """Return a part of the set-up that a check needs beside its subject.

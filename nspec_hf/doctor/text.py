@@ -6,14 +6,15 @@ lengths in tokens.
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from nspec_hf.core import CorpusError, in_short
 from nspec_hf.data import PairText
-from nspec_hf.doctor.setup import Finding, Setup, one_line
+from nspec_hf.doctor.setup import Finding, Setup, note, one_line
 from nspec_hf.recording import longest_text
 
 _PART, _FEWEST = 200, 50  # lines whose lengths are compared at a time, and how few are too few for it
@@ -34,11 +35,10 @@ def check_text(setup: Setup) -> Iterator[Finding]:
         )
         return
     rows = [_Rows(use, text) for use, split in texts.items() for text in split]
-    yield from _summed(_duplicates(rows))
-    yield from _summed(_slipped(rows))
-    for about, is_so, limit, why, mend in _KINDS:
-        yield from _summed(_unlike_sentences(rows, about, is_so, limit, why, mend))
-    yield from _summed(_leaks(rows))
+    trained = {frozenset(row) for text in rows if text.use == "train" for row in text.rows}
+    of_kinds = (partial(_unlike_sentences, *kind) for kind in _KINDS)
+    for check in (_duplicates, _slipped, *of_kinds, partial(_leaks, trained)):
+        yield from _summed(finding for text in rows for finding in check(text))
     yield from _summed(setup.given("model or tokenizer", lambda: list(_too_long(setup, rows))))
 
 
@@ -61,38 +61,35 @@ def _summed(findings: Iterable[Finding]) -> Iterator[Finding]:
         yield replace(found[0], what=found[0].what + more)
 
 
-def _duplicates(texts: Sequence[_Rows]) -> Iterator[Finding]:
-    for text in texts:
-        share = 1 - len(set(text.rows)) / max(len(text.rows), 1)
-        if share > 0.1:
+def _duplicates(text: _Rows) -> Iterator[Finding]:
+    share = 1 - len(set(text.rows)) / max(len(text.rows), 1)
+    if share > 0.1:
+        yield note(
+            what=f"{share:.0%} of the lines of {text} stand there already",
+            why="the same sentences are learned again and again, or decide the score",
+            mend="take each line once: paste SOURCE TARGET | sort -u",
+        )
+
+
+def _slipped(text: _Rows) -> Iterator[Finding]:
+    """The first part of a text whose sides have more alike lengths when one is moved by a line."""
+    for first in range(0, len(text.rows), _PART):
+        lengths = np.log1p([[*map(len, row)] for row in text.rows[first : first + _PART]])
+        if len(lengths) < _FEWEST:
+            return
+        sources, targets = lengths.T
+        here = _correlation(sources, targets)
+        later, earlier = _correlation(sources[:-1], targets[1:]), _correlation(sources[1:], targets[:-1])
+        best, way = max((later, "up"), (earlier, "down"))
+        if best > max(0.5, here + 0.3):
             yield Finding(
-                what=f"{share:.0%} of the lines of {text} stand there already",
-                why="the same sentences are learned again and again, or decide the score",
-                mend="take each line once: paste SOURCE TARGET | sort -u",
-                level="note",
+                what=f"lines {first + 1} to {first + len(lengths)} of {text} have slipped: lengths on both "
+                f"sides go together (correlation {best:.2f}) where targets are moved by a line {way}, and do "
+                f"not as they stand ({here:.2f})",
+                why="sentence n is no translation of sentence n, and nothing else says so",
+                mend="one side has a line too many or too few at or before these; align the files again",
             )
-
-
-def _slipped(texts: Sequence[_Rows]) -> Iterator[Finding]:
-    """Parts of a text whose sides have more alike lengths when one is moved by a line."""
-    for text in texts:
-        for first in range(0, len(text.rows), _PART):
-            lengths = np.log1p([[*map(len, row)] for row in text.rows[first : first + _PART]])
-            if len(lengths) < _FEWEST:
-                continue
-            sources, targets = lengths[:, 0], lengths[:, 1]
-            here = _correlation(sources, targets)
-            later, earlier = _correlation(sources[:-1], targets[1:]), _correlation(sources[1:], targets[:-1])
-            best, way = max((later, "up"), (earlier, "down"))
-            if best > max(0.5, here + 0.3):
-                yield Finding(
-                    what=f"lines {first + 1} to {first + len(lengths)} of {text} have slipped: lengths on "
-                    f"both sides go together (correlation {best:.2f}) where targets are moved by a line "
-                    f"{way}, and do not as they stand ({here:.2f})",
-                    why="sentence n is no translation of sentence n, and nothing else says so",
-                    mend="one side has a line too many or too few at or before these; align the files again",
-                )
-                break
+            return
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -100,26 +97,12 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _unlike_sentences(
-    texts: Sequence[_Rows],
-    about: str,
-    is_so: Callable[[str, str], bool],
-    limit: float,
-    why: str,
-    mend: str,
+    about: str, is_so: Callable[[str, str], bool], limit: float, why: str, mend: str, text: _Rows
 ) -> Iterator[Finding]:
-    for text in texts:
-        bad = [str(number) for number, row in enumerate(text.rows, start=1) if is_so(*row)]
-        if len(bad) > limit * len(text.rows):
-            yield Finding(
-                what=f"{len(bad)} of {len(text.rows)} lines of {text} {about}: line {in_short(bad, 3)}",
-                why=why,
-                mend=mend,
-                level="note" if limit else "wrong",
-            )
-
-
-def _is_copy(source: str, target: str) -> bool:
-    return source == target and len(source) > 10
+    bad = [str(number) for number, row in enumerate(text.rows, start=1) if is_so(*row)]
+    if len(bad) > limit * len(text.rows):
+        what = f"{len(bad)} of {len(text.rows)} lines of {text} {about}: line {in_short(bad, 3)}"
+        yield Finding(what=what, why=why, mend=mend, level="note" if limit else "wrong")
 
 
 def _is_uneven(source: str, target: str) -> bool:
@@ -144,7 +127,7 @@ _KINDS: tuple[tuple[str, Callable[[str, str], bool], float, str, str], ...] = (
     ),
     (
         "are copies of their source",
-        _is_copy,
+        lambda source, target: source == target and len(source) > 10,
         0.05,
         "the model learns to copy instead of to translate",
         "leave such lines out",
@@ -160,17 +143,15 @@ _KINDS: tuple[tuple[str, Callable[[str, str], bool], float, str, str], ...] = (
 """What is said of the lines, how to tell, the share that is still normal, why it matters, what to do."""
 
 
-def _leaks(texts: Sequence[_Rows]) -> Iterator[Finding]:
+def _leaks(trained: Set[frozenset[str]], text: _Rows) -> Iterator[Finding]:
     """Held-out lines that were trained on, by source and target together, in either direction."""
-    trained = {frozenset(row) for text in texts if text.use == "train" for row in text.rows}
-    for text in texts:
-        share = sum(frozenset(row) in trained for row in text.rows) / max(len(text.rows), 1)
-        if text.use != "train" and share > 0.01:
-            yield Finding(
-                what=f"{share:.0%} of the lines of {text} are among the training lines",
-                why="scores tell what was learned by heart; fine-tuning and masks profit differently",
-                mend="take such lines out of the training text, on both sides",
-            )
+    share = sum(frozenset(row) in trained for row in text.rows) / max(len(text.rows), 1)
+    if text.use != "train" and share > 0.01:
+        yield Finding(
+            what=f"{share:.0%} of the lines of {text} are among the training lines",
+            why="scores tell what was learned by heart; fine-tuning and masks profit differently",
+            mend="take such lines out of the training text, on both sides",
+        )
 
 
 def _too_long(setup: Setup, texts: Sequence[_Rows]) -> Iterator[Finding]:
@@ -179,17 +160,15 @@ def _too_long(setup: Setup, texts: Sequence[_Rows]) -> Iterator[Finding]:
     for text in texts:
         limit = in_training if text.use == "train" else positions
         sources, targets = (list(side[:_SAMPLE]) for side in (text.text.sources, text.text.targets))
-        encoded = zip(
+        sides = (
             setup.tags.encode_source(sources, text.text.pair),
             setup.tags.encode_target(targets, text.text.pair),
-            strict=True,
         )
-        over = sum(max(map(len, row)) > limit for row in encoded)
+        over = sum(max(map(len, row)) > limit for row in zip(*sides, strict=True))
         if over:
-            yield Finding(
+            yield note(
                 what=f"{over} of the first {len(sources)} lines of {text} are over {limit} tokens",
                 why="they are left out of training, and cut off in translation",
                 mend="split them at sentence ends, or raise --train.batches.max_length where the model "
                 "has more positions",
-                level="note",
             )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from nspec_hf.core import NspecError
-from nspec_hf.doctor.setup import Finding, NotCheckedError, Setup, one_line
+from nspec_hf.doctor.setup import Finding, NotCheckedError, Setup, note, one_line
 
 _UNKNOWN_SHARE = 0.02
 _SAMPLE = 200  # sentences of each language
@@ -23,15 +23,20 @@ def check_tokenizer(setup: Setup) -> Iterator[Finding]:
         )
         return
     yield from _tags(setup)
-    yield from _embeddings(setup)
+    rows, size = setup.given("model", lambda: _rows(setup)), len(setup.tokenizer)
+    if size > rows:
+        yield Finding(
+            what=f"the tokenizer knows {size} tokens, the model has embeddings for {rows}",
+            why="a sentence with one of the others stops with an index error",
+            mend="take the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer))",
+        )
     if setup.corpus is not None and setup.directions:
         yield from _unknown(setup)
     if getattr(tags.tokenizer, "legacy_behaviour", False):
-        yield Finding(
+        yield note(
             what="legacy_behaviour is set: the source's tag stands behind the sentence",
             why="models of today expect it in front, and their neurons fire differently",
             mend="save the tokenizer anew with legacy_behaviour=False, unless the model was trained with it",
-            level="note",
         )
 
 
@@ -69,17 +74,6 @@ def _tags(setup: Setup) -> Iterator[Finding]:
 
 def _rows(setup: Setup) -> int:
     return len(setup.network.get_input_embeddings().get_parameter("weight"))
-
-
-def _embeddings(setup: Setup) -> Iterator[Finding]:
-    rows = setup.given("model", lambda: _rows(setup))
-    size = len(setup.tokenizer)
-    if size > rows:
-        yield Finding(
-            what=f"the tokenizer knows {size} tokens, the model has embeddings for {rows}",
-            why="a sentence with one of the others stops with an index error",
-            mend="take the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer))",
-        )
 
 
 def _unknown(setup: Setup) -> Iterator[Finding]:
