@@ -34,22 +34,11 @@ def scorer(
     metric: str = "bleu",
     config: TranslateConfig | None = None,
 ) -> Scorer:
-    """Return a function that translates with given masks and scores each pair.
-
-    Args:
-        model: The model; it is left as it was.
-        tags: Its tokenizer, and what it calls the languages.
-        texts: Sources and references.
-        metric: See `metrics.py`.
-        config: Decoding.
-    """
-    sources = [sentence for text in texts for sentence in text.sources]
-    pairs = [text.pair for text in texts for _ in text.sources]
+    """Return a function that translates with given masks and scores each pair; the model stays as it was."""
 
     def scores(masks: NeuronMasks | None) -> dict[str, float]:
         how = None if masks is None else GateConfig(zero_shot="compose")
-        translated = iter(Translator(model, tags, masks, config, how).translate(sources, pairs))
-        outputs = {text.pair: [next(translated) for _ in text.sources] for text in texts}
+        outputs = Translator(model, tags, masks, config, how).translate_corpus(texts)
         return {text.pair: score(outputs[text.pair], text.targets, metric, text.pair).value for text in texts}
 
     return scores
@@ -113,7 +102,7 @@ def recordings(
 
     Args:
         model: The model.
-        tags: Its tokenizer, and what it calls the languages.
+        tags: Of its tokenizer.
         corpus: Encoded text.
         sizes: Numbers of sentences a pair; those that the pair with the least text lacks are left out.
         seeds: Of random samples, each of the smallest size.
@@ -134,7 +123,11 @@ def recordings(
         )
 
     def counted(chosen_P: Sequence[np.ndarray]) -> ActivationStats:
-        return record_corpus(model, tags, _part(corpus, chosen_P), config)
+        part = EncodedCorpus(corpus.pairs)
+        for pair, chosen in zip(corpus.pairs, chosen_P, strict=True):
+            rows = [corpus[int(row)] for row in chosen]
+            part.add(pair, [row["input_ids"] for row in rows], [row["labels"] for row in rows])
+        return record_corpus(model, tags, part, config)
 
     samples: dict[str, ActivationStats] = {}
     so_far: ActivationStats | None = None
@@ -147,11 +140,3 @@ def recordings(
         chosen_P = [np.sort(draw.choice(rows, growing[0], replace=False)) for rows in rows_P]
         samples[f"{growing[0]}, seed {seed}"] = counted(chosen_P)
     return samples
-
-
-def _part(corpus: EncodedCorpus, rows_P: Sequence[np.ndarray]) -> EncodedCorpus:
-    part = EncodedCorpus(corpus.pairs)
-    for pair, rows in zip(corpus.pairs, rows_P, strict=True):
-        chosen = [corpus[int(row)] for row in rows]
-        part.add(pair, [row["input_ids"] for row in chosen], [row["labels"] for row in chosen])
-    return part

@@ -39,15 +39,10 @@ _AT_ONCE = 2048  # sentences between two savings of outputs
 def translate_test_set(
     translator: Translator, texts: Sequence[PairText], folder: Path
 ) -> dict[Pair, list[str]]:
-    """Translate every pair and keep the outputs in `folder` (`en-de.txt` …).
+    """Translate every pair of a corpus and keep the outputs in `folder` (`en-de.txt` …), made if needed.
 
     A pair whose translations lie there already is not translated again, if the same weights, masks and
     settings made them of the same text. A line break in a translation becomes a space.
-
-    Args:
-        translator: The system.
-        texts: What `read_corpus` returned.
-        folder: Made if needed.
 
     Raises:
         UnknownPairError: If there are masks, but none for a pair.
@@ -66,7 +61,14 @@ def _translate_all(translator: Translator, texts: Sequence[PairText], folder: Pa
     # Text that was made otherwise is forgotten first: a run that is stopped leaves nothing of two makers.
     done = kept["texts"] if kept["maker"] == maker else {}
     write_json(folder / MAKER_FILE, {"maker": maker, "texts": done})
-    digests = {text.pair: _text_digest(translator, text) for text in texts}
+    model, tags = translator.model, translator.tags
+    # Of a text as the model is given it: the prompt of the decoder, and token ids.
+    digests = {
+        text.pair: digest(
+            decoder_prompt(model, tags, text.pair), tags.encode_source(list(text.sources), text.pair)
+        )
+        for text in texts
+    }
     outputs: dict[Pair, list[str]] = {}
     todo: list[PairText] = []
     for text in texts:
@@ -77,21 +79,12 @@ def _translate_all(translator: Translator, texts: Sequence[PairText], folder: Pa
         else:
             todo.append(text)
     for part in _in_parts(todo):
-        outputs |= _translate_part(translator, part, folder)
+        for pair, translations in translator.translate_corpus(part).items():
+            outputs[pair] = list(map(as_line, translations))
+            write_lines(folder / f"{pair.file_name}.txt", outputs[pair], pair)
         done |= {text.pair: digests[text.pair] for text in part}
         write_json(folder / MAKER_FILE, {"maker": maker, "texts": done})
     return {text.pair: outputs[text.pair] for text in texts}
-
-
-def _translate_part(translator: Translator, part: list[PairText], folder: Path) -> dict[Pair, list[str]]:
-    sources = [source for text in part for source in text.sources]
-    pairs = [text.pair for text in part for _ in text.sources]
-    translated = iter(translator.translate(sources, pairs))
-    outputs: dict[Pair, list[str]] = {}
-    for text in part:
-        outputs[text.pair] = [as_line(next(translated)) for _ in text.sources]
-        write_lines(folder / f"{text.pair.file_name}.txt", outputs[text.pair], text.pair)
-    return outputs
 
 
 def _maker(translator: Translator) -> dict[str, Any]:
@@ -115,13 +108,6 @@ def _maker(translator: Translator) -> dict[str, Any]:
         "model_config": digest(_without_names(model.config.to_dict())),
         "tokenizer": digest(writes),
     }
-
-
-def _text_digest(translator: Translator, text: PairText) -> str:
-    """Return a hash of a pair's text as the model is given it: token ids, the prompt of the decoder too."""
-    tags = translator.tags
-    prompt = decoder_prompt(translator.model, tags, text.pair)
-    return digest(prompt, tags.encode_source(list(text.sources), text.pair))
 
 
 def _without_names(config: Mapping[str, Any]) -> dict[str, Any]:

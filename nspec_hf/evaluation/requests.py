@@ -5,7 +5,7 @@ must be told the text's number instead, one that is told nothing but sees all ro
 batch and in their order, and what a translator makes itself (the prompt, the mask) cannot be handed in.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,18 +19,10 @@ _OURS = {
     "decoder_input_ids": "the pair's tag is the prompt; prefix_allowed_tokens_fn can prescribe more",
     "decoder_start_token_id": "it is that of the model",
     "pair_ids": "they come from the pairs",
-    **dict.fromkeys(
-        (
-            "inputs",
-            "input_ids",
-            "inputs_embeds",
-            "attention_mask",
-            "encoder_outputs",
-            "decoder_attention_mask",
-        ),
-        "they come from the texts",
-    ),
-}
+} | dict.fromkeys(
+    "inputs input_ids inputs_embeds attention_mask encoder_outputs decoder_attention_mask".split(),
+    "they come from the texts",
+)
 # Of transformers' own processors, those that hold rows of a batch; the others treat all rows alike.
 _WITH_ROWS = {
     "ClassifierFreeGuidanceLogitsProcessor",
@@ -103,11 +95,8 @@ def check_generation(model: PreTrainedModel, asked: Mapping[str, Any]) -> dict[s
         raise ConfigError(f"a translator makes {name} itself: {_OURS[name]}; model.generate takes it")
     if asked.get("return_dict_in_generate"):
         raise ConfigError("a translator returns text; call model.generate for scores and hidden states")
-    several_by = {
-        "": asked.get("num_return_sequences"),
-        "model.generation_config.": model.generation_config.num_return_sequences,
-    }
-    for where, several in several_by.items():
+    for where, held in (("", asked), ("model.generation_config.", vars(model.generation_config))):
+        several = held.get("num_return_sequences")
         if several not in (None, 1):
             raise ConfigError(
                 f"{where}num_return_sequences is 1 for a translator, which returns one translation a text; "
@@ -138,18 +127,6 @@ def sees_rows(asked: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def by_number(
-    allowed: Callable[[int, Tensor], list[int]], numbers: Sequence[int]
-) -> Callable[[int, Tensor], list[int]]:
-    """Return a `prefix_allowed_tokens_fn` of a batch, from one that is told the text's number.
-
-    Args:
-        allowed: Told the number of a text and its tokens so far.
-        numbers: The text's number of each row of the batch.
-    """
-    return lambda row, ids: allowed(numbers[row], ids)
-
-
 def shortened(
     texts: Sequence[tuple[int, Pair, list[int]]], limit: int | None, tags: LanguageTags
 ) -> list[list[int]]:
@@ -157,11 +134,8 @@ def shortened(
 
     Args:
         texts: Number, pair and token ids of each text.
-        limit: Tokens beyond which a text is cut; None: none is.
+        limit: Tokens beyond which a text is cut, with a warning; None: none is.
         tags: How the tokenizer spells languages.
-
-    Warns:
-        UserWarning: If one is cut.
     """
     long = [(len(ids), number) for number, _, ids in texts if limit is not None and len(ids) > limit]
     if limit is None or not long:

@@ -11,8 +11,7 @@ translation depend on its neighbours, so every row has its own.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,16 +20,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from nspec_hf.core import ConfigError, NspecError, Pair, as_often, generating, is_spread, warn
-from nspec_hf.data import LanguageTags, as_tags
+from nspec_hf.data import LanguageTags, PairText, as_tags
 from nspec_hf.evaluation.config import TranslateConfig
-from nspec_hf.evaluation.requests import (
-    ScoreCheck,
-    by_number,
-    check_generation,
-    check_texts,
-    sees_rows,
-    shortened,
-)
+from nspec_hf.evaluation.requests import ScoreCheck, check_generation, check_texts, sees_rows, shortened
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_prompt, eval_mode, longest_text, plain_model
@@ -39,8 +31,7 @@ _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """One text to translate."""
 
     number: int
@@ -146,7 +137,9 @@ class Translator:
             return self.translate([texts], pair, **generation)[0]
         texts = list(texts)
         pairs, asked = check_texts(texts, pair), check_generation(self.model, generation)
-        with _lock_of(self.model):
+        with _LOCKS_LOCK:
+            lock = _LOCKS.setdefault(self.model, threading.RLock())
+        with lock:  # which calls of all translators of a model take in turn
             results, unfinished = self._translate(texts, pairs, asked)
         if unfinished:
             warn(
@@ -154,6 +147,12 @@ class Translator:
                 "sentence; raise length_ratio or max_new_tokens if their ends are missing"
             )
         return results
+
+    def translate_corpus(self, texts: Sequence[PairText]) -> dict[Pair, list[str]]:
+        """Return the translations of the sources of several pairs, in common batches; see `translate`."""
+        sources = [source for text in texts for source in text.sources]
+        translated = iter(self.translate(sources, [text.pair for text in texts for _ in text.sources]))
+        return {text.pair: [next(translated) for _ in text.sources] for text in texts}
 
     def _translate(
         self, texts: list[str], pairs: list[Pair], asked: Mapping[str, Any]
@@ -209,8 +208,8 @@ class Translator:
 
     def _shortened(self, rows: list[_Row]) -> list[_Row]:
         """Cut sources that are too long, between the tags around them, and warn about it."""
-        cut = shortened([(row.number, row.pair, row.ids) for row in rows], self.limit, self.tags)
-        return [replace(row, ids=ids) for row, ids in zip(rows, cut, strict=True)]
+        cut = shortened(rows, self.limit, self.tags)
+        return [row._replace(ids=ids) for row, ids in zip(rows, cut, strict=True)]
 
     @property
     def limit(self) -> int | None:
@@ -219,15 +218,10 @@ class Translator:
 
     def _batches(self, rows: list[_Row], asked: Mapping[str, Any], one_pair: bool) -> list[list[_Row]]:
         """Return batches by length, longest first, so that memory runs out at once or never."""
-        beams = asked.get("num_beams", self.config.num_beams)
-
-        def fits(batch: list[_Row]) -> bool:
-            longest = max(len(row.ids) for row in batch)
-            return len(batch) == 1 or len(batch) * longest * beams <= self.config.max_tokens
-
-        named = sees_rows(asked)
+        beams, named = asked.get("num_beams", self.config.num_beams), sees_rows(asked)
         if named and rows:
-            if not fits(rows):
+            tokens = len(rows) * max(len(row.ids) for row in rows) * beams
+            if len(rows) > 1 and tokens > self.config.max_tokens:
                 raise ConfigError(
                     f"{', '.join(named)} may treat each row its own way, so all texts must be one batch in "
                     f"their order, and {len(rows)} texts are more than max_tokens={self.config.max_tokens}. "
@@ -256,9 +250,9 @@ class Translator:
             "forced_bos_token_id": None,
             **asked,
         }
-        if settings.get("prefix_allowed_tokens_fn") is not None:
-            numbers = [row.number for row in batch]
-            settings["prefix_allowed_tokens_fn"] = by_number(settings["prefix_allowed_tokens_fn"], numbers)
+        allowed = settings.get("prefix_allowed_tokens_fn")
+        if allowed is not None:  # it is told a text's number, not the row of the batch
+            settings["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(batch[row].number, ids)
         if not {"max_new_tokens", "max_length"} & asked.keys():
             prompt = len(self.tags.decoder_prefix(batch[0].pair, 0))
             longest = [self._longest_output(row, prompt) for row in batch]
@@ -304,12 +298,6 @@ class Translator:
         # A tokenizer's own clean-up would make "Bonjour !" into "Bonjour!", since English has no space there.
         how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         return self.tokenizer.batch_decode(written_BT, **how), ended
-
-
-def _lock_of(model: nn.Module) -> Any:
-    """Return the lock that calls of all translators of a model take in turn."""
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(model, threading.RLock())
 
 
 class _RowLength(StoppingCriteria):
