@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 from sacrebleu.metrics.base import Metric
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import require
 from nspec_hf.evaluation.metrics import SacrebleuMetric
 
 PairedTest = Literal["ar", "bs"]
@@ -85,8 +85,7 @@ def paired_test(
     Raises:
         ConfigError: If the test is unknown or a metric's tokenizer cannot be loaded.
     """
-    if test not in ("ar", "bs"):
-        raise ConfigError(f"test is 'ar' (randomization) or 'bs' (bootstrap), got {test!r}")
+    require(test in ("ar", "bs"), f"test is 'ar' (randomization) or 'bs' (bootstrap), got {test!r}")
     results = {}
     for settings in metrics:
         metric = settings.build(references)
@@ -100,8 +99,16 @@ def paired_test(
         base = _scores(metric, [base_NS.sum(0).tolist()]).item()
         for (name, own_NS), own_TS in zip(system_NS.items(), rest, strict=True):
             own = _scores(metric, [own_NS.sum(0).tolist()]).item()
-            differ = _swapped_differences if test == "ar" else _resampled_differences
-            chance_T = differ(metric, base_NS, own_NS, base_TS, own_TS)
+            if test == "ar":
+                # One has the baseline's sentence where it is swapped, the system's elsewhere.
+                one_TS = base_TS + (own_NS.sum(0) - own_TS)
+                other_TS = own_TS + (base_NS.sum(0) - base_TS)
+                chance_T = np.abs(_scores(metric, one_TS.tolist()) - _scores(metric, other_TS.tolist()))
+            else:
+                # sacreBLEU sums resampled sentences in single precision and computes its scores from that.
+                base_T, own_T = (_scores(metric, list(sums.astype(np.float32))) for sums in (base_TS, own_TS))
+                chance_T = np.abs(own_T - base_T)
+                chance_T -= chance_T.mean()
             results[name, settings.name] = PairedResult(
                 baseline=base,
                 system=own,
@@ -138,25 +145,6 @@ def _weights(test: PairedTest, n_samples: int, sentences: int, seed: int | None)
         # One count over all rows, each row with numbers of its own.
         flat = (drawn_TN + sentences * np.arange(shape[0])[:, None]).ravel()
         yield np.bincount(flat, minlength=shape[0] * sentences).reshape(shape).astype(np.float64)
-
-
-def _swapped_differences(
-    metric: Metric, base_NS: np.ndarray, own_NS: np.ndarray, base_TS: np.ndarray, own_TS: np.ndarray
-) -> np.ndarray:
-    """Return |score of A - score of B| of each trial: A has the baseline's sentence if swapped, else B."""
-    one_TS = base_TS + (own_NS.sum(0) - own_TS)
-    other_TS = own_TS + (base_NS.sum(0) - base_TS)
-    return np.abs(_scores(metric, one_TS.tolist()) - _scores(metric, other_TS.tolist()))
-
-
-def _resampled_differences(
-    metric: Metric, base_NS: np.ndarray, own_NS: np.ndarray, base_TS: np.ndarray, own_TS: np.ndarray
-) -> np.ndarray:
-    """Return how far each trial's |difference| lies above the mean of all."""
-    # sacreBLEU sums the resampled sentences in single precision and computes its scores from that.
-    base_T, own_T = (_scores(metric, list(sums.astype(np.float32))) for sums in (base_TS, own_TS))
-    differences_T = np.abs(own_T - base_T)
-    return differences_T - differences_T.mean()
 
 
 def _scores(metric: Metric, sums_TS: Sequence) -> np.ndarray:

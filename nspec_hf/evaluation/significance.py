@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,6 +22,7 @@ from nspec_hf.core import (
     UnknownPairError,
     as_pairs,
     optional,
+    require,
     require_count,
     usable_cores,
     warn,
@@ -125,11 +126,16 @@ class Comparison(Saved):
     def table(self) -> Table:
         """Return a table with a line a row; its notes count the verdicts and carry the signatures."""
         name = {"ar": "approximate randomization", "bs": "bootstrap resampling"}[self.test]
+        counts = [
+            f"{system}, {metric}: {_in_words(self.counts(metric, system))} at p < {self.alpha}; "
+            f"after Holm's correction {_in_words(self.counts(metric, system, holm=True))}"
+            for system, metric in self.tested()
+        ]
         return Table(
             title=f"Against {self.baseline_name}: paired {name}, {self.n_samples} trials, seed {self.seed}",
             columns=("pair", "system", "metric", "baseline", "score", "delta", "p", "p (Holm)", "verdict"),
             rows=tuple(_cells(row, self.alpha) for row in self.rows),
-            notes=(*self._summaries(), *self.signatures()),
+            notes=(*counts, *filter(None, [self.doubts()]), *self.signatures()),
         )
 
     def doubts(self) -> str:
@@ -141,14 +147,6 @@ class Comparison(Saved):
         ]
         why = "do not trust the verdict where few sentences differ, since sacreBLEU counts no ties"
         return f"{why}: {', '.join(doubtful)}" if doubtful else ""
-
-    def _summaries(self) -> list[str]:
-        counts = [
-            f"{system}, {metric}: {_in_words(self.counts(metric, system))} at p < {self.alpha}; "
-            f"after Holm's correction {_in_words(self.counts(metric, system, holm=True))}"
-            for system, metric in self.tested()
-        ]
-        return [*counts, *filter(None, [self.doubts()])]
 
 
 def compare(
@@ -191,27 +189,21 @@ def compare(
     others = [name for name in outputs if name != baseline]
     pairs = list(outputs[baseline])
     tests = {pair: [_with_statistics(metric, pair) for metric in metrics] for pair in pairs}
-    tasks = [
-        partial(
-            paired_test,
-            outputs[baseline][pair],
-            {name: outputs[name][pair] for name in others},
-            wanted[pair],
-            tests[pair],
-            test,
-            n_samples,
-            seed,
-        )
+    ask = partial(paired_test, test=test, n_samples=n_samples, seed=seed)
+    asked = [
+        (outputs[baseline][pair], {name: outputs[name][pair] for name in others}, wanted[pair], tests[pair])
         for pair in pairs
     ]
-    results = dict(zip(pairs, _run(tasks, n_jobs), strict=True))
-    comparison = Comparison(rows=(), baseline_name=baseline, test=test, n_samples=n_samples, seed=seed)
+    results = _run(ask, asked, n_jobs)
     rows: list[ComparisonRow] = []
     for name in others:
         for metric in tests[pairs[0]]:
-            by_pair = {pair: results[pair][name, metric.name] for pair in pairs}
-            rows += _judge(by_pair, name, metric, comparison.alpha)
-    comparison = replace(comparison, rows=tuple(rows))
+            found = [of_pair[name, metric.name] for of_pair in results]
+            corrected = holm([result.p_value for result in found])
+            rows += [_judged(name, metric, *each) for each in zip(pairs, found, corrected, strict=True)]
+    comparison = Comparison(
+        rows=tuple(rows), baseline_name=baseline, test=test, n_samples=n_samples, seed=seed
+    )
     if comparison.doubts():
         warn(comparison.doubts())
     return comparison
@@ -231,11 +223,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _run(tasks: Sequence[Callable[[], Results]], n_jobs: int | None) -> list[Results]:
+def _run(ask: Callable[..., Results], asked: Sequence[tuple[Any, ...]], n_jobs: int | None) -> list[Results]:
     """Run each direction's test, several at once."""
-    workers = min(len(tasks), n_jobs or usable_cores())
+    workers = min(len(asked), n_jobs or usable_cores())
     if workers == 1:
-        return [task() for task in tasks]
+        return [ask(*arguments) for arguments in asked]
     # Forked processes need no `if __name__ == "__main__"` in the caller's script and start at once; these
     # touch neither torch nor CUDA. macOS and Windows cannot fork safely, or at all.
     method = "fork" if sys.platform.startswith("linux") else "spawn"
@@ -245,7 +237,7 @@ def _run(tasks: Sequence[Callable[[], Results]], n_jobs: int | None) -> list[Res
     with ProcessPoolExecutor(workers, get_context(method), signal.signal, ignore) as pool:
         try:
             with _uninterrupted():
-                started = [pool.submit(task) for task in tasks]
+                started = [pool.submit(ask, *arguments) for arguments in asked]
             return [running.result() for running in started]
         except BaseException:
             for worker in set(active_children()) - others:
@@ -266,28 +258,21 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _judge(
-    results: Mapping[Pair, PairedResult], name: str, metric: SacrebleuMetric, alpha: float
-) -> list[ComparisonRow]:
-    """Return the rows of one system and metric, corrected for how many they are."""
-    corrected = holm([result.p_value for result in results.values()])
-    rows = []
-    for (pair, result), p_holm in zip(results.items(), corrected, strict=True):
-        delta = result.system - result.baseline
-        direction: Verdict = "better" if (delta < 0) == metric.lower_is_better else "worse"
-        rows.append(
-            ComparisonRow(
-                pair=pair,
-                metric=metric.name,
-                system_name=name,
-                delta=delta,
-                p_holm=p_holm,
-                verdict=direction if result.p_value < alpha else "not significant",
-                verdict_holm=direction if p_holm < alpha else "not significant",
-                **vars(result),
-            )
-        )
-    return rows
+def _judged(
+    name: str, metric: SacrebleuMetric, pair: Pair, result: PairedResult, p_holm: float
+) -> ComparisonRow:
+    delta, alpha = result.system - result.baseline, Comparison.alpha
+    direction: Verdict = "better" if (delta < 0) == metric.lower_is_better else "worse"
+    return ComparisonRow(
+        pair=pair,
+        metric=metric.name,
+        system_name=name,
+        delta=delta,
+        p_holm=p_holm,
+        verdict=direction if result.p_value < alpha else "not significant",
+        verdict_holm=direction if p_holm < alpha else "not significant",
+        **vars(result),
+    )
 
 
 def _with_statistics(name: str, pair: Pair) -> SacrebleuMetric:
@@ -323,8 +308,7 @@ def _check_outputs(outputs: Mapping[str, Outputs], references: Outputs, baseline
             f"{', '.join(outputs) or 'none'}"
         )
     pairs = outputs[baseline]
-    if not pairs:
-        raise ConfigError(f"the baseline {baseline!r} has no direction")
+    require(bool(pairs), f"the baseline {baseline!r} has no direction")
     for name, held in {**outputs, "references": references}.items():
         missing = [pair for pair in pairs if pair not in held]
         extra = [pair for pair in held if pair not in pairs and name != "references"]
