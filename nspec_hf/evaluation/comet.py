@@ -15,7 +15,6 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nspec_hf.core import (
     ConfigError,
@@ -60,6 +59,7 @@ def write_comet(
     """
     folder = Path(folder)
     sides = {"src": sources, "hyp": hypotheses} | ({} if references is None else {"ref": references})
+    flags = {"src": "-s", "hyp": "-t", "ref": "-r"}
     commands = []
     for pair in map(Pair, hypotheses):
         for side, texts in sides.items():
@@ -70,9 +70,7 @@ def write_comet(
             write_lines(folder / f"{pair.file_name}.{side}", texts[pair], pair)
         # Scores of earlier translations must not be taken for those of these.
         (folder / f"{pair.file_name}.scores.json").unlink(missing_ok=True)
-        files = " ".join(
-            f"-{flag[0]} {shlex.quote(f'{pair.file_name}.{side}')}" for flag, side in _FLAGS if side in sides
-        )
+        files = " ".join(f"{flags[side]} {shlex.quote(f'{pair.file_name}.{side}')}" for side in sides)
         target = shlex.quote(f"{pair.file_name}.scores.json")
         # Further arguments come first, so that they cannot make the scores those of another model or text.
         commands.append(f'comet-score "$@" {files} --model {shlex.quote(model)} --to_json {target} --quiet')
@@ -101,9 +99,7 @@ def read_comet(folder: str | os.PathLike) -> dict[Pair, Score]:
         raise ConfigError(f"{folder} was not written for COMET (comet.json: {error!r})") from None
     scores = {}
     for pair in map(Pair, pairs):
-        segments = _read_segments(folder / f"{pair.file_name}.scores.json", pair)
-        _check_segments(segments, read_lines(folder / f"{pair.file_name}.hyp"), pair)
-        values = [float(segment["COMET"]) for segment in segments]
+        values = _read_values(folder, pair)
         scores[pair] = Score(
             metric="comet",
             value=100 * math.fsum(values) / len(values),
@@ -113,10 +109,8 @@ def read_comet(folder: str | os.PathLike) -> dict[Pair, Score]:
     return scores
 
 
-_FLAGS = (("sources", "src"), ("translations", "hyp"), ("references", "ref"))
-
-
-def _read_segments(path: Path, pair: Pair) -> list[dict[str, Any]]:
+def _read_values(folder: Path, pair: Pair) -> list[float]:
+    path = folder / f"{pair.file_name}.scores.json"
     if not path.is_file():
         raise ConfigError(
             f"{pair} is not scored yet: there is no {path}; run comet.sh where comet-score is installed"
@@ -125,16 +119,12 @@ def _read_segments(path: Path, pair: Pair) -> list[dict[str, Any]]:
     # COMET 1.1 and later write {file: [segment, …]}, the first versions a bare list.
     if isinstance(content, dict) and len(content) == 1:
         content = next(iter(content.values()))
-    if not isinstance(content, list) or not all(
-        isinstance(entry, dict) and "COMET" in entry for entry in content
-    ):
+    segments = content if isinstance(content, list) else [None]
+    if not all(isinstance(segment, dict) and "COMET" in segment for segment in segments):
         raise CorpusError(
             f"{path} is not what comet-score --to_json writes: a list of segments with a COMET score"
         )
-    return content
-
-
-def _check_segments(segments: Sequence[Mapping[str, Any]], hypotheses: Sequence[str], pair: Pair) -> None:
+    hypotheses = read_lines(folder / f"{pair.file_name}.hyp")
     if len(segments) != len(hypotheses) or not segments:
         raise CorpusError(
             f"{pair}: {len(segments)} COMET scores for {len(hypotheses)} translations; score again"
@@ -146,3 +136,4 @@ def _check_segments(segments: Sequence[Mapping[str, Any]], hypotheses: Sequence[
                 f"{pair}, sentence {number}: COMET scored {segment['mt']!r}, the translation is "
                 f"{sentence!r}; these scores belong to other translations, so score again"
             )
+    return [float(segment["COMET"]) for segment in segments]

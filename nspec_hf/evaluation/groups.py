@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, ConfigError, Table
+from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Cell, ConfigError, Table, require
 from nspec_hf.evaluation.system_scores import SystemScores, notes_of
 
 GROUPS = (ONE_TO_MANY, MANY_TO_ONE, ZERO_SHOT)
@@ -46,24 +46,20 @@ def grouped_table(
         thresholds = (5, 10) if metric.lower().startswith("bleu") else ()
     counted = tuple(thresholds) if first.select(ZERO_SHOT) else ()
     looked = any(wrong_language(system) is not None for system in systems)
-    averages = {
-        system.name: [_mean(system, metric, column) for column in columns.values()] for system in systems
-    }
-    rows = []
+    reference = next((system for system in systems if system.name == baseline), None)
+    rows: list[dict[str, Cell]] = []
     for system in systems:
-        cells = averages[system.name]
-        if baseline not in (None, system.name):
-            cells = [value - base for value, base in zip(cells, averages[baseline], strict=True)]
-        counts = [system.at_least(threshold, metric) for threshold in counted]
-        rows.append((system.name, *cells, *counts, *([wrong_language(system)] if looked else [])))
-    sense = f"{metric}, mean over directions" + (f"; differences from {baseline}" if baseline else "")
+        base = None if system is reference else reference
+        row: dict[str, Cell] = {"system": system.name}
+        for heading, column in columns.items():
+            mean = _mean(system, metric, column)
+            row[heading] = mean if base is None else mean - _mean(base, metric, column)
+        row |= {f"zero-shot ≥ {threshold:g}": system.at_least(threshold, metric) for threshold in counted}
+        rows.append(row | ({"zero-shot wrong language %": wrong_language(system)} if looked else {}))
     return Table(
-        title=sense,
-        columns=(
-            *("system", *columns, *(f"zero-shot ≥ {threshold:g}" for threshold in counted)),
-            *(["zero-shot wrong language %"] if looked else []),
-        ),
-        rows=tuple(rows),
+        title=f"{metric}, mean over directions" + (f"; differences from {baseline}" if baseline else ""),
+        columns=tuple(rows[0]),
+        rows=tuple(tuple(row.values()) for row in rows),
         notes=notes_of(systems, [metric]),
     )
 
@@ -94,17 +90,15 @@ def tiers_from_sizes(
         ConfigError: If a size is not positive, or only one of the bounds is given or they are in the wrong
             order.
     """
-    if not sizes or min(sizes.values()) < 1:
-        raise ConfigError(f"every language has at least one sentence, got {dict(sizes)}")
-    if (high is None) != (med is None):
-        raise ConfigError("give both bounds, high and med, or neither")
+    least = min(sizes.values(), default=0)
+    require(least >= 1, f"every language has at least one sentence, got {dict(sizes)}")
+    require((high is None) == (med is None), "give both bounds, high and med, or neither")
     if high is None or med is None:
-        low, top = math.log(min(sizes.values())), math.log(max(sizes.values()))
+        low, top = math.log(least), math.log(max(sizes.values()))
         med_log, high_log = low + (top - low) / 3, low + 2 * (top - low) / 3
     else:
         med_log, high_log = math.log(max(med, 1)), math.log(max(high, 1))
-    if med_log > high_log:
-        raise ConfigError(f"high starts at more sentences than med, got high={high} and med={med}")
+    require(med_log <= high_log, f"high starts at more sentences than med, got high={high} and med={med}")
     return {
         language: "high" if math.log(size) >= high_log else "med" if math.log(size) >= med_log else "low"
         for language, size in sizes.items()
@@ -113,8 +107,7 @@ def tiers_from_sizes(
 
 def _columns(system: SystemScores, by: str) -> dict[str, Column]:
     """Return each column's heading, group and tier, in the order of the papers."""
-    if by not in ("group", "tier"):
-        raise ConfigError(f"tables are grouped by 'group' or 'tier', got {by!r}")
+    require(by in ("group", "tier"), f"tables are grouped by 'group' or 'tier', got {by!r}")
     if by == "tier" and not system.tiers:
         raise ConfigError(f"{system.name} has no tiers to group by; give tiers (see tiers_from_sizes)")
     columns: dict[str, Column] = {}
@@ -141,12 +134,7 @@ def _check_alike(systems: Sequence[SystemScores], baseline: str | None) -> None:
         )
     first = systems[0]
     for system in systems[1:]:
-        if set(system.pairs) != set(first.pairs):
-            differ = ", ".join(sorted(set(system.pairs) ^ set(first.pairs)))
-            raise ConfigError(
-                f"{system.name} and {first.name} were not scored on the same pairs; differing: {differ}"
-            )
-        if (system.pivot, dict(system.tiers)) != (first.pivot, dict(first.tiers)):
-            raise ConfigError(
-                f"{system.name} and {first.name} differ in pivot or tiers, so their groups do too"
-            )
+        both, differ = f"{system.name} and {first.name}", sorted(set(system.pairs) ^ set(first.pairs))
+        require(not differ, f"{both} were not scored on the same pairs; differing: {', '.join(differ)}")
+        alike = (system.pivot, dict(system.tiers)) == (first.pivot, dict(first.tiers))
+        require(alike, f"{both} differ in pivot or tiers, so their groups do too")

@@ -12,29 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 from nspec_hf.core import ConfigError, Pair, optional, warn
 from nspec_hf.data import require_parallel
 
-# Codes of M2M-100, NLLB and mBART for languages that lingua lists under another code.
-_ALIASES = {
-    "no": ("nb", "nn"),
-    "nor": ("nb", "nn"),
-    "iw": ("he",),
-    "in": ("id",),
-    "fil": ("tl",),
-    "cmn": ("zh",),
-    "arb": ("ar",),
-    "pes": ("fa",),
-    "azj": ("az",),
-    "khk": ("mn",),
-    "als": ("sq",),
-    "lvs": ("lv",),
-    "zsm": ("ms",),
-    "swh": ("sw",),
-    "ekk": ("et",),
-}
+# Codes of M2M-100, NLLB and mBART for languages that lingua lists under other codes.
+_ALIASES = (
+    "no=nb|nn nor=nb|nn iw=he in=id fil=tl cmn=zh arb=ar pes=fa azj=az khk=mn als=sq lvs=lv zsm=ms "
+    "swh=sw ekk=et"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +104,10 @@ class _Identifier:
     def __init__(self, languages: Iterable[str] | None) -> None:
         lingua = optional("lingua", "the off-target share", ConfigError)
         named = {language.iso_code_639_1.name.lower(): language for language in lingua.Language.all()}
-        self.known = _codes(lingua)
+        self.known = {code: frozenset((code,)) for code in named}
+        self.known |= {each.iso_code_639_3.name.lower(): self.known[code] for code, each in named.items()}
+        aliases = (alias.split("=") for alias in _ALIASES.split())
+        self.known |= {alias: frozenset(listed.split("|")) for alias, listed in aliases}
         self.chosen = frozenset(named)
         between = f"{len(named)} languages"
         if languages is not None:
@@ -154,12 +143,3 @@ class _Identifier:
                 f"{', '.join(languages) or 'none'}; it knows: {', '.join(sorted(self.chosen))}"
             )
         return chosen
-
-
-def _codes(lingua: Any) -> dict[str, frozenset[str]]:
-    """Return lingua's code (ISO 639-1) for every code that may name the language."""
-    codes: dict[str, frozenset[str]] = {}
-    for language in lingua.Language.all():
-        code = language.iso_code_639_1.name.lower()
-        codes[code] = codes[language.iso_code_639_3.name.lower()] = frozenset((code,))
-    return codes | {alias: frozenset(names) for alias, names in _ALIASES.items()}

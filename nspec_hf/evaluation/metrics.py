@@ -170,7 +170,9 @@ def _language(pair: str | None) -> str:
 def _choose_tokenizer(language: str) -> str:
     chosen = _TOKENIZER_OF.get(language, "13a")
     _warn_of_unspaced(language, "BLEU's 13a tokenizer")
-    if chosen in _EXTRA_OF and not _loads(chosen):
+    try:
+        BLEU(tokenize=chosen)
+    except (RuntimeError, ImportError):
         warn(
             f"BLEU of {language} needs the tokenizer {chosen} (pip install '{_EXTRA_OF[chosen]}'); it is not "
             "installed, so characters are counted as words and the signature says tok:char"
@@ -185,14 +187,6 @@ def _warn_of_unspaced(language: str, tokenizer: str) -> None:
             f"{language} is written without spaces, so {tokenizer} sees a phrase as one word; trust chrf++ "
             "or spbleu instead"
         )
-
-
-def _loads(tokenizer: str) -> bool:
-    try:
-        BLEU(tokenize=tokenizer)
-    except (RuntimeError, ImportError):
-        return False
-    return True
 
 
 def _tokenizer_help(name: str, tokenizer: str | None, error: BaseException) -> str:
@@ -218,55 +212,43 @@ def _evaluate_score(
         raise ConfigError(
             f"unknown metric {metric!r}; metrics are: {known}, bleu:<tokenizer>, evaluate:<name or path>"
         )
-    module, version = _load_evaluate(name)
-    language = _language(pair)
+    evaluate = optional("evaluate", f"the metric evaluate:{name}", ConfigError)
+    try:
+        module = evaluate.load(name, keep_in_memory=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise ConfigError(
+            f"evaluate cannot load {name!r}: {error}. A name is fetched from the Hub, which needs a "
+            "network; a local path of the metric's .py file needs none"
+        ) from error
+    language, version = _language(pair), evaluate.__version__
     if Path(name).stem in _BLIND_TO_LANGUAGE and (language in _TOKENIZER_OF or language in _UNSPACED):
         warn(
             f"{metric} cuts every language at spaces and punctuation, {language} too; name bleu, chrf or ter "
             "without `evaluate:`, which choose the tokenizer by the language"
         )
     inputs: dict[str, Any] = {"predictions": list(hypotheses), "references": list(references)}
-    if "sources" in _feature_names(module):
+    features = module.features if isinstance(module.features, list) else [module.features]
+    if any("sources" in each for each in features):
         if sources is None:
             raise ConfigError(f"{metric} looks at the source sentences too; pass sources=")
         inputs["sources"] = list(sources)
     key, value = _pick_number(module.compute(**inputs), key, metric, Path(name).stem)
+    # The Hub may serve another script under the same name.
+    script = digest(Path(inspect.getfile(type(module))).read_bytes())
     return Score(
         metric=metric,
         value=value,
-        signature=f"evaluate:{name}|key:{key}|nrefs:1|version:{version}|script:{_script_digest(module)}",
+        signature=f"evaluate:{name}|key:{key}|nrefs:1|version:{version}|script:{script}",
         sentences=len(references),
     )
-
-
-def _load_evaluate(name: str) -> tuple[Any, str]:
-    evaluate = optional("evaluate", f"the metric evaluate:{name}", ConfigError)
-    try:
-        return evaluate.load(name, keep_in_memory=True), evaluate.__version__
-    except (OSError, ImportError, ValueError) as error:
-        raise ConfigError(
-            f"evaluate cannot load {name!r}: {error}. A name is fetched from the Hub, which needs a "
-            "network; a local path of the metric's .py file needs none"
-        ) from error
-
-
-def _script_digest(module: Any) -> str:
-    """Return a hash of the file that computes a metric: the Hub may serve another one under the same name."""
-    return digest(Path(inspect.getfile(type(module))).read_bytes())
-
-
-def _feature_names(module: Any) -> set[str]:
-    features = module.features
-    return set().union(*features) if isinstance(features, list) else set(features)
 
 
 def _pick_number(result: Mapping[str, Any] | None, key: str, metric: str, stem: str) -> tuple[str, float]:
     """Return the one number that counts and its name; a list with a number a sentence is averaged."""
     numbers = {name: _as_number(value) for name, value in (result or {}).items()}
     numbers = {name: value for name, value in numbers.items() if value is not None}
-    chosen = key or next((name for name in ("score", stem) if name in numbers), "")
-    if not chosen and len(numbers) == 1:
-        chosen = next(iter(numbers))
+    only = list(numbers) if len(numbers) == 1 else []
+    chosen = key or next((name for name in ("score", stem, *only) if name in numbers), "")
     if chosen not in numbers:
         asked = f"no number {key!r}" if key else "several numbers"
         raise ConfigError(
