@@ -36,9 +36,7 @@ def erase_general(masks: NeuronMasks, share: float = GENERAL_SHARE, seed: int = 
     Raises:
         ConfigError: If the share lies outside [0, 1].
     """
-    draw = _drawer(share, seed)
-    erased = {name: draw(general_F) for name, general_F in general_neurons(masks).items()}
-    return _without(masks, erased, f"{share:.0%} of the general neurons erased (seed {seed})")
+    return _without(masks, general_neurons(masks), share, seed, "the general neurons")
 
 
 def erase_specific(
@@ -57,17 +55,12 @@ def erase_specific(
         ConfigError: If the share lies outside [0, 1].
         UnknownPairError: If the masks do not hold the pair `of`.
     """
-    specific, draw = specific_neurons(masks), _drawer(share, seed)
+    specific = specific_neurons(masks)
     if of is None:
-        erased = {
-            name: torch.stack([draw(row_F) for row_F in specific_PF])
-            for name, specific_PF in specific.items()
-        }
-    else:
-        row = pair_index(masks.pairs, of, "masks")
-        erased = {name: draw(specific_PF[row]) for name, specific_PF in specific.items()}
-    whose = "each pair's own" if of is None else f"{of}'s"
-    return _without(masks, erased, f"{share:.0%} of {whose} specific neurons erased (seed {seed})")
+        return _without(masks, specific, share, seed, "each pair's own specific neurons")
+    row = pair_index(masks.pairs, of, "masks")
+    own = {name: specific_PF[row] for name, specific_PF in specific.items()}
+    return _without(masks, own, share, seed, f"{of}'s specific neurons")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,23 +120,23 @@ def ablate(
     )
 
 
-def _drawer(share: float, seed: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that draws a share of some neurons; a larger share draws the same ones first."""
+def _without(
+    masks: NeuronMasks, neurons: Mapping[str, Tensor], share: float, seed: int, whose: str
+) -> NeuronMasks:
+    """Return masks without a random share of some neurons; a larger share takes the same ones first.
+
+    The neurons are booleans for each site, [F] for all pairs or [P, F] for each; the recipe says whose.
+    """
     require_share("share of neurons to erase", share)
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(of_F: Tensor) -> Tensor:
-        numbers = of_F.nonzero()[:, 0]
-        order = torch.randperm(len(numbers), generator=generator)
-        drawn_F = torch.zeros_like(of_F)
-        drawn_F[numbers[order[: round(share * len(numbers))]]] = True
-        return drawn_F
-
-    return draw
-
-
-def _without(masks: NeuronMasks, erased: Mapping[str, Tensor], how: str) -> NeuronMasks:
-    keep = {site.name: masks.keep[site.name] & ~erased[site.name] for site in masks.sites}
+    generator, keep = torch.Generator().manual_seed(seed), {}
+    for name, of_PF in neurons.items():
+        erased_PF = torch.zeros_like(torch.atleast_2d(of_PF))
+        for erased_F, of_F in zip(erased_PF, torch.atleast_2d(of_PF), strict=True):
+            numbers = of_F.nonzero()[:, 0]
+            order = torch.randperm(len(numbers), generator=generator)
+            erased_F[numbers[order[: round(share * len(numbers))]]] = True
+        keep[name] = masks.keep[name] & ~erased_PF
     general = masks.general and {name: masks.general[name] & keep[name].all(dim=0) for name in keep}
+    how = f"{share:.0%} of {whose} erased (seed {seed})"
     recipe = replace(masks.recipe, derived=(*masks.recipe.derived, how))
     return NeuronMasks(masks.pairs, keep, general=general, recipe=recipe)
