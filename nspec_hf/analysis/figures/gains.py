@@ -8,6 +8,7 @@ from matplotlib.patches import Patch
 
 from nspec_hf.analysis.ablation import Ablation
 from nspec_hf.analysis.figures.style import (
+    BELOW,
     BLUE,
     GREEN,
     GREY,
@@ -16,35 +17,28 @@ from nspec_hf.analysis.figures.style import (
     PALETTE,
     PINK,
     RED,
+    by_side,
     heat_map,
     label_size,
     panel,
     shade,
-    sites_of,
 )
 from nspec_hf.analysis.gain_tables import Gains, SettingGains
 from nspec_hf.analysis.sweeps import AllocationSweep, CoverageSweep, Stability
 from nspec_hf.core import ZERO_SHOT
 from nspec_hf.evaluation import Comparison
-from nspec_hf.recording import SIDES
 
 VERDICTS = {"better": GREEN, "worse": RED, "not significant": GREY}
 
 
 def draw_coverage_sweep(sweep: CoverageSweep, mean_gains: Mapping[float, float] | None = None) -> Figure:
-    """Draw sparsity at each coverage k, and the mean gain where models were trained (Tan et al., Fig. 5).
-
-    Args:
-        sweep: Densities from recorded statistics.
-        mean_gains: Coverage → mean gain over the baseline, for the coverages that were trained.
-    """
+    """Draw sparsity at each coverage k, and the mean gain where models were trained (Tan et al., Fig. 5)."""
     figure, axes = panel(6.5, 3.6)
-    for colour, side in zip((BLUE, ORANGE), SIDES, strict=True):
-        numbers = sites_of(sweep.sites, side)
-        if numbers:
-            sparsity, overlap = (1 - sweep.density)[:, numbers], sweep.overlap[:, numbers]
-            axes.plot(sweep.coverages, sparsity.mean(1), "o-", color=colour, label=f"sparsity, {side}")
-            axes.plot(sweep.coverages, overlap.mean(1), ":", color=colour, label=f"mean IoU, {side}")
+    for side, numbers in by_side(sweep.sites).items():
+        colour = BLUE if side == "encoder" else ORANGE
+        sparsity, overlap = (1 - sweep.density)[:, numbers], sweep.overlap[:, numbers]
+        axes.plot(sweep.coverages, sparsity.mean(1), "o-", color=colour, label=f"sparsity, {side}")
+        axes.plot(sweep.coverages, overlap.mean(1), ":", color=colour, label=f"mean IoU, {side}")
     axes.set(xlabel="coverage k", ylabel="share", ylim=(0, 1))
     if mean_gains:
         gained = axes.twinx()
@@ -52,23 +46,23 @@ def draw_coverage_sweep(sweep: CoverageSweep, mean_gains: Mapping[float, float] 
         gained.axhline(0, color=GREEN, lw=0.6)
         gained.set_ylabel("mean gain over the baseline", color=GREEN)
     # Outside: the lines cross the whole panel.
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(ncols=3, **BELOW)
     return figure
 
 
 def draw_setting_gains(result: SettingGains) -> Figure:
     """Draw mean gain against a setting, a line a group of pairs (Tan et al., Fig. 5; Xie et al., Fig. 4)."""
     figure, axes = panel(6.5, 3.6)
-    styles = zip(("--o", "--s", "--^", "-D"), (BLUE, ORANGE, PINK, "black"), strict=True)
+    styles = [("--o", BLUE), ("--s", ORANGE), ("--^", PINK), ("-D", "black")]
     # "all" comes last, and is the one in black.
     shown = [*result.groups[:-1][:3], "all"] if len(result.groups) > 2 else ["all"]
-    for name, (style, colour) in zip(shown, list(styles)[-len(shown) :], strict=True):
+    for name, (style, colour) in zip(shown, styles[-len(shown) :], strict=True):
         column = result.groups.index(name)
         label = f"{name} ({int(result.pairs[:, column].max())})"
         axes.plot(result.values, result.mean[:, column], style, color=colour, label=label, ms=5)
     axes.axhline(0, color=INK, lw=0.8)
     axes.set(xlabel=result.setting, ylabel="mean gain over the baseline")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)  # lines may lie anywhere
+    figure.legend(ncols=4, **BELOW)  # lines may lie anywhere
     return figure
 
 
@@ -150,15 +144,12 @@ def draw_groups(result: Gains) -> Figure:
     """Draw mean gain by group of pairs: interference below zero, synergy above (Tan et al., Table 4)."""
     grouped = result.by_group()
     figure, axes = panel(max(5.0, 1.0 * len(grouped.groups) + 1.5), 3.6)
-    width = 0.8 / len(grouped.systems)
+    width, groups = 0.8 / len(grouped.systems), np.arange(len(grouped.groups))
     for place, name in enumerate(grouped.systems):
         offset = (place - (len(grouped.systems) - 1) / 2) * width
         colour = PALETTE[place % len(PALETTE)]
-        axes.bar(
-            np.arange(len(grouped.groups)) + offset, grouped.mean[place], width, label=name, color=colour
-        )
-    labels = [name.replace(" ", "\n") for name in grouped.groups]
-    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+        axes.bar(groups + offset, grouped.mean[place], width, label=name, color=colour)
+    axes.set_xticks(groups, [name.replace(" ", "\n") for name in grouped.groups], fontsize=8)
     axes.axhline(0, color="black", lw=0.8)
     axes.set_ylabel(f"mean gain over {result.baseline}")
     axes.legend(frameon=False, fontsize=8)
@@ -171,10 +162,8 @@ def draw_zero_shot(result: Gains, system: str, pivot: str = "en") -> Figure:
     shown = np.array([pair.group(pivot) == ZERO_SHOT for pair in result.pairs])
     figure, axes = panel(4.8, 4.8)
     x, y = result.reference[shown], result.score[row][shown]
-    better = y > x
-    axes.plot(x[better], y[better], "^", color=BLUE, ms=5, alpha=0.8, label=f"better ({better.sum()})")
-    label = f"not better ({(~better).sum()})"
-    axes.plot(x[~better], y[~better], "v", color=ORANGE, ms=5, alpha=0.8, label=label)
+    for name, of, marker, colour in (("better", y > x, "^", BLUE), ("not better", ~(y > x), "v", ORANGE)):
+        axes.plot(x[of], y[of], marker, color=colour, ms=5, alpha=0.8, label=f"{name} ({of.sum()})")
     top = 1.05 * float(np.nanmax([*x, *y, 0.0])) or 1.0
     axes.plot([0, top], [0, top], color=INK, lw=0.8)
     axes.set(xlim=(0, top), ylim=(0, top), xlabel=result.baseline, ylabel=system, aspect="equal")

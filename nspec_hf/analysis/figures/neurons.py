@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram
 
 from nspec_hf.analysis.figures.style import (
+    BELOW,
     BLUE,
     GREY,
     INK,
@@ -17,18 +18,17 @@ from nspec_hf.analysis.figures.style import (
     ORANGE,
     PALETTE,
     SKY,
+    by_side,
     heat_map,
     label_size,
     legend_below,
     panel,
     side_panels,
-    sites_of,
 )
 from nspec_hf.analysis.general_specific import ImportanceCurves, LScore, MScore, Ownership
 from nspec_hf.analysis.language_families import FamilyAgreement, LanguageTree, family_colours
-from nspec_hf.analysis.mask_overlap import Density, Overlap, Progression, order_by_family
+from nspec_hf.analysis.mask_overlap import Density, Overlap, Progression, couples, order_by_family
 from nspec_hf.analysis.result import p_text, site_label
-from nspec_hf.recording import SIDES
 
 _FEWEST_OF_A_DISTRIBUTION = 10
 """Values; fewer are drawn one by one."""
@@ -67,14 +67,14 @@ def draw_overlap(result: Overlap | Progression, number: int, families: Mapping[s
 
 def draw_overlap_layers(course: Progression, families: Mapping[str, str]) -> Figure:
     """Draw the heat maps of all layers side by side, languages by family (Tan et al., Fig. 8–10)."""
-    rows = [numbers for side in SIDES if (numbers := sites_of(course.sites, side))]
+    rows = list(by_side(course.sites).values())
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(1.5 + 2.2 * columns, 2.5 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     order = order_by_family(course.languages, families)
     codes = [course.languages[i] for i in order]
     colours = family_colours(families)
-    values = np.concatenate([course.couples(number) for number in range(len(course.sites))])
+    values = np.concatenate([couples(iou_LL) for iou_LL in course.iou])
     limits = (values.min(), values.max()) if len(values) else (0.0, 1.0)
     # More names than these would not be legible at this size.
     named = codes if len(codes) <= 16 else []
@@ -100,7 +100,7 @@ def draw_progression(course: Progression, agreement: FamilyAgreement) -> Figure:
     """
     figure, panels = side_panels(course.sites, "IoU of two languages")
     for axes, numbers in panels:
-        spread = {at: values for at, n in enumerate(numbers) if len(values := course.couples(n))}
+        spread = {at: values for at, n in enumerate(numbers) if len(values := couples(course.iou[n]))}
         _draw_spread(axes, spread)
         if np.isnan(agreement.across[numbers]).all():
             axes.plot(list(spread), [each.mean() for each in spread.values()], "o-", color=BLUE, label="mean")
@@ -166,9 +166,7 @@ def draw_tree(tree: LanguageTree, families: Mapping[str, str], title: str = "") 
 def draw_importance(curves: ImportanceCurves, pairs: Sequence[str] = ()) -> Figure:
     """Draw each neuron's importance for some pairs, most important on average first (Xie et al., Fig. 2).
 
-    Args:
-        curves: Of one site.
-        pairs: Which pairs to show; none: three of them, first, middle and last.
+    Without pairs it shows three of them, first, middle and last.
     """
     spread = np.linspace(0, len(curves.pairs) - 1, 3).round().astype(int).tolist()
     shown = [curves.pairs.index(pair) for pair in pairs] or list(dict.fromkeys(spread))
@@ -219,8 +217,7 @@ def draw_ownership(result: Ownership) -> Figure:
             axes.bar(range(len(numbers)), height, bottom=floor, color=colour, label=f"kept by {name}")
             floor += height
         axes.set_ylim(0, 1)
-    handles = panels[0][0].get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles=panels[0][0].get_legend_handles_labels()[0], ncols=4, **BELOW)
     return figure
 
 

@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 import nspec_hf.analysis.figures.gains as gains
 import nspec_hf.analysis.figures.neurons as neurons
 from nspec_hf.analysis.analysis import Analysis, file_name
-from nspec_hf.analysis.figures.style import save_figure
+from nspec_hf.analysis.figures.style import by_side, save_figure
 from nspec_hf.analysis.result import site_label
 from nspec_hf.core import ZERO_SHOT
-from nspec_hf.recording import SIDES
 
 Arguments = Mapping[str, tuple[Any, ...]]
 
@@ -41,9 +40,8 @@ def _if_there(value: Any, *more: Any) -> Arguments:
 def _first_layers(analysis: Analysis) -> Iterable[tuple[int, str, str]]:
     """Yield number, path and label of the first site of each side; `overlap_layers` shows them all."""
     sites = analysis.progression.sites
-    for side in SIDES:
-        for number in [number for number, site in enumerate(sites) if site.side == side][:1]:
-            yield number, sites[number].name, site_label(sites[number])
+    for number, *_ in by_side(sites).values():
+        yield number, sites[number].name, site_label(sites[number])
 
 
 def _overlaps(analysis: Analysis) -> Arguments:

@@ -25,6 +25,8 @@ BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW, GREY = PALETTE
 INK = "#444444"
 """Colour of frames and rules."""
 IOU = "intersection over union"
+BELOW = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
+"""Where and how a legend stands under a figure."""
 
 
 def panel(width: float, height: float) -> tuple[Figure, Axes]:
@@ -35,7 +37,7 @@ def panel(width: float, height: float) -> tuple[Figure, Axes]:
 
 def side_panels(sites: Sequence[Site], label: str) -> tuple[Figure, list[tuple[Axes, list[int]]]]:
     """Return a figure with one panel for each side that has sites, and the numbers of its sites."""
-    rows = {side: numbers for side in SIDES if (numbers := sites_of(sites, side))}
+    rows = by_side(sites)
     figure = Figure(figsize=(1.5 + 4.0 * len(rows), 3.6), layout="constrained")
     panels = list(figure.subplots(1, len(rows), sharey=True, squeeze=False)[0])
     for axes, (side, numbers) in zip(panels, rows.items(), strict=True):
@@ -47,18 +49,16 @@ def side_panels(sites: Sequence[Site], label: str) -> tuple[Figure, list[tuple[A
     return figure, list(zip(panels, rows.values(), strict=True))
 
 
-def sites_of(sites: Sequence[Site], side: str) -> list[int]:
-    """Return the numbers of the sites of one side."""
-    return [number for number, site in enumerate(sites) if site.side == side]
+def by_side(sites: Sequence[Site]) -> dict[str, list[int]]:
+    """Return the numbers of the sites of each side that has any."""
+    numbers = {side: [n for n, site in enumerate(sites) if site.side == side] for side in SIDES}
+    return {side: own for side, own in numbers.items() if own}
 
 
 def heat_map(axes: Axes, share: np.ndarray, limits: tuple[float, float] | None = None) -> AxesImage:
     """Draw a square matrix of shares; undefined cells and the diagonal are grey.
 
-    Args:
-        axes: Where to draw.
-        share: Square matrix.
-        limits: The shares at both ends of the colours; None takes the lowest and highest.
+    The limits are the shares at both ends of the colours; None takes the lowest and highest.
     """
     # The diagonal is 1 by definition; left out, the colours are spent on what differs.
     shown = np.where(np.eye(len(share), dtype=bool), np.nan, share)
@@ -80,7 +80,7 @@ def label_size(count: int, points: float = 330, smallest: float = 4.5) -> float:
 def legend_below(figure: Figure, colours: Mapping[str, str], columns: int = 5) -> None:
     """Name colours under a figure."""
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    figure.legend(handles=handles, ncols=columns, **BELOW)
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.axes import Axes
+import numpy as np
 from matplotlib.figure import Figure
 
-from nspec_hf.analysis.figures.style import INK, PALETTE
+from nspec_hf.analysis.figures.style import BELOW, INK, PALETTE
 
 _MARKERS = "os^Dv"
 
@@ -55,33 +55,22 @@ def draw_tradeoffs(panels: Sequence[Panel]) -> Figure:
     entries = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for series in panel.series:
-            _draw_series(axes, series, labels.index(series.label))
+            order, place = np.argsort(series.x, kind="stable"), labels.index(series.label)
+            axes.errorbar(
+                np.asarray(series.x)[order],
+                np.asarray(series.y)[order],
+                yerr=None if series.spread is None else np.asarray(series.spread)[order],
+                color=PALETTE[place % len(PALETTE)],
+                marker=_MARKERS[place % len(_MARKERS)],
+                linestyle="-" if series.joined else "none",
+                markersize=5,
+                elinewidth=0.8,
+                capsize=2,
+                label=series.label,
+            )
         if panel.rule is not None:
             axes.axhline(panel.rule, color=INK, lw=0.8)
         axes.set(xlabel=panel.x, ylabel=panel.y)
         entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(
-        [entries[label] for label in labels],
-        labels,
-        loc="outside lower center",
-        ncols=min(4, len(labels)),
-        frameon=False,
-        fontsize=8,
-    )
+    figure.legend([entries[label] for label in labels], labels, ncols=min(4, len(labels)), **BELOW)
     return figure
-
-
-def _draw_series(axes: Axes, series: Series, place: int) -> None:
-    order = sorted(range(len(series.x)), key=lambda point: series.x[point])
-    axes.errorbar(
-        [series.x[point] for point in order],
-        [series.y[point] for point in order],
-        yerr=None if series.spread is None else [series.spread[point] for point in order],
-        color=PALETTE[place % len(PALETTE)],
-        marker=_MARKERS[place % len(_MARKERS)],
-        linestyle="-" if series.joined else "none",
-        markersize=5,
-        elinewidth=0.8,
-        capsize=2,
-        label=series.label,
-    )
