@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nspec_hf import __version__
 from nspec_hf.analysis.ablation import Ablation
@@ -52,14 +52,13 @@ from nspec_hf.analysis.sweeps import (
     allocation_sweep,
     coverage_sweep,
 )
-from nspec_hf.core import ConfigError, Pair, Table, languages_of, plain, write_json, write_text
+from nspec_hf.core import ConfigError, Pair, Table, languages_of, plain, require, write_json, write_text
 from nspec_hf.evaluation import Comparison
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
 
 Scores = Mapping[str, float]
 """Pair → score."""
-_Kind = TypeVar("_Kind", bound=Result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +215,14 @@ def analyze(
     gained = None
     if scores and (baseline is not None or len(scores) > 1):
         gained = gains(scores, reference, tiers=tiers, pivot=pivot or "en", metric=metric)
-        _note_untested(gained, comparison, notes)
+        tested = {system for system, _ in comparison.tested()} if comparison else set(gained.systems)
+        untested = [name for name in gained.systems if name not in tested]
+        if untested:  # their gains are shown without a verdict
+            why = f"the comparison tests {', '.join(sorted(tested))}"
+            notes[f"significance of {', '.join(untested)}"] = why
     else:
         notes["groups of gains"] = "scores of a baseline and another system were not given"
-    if by_setting and not scores:
-        raise ConfigError("gains against a setting need scores of the baseline")
+    require(not by_setting or bool(scores), "gains against a setting need scores of the baseline")
     trained = [
         setting_gains(setting, values, (scores or {}).get(reference, {}), pivot=pivot or "en")
         for setting, values in (by_setting or {}).items()
@@ -240,9 +242,9 @@ def analyze(
         efficiency=efficiency(masks, seconds=seconds, model_width=model_width),
         gains=gained,
         comparison=comparison,
-        setting_gains=(*trained, *_of_kind(probed, SettingGains)),
-        ablation=next(iter(_of_kind(probed, Ablation)), None),
-        stability=next(iter(_of_kind(probed, Stability)), None),
+        setting_gains=(*trained, *(each for each in probed if isinstance(each, SettingGains))),
+        ablation=next((each for each in probed if isinstance(each, Ablation)), None),
+        stability=next((each for each in probed if isinstance(each, Stability)), None),
         notes=notes,
         **_from_stats(stats, notes),
     )
@@ -251,10 +253,6 @@ def analyze(
 def file_name(*words: str) -> str:
     """Return words as a file's name: letters, digits and underscores."""
     return "_".join(re.findall(r"[a-z0-9]+", " ".join(words).lower()))
-
-
-def _of_kind(results: Sequence[Result], kind: type[_Kind]) -> list[_Kind]:
-    return [result for result in results if isinstance(result, kind)]
 
 
 def _trees(course: Progression, notes: dict[str, str]) -> dict[str, LanguageTree]:
@@ -284,13 +282,3 @@ def _from_stats(stats: ActivationStats | None, notes: dict[str, str]) -> dict[st
     results["allocation_sweep"] = allocation_sweep(stats, measure)
     results["curves"] = tuple(importance_curves(stats, measure, name) for name in last.values())
     return results
-
-
-def _note_untested(gained: Gains, comparison: Comparison | None, notes: dict[str, str]) -> None:
-    """Say which systems with scores were not tested, since their gains are shown without a verdict."""
-    if comparison is None:
-        return
-    tested = sorted({system for system, _ in comparison.tested()})
-    untested = [name for name in gained.systems if name not in tested]
-    if untested:
-        notes[f"significance of {', '.join(untested)}"] = f"the comparison tests {', '.join(tested)}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import ConfigError, Pair, UnknownPairError, as_pairs, packed_width
+from nspec_hf.core import ConfigError, Pair, UnknownPairError, as_pairs, packed_width, require
 from nspec_hf.masks import NeuronMasks
 
 
@@ -138,21 +138,14 @@ def setting_gains(
     *,
     pivot: str = "en",
 ) -> SettingGains:
-    """Return mean gains by group for each value of a setting.
-
-    Args:
-        setting: What the setting is called: `coverage k`.
-        scores: Value → pair → score.
-        baseline: Pair → score, the same for all values.
-        pivot: The language that trained pairs share.
+    """Return mean gains by group for each value of a setting (`coverage k`): value → pair → score.
 
     Raises:
         ConfigError: If there is no value, or the baseline has no scores.
         UnknownPairError: If a value's scores share no pair with the baseline's.
     """
     values = sorted(scores)
-    if not values:
-        raise ConfigError(f"no values of {setting} were given")
+    require(bool(values), f"no values of {setting} were given")
     named = {"baseline": baseline, **{f"{value:g}": scores[value] for value in values}}
     grouped = gains(named, "baseline", pivot=pivot).by_group()
     own = {"groups": grouped.groups, "mean": grouped.mean, "pairs": grouped.pairs}
@@ -189,10 +182,9 @@ def efficiency(masks: NeuronMasks, *, seconds: float = np.nan, model_width: int 
         model_width: D; adds the row of the released format, one boolean a weight of fc1, P · F · D bytes.
     """
     pairs, width = len(masks.pairs), sum(site.width for site in masks.sites)
-    kept = sum(int(masks.keep[site.name].sum()) for site in masks.sites)
     packed = pairs * sum(packed_width(site.width) for site in masks.sites)
     # Parameters, bytes, seconds, share computed.
-    rows = {"masks, packed bits": (0, packed, seconds, kept / (pairs * width))}
+    rows = {"masks, packed bits": (0, packed, seconds, masks.density())}
     if model_width is not None:
         rows["masks, a boolean a weight"] = (0, pairs * width * model_width, np.nan, 1)
     columns = np.array(list(rows.values()), float).T

@@ -26,9 +26,8 @@ def general_neurons(masks: NeuronMasks) -> dict[str, Tensor]:
 
     Importance masks know them; for other masks they are those that every pair keeps.
     """
-    declared = masks.general
-    keep = masks.keep
-    return {s.name: keep[s.name].all(dim=0) if declared is None else declared[s.name] for s in masks.sites}
+    given, keep = masks.general, masks.keep
+    return {s.name: keep[s.name].all(dim=0) if given is None else given[s.name] for s in masks.sites}
 
 
 def specific_neurons(masks: NeuronMasks) -> dict[str, Tensor]:
@@ -82,12 +81,12 @@ def layer_score(masks: NeuronMasks) -> LScore:
     layers.
     """
     specific = specific_neurons(masks)
-    layers = list(dict.fromkeys((site.side, site.layer) for site in masks.sites))
-    inside = [[s.name for s in masks.sites if (s.side, s.layer) == layer] for layer in layers]
+    layers: dict[str, list[Tensor]] = {}
+    for site in masks.sites:
+        layers.setdefault(f"{site.side} {site.layer}", []).append(specific[site.name])
     # The mean over a layer's neurons is their count divided by I(l).
-    score_LP = [torch.cat([specific[name] for name in names], dim=1).double().mean(dim=1) for names in inside]
-    labels = tuple(f"{side} {number}" for side, number in layers)
-    return LScore(layers=labels, pairs=tuple(masks.pairs), score=torch.stack(score_LP).numpy())
+    score_LP = [torch.cat(inside, dim=1).double().mean(dim=1) for inside in layers.values()]
+    return LScore(layers=tuple(layers), pairs=tuple(masks.pairs), score=torch.stack(score_LP).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,18 +130,11 @@ class ImportanceCurves(Result):
 
 def recorded_importance(stats: ActivationStats) -> Literal["te", "av"] | None:
     """Return which importance the statistics hold, Taylor expansion first; None if they hold none."""
-    measures: tuple[Literal["te", "av"], ...] = ("te", "av")
-    return next((name for name in measures if name in stats.sums), None)
+    return "te" if "te" in stats.sums else "av" if "av" in stats.sums else None
 
 
 def importance_curves(stats: ActivationStats, measure: str, site: str) -> ImportanceCurves:
-    """Return the importance of a site's neurons, most important on average first.
-
-    Args:
-        stats: Statistics that hold the measure.
-        measure: `te` or `av`.
-        site: Dotted path of the site.
-    """
+    """Return the importance of a site's neurons by `te` or `av`, most important on average first."""
     theta_PF = stats.importance(measure)[site].double()
     order_F = torch.sort(theta_PF.mean(dim=0), descending=True, stable=True).indices
     return ImportanceCurves(

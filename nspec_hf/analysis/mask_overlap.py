@@ -82,10 +82,6 @@ class Progression(Result):
         left = tuple(self.languages[row] for row in rows)
         return Progression(sites=self.sites, languages=left, iou=self.iou[:, rows][:, :, rows])
 
-    def couples(self, site: int) -> np.ndarray:
-        """Return the defined IoU values between two languages at site number `site`, each couple once."""
-        return couples(self.iou[site])
-
 
 def progression(result: Overlap) -> Progression:
     """Return the overlap of languages at each site: by source in the encoder, by target in the decoder."""

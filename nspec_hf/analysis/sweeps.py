@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nspec_hf.analysis.mask_overlap import couples, iou
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import ConfigError, Pair, SiteMismatchError, require_share
+from nspec_hf.core import Pair, SiteMismatchError, require, require_share
 from nspec_hf.masks import allocate_by_importance, select_by_coverage
 from nspec_hf.recording import ActivationStats, Site
 
@@ -137,8 +137,7 @@ def stability(recordings: Mapping[str, ActivationStats], coverage: float = 0.95)
         ConfigError: If there are fewer than two.
         SiteMismatchError: If their pairs or sites differ.
     """
-    if len(recordings) < 2:
-        raise ConfigError(f"stability compares at least two recordings, got {len(recordings)}")
+    require(len(recordings) > 1, f"stability compares at least two recordings, got {len(recordings)}")
     names, samples = tuple(map(str, recordings)), list(recordings.values())
     first = samples[0]
     for name, stats in zip(names, samples, strict=True):
@@ -155,8 +154,7 @@ def stability(recordings: Mapping[str, ActivationStats], coverage: float = 0.95)
 
 def _ffn_sites(stats: ActivationStats) -> tuple[Site, ...]:
     sites = tuple(site for site in stats.sites if site.kind == "ffn")
-    if not sites:
-        raise ConfigError("the statistics hold no feed-forward site; record with kinds=('ffn',)")
+    require(bool(sites), "the statistics hold no feed-forward site; record with kinds=('ffn',)")
     return sites
 
 

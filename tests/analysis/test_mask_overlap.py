@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from nspec_hf.analysis import find_pivot, overlap, progression
-from nspec_hf.analysis.mask_overlap import density, iou, order_by_family
+from nspec_hf.analysis.mask_overlap import couples, density, iou, order_by_family
 from nspec_hf.core import as_pairs
 from nspec_hf.masks import NeuronMasks
 
@@ -73,7 +73,7 @@ def test_a_gap_stays_a_gap_in_the_progression():
     cs, de, fr = (course.languages.index(code) for code in ("cs", "de", "fr"))
     assert math.isnan(course.iou[0, de, fr])
     assert course.iou[0, de, cs] == 0
-    assert list(course.without(["en"]).couples(0)) == [0.0, 0.0]
+    assert list(couples(course.without(["en"]).iou[0])) == [0.0, 0.0]
 
 
 def test_density_is_the_share_kept(masks):

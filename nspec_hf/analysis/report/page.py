@@ -51,12 +51,7 @@ _DEFINITIONS = (
 
 
 def report_html(analysis: Analysis, title: str | None = None) -> str:
-    """Return the page as text.
-
-    Args:
-        analysis: Of masks alone, or with statistics, scores and significance, which add sections.
-        title: Heading; None names the base model.
-    """
+    """Return the page as text; without a title it names the base model."""
     loader = PackageLoader("nspec_hf.analysis.report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -146,15 +141,12 @@ def _lead(analysis: Analysis) -> str:
 
 def _tiles(analysis: Analysis) -> list[tuple[str, str, str]]:
     """Return the numbers at the top of the page: value, name and note."""
-    masks = analysis.masks
-    widths = [site.width for site in masks.sites]
-    density = np.average(analysis.density.density.mean(axis=1), weights=widths)
+    masks, width = analysis.masks, sum(site.width for site in analysis.masks.sites)
     general = "kept by every pair" if masks.general is None else "so allocated"
-    size = sum(pack(masks.keep[site.name]).numel() for site in masks.sites)
     tiles = [
-        (f"{density:.1%}", "of neurons kept by a pair", f"of {sum(widths):,} at all sites"),
+        (f"{masks.density():.1%}", "of neurons kept by a pair", f"of {width:,} at all sites"),
         (f"{general_share(masks):.1%}", "of neurons are general", general),
-        (_bytes(size), "masks of all pairs", "no extra parameters"),
+        (_bytes(analysis.efficiency.extra_bytes[0]), "masks of all pairs", "no extra parameters"),
     ]
     agreement = analysis.agreement
     number = next((n for n, site in enumerate(agreement.sites) if site.side == "decoder"), 0)
@@ -162,24 +154,16 @@ def _tiles(analysis: Analysis) -> list[tuple[str, str, str]]:
         name = f"IoU within / across families, {site_label(agreement.sites[number])}"
         value = f"{agreement.within[number]:.2f} / {agreement.across[number]:.2f}"
         tiles.append((value, name, f"{p_text(agreement.p_value[number])}, permutation test"))
-    return tiles + _gain_tiles(analysis)
-
-
-def _gain_tiles(analysis: Analysis) -> list[tuple[str, str, str]]:
     comparison, gains = analysis.comparison, analysis.gains
-    if comparison is not None:
-        tiles = []
-        for system, metric in comparison.tested():
-            counts = comparison.counts(metric, system)
-            note = f"{system} against {comparison.baseline_name}, p < {comparison.alpha}"
-            value = " / ".join(str(counts[verdict]) for verdict in VERDICTS)
-            tiles.append((value, f"{' / '.join(VERDICTS)}, {metric}", note))
-        return tiles
-    if gains is not None:
+    for system, metric in comparison.tested() if comparison else ():
+        value = " / ".join(map(str, comparison.counts(metric, system).values()))
+        note = f"{system} against {comparison.baseline_name}, p < {comparison.alpha}"
+        tiles.append((value, f"{' / '.join(VERDICTS)}, {metric}", note))
+    if gains is not None and comparison is None:
         means = gains.by_group().mean[:, -1]
         best = int(np.nanargmax(means))
-        return [(_signed(means[best]), f"mean gain of {gains.systems[best]}", f"over {gains.baseline}")]
-    return []
+        tiles.append((_signed(means[best]), f"mean gain of {gains.systems[best]}", f"over {gains.baseline}"))
+    return tiles
 
 
 def _gains(analysis: Analysis) -> dict[str, Any] | None:
