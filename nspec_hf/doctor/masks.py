@@ -23,7 +23,14 @@ def check_masks(setup: Setup) -> Iterator[Finding]:
         )
         return
     yield from _sites(setup)
-    yield from _pairs(setup)
+    missing = [pair for pair in setup.directions if pair not in held]
+    if missing:
+        yield Finding(
+            what=f"{len(missing)} pairs have no mask: {in_short(missing, 5)}",
+            why="their rows stop with an error",
+            mend="record and select them too, or --gate.zero_shot compose, which takes the encoder of one "
+            "pair and the decoder of another",
+        )
     empty = [
         f"{held.pairs[number]} at {site.name}"
         for site in held.sites
@@ -72,15 +79,4 @@ def _sites(setup: Setup) -> Iterator[Finding]:
             what="the model's feed-forward weights are not those that were counted",
             why="after continued training that is right; otherwise the neurons were chosen for another model",
             mend="if this is meant to be the base, record it again",
-        )
-
-
-def _pairs(setup: Setup) -> Iterator[Finding]:
-    missing = [pair for pair in setup.directions if pair not in setup.held]
-    if missing:
-        yield Finding(
-            what=f"{len(missing)} pairs have no mask: {in_short(missing, 5)}",
-            why="their rows stop with an error",
-            mend="record and select them too, or --gate.zero_shot compose, which takes the encoder of one "
-            "pair and the decoder of another",
         )
