@@ -15,6 +15,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nspec_hf.core import (
     ConfigError,
@@ -119,7 +120,7 @@ def _read_values(folder: Path, pair: Pair) -> list[float]:
     # COMET 1.1 and later write {file: [segment, …]}, the first versions a bare list.
     if isinstance(content, dict) and len(content) == 1:
         content = next(iter(content.values()))
-    segments = content if isinstance(content, list) else [None]
+    segments: list[Any] = content if isinstance(content, list) else [None]
     if not all(isinstance(segment, dict) and "COMET" in segment for segment in segments):
         raise CorpusError(
             f"{path} is not what comet-score --to_json writes: a list of segments with a COMET score"
