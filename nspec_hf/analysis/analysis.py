@@ -220,8 +220,8 @@ def analyze(
         if untested:  # their gains are shown without a verdict
             why = f"the comparison tests {', '.join(sorted(tested))}"
             notes[f"significance of {', '.join(untested)}"] = why
-    else:
-        notes["groups of gains"] = "scores of a baseline and another system were not given"
+    if gained is None or not gained.systems:
+        gained, notes["groups of gains"] = None, "scores of a baseline and another system were not given"
     require(not by_setting or bool(scores), "gains against a setting need scores of the baseline")
     trained = [
         setting_gains(setting, values, (scores or {}).get(reference, {}), pivot=pivot or "en")

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from nspec_hf.analysis import analyze
+from nspec_hf.analysis import analyze, draw_all
 from nspec_hf.analysis.analysis import general_share
 from nspec_hf.core import ConfigError
 from nspec_hf.masks import NeuronMasks
@@ -27,6 +27,20 @@ def test_statistics_and_scores_add_results():
         "model.decoder.layers.1.fc1",
     ]
     assert not analysis.notes
+
+
+def test_scores_of_the_baseline_alone_give_gains_against_a_setting_and_no_others(tmp_path):
+    scores = kin_scores()
+    analysis = analyze(
+        kin_masks(),
+        scores={"baseline": scores["baseline"]},
+        baseline="baseline",
+        by_setting={"coverage k": {0.9: scores["specialized"]}},
+    )
+    assert analysis.gains is None
+    assert "another system were not given" in analysis.notes["groups of gains"]
+    assert len(analysis.setting_gains) == 1
+    assert any("gains_against_coverage_k" in path.name for path in draw_all(analysis, tmp_path))
 
 
 def test_families_that_share_neurons_are_found():

@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -87,6 +88,13 @@ def test_scores_without_a_test_are_shown_with_a_warning():
     page = report_html(analyze(kin_masks(), scores=kin_scores(), families=FAMILIES))
     assert "small gains may be chance" in page
     assert "Verdict" not in page.split("<script")[0]
+
+
+def test_scores_that_are_no_numbers_make_no_gain():
+    scores = kin_scores()
+    scores["specialized"] = dict.fromkeys(scores["specialized"], math.nan)
+    page = report_html(analyze(kin_masks(), scores=scores, families=FAMILIES))
+    assert "mean gain of" not in page
 
 
 def test_verdicts_that_rest_on_ties_are_named_above_the_table(full):

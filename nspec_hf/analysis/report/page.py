@@ -155,12 +155,12 @@ def _tiles(analysis: Analysis) -> list[tuple[str, str, str]]:
         value = f"{agreement.within[number]:.2f} / {agreement.across[number]:.2f}"
         tiles.append((value, name, f"{p_text(agreement.p_value[number])}, permutation test"))
     comparison, gains = analysis.comparison, analysis.gains
-    for system, metric in comparison.tested() if comparison else ():
-        value = " / ".join(map(str, comparison.counts(metric, system).values()))
-        note = f"{system} against {comparison.baseline_name}, p < {comparison.alpha}"
-        tiles.append((value, f"{' / '.join(VERDICTS)}, {metric}", note))
-    if gains is not None and comparison is None:
-        means = gains.by_group().mean[:, -1]
+    if comparison is not None:
+        for system, metric in comparison.tested():
+            value = " / ".join(map(str, comparison.counts(metric, system).values()))
+            note = f"{system} against {comparison.baseline_name}, p < {comparison.alpha}"
+            tiles.append((value, f"{' / '.join(VERDICTS)}, {metric}", note))
+    elif gains is not None and not np.isnan(means := gains.by_group().mean[:, -1]).all():
         best = int(np.nanargmax(means))
         tiles.append((_signed(means[best]), f"mean gain of {gains.systems[best]}", f"over {gains.baseline}"))
     return tiles
