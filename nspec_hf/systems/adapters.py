@@ -14,7 +14,7 @@ changes nothing. Where they stand:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -22,24 +22,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, Pair, warn
+from nspec_hf.core import ConfigError, Pair, require, warn
 from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
-from nspec_hf.recording import SIDES, find_sites, linear_at
-from nspec_hf.systems.families import Families, found_families, named_families
+from nspec_hf.recording import SIDES, Site, find_sites, linear_at
+from nspec_hf.systems.families import family_of, found_families, named_families
 from nspec_hf.systems.parts.clones import layer_path
-from nspec_hf.systems.parts.rowwise import Key, KeyOf, OwnModules, RowwiseAttachment, RowwiseOutput
+from nspec_hf.systems.parts.rowwise import KeyOf, OwnModules, RowwiseAttachment, RowwiseOutput
 from nspec_hf.systems.parts.zero_shot import StandIns
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
 
 
 class Adapter(nn.Module):
-    """x + U·ReLU(V·LayerNorm(x)), with biases.
-
-    Args:
-        width: D.
-        bottleneck: K.
-    """
+    """x + U·ReLU(V·LayerNorm(x)), with biases: `width` is D, `bottleneck` K."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -54,34 +49,22 @@ class Adapter(nn.Module):
         return x + self.up(torch.relu(self.down(self.norm(x))))
 
 
-@dataclass(frozen=True)
-class Place:
-    """A module whose output goes through an adapter."""
-
-    name: str
-    """Its dotted path."""
-    side: str
-    """`encoder` or `decoder`."""
-    width: int
-    """D of its output."""
-
-
-def adapter_places(model: nn.Module, per_layer: int) -> list[Place]:
-    """Return where adapters stand, layer by layer; see the head of this file.
+def adapter_places(model: nn.Module, per_layer: int) -> list[Site]:
+    """Return the modules whose output, `width` wide, goes through an adapter, layer by layer.
 
     Raises:
         UnsupportedModelError: If the layers have no feed-forward block or no attention of a known shape.
     """
     layers = {layer_path(site.name): site for site in find_sites(model, ("ffn",))}
     behind = {
-        name: [Place(name, site.side, linear_at(model, site.down).out_features)]
+        name: [replace(site, name=name, width=linear_at(model, site.down).out_features)]
         for name, site in layers.items()
     }
     if per_layer == 2:
         ends = (".out_proj", ".o_proj", ".o")
         outputs = [site for site in find_sites(model, ("attention",)) if site.name.endswith(ends)]
         # In forward order, so that a layer's last attention is what remains.
-        last = {layer_path(site.name): Place(site.name, site.side, site.width) for site in outputs}
+        last = {layer_path(site.name): site for site in outputs}
         behind = {name: [last[name], *places] for name, places in behind.items()}
     return [place for places in behind.values() for place in places]
 
@@ -118,7 +101,7 @@ def adapters(
     )
     routing = Routing(list(pairs))
     parts = [
-        RowwiseOutput(model.get_submodule(name), routing, key_of[place.side], partial(_through, own.at(name)))
+        RowwiseOutput(model.get_submodule(name), routing, key_of[place.side], own.at(name))
         for name, place in places.items()
     ]
     about = {"adapters": {"bottleneck": bottleneck, "per_layer": per_layer}, "of": trained}
@@ -137,12 +120,11 @@ class AdapterSystem(System):
 
     def check(self, run: Run) -> None:
         """Refuse shapes that are none."""
-        if self.bottleneck < 1:
-            raise ConfigError(f"bottleneck is a positive width, got {self.bottleneck}")
-        if self.per_layer not in (1, 2):
-            raise ConfigError(
-                f"per_layer is 1 (after the layer) or 2 (also after attention), got {self.per_layer}"
-            )
+        require(self.bottleneck >= 1, f"bottleneck is a positive width, got {self.bottleneck}")
+        require(
+            self.per_layer in (1, 2),
+            f"per_layer is 1 (after the layer) or 2 (also after attention), got {self.per_layer}",
+        )
 
     def keys(self, model: PreTrainedModel, run: Run) -> Mapping[str, KeyOf]:
         """Return side → whose adapters a pair's rows have there; see `adapters`."""
@@ -182,7 +164,7 @@ class PairAdapters(AdapterSystem):
 
     def keys(self, model: PreTrainedModel, run: Run) -> Mapping[str, KeyOf]:
         """Return each pair's own, or those of the pair that stands in for it."""
-        whose = partial(_of_pair, StandIns.of(run.pairs, run.config.data.pivot))
+        whose = partial(_of_pair, StandIns(run.pairs, run.config.data.pivot))
         return {side: partial(whose, side) for side in SIDES}
 
 
@@ -213,32 +195,31 @@ class FamilyAdapters(AdapterSystem):
     def check(self, run: Run) -> None:
         """Refuse shapes that are none, and families that leave a language out."""
         super().check(run)
-        data = run.config.data
-        if data.families:
-            named_families(data.families, run.pairs, data.pivot)
-            if self.families is not None:
-                warn("settings.families has no effect with data.families, which names them; leave one out")
+        if _named(run) and self.families is not None:
+            warn("settings.families has no effect with data.families, which names them; leave one out")
 
     def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Find the families, and keep them in the folder."""
-        data = run.config.data
-        if data.families:
-            families = named_families(data.families, run.pairs, data.pivot)
-        else:
-            families = found_families(model, run, self.families)
-        return {"families": families, "families_from": "data" if data.families else "overlap tree"}
+        named = _named(run)
+        families = named or found_families(model, run, self.families)
+        return {"families": families, "families_from": "data" if named else "overlap tree"}
 
     def keys(self, model: PreTrainedModel, run: Run) -> Mapping[str, KeyOf]:
         """Return the families of a pair's languages."""
-        data = run.config.data
-        named = self.extraction(model, run)["families"]
-        if data.families and named != named_families(data.families, run.pairs, data.pivot):
+        families, named = self.extraction(model, run)["families"], _named(run)
+        if named and named != families:
             raise ConfigError(
-                f"{run.folder} was begun with other families ({named}) than data.families names now; give "
+                f"{run.folder} was begun with other families ({families}) than data.families names now; give "
                 "another folder (--work), or delete this one to begin anew"
             )
-        families = Families(named, data.pivot)
-        return {"encoder": families.of_encoder, "decoder": families.of_decoder}
+        pivot = run.config.data.pivot
+        return {side: partial(family_of, side=side, families=families, pivot=pivot) for side in SIDES}
+
+
+def _named(run: Run) -> dict[str, str]:
+    """Return the families that the experiment names; empty where it names none."""
+    data = run.config.data
+    return named_families(data.families, run.pairs, data.pivot) if data.families else {}
 
 
 def freeze_base(model: nn.Module) -> None:
@@ -248,10 +229,6 @@ def freeze_base(model: nn.Module) -> None:
 
 
 # Not closures, whose modules would not be copied with their model.
-
-
-def _through(adapters: Mapping[Key, nn.Module], rows: Tensor, key: Key) -> Tensor:
-    return adapters[key](rows)
 
 
 def _all_there(key_of: Mapping[str, KeyOf], trained: Mapping[str, Sequence[str]], pair: Pair) -> bool:
@@ -264,5 +241,5 @@ def _of_pair(stand_ins: StandIns, side: str, pair: Pair) -> str | None:
     return str(stand_ins.trained[stand_ins.at(pair, side)]) if stand_ins.knows(pair) else None
 
 
-def _distinct(keys: Iterable[Key]) -> list[str]:
+def _distinct(keys: Iterable[str | None]) -> list[str]:
     return [str(key) for key in dict.fromkeys(keys) if key is not None]

@@ -4,8 +4,9 @@ Shape letters: P = pairs, N = weights of a unit.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import Pair, require
 from nspec_hf.data import BatchConfig, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment
 from nspec_hf.recording import eval_mode
@@ -75,17 +76,17 @@ class ParameterDifferentiation(System):
         """Refuse settings that cannot be, and several processes."""
         for name in ("upper_bound", "every", "at_once", "sentences"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is positive or None, got {value}")
-        if not -1 <= self.threshold < 1:
-            raise ConfigError(f"threshold is a negative cosine, in [-1, 1), got {self.threshold}")
-        if not run.config.data.valid_split:
-            raise ConfigError("differentiation takes gradients on validation text; name data.valid_split")
-        if join_processes().num_processes > 1:
-            raise ConfigError(
-                "differentiation adds weights in training, which DDP and FSDP do not know of; run it in one "
-                "process"
-            )
+            require(value is None or value > 0, f"{name} is positive or None, got {value}")
+        require(-1 <= self.threshold < 1, f"threshold is a negative cosine, in [-1, 1), got {self.threshold}")
+        require(
+            bool(run.config.data.valid_split),
+            "differentiation takes gradients on validation text; name data.valid_split",
+        )
+        require(
+            join_processes().num_processes == 1,
+            "differentiation adds weights in training, which DDP and FSDP do not know of; run it in one "
+            "process",
+        )
 
     def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put on the model what splits units; loading trained weights then makes the copies that they had."""
@@ -93,28 +94,23 @@ class ParameterDifferentiation(System):
 
     def callbacks(self, model: PreTrainedModel, run: Run) -> Sequence[TrainerCallback]:
         """Return what splits units in training."""
-        batches = ValidationBatches(model, run, self.sentences)
+        batches = partial(validation_batches, model, run, self.sentences)
         limit = None if self.upper_bound is None else int(self.upper_bound * _size(run.base()))
         return [Differentiate(batches, limit, self.every, self.at_once, self.threshold)]
 
 
-class ValidationBatches:
-    """Batches of the validation text, one pair at a time."""
-
-    def __init__(self, model: PreTrainedModel, run: Run, sentences: int | None) -> None:
-        self._corpus, self._sentences, self._device = run.validation, sentences, run.device
-        self._budget = run.config.specialize.batches.max_tokens
-        self._collate = PairCollator(run.tags, self._corpus.pairs, model.config.decoder_start_token_id)
-
-    def __call__(self, pair: Pair) -> Iterable[dict[str, Tensor]]:
-        """Yield the batches of a pair."""
-        part = self._corpus.subset(pair)
-        lengths, pair_ids = part.lengths[: self._sentences], part.pair_ids[: self._sentences]
-        longest = int(lengths.max())
-        settings = BatchConfig(max_tokens=max(self._budget, longest), max_length=longest)
-        for rows in PairBatchSampler(lengths, pair_ids, settings, shuffle=False):
-            batch = self._collate([part[row] for row in rows])
-            yield {name: tensor.to(self._device) for name, tensor in batch.items()}
+def validation_batches(
+    model: PreTrainedModel, run: Run, sentences: int | None, pair: Pair
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches of a pair's validation text, of its first `sentences`."""
+    collate = PairCollator(run.tags, run.validation.pairs, model.config.decoder_start_token_id)
+    part, budget = run.validation.subset(pair), run.config.specialize.batches.max_tokens
+    lengths, pair_ids = part.lengths[:sentences], part.pair_ids[:sentences]
+    longest = int(lengths.max())
+    settings = BatchConfig(max_tokens=max(budget, longest), max_length=longest)
+    for rows in PairBatchSampler(lengths, pair_ids, settings, shuffle=False):
+        batch = collate([part[row] for row in rows])
+        yield {name: tensor.to(run.device) for name, tensor in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -130,36 +126,29 @@ class Conflict:
     """Indices of the pairs that would get a copy; those that stay include the first."""
 
 
+Batches = Callable[[Pair], Iterable[dict[str, Tensor]]]
+"""Pair → batches of text that gradients are taken on."""
+
+
+@dataclass(eq=False)
 class Differentiate(TrainerCallback):
-    """Splits units every so many updates.
+    """Splits units every so many updates; but for the first two, see `ParameterDifferentiation`."""
 
-    Args:
-        batches: Pair → batches of text that gradients are taken on.
-        limit: Weights that may be added; None: as many as the pairs could use.
-        every: Updates between two rounds; None: a twentieth of the training.
-        at_once: Splits a round; None: as many as fit into the round's part of the limit.
-        threshold: Interference that must be exceeded.
-    """
-
-    def __init__(
-        self,
-        batches: Callable[[Pair], Iterable[dict[str, Tensor]]],
-        limit: int | None = None,
-        every: int | None = None,
-        at_once: int | None = None,
-        threshold: float = 0.0,
-    ) -> None:
-        self._batches, self._limit, self._every = batches, limit, every
-        self._at_once, self._threshold = at_once, threshold
+    batches: Batches
+    limit: int | None = None
+    """Weights that may be added; None: as many as the pairs could use."""
+    every: int | None = None
+    at_once: int | None = None
+    threshold: float = 0.0
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Split, if it is time; not at the end, since no update would use it."""
-        every = self._every or max(1, state.max_steps // _ROUNDS)
+        every = self.every or max(1, state.max_steps // _ROUNDS)
         if state.global_step % every or state.global_step >= state.max_steps:
             return
-        share = 1.0 if self._at_once else min(1.0, state.global_step / every / (state.max_steps // every))
+        share = 1.0 if self.at_once else min(1.0, state.global_step / every / (state.max_steps // every))
         self.split(kwargs["model"], kwargs["optimizer"], share, args.label_smoothing_factor)
 
     def split(
@@ -175,9 +164,9 @@ class Differentiate(TrainerCallback):
             label_smoothing: Of the loss.
         """
         cloned = attached(model, ClonedUnits)
-        gradients = pair_gradients(model, cloned, self._batches, label_smoothing)
-        conflicting = [one for one in conflicts(cloned, gradients) if one.interference > self._threshold]
-        limit = _most(cloned) if self._limit is None else self._limit
+        gradients = pair_gradients(model, cloned, self.batches, label_smoothing)
+        conflicting = [one for one in conflicts(cloned, gradients) if one.interference > self.threshold]
+        limit = _most(cloned) if self.limit is None else self.limit
         done: list[Conflict] = []
         for conflict in conflicting:
             old = cloned.module(conflict.unit, conflict.number)
@@ -187,16 +176,13 @@ class Differentiate(TrainerCallback):
             if optimizer is not None:
                 _inherit(optimizer, old, new)
             done.append(conflict)
-            if self._at_once and len(done) == self._at_once:
+            if self.at_once and len(done) == self.at_once:
                 break
         return done
 
 
 def pair_gradients(
-    model: nn.Module,
-    cloned: ClonedUnits,
-    batches: Callable[[Pair], Iterable[dict[str, Tensor]]],
-    label_smoothing: float = 0.0,
+    model: nn.Module, cloned: ClonedUnits, batches: Batches, label_smoothing: float = 0.0
 ) -> list[Tensor]:
     """Return each pair's gradient for each unit: float32 [P, N] a unit, of the copy that the pair uses.
 
@@ -213,7 +199,7 @@ def pair_gradients(
                     labels_BT = batch.pop("labels")
                     token_losses(model(**batch).logits, labels_BT, label_smoothing).sum().backward()
                 for unit in units:
-                    parameters = cloned.module(unit, cloned.clones.number(unit, index)).parameters()
+                    parameters = cloned.module(unit, cloned.clones.numbers[unit][index]).parameters()
                     rows[unit].append(torch.cat([_gradient(weight) for weight in parameters]))
     finally:
         model.zero_grad()
@@ -221,12 +207,7 @@ def pair_gradients(
 
 
 def conflicts(cloned: ClonedUnits, gradients: Sequence[Tensor]) -> list[Conflict]:
-    """Return all that could be split, that with the most interference first.
-
-    Args:
-        cloned: Who shares what.
-        gradients: What `pair_gradients` returned.
-    """
+    """Return all that could be split by what `pair_gradients` returned, the most interference first."""
     disputed = []
     for unit, gradients_PN in enumerate(gradients):
         cosines_PP = cosines(gradients_PN)
@@ -241,9 +222,7 @@ def conflicts(cloned: ClonedUnits, gradients: Sequence[Tensor]) -> list[Conflict
 
 def cosines(gradients_PN: Tensor) -> Tensor:
     """Return the cosine between each two gradients, float64 [P, P]; 0 where one of them is all zeros."""
-    gradients_PN = gradients_PN.double()
-    norms_P1 = gradients_PN.norm(dim=1, keepdim=True)
-    unit_PN = gradients_PN / norms_P1.where(norms_P1 > 0, 1.0)
+    unit_PN = nn.functional.normalize(gradients_PN.double(), dim=1, eps=1e-300)
     return unit_PN @ unit_PN.T
 
 

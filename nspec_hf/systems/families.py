@@ -4,40 +4,26 @@ Shape letters: L = languages, P = pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster
 from transformers import PreTrainedModel
 
 from nspec_hf.analysis import LanguageTree, language_tree, overlap, progression
-from nspec_hf.core import ConfigError, Pair, languages_of
+from nspec_hf.core import Pair, languages_of, require
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.systems.run import Run
 
 
-@dataclass(frozen=True)
-class Families:
-    """Language → family, and which family's weights a pair uses.
+def family_of(pair: Pair, side: str, families: Mapping[str, str], pivot: str) -> str | None:
+    """Return the family whose weights a pair uses on a side; None where there is none.
 
     The pivot is in almost every pair, so it counts for no family: a pair with it belongs to the family of its
     other language, on both sides. Any other pair has the encoder of its source's family and the decoder of
     its target's.
     """
-
-    of: Mapping[str, str]
-    """Language → family; the pivot's is not looked at."""
-
-    pivot: str = "en"
-    """The language of no family."""
-
-    def of_encoder(self, pair: Pair) -> str | None:
-        """Return the family whose weights the encoder has for a pair; None where there is none."""
-        return self.of.get(pair.target if pair.source == self.pivot else pair.source)
-
-    def of_decoder(self, pair: Pair) -> str | None:
-        """Return the family whose weights the decoder has for a pair; None where there is none."""
-        return self.of.get(pair.source if pair.target == self.pivot else pair.target)
+    own, other = (pair.source, pair.target) if side == "encoder" else (pair.target, pair.source)
+    return families.get(other if own == pivot else own)
 
 
 def named_families(families: Mapping[str, str], pairs: Sequence[Pair], pivot: str) -> dict[str, str]:
@@ -48,11 +34,11 @@ def named_families(families: Mapping[str, str], pairs: Sequence[Pair], pivot: st
     """
     languages = [code for code in languages_of(pairs) if code != pivot]
     missing = [code for code in languages if code not in families]
-    if missing:
-        raise ConfigError(
-            f"data.families names no family for {', '.join(missing)}; name one for each language but the "
-            f"pivot ({pivot}), or none at all, to take them from the overlap of the base's neurons"
-        )
+    require(
+        not missing,
+        f"data.families names no family for {', '.join(missing)}; name one for each language but the pivot "
+        f"({pivot}), or none at all, to take them from the overlap of the base's neurons",
+    )
     return {code: families[code] for code in languages}
 
 
@@ -70,8 +56,7 @@ def found_families(model: PreTrainedModel, run: Run, count: int | None = None) -
     Raises:
         ConfigError: If the overlap of some languages is undefined.
     """
-    select = run.config.select
-    masks = NeuronMasks.from_config(run.recorded(model, run.config.record), select)
+    masks = NeuronMasks.from_config(run.recorded(model, run.config.record), run.config.select)
     pivot = run.config.data.pivot
     course = progression(overlap(masks)).without([pivot])
     languages = [code for code in languages_of(run.pairs) if code != pivot]
@@ -81,11 +66,11 @@ def found_families(model: PreTrainedModel, run: Run, count: int | None = None) -
     # Languages that are only sources have no overlap in the decoder, and only targets none in the encoder.
     known_SLL = np.ma.masked_invalid(course.iou[:, rows][:, :, rows])
     tree = language_tree(languages, known_SLL.mean(axis=0).filled(np.nan))
-    if tree.left_out:
-        raise ConfigError(
-            f"the overlap of {', '.join(tree.left_out)} with other languages is undefined, so they have no "
-            "place in the tree; name the families in data.families"
-        )
+    require(
+        not tree.left_out,
+        f"the overlap of {', '.join(tree.left_out)} with other languages is undefined, so they have no place "
+        "in the tree; name the families in data.families",
+    )
     return cut_tree(tree, count)
 
 
@@ -106,8 +91,7 @@ def cut_tree(tree: LanguageTree, count: int | None = None) -> dict[str, str]:
         # Before join number i there are L − i families. The first jump would leave each language alone.
         first = 1 if languages > 2 else 0
         count = languages - (first + int(jumps[first:].argmax()))
-    if not 1 <= count <= languages:
-        raise ConfigError(f"{languages} languages make 1 to {languages} families, got {count}")
+    require(1 <= count <= languages, f"{languages} languages make 1 to {languages} families, got {count}")
     labels_L = fcluster(tree.linkage, count, criterion="maxclust")
     members: dict[int, list[str]] = {}
     for code, label in zip(tree.languages, labels_L, strict=True):

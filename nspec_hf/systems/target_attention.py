@@ -1,21 +1,20 @@
 """Target-specific attention: every attention module has its own q, k, v and out for each target language.
 
-Shape letters: R = rows, L = tokens, D = model width.
+Shape letter: D = model width.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import Pair
 from nspec_hf.gating import Attachment, Routing
 from nspec_hf.recording import find_sites, linear_at
-from nspec_hf.systems.parts.rowwise import Key, OwnModules, RowwiseAttachment, RowwisePart
+from nspec_hf.systems.parts.rowwise import OwnModules, RowwiseAttachment, RowwisePart
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System
 
@@ -62,21 +61,10 @@ def target_attention(model: PreTrainedModel, pairs: list[Pair], seed: int = 1) -
         return new.to(like.weight.device, like.weight.dtype)
 
     own = OwnModules({target: names for target in targets[1:]}, fresh, seed)
-    routing = Routing(pairs)
-    key_of = attrgetter("target")
-    parts = [
-        RowwisePart(model.get_submodule(name), routing, key_of, partial(_projected, own.at(name)))
-        for name in names
-    ]
+    routing, key_of = Routing(pairs), attrgetter("target")
+    parts = [RowwisePart(model.get_submodule(name), routing, key_of, own.at(name)) for name in names]
     knows, about = partial(_is_target, frozenset(targets)), {"attention_of_targets": targets}
     return RowwiseAttachment(model, routing, parts, names, own, knows, about)
-
-
-# Not closures, whose modules would not be copied with their model.
-
-
-def _projected(projections: Mapping[Key, nn.Module], original: Any, rows: Tensor, key: Key) -> Tensor:
-    return projections[key](rows) if key in projections else original(rows)
 
 
 def _is_target(trained: frozenset[str], pair: Pair) -> bool:

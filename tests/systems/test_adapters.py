@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ from nspec_hf.systems.adapters import (
     adapters as new_adapters,
     freeze_base,
 )
-from nspec_hf.systems.families import Families, cut_tree, named_families
+from nspec_hf.systems.families import cut_tree, family_of, named_families
 from nspec_hf.training import SpecializationTrainer, TrainConfig, load_weights, train
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 from tests.helpers.systems import TESTED, numbers, plain, run, shape, stopped, weights
@@ -203,9 +204,9 @@ def test_a_pair_that_was_not_trained_has_its_sources_encoder_and_its_targets_dec
 
 
 def test_the_pivot_counts_for_no_family():
-    families = Families({"de": "Germanic", "en": "Germanic", "fr": "Romance", "es": "Romance"}, "en")
+    families = {"de": "Germanic", "en": "Germanic", "fr": "Romance", "es": "Romance"}
     sides = {
-        pair: (families.of_encoder(Pair(pair)), families.of_decoder(Pair(pair)))
+        pair: tuple(family_of(Pair(pair), side, families, "en") for side in ("encoder", "decoder"))
         for pair in ("en-fr", "fr-en", "de-fr", "fr-es", "de-xx")
     }
     assert sides == {
@@ -220,8 +221,8 @@ def test_the_pivot_counts_for_no_family():
 def test_related_languages_share_adapters_and_zero_shot_is_defined_by_family():
     model, batch = tiny_m2m100(), random_batch(rows=3)
     pairs = as_pairs(["en-de", "nl-en", "en-fr"])
-    families = Families({"de": "Germanic", "nl": "Germanic", "fr": "Romance", "es": "Romance"})
-    keys = {"encoder": families.of_encoder, "decoder": families.of_decoder}
+    families = {"de": "Germanic", "nl": "Germanic", "fr": "Romance", "es": "Romance"}
+    keys = {side: partial(family_of, side=side, families=families, pivot="en") for side in SIDES}
     with shake(new_adapters(model, pairs, keys, 4, 1)) as attachment:
         assert [name for name, _ in attachment.own.named_children()] == ["for_Germanic", "for_Romance"]
 

@@ -14,11 +14,11 @@ from nspec_hf.evaluation import Translator
 from nspec_hf.systems import SYSTEMS, ExperimentConfig, Run, make_system, read_settings
 from nspec_hf.systems.differentiation import (
     Differentiate,
-    ValidationBatches,
     conflicts,
     cosines,
     pair_gradients,
     part_in_two,
+    validation_batches,
 )
 from nspec_hf.systems.parts.clones import ClonedUnits, units_of
 from nspec_hf.systems.parts.rowwise import RowwisePart
@@ -170,7 +170,7 @@ def test_a_copy_begins_as_what_it_is_a_copy_of_and_with_its_momentum():
     plant(model, cloned)
     Differentiate(text).split(model, optimizer)
     assert torch.equal(model(**batch).logits, before)
-    own, twin = model.get_submodule(PLANTED), cloned.clones.clone(1)
+    own, twin = model.get_submodule(PLANTED), cloned.clones.made[1]
     for name, parameter in own.named_parameters():
         other = twin.get_parameter(name)
         assert torch.equal(parameter, other)
@@ -208,9 +208,9 @@ def test_each_row_runs_with_its_pairs_copies(family):
     for pair in range(len(PAIRS)):
         alone = copy.deepcopy(plain)
         for unit, name in enumerate(cloned.clones.units):
-            number = cloned.clones.number(unit, pair)
+            number = cloned.clones.numbers[unit][pair]
             if number:
-                alone.get_submodule(name).load_state_dict(cloned.clones.clone(number).state_dict())
+                alone.get_submodule(name).load_state_dict(cloned.clones.made[number].state_dict())
         rows = batch["pair_ids"] == pair
         expected = alone(**plain_rows(batch, rows)).logits
         torch.testing.assert_close(mixed[rows], expected, atol=2e-5, rtol=1e-4)
@@ -221,7 +221,7 @@ def test_a_copy_gets_the_gradients_of_its_pairs_only():
     model = tiny_m2m100()
     cloned, batch = differentiated(model), random_batch(rows=4, pairs=1)
     model(**{**batch, "pair_ids": torch.ones(4, dtype=torch.long)}).loss.backward()
-    assert [cloned.clones.clone(number).weight.grad is None for number in (1, 2, 3)] == [False, True, True]
+    assert [cloned.clones.made[number].weight.grad is None for number in (1, 2, 3)] == [False, True, True]
 
 
 def test_it_is_removed_without_a_trace_and_copied_with_its_model():
@@ -253,7 +253,7 @@ def test_a_pair_that_was_not_trained_has_its_sources_encoder_and_its_targets_dec
         for name, part in zip(cloned.clones.units, rowwise_parts(cloned), strict=True)
     }
     for unit, name in enumerate(cloned.clones.units):
-        assert numbers[name] == cloned.clones.number(unit, 1 if ".encoder." in name else 2)
+        assert numbers[name] == cloned.clones.numbers[unit][1 if ".encoder." in name else 2]
     with pytest.raises(UnknownPairError, match="there is no pair 'fr-de'"):
         cloned.use("fr-de")
 
@@ -399,11 +399,11 @@ def test_gradients_are_taken_on_the_first_sentences_of_each_pair(based, tmp_path
     own = Run(config=read_settings(ExperimentConfig, [based[1]])[0], folder=tmp_path)
     part = own.validation.subset("de-en")
     assert isinstance(part, EncodedCorpus)
-    few = list(ValidationBatches(own.base(), own, 3)("de-en"))
+    few = list(validation_batches(own.base(), own, 3, "de-en"))
     rows = [row for batch in few for row in batch["labels"].tolist()]
     assert sorted([token for token in row if token != -100] for row in rows) == sorted(
         part[i]["labels"] for i in range(3)
     )
     assert {int(pair) for batch in few for pair in batch["pair_ids"]} == {TEXT_PAIRS.index("de-en")}
-    every = list(ValidationBatches(own.base(), own, None)("de-en"))
+    every = list(validation_batches(own.base(), own, None, "de-en"))
     assert sum(len(batch["labels"]) for batch in every) == len(part)

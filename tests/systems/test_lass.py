@@ -270,7 +270,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_run(based):
 
 
 def test_a_stand_in_is_asked_for_a_pair_only_where_the_pair_is_not_trained():
-    stand_ins = StandIns.of(PAIRS, "en")
+    stand_ins = StandIns(PAIRS, "en")
     assert [stand_ins.at(Pair("en-fr"), side) for side in ("encoder", "decoder")] == [2, 2]
     assert [stand_ins.at("de-fr", side) for side in ("encoder", "decoder")] == [1, 2]
     with pytest.raises(UnknownPairError, match="'fr-en', whose encoder would stand in"):

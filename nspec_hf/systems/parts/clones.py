@@ -9,7 +9,8 @@ model says how it has to be put together again.
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,8 @@ class Clones(nn.Module):
         self.register_buffer(_MAP, torch.zeros(len(units), pairs, dtype=torch.int32))
         self.numbers = [[0] * pairs for _ in units]
         """The same, [U][P], where it can be read without waiting for a device."""
-        self._made: list[nn.Module] = []
-
-    def number(self, unit: int, pair: int) -> int:
-        """Return which copy of a unit a pair uses."""
-        return self.numbers[unit][pair]
+        self.made: dict[int, nn.Module] = {}
+        """Number → copy."""
 
     def users(self, unit: int) -> dict[int, list[int]]:
         """Return which pairs use each copy of a unit: number → indices of pairs."""
@@ -71,14 +69,10 @@ class Clones(nn.Module):
             users.setdefault(number, []).append(pair)
         return users
 
-    def clone(self, number: int) -> nn.Module:
-        """Return a copy by its number, from 1."""
-        return self._made[number - 1]
-
     def add(self, unit: int, module: nn.Module, pairs: Iterable[int]) -> int:
         """Take another copy of a unit, which these pairs use from now on; return its number."""
-        self._made.append(module)
-        number = len(self._made)
+        number = len(self.made) + 1
+        self.made[number] = module
         # The unit's name last: from it the Trainer knows what weight decay is for.
         self.add_module(f"{number}_{self.units[unit].replace('.', '_')}", module)
         for pair in pairs:
@@ -90,7 +84,7 @@ class Clones(nn.Module):
         """Drop all copies."""
         for name in list(self._modules):
             del self._modules[name]
-        self._made.clear()
+        self.made.clear()
         self.numbers = [[0] * len(row) for row in self.numbers]
         getattr(self, _MAP).zero_()
 
@@ -107,18 +101,17 @@ class ClonedUnits(RowwiseAttachment):
 
     def __init__(self, model: nn.Module, pairs: Iterable[str], pivot: str) -> None:
         plain, self.trained = plain_model(model), as_pairs(pairs)
-        units, stand_ins = units_of(plain), StandIns.of(self.trained, pivot)
-        self.clones = Clones(units, len(self.trained))
-        routing, parts = Routing(list(self.trained)), []
+        units, stand_ins = units_of(plain), StandIns(self.trained, pivot)
+        self.clones, routing, parts = Clones(units, len(self.trained)), Routing(list(self.trained)), []
         for index, name in enumerate(units):
-            unit = _Unit(index, site_from_name(name, 0).side, self.clones, stand_ins)
-            parts.append(RowwisePart(plain.get_submodule(name), routing, unit.key, unit.compute))
-        super().__init__(plain, routing, parts, units, own=self.clones, knows=stand_ins.knows)
-        self._description = {"zero_shot": f"composed through {pivot}"}
+            number_of = partial(_number, self.clones, stand_ins, index, site_from_name(name, 0).side)
+            parts.append(RowwisePart(plain.get_submodule(name), routing, number_of, self.clones.made))
+        facts = {"zero_shot": f"composed through {pivot}"}
+        super().__init__(plain, routing, parts, units, self.clones, stand_ins.knows, facts)
 
     def module(self, unit: int, number: int) -> nn.Module:
         """Return a unit's copy by number; 0 is the model's own."""
-        return self.clones.clone(number) if number else self.model.get_submodule(self.clones.units[unit])
+        return self.clones.made[number] if number else self.model.get_submodule(self.clones.units[unit])
 
     def split(self, unit: int, number: int, pairs: Iterable[int]) -> nn.Module:
         """Give some of the pairs that use a copy a copy of that copy; return the new one.
@@ -161,19 +154,8 @@ class ClonedUnits(RowwiseAttachment):
         return {"extra_parameters": float(self.extra_parameters)}
 
 
-class _Unit:
-    """One unit: which copy a pair uses, and how rows run through it."""
-
-    def __init__(self, index: int, side: str, clones: Clones, stand_ins: StandIns) -> None:
-        self.index, self.side, self.clones, self.stand_ins = index, side, clones, stand_ins
-
-    def key(self, pair: Pair) -> int:
-        """Return the number of the copy."""
-        return self.clones.number(self.index, self.stand_ins.at(pair, self.side))
-
-    def compute(self, original: Callable[[Tensor], Tensor], x: Tensor, key: int) -> Tensor:
-        """Run rows through a copy: x [R, L, D] → [R, L, F]."""
-        return self.clones.clone(key)(x) if key else original(x)
+def _number(clones: Clones, stand_ins: StandIns, unit: int, side: str, pair: Pair) -> int:
+    return clones.numbers[unit][stand_ins.at(pair, side)]
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -202,5 +184,4 @@ def layer_path(name: str) -> str:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    own = any(True for _ in module.parameters(recurse=False))
-    return own and "Norm" in type(module).__name__
+    return "Norm" in type(module).__name__ and any(True for _ in module.parameters(recurse=False))

@@ -8,11 +8,10 @@ exact removal work as they do there. Weights of a key that no row of a batch has
 gradient of zero, so that no optimizer moves them.
 
 The trap: a deep copy of a model copies what the parts hold, but never what a closure remembers. So whatever
-computes with own weights is an object, a bound method or a function of its arguments.
+a part holds is an object, a bound method or a `partial`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,19 @@ class RowwisePart(TakenOver):
         module: What is taken over; its forward has one argument.
         routing: Tells each row's pair.
         key_of: Pair → key.
-        compute: Gets what the module's own forward makes of its input, as a function, the rows of one key and
-            the key; returns the output for these rows.
+        own: Key → the module that its rows run through; rows of other keys run through the model's.
     """
 
     def __init__(
-        self, module: nn.Module, routing: Routing, key_of: KeyOf, compute: Callable[..., Tensor]
+        self, module: nn.Module, routing: Routing, key_of: KeyOf, own: Mapping[Key, nn.Module]
     ) -> None:
         super().__init__()
-        self.module, self._routing, self._key_of, self._compute = module, routing, key_of, compute
+        self.module, self._routing, self._key_of, self._own = module, routing, key_of, own
 
     def forward(self, x: Tensor) -> Any:
         """Stand in for the module's forward: x [R, L, D] → [R, L, F]."""
-        return self.by_key(x, partial(self._compute, self._taken[0].original))
+        original = self._taken[0].original
+        return self.by_key(x, lambda rows, key: self._own.get(key, original)(rows))
 
     def by_key(self, x: Tensor, compute: Callable[[Tensor, Key], Tensor]) -> Tensor:
         """Return `compute(rows, key)` of the rows of each key, put together in the order of `x`.
@@ -76,18 +75,21 @@ class RowwisePart(TakenOver):
 
 
 class RowwiseOutput(RowwisePart):
-    """One module that runs as it is, and whose output is then changed key by key.
+    """One module that runs as it is, and whose output [R, L, F] then runs through what is its rows' key's.
 
     It may be a linear, or a whole layer with any arguments, which returns a tensor or a tuple that begins
-    with one. `compute` gets the output's rows of one key, [some of R, L, F], and the key, and changes them.
+    with one.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the module's forward."""
         output = self._taken[0].original(*args, **kwargs)
         if isinstance(output, Tensor):
-            return self.by_key(output, self._compute)
-        return (self.by_key(output[0], self._compute), *output[1:])
+            return self.by_key(output, self._through)
+        return (self.by_key(output[0], self._through), *output[1:])
+
+    def _through(self, rows: Tensor, key: Key) -> Tensor:
+        return self._own[key](rows)
 
 
 class OwnModules(nn.Module):

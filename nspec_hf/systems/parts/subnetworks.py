@@ -8,15 +8,15 @@ of a matrix is kept or not, so that the masks are as many bits as the matrices h
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from nspec_hf.core import (
-    ConfigError,
     Pair,
     SiteMismatchError,
     as_pairs,
@@ -24,12 +24,13 @@ from nspec_hf.core import (
     pack,
     packed_width,
     read_artifact,
+    require,
     unpack,
     write_artifact,
 )
 from nspec_hf.gating import Routing
-from nspec_hf.recording import KINDS, Site, find_sites, linear_at, plain_model, site_from_name
-from nspec_hf.systems.parts.rowwise import RowwiseAttachment, RowwisePart
+from nspec_hf.recording import KINDS, find_sites, linear_at, plain_model, site_from_name
+from nspec_hf.systems.parts.rowwise import KeyOf, RowwiseAttachment, RowwisePart
 from nspec_hf.systems.parts.zero_shot import StandIns
 
 _FILE_KIND = "nspec_subnetworks"
@@ -115,8 +116,7 @@ def keep_largest(weight_OI: Tensor, pruned: float) -> Tensor:
     Raises:
         ConfigError: If `pruned` lies outside.
     """
-    if not 0 < pruned < 1:
-        raise ConfigError(f"pruned is a share between 0 and 1, got {pruned}")
+    require(0 < pruned < 1, f"pruned is a share between 0 and 1, got {pruned}")
     order = weight_OI.detach().abs().flatten().argsort(stable=True)
     keep = torch.ones(weight_OI.numel(), dtype=torch.bool, device=weight_OI.device)
     keep[order[: round(pruned * weight_OI.numel())]] = False
@@ -152,34 +152,31 @@ class SubnetworkAttachment(RowwiseAttachment):
     def __init__(self, model: nn.Module, subnetworks: Subnetworks, pivot: str) -> None:
         linears = prunable(model)
         _check_linears(linears, subnetworks)
-        routing, stand_ins = Routing(subnetworks.pairs), StandIns.of(subnetworks.pairs, pivot)
+        routing, stand_ins = Routing(subnetworks.pairs), StandIns(subnetworks.pairs, pivot)
         parts = []
         for name, linear in linears.items():
-            pruned = _PrunedLinear(linear, site_from_name(name, 0), subnetworks.keep[name], stand_ins)
-            parts.append(RowwisePart(linear, routing, pruned.key, pruned.compute))
+            number_of = partial(stand_ins.at, side=site_from_name(name, 0).side)
+            parts.append(_PrunedLinear(linear, routing, number_of, subnetworks.keep[name]))
         facts = {"subnetworks": subnetworks.fingerprint(), "zero_shot": f"composed through {pivot}"}
         super().__init__(model, routing, parts, linears, knows=stand_ins.knows, description=facts)
 
 
-class _PrunedLinear:
-    """A linear whose weights are zero where the pair of a row does not use them."""
+class _PrunedLinear(RowwisePart):
+    """A linear whose weights are zero where the pair of a row does not use them; keys are pairs' numbers."""
 
-    def __init__(self, linear: nn.Linear, site: Site, keep_POI: Tensor, stand_ins: StandIns) -> None:
-        self.linear, self.side, self.keep_POI, self.stand_ins = linear, site.side, keep_POI, stand_ins
+    def __init__(self, linear: nn.Linear, routing: Routing, key_of: KeyOf, keep_POI: Tensor) -> None:
+        super().__init__(linear, routing, key_of, {})
+        self._linear, self._keep_POI = linear, keep_POI
 
-    def key(self, pair: Pair) -> int:
-        """Return the number of the trained pair whose weights a pair uses here."""
-        return self.stand_ins.at(pair, self.side)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (W ⊙ M)ᵀ + b with each row's M: x [R, L, I] → [R, L, O]."""
+        self._keep_POI = self._keep_POI.to(self._linear.weight.device)
+        return self.by_key(x, self._pruned)
 
-    def compute(self, original: Callable[[Tensor], Tensor], x: Tensor, key: int) -> Tensor:
-        """Return x (W ⊙ M)ᵀ + b of one pair's rows: x [R, L, I] → [R, L, O].
-
-        By `where` and not by a product: a pruned weight's gradient is then exactly zero.
-        """
-        weight = self.linear.weight
-        if self.keep_POI.device != weight.device:
-            self.keep_POI = self.keep_POI.to(weight.device)
-        return nn.functional.linear(x, torch.where(self.keep_POI[key], weight, 0.0), self.linear.bias)
+    def _pruned(self, rows: Tensor, key: int) -> Tensor:
+        # By `where` and not by a product: a pruned weight's gradient is then exactly zero.
+        weight_OI = torch.where(self._keep_POI[key], self._linear.weight, 0.0)
+        return nn.functional.linear(rows, weight_OI, self._linear.bias)
 
 
 def _check_linears(linears: Mapping[str, nn.Linear], subnetworks: Subnetworks) -> None:

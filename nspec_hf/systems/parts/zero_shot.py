@@ -4,7 +4,7 @@ As with masks (`NeuronMasks.compose`): the encoder works as for source → pivot
 the encoder included, as for pivot → target.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nspec_hf.core import Pair, UnknownPairError
@@ -14,23 +14,14 @@ from nspec_hf.core import Pair, UnknownPairError
 class StandIns:
     """The trained pairs, and the language through which they stand in for others."""
 
-    trained: tuple[Pair, ...]
+    trained: Sequence[Pair]
     """The pairs that have weights of their own."""
 
     pivot: str = "en"
     """The language that they share."""
 
-    @classmethod
-    def of(cls, pairs: Iterable[str], pivot: str) -> "StandIns":
-        """Return the stand-ins among these pairs."""
-        return cls(tuple(Pair(pair) for pair in pairs), pivot)
-
     def at(self, pair: str, side: str) -> int:
-        """Return the number of the trained pair whose weights a pair uses on a side.
-
-        Args:
-            pair: Any pair.
-            side: `encoder` or `decoder`.
+        """Return the number of the trained pair whose weights a pair uses as `encoder` or `decoder`.
 
         Raises:
             UnknownPairError: If the pair was not trained, and the one that would stand in for it neither.
