@@ -5,15 +5,15 @@ gone, from an earlier comparison. A difference is taken seed by seed before it i
 runs of one seed share does not count; a base has one run, which is the same for every seed.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nspec_hf.comparison.costs import printed_costs
-from nspec_hf.comparison.runs import PlannedRow, PlannedRun, TestedPair, Tests, paired_tests, read_tests
+from nspec_hf.comparison.runs import PlannedRow, PlannedRun, Tests, paired_tests, read_tests
 from nspec_hf.comparison.table_data import (
+    PARTS,
     REFERENCES,
     Against,
     Numbers,
@@ -24,35 +24,10 @@ from nspec_hf.comparison.table_data import (
     tiers_of,
 )
 from nspec_hf.core import Pair, read_json
-from nspec_hf.evaluation import VERDICTS, Verdict
 from nspec_hf.systems import ExperimentConfig, RunResult
 
 # A score is written with all its digits, so a test of other translations has another difference.
 _SAME = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Finished:
-    """A run with its result."""
-
-    run: PlannedRun
-    result: RunResult
-
-    def average(self, metric: str, pairs: Sequence[Pair]) -> float | None:
-        """Return the mean over directions, each counting once; None if one has no score."""
-        scores = [self.result.scores.get(pair, {}) for pair in pairs]
-        values = [own[metric] for own in scores if metric in own]
-        return math.fsum(values) / len(values) if len(values) == len(pairs) else None
-
-    def cost(self, name: str) -> float | None:
-        """Return the seconds of the extraction, the decoding or the training, from scratch if it was."""
-        facts = self.result.facts
-        if name == "extraction":
-            return facts.get("extraction", {}).get("seconds")
-        seconds = facts.get(f"{name}_seconds")
-        if name == "decoding" or not seconds:
-            return seconds
-        return seconds + facts.get("pretraining", {}).get("training_seconds", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,28 +41,30 @@ class _Aggregation:
     show: Callable[[str], None]
     kept: Mapping[str, Any]
     targets: Mapping[Pair, Sequence[str]]
-    finished: Mapping[str, _Finished]
+    results: Mapping[str, RunResult]
+    """Name of a run → its result, of those that have one."""
     blocks: Mapping[str, Sequence[Pair]]
     tests: dict[str, Tests] = field(default_factory=dict)
 
     def row(self, row: PlannedRow) -> RowResult:
-        done = [self.finished[run.name] for run in row.runs if run.name in self.finished]
-        missing = [run for run in row.runs if run.name not in self.finished]
+        done = [run for run in row.runs if run.name in self.results]
+        missing = [run for run in row.runs if run.name not in self.results]
+        results = [self.results[run.name] for run in done]
         about: dict[str, Any] = {
             "name": row.name,
             "system": row.system.name,
             "train": dict(row.plan.train),
-            "seeds": tuple(finished.run.seed for finished in done),
+            "seeds": tuple(run.seed for run in done),
             "missing": {str(run.seed): run.command(self.experiment) for run in missing},
             "printed": printed_costs(row.system),
         }
         if not done:
             return RowResult(**about)
-        facts = done[0].result.facts
+        facts = results[0].facts
         references = {name: self._reference(row, name) for name in REFERENCES}
 
         def averages(metric: str, pairs: Sequence[Pair]) -> list[float | None]:
-            return [finished.average(metric, pairs) for finished in done]
+            return [result.average(metric, pairs) for result in results]
 
         return RowResult(
             **about,
@@ -97,9 +74,7 @@ class _Aggregation:
             extra_parameters=facts.get("extra_parameters"),
             base_parameters=self._base_parameters(row),
             extra_bytes=facts.get("extra_bytes"),
-            extraction_seconds=Spread.over(finished.cost("extraction") for finished in done),
-            training_seconds=Spread.over(finished.cost("training") for finished in done),
-            decoding_seconds=Spread.over(finished.cost("decoding") for finished in done),
+            seconds={part: Spread.over(result.seconds(part) for result in results) for part in PARTS},
             updates=facts.get("updates"),
         )
 
@@ -110,8 +85,8 @@ class _Aggregation:
         shape = next((other for other in self.rows if other.name == row.plan.base), None)
         if known is None or shape is None:
             return known
-        result = self.finished.get(shape.runs[0].name)
-        return result and known + result.result.facts.get("extra_parameters", 0)
+        result = self.results.get(shape.runs[0].name)
+        return result and known + result.facts.get("extra_parameters", 0)
 
     def _reference(self, row: PlannedRow, system: str) -> PlannedRow | None:
         """Return the row that a row is compared with: of that system, with the same base and training if any.
@@ -124,7 +99,7 @@ class _Aggregation:
             other
             for other in self.rows
             if (other.system.name == system or (system == "finetune" and other.name == row.plan.base))
-            and any(run.name in self.finished for run in other.runs)
+            and any(run.name in self.results for run in other.runs)
         ]
 
         def differs(other: PlannedRow) -> tuple[bool, bool]:
@@ -133,53 +108,41 @@ class _Aggregation:
 
         return min(able, key=differs, default=None)
 
-    def _against(self, done: Sequence[_Finished], reference: PlannedRow) -> Against:
-        opposites = [(finished, reference.run(finished.run.seed)) for finished in done]
-        matched = [
-            (one, self.finished[run.name]) for one, run in opposites if run and run.name in self.finished
-        ]
-        tests = {f"{one.run.name} against {two.run.name}": self._tested(one, two) for one, two in matched}
+    def _against(self, done: Sequence[PlannedRun], reference: PlannedRow) -> Against:
+        opposites = [(run, reference.run(run.seed)) for run in done]
+        matched = [(one, two) for one, two in opposites if two and two.name in self.results]
+        tests = {f"{one.name} against {two.name}": self._tested(one, two) for one, two in matched}
         self.tests.update({name: test for name, test in tests.items() if test})
-        seeds = list(tests.values())
-        by_metric = {
-            metric: {
-                pair: own
-                for pair in self.targets
-                if (own := tuple(test[metric][pair] for test in seeds if pair in test.get(metric, {})))
-            }
-            for metric in self.config.metrics
-        }
 
         def differences(metric: str, pairs: Sequence[Pair]) -> list[float | None]:
-            return [_minus(one.average(metric, pairs), two.average(metric, pairs)) for one, two in matched]
+            return [self._difference(one, two, metric, pairs) for one, two in matched]
 
         return Against(
             reference=reference.name,
             pairs=self._spreads(self._directions, differences),
             blocks=self._spreads(self.blocks, differences),
-            tests=by_metric,
-            counts={
+            tests={
                 metric: {
-                    block: _counted(test for pair in pairs for test in by_pair[pair])
-                    for block, pairs in self.blocks.items()
-                    if all(pair in by_pair for pair in pairs)
+                    pair: own
+                    for pair in self.targets
+                    if (own := tuple(t[metric][pair] for t in tests.values() if pair in t.get(metric, {})))
                 }
-                for metric, by_pair in by_metric.items()
+                for metric in self.config.metrics
             },
-            doubtful=tuple(
-                f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"
-                for name, by_test in tests.items()
-                for metric, by_pair in by_test.items()
-                for pair, test in by_pair.items()
-                if test.few_differ is not None
-            ),
         )
 
-    def _tested(self, one: _Finished, two: _Finished) -> Tests:
+    def _difference(
+        self, one: PlannedRun, two: PlannedRun, metric: str, pairs: Sequence[Pair]
+    ) -> float | None:
+        """Return the difference of two runs' averages; None where one has none."""
+        ours, theirs = (self.results[run.name].average(metric, pairs) for run in (one, two))
+        return None if ours is None or theirs is None else ours - theirs
+
+    def _tested(self, one: PlannedRun, two: PlannedRun) -> Tests:
         """Return the tests of two runs; without translations, earlier ones whose differences still hold."""
-        name = f"{one.run.name} against {two.run.name}"
+        name = f"{one.name} against {two.name}"
         self.show(name)
-        tests = paired_tests(one.run, two.run, self.targets, self.n_jobs)
+        tests = paired_tests(one, two, self.targets, self.n_jobs)
         if tests is not None:
             return tests
         kept = read_tests(self.kept.get(name, {}))
@@ -187,7 +150,7 @@ class _Aggregation:
             metric: {
                 pair: test
                 for pair, test in by_pair.items()
-                if (delta := _minus(one.average(metric, [pair]), two.average(metric, [pair]))) is not None
+                if (delta := self._difference(one, two, metric, [pair])) is not None
                 and abs(delta - test.delta) < _SAME
             }
             for metric, by_pair in kept.items()
@@ -234,11 +197,8 @@ def compare_rows(
         kept: Paired tests of an earlier comparison, as `SystemsComparison.content` has them, for runs whose
             translations are gone.
     """
-    finished = {}
-    for run in (run for row in rows for run in row.runs):
-        result = run.outcome()
-        if result is not None:
-            finished[run.name] = _Finished(run=run, result=result)
+    outcomes = {run.name: run.outcome() for row in rows for run in row.runs}
+    results = {name: result for name, result in outcomes.items() if result is not None}
     tests = config.data.read(config.data.test_split, config.data.tested_pairs())
     blocks, tiers = blocks_of(config.data), tiers_of(config.data)
     aggregation = _Aggregation(
@@ -249,7 +209,7 @@ def compare_rows(
         show=show,
         kept=kept or {},
         targets={text.pair: text.targets for text in tests},
-        finished=finished,
+        results=results,
         blocks={**blocks, **tiers},
     )
     return SystemsComparison(
@@ -261,17 +221,8 @@ def compare_rows(
         rows=tuple(aggregation.row(row) for row in rows),
         tests=aggregation.tests,
         n_samples=config.compare.n_samples,
-        notes=_notes([read.result for read in finished.values()]),
+        notes=_notes(list(results.values())),
     )
-
-
-def _counted(tests: Iterable[TestedPair]) -> dict[Verdict, int]:
-    verdicts = [test.verdict for test in tests]
-    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
-
-
-def _minus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
 
 
 def _notes(results: Sequence[RunResult]) -> tuple[str, ...]:

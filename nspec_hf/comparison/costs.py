@@ -78,10 +78,7 @@ def _cells(row: RowResult) -> tuple[Cell, ...]:
         extra,
         None if extra is None or not base else f"{100 * extra / base:+.0f} %",
         None if extra is None or row.extra_bytes is None else (4 * extra + row.extra_bytes) / 1024,
-        *(
-            spread and spread.text(digits=1)
-            for spread in (row.extraction_seconds, row.training_seconds, row.decoding_seconds)
-        ),
+        *(spread and spread.text(digits=1) for spread in row.seconds.values()),
         row.updates,
         row.printed,
     )

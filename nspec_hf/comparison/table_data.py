@@ -8,7 +8,8 @@ undefined where a system lacks one. `aggregate.py` fills all this in, `tables.py
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ TRAINED = "trained"
 BETWEEN = "between others"
 REFERENCES = ("baseline", "finetune")
 """Systems that rows are compared with: the base, and all weights trained with the same budget."""
+
+PARTS = ("extraction", "training", "decoding")
+"""What takes time: from the base to masks; training, from scratch where it is; of all tested directions."""
 
 Numbers = dict[str, "Spread"]
 
@@ -62,10 +66,13 @@ class Against:
     """Metric → block → difference of averages."""
     tests: Mapping[str, Mapping[Pair, tuple[TestedPair, ...]]]
     """Metric → pair → paired test for each seed; no pair where the translations are gone."""
-    counts: Mapping[str, Mapping[str, Mapping[Verdict, int]]]
-    """Metric → block → verdict → how often, over directions and seeds."""
-    doubtful: tuple[str, ...] = ()
-    """Verdicts that stand on so few differing sentences that they should not be trusted."""
+
+    def verdicts(self, metric: str, pairs: Sequence[Pair]) -> Counter[Verdict] | None:
+        """Return how often each verdict stands, over directions and seeds; None if a direction has none."""
+        tests = self.tests[metric]
+        if not all(pair in tests for pair in pairs):
+            return None
+        return Counter(test.verdict for pair in pairs for test in tests[pair])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +98,8 @@ class RowResult:
     """Of the model that it goes on from; None where no result says so."""
     extra_bytes: int | None = None
     """What is kept besides parameters (masks …)."""
-    extraction_seconds: Spread | None = None
-    """From the base to masks, before training."""
-    training_seconds: Spread | None = None
-    """Training from scratch, where it is, included."""
-    decoding_seconds: Spread | None = None
-    """Of all tested directions."""
+    seconds: Mapping[str, Spread | None] = field(default_factory=dict)
+    """What each of `PARTS` took; None where no run says so."""
     updates: int | None = None
     printed: str | None = None
     """Its costs in the papers; see `costs.py`."""

@@ -5,7 +5,8 @@ worse / not significant`, counted over directions and seeds at p < 0.05, each di
 not been run says so, and the command that runs it stands under the tables.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from nspec_hf.analysis import gains
 from nspec_hf.comparison.costs import costs_table
 from nspec_hf.comparison.table_data import REFERENCES, TRAINED, RowResult, Spread, SystemsComparison
 from nspec_hf.core import ZERO_SHOT, Cell, Table
-from nspec_hf.evaluation import VERDICTS, Verdict
+from nspec_hf.evaluation import VERDICTS
 
 NOT_RUN = "not run"
 _INDIVIDUAL = "individual"
@@ -42,7 +43,7 @@ def averages_table(comparison: SystemsComparison, metric: str) -> Table:
 
     def cells(row: RowResult) -> list[Cell]:
         means = [_text(row.averages[metric].get(block)) for block in comparison.blocks]
-        return [*means, *_against(row, metric, TRAINED)]
+        return [*means, *_against(comparison, row, metric, TRAINED)]
 
     title = f"{metric}: means over directions; Δ and verdicts over the trained ones"
     columns = (*comparison.blocks, *_against_columns(comparison))
@@ -57,7 +58,8 @@ def zero_shot_table(comparison: SystemsComparison, metric: str) -> Table:
         scores = [row.scores[metric].get(pair) for pair in comparison.blocks[ZERO_SHOT]]
         known = None not in scores
         counts = [sum(s.mean >= t for s in scores if s) if known else None for t in counted]
-        return [_text(row.averages[metric].get(ZERO_SHOT)), *counts, *_against(row, metric, ZERO_SHOT)]
+        mean = _text(row.averages[metric].get(ZERO_SHOT))
+        return [mean, *counts, *_against(comparison, row, metric, ZERO_SHOT)]
 
     columns = ("mean", *(f"≥ {threshold}" for threshold in counted), *_against_columns(comparison))
     return _table(comparison, f"{metric}: zero-shot directions", columns, cells)
@@ -94,17 +96,13 @@ def interference_table(comparison: SystemsComparison, metric: str) -> Table | No
     differences = gains(scores, individual.name, metric=metric)
     named = [next((name for name, own in groups.items() if pair in own), "") for pair in differences.pairs]
     grouped = replace(differences, groups=tuple(named)).by_group()
-    rows = [
-        (
-            system,
-            *(
-                cell
-                for column in range(len(grouped.groups))
-                for cell in _gain(grouped.mean[number, column], grouped.gained, grouped.lost, number, column)
-            ),
-        )
-        for number, system in enumerate(grouped.systems)
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for system, *numbers in zip(grouped.systems, grouped.mean, grouped.gained, grouped.lost, strict=True):
+        cells = [
+            (None, None) if np.isnan(mean) else (f"{mean:+.2f}", f"{gained} / {lost}")
+            for mean, gained, lost in zip(*numbers, strict=True)
+        ]
+        rows.append((system, *itertools.chain.from_iterable(cells)))
     return Table(
         title=f"{metric} against individual models: mean gain, and directions with synergy / interference",
         columns=("system", *(heading for group in grouped.groups for heading in (group, f"{group} +/−"))),
@@ -158,30 +156,27 @@ def _table(
 ) -> Table:
     """Return a table with a line a row: its name, how many of its seeds were run, and the cells."""
     rows = tuple(
-        (row.name, _seeds(row), *cells(row)) if row.seeds else _not_run(row, 2 + len(columns))
+        (row.name, _seeds(row), *cells(row)) if row.seeds else (row.name, NOT_RUN, *[None] * len(columns))
         for row in comparison.rows
     )
     return Table(title=title, columns=("system", "seeds", *columns), rows=rows, notes=notes)
 
 
-def _against(row: RowResult, metric: str, block: str) -> list[Cell]:
+def _against(comparison: SystemsComparison, row: RowResult, metric: str, block: str) -> list[Cell]:
     """Return how a row stands against base and fine-tuning."""
     cells: list[Cell] = []
     for name in REFERENCES:
         against = row.against.get(name)
         difference = against and against.blocks[metric].get(block)
-        counts = against and against.counts.get(metric, {}).get(block)
-        cells += [_text(difference, signed=True), _counts(counts)]
+        counts = against and against.verdicts(metric, comparison.blocks[block])
+        counted = counts and " / ".join(str(counts[verdict]) for verdict in VERDICTS)
+        cells += [_text(difference, signed=True), counted]
     return cells
 
 
 def _seeds(row: RowResult) -> Cell:
     """Return how many seeds were run, `1 of 3` while some are missing."""
     return f"{len(row.seeds)} of {len(row.seeds) + len(row.missing)}" if row.missing else len(row.seeds)
-
-
-def _not_run(row: RowResult, width: int) -> tuple[Cell, ...]:
-    return (row.name, NOT_RUN, *[None] * (width - 2))
 
 
 def _against_columns(comparison: SystemsComparison) -> tuple[str, ...]:
@@ -205,7 +200,13 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
         for row in comparison.rows
         if row.train
     ]
-    doubts = [doubt for row in comparison.rows for own in row.against.values() for doubt in own.doubtful]
+    doubts = [
+        f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"
+        for name, tests in comparison.tests.items()
+        for metric, by_pair in tests.items()
+        for pair, test in by_pair.items()
+        if test.few_differ is not None
+    ]
     if doubts:
         shown = "; ".join(doubts[:3]) + (" …" if len(doubts) > 3 else "")
         notes.append(
@@ -216,13 +217,3 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
 
 def _text(spread: Spread | None, signed: bool = False) -> str | None:
     return None if spread is None else spread.text(signed=signed)
-
-
-def _counts(counts: Mapping[Verdict, int] | None) -> str | None:
-    return None if counts is None else " / ".join(str(counts[verdict]) for verdict in VERDICTS)
-
-
-def _gain(mean: float, gained: np.ndarray, lost: np.ndarray, row: int, column: int) -> tuple[Cell, Cell]:
-    if np.isnan(mean):
-        return None, None
-    return f"{mean:+.2f}", f"{gained[row, column]} / {lost[row, column]}"

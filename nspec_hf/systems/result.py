@@ -9,7 +9,7 @@ Scores stand under metric and signature, direction by direction, so that none is
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,20 @@ class RunResult:
             raise ConfigError(f"{self.name} has no {metric} of {', '.join(missing) or 'any direction'}")
         return {pair: own[metric] for pair, own in self.scores.items()}
 
+    def average(self, metric: str, pairs: Sequence[Pair]) -> float | None:
+        """Return the mean over directions, each counting once; None if one has no score."""
+        values = [own[metric] for pair in pairs if metric in (own := self.scores.get(pair, {}))]
+        return math.fsum(values) / len(values) if len(values) == len(pairs) else None
+
+    def seconds(self, part: str) -> float | None:
+        """Return what the `extraction`, the `decoding` or the `training`, from scratch if it was, took."""
+        if part == "extraction":
+            return self.facts.get("extraction", {}).get("seconds")
+        seconds = self.facts.get(f"{part}_seconds")
+        if part == "decoding" or not seconds:
+            return seconds
+        return seconds + self.facts.get("pretraining", {}).get("training_seconds", 0.0)
+
     @classmethod
     def read(cls, path: Path) -> "RunResult | None":
         """Return what `write_scores` wrote; None if there is no file.
@@ -88,14 +102,7 @@ class RunResult:
 def write_scores(
     path: Path, facts: Mapping[str, Any], scores: SystemScores | None, config: ExperimentConfig
 ) -> None:
-    """Write a run's result.
-
-    Args:
-        path: The file.
-        facts: What else there is to say of the run.
-        scores: Its scores; None where there was no test text.
-        config: The settings that made it; versions and hardware are added.
-    """
+    """Write a run's result: facts, scores (None without test text), what made it, versions and hardware."""
     content = {**facts, "scores": scores and signed_scores(scores), "decoding": {}}
     write_result(path, content | ({"decoding": scores.generation} if scores else {}), without_places(config))
 

@@ -130,10 +130,12 @@ def test_verdicts_are_those_of_the_paired_tests_on_the_same_files(made):
                 assert own.tests["bleu"][row.pair][seed - 1].verdict == row.verdict
                 assert own.tests["bleu"][row.pair][seed - 1].p_value == row.p_value
         for block, wanted in counts.items():
-            assert list(comparison.row("ns").against[reference].counts["bleu"][block].values()) == wanted
+            counted = comparison.row("ns").against[reference].verdicts("bleu", comparison.blocks[block])
+            assert [counted[verdict] for verdict in ("better", "worse", "not significant")] == wanted
     # Different verdicts occur, so the counts could be wrong.
-    assert comparison.row("ns").against["finetune"].counts["bleu"]["trained"]["better"] > 0
-    assert comparison.row("finetune").against["baseline"].counts["bleu"]["trained"]["not significant"] > 0
+    trained = comparison.blocks["trained"]
+    assert comparison.row("ns").against["finetune"].verdicts("bleu", trained)["better"] > 0
+    assert comparison.row("finetune").against["baseline"].verdicts("bleu", trained)["not significant"] > 0
 
 
 def test_a_system_without_a_direction_has_no_average_of_its_block(made):
@@ -141,7 +143,7 @@ def test_a_system_without_a_direction_has_no_average_of_its_block(made):
     row = comparison.row("individual")
     assert set(row.averages["bleu"]) >= {"one-to-many", "many-to-one", "trained"}
     assert "zero-shot" not in row.averages["bleu"]
-    assert "zero-shot" not in row.against["baseline"].counts["bleu"]
+    assert row.against["baseline"].verdicts("bleu", comparison.blocks["zero-shot"]) is None
     assert set(row.scores["bleu"]) == set(TRAINED)
 
 
@@ -159,9 +161,10 @@ def test_the_table_shows_what_was_computed_and_what_was_not_run(made):
     assert row["trained"] == "{:.2f} ± {:.2f}".format(*by_hand(averages))
     base = sum(bleu(outputs["baseline s1"], references, pair) for pair in TRAINED) / 4
     assert row["Δ baseline"] == "{:+.2f} ± {:.2f}".format(*by_hand([each - base for each in averages]))
-    better = comparison.row("ns").against["finetune"].counts["bleu"]["trained"]
-    assert row["vs finetune: b / w / n"] == " / ".join(map(str, better.values()))
-    assert sum(better.values()) == 8
+    counted = comparison.row("ns").against["finetune"].verdicts("bleu", comparison.blocks["trained"])
+    wanted = [counted[verdict] for verdict in ("better", "worse", "not significant")]
+    assert row["vs finetune: b / w / n"] == " / ".join(map(str, wanted))
+    assert sum(wanted) == 8
     assert table.rows[3] == ("random", "not run", *[None] * 8)
     command = "python recipes/specialize.py FILE.yaml --system random --row random --seed"
     assert missing_runs(comparison) == {f"random, seed {seed}": f"{command} {seed}" for seed in (1, 2)}
