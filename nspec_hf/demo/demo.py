@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from nspec_hf.analysis import Analysis, analyze, draw_overlap_layers, save_figure, write_report
+from nspec_hf.analysis import analyze, draw_overlap_layers, save_figure, write_report
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, lock_folder, program
 from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
 from nspec_hf.demo.display import example_table, scores_table
@@ -21,7 +21,6 @@ from nspec_hf.evaluation import Comparison, SystemScores, compare
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
 from nspec_hf.systems import (
-    ExperimentConfig,
     NeuronSpecialization,
     Run,
     RunResult,
@@ -57,62 +56,52 @@ def tour(
         random_masks: Whether to train the control with random masks too.
     """
     world = LanguageFamilies(synthetic)
-    config = demo_experiment(world, output, updates, more_updates)
+    config, speaker = demo_experiment(world, output, updates, more_updates), Speaker()
     with lock_folder(output), quiet_loading(), warnings.catch_warnings():
         claim_folder(
             output, {"text": world.config, "sentences": sentences, "updates": [updates, more_updates]}
         )
         # So small a model gets lost in directions that it was not trained for; the table says how much.
         warnings.filterwarnings("ignore", message=".*reached their longest length")
-        _run(world, config, sentences, trials, random_masks)
-
-
-def _run(
-    world: LanguageFamilies,
-    config: ExperimentConfig,
-    counts: Mapping[str, int],
-    trials: int,
-    random_masks: bool,
-) -> None:
-    speaker = Speaker()
-    speaker.heading(f"Text of {len(world.languages)} made-up languages, {world.pivot} the pivot")
-    for split, count in counts.items():
-        world.write(config.data.corpus.path, split, count)
-    speaker.show(example_table(world))
-    names = ["finetune", "neuron_specialization", *(["random"] if random_masks else [])]
-    runs = {name: Run.of(config, name, world.config.seed, bar=TrainingBar(name)) for name in names}
-    speaker.heading("A base learns all directions out of and into the pivot")
-    base_result = Path(config.results) / f"{config.name}.base.json"
-    scores = {"base": _said(speaker, "base", pretrain(config, TrainingBar("base")), base_result)}
-    speaker.heading("Which neurons does it use for which direction?")
-    specialized = runs["neuron_specialization"]
-    NeuronSpecialization().extraction(specialized.base(), specialized)
-    masks = NeuronMasks.from_pretrained(specialized.folder / "masks")
-    speaker.show(
-        f"{counts['valid']} sentences of each of {len(masks.pairs)} directions; the most active "
-        f"neurons that make {config.select.coverage:.0%} of its activations are kept: {masks.density():.0%}"
-    )
-    more = config.specialize.arguments["max_steps"]
-    speaker.heading(f"Training goes on from it for {more} updates, the same for every system")
-    for name, run in runs.items():
-        scores[name] = _said(speaker, name, run_system(run, make_system(name)), run.result_file)
-    speaker.heading("Results on sentences that no system has seen")
-    comparison = _compare(runs, trials)
-    analysis = analyze(
-        masks,
-        ActivationStats.load(specialized.folder / "nspec_stats.safetensors"),
-        {name: {pair: own.value(pair, "bleu") for pair in own.pairs} for name, own in scores.items()},
-        config.data.families,
-        comparison=comparison,
-        baseline="finetune",
-        pivot=world.pivot,
-    )
-    speaker.show(scores_table(scores, comparison))
-    speaker.show(analysis.agreement_table())
-    output = Path(config.work)
-    _write(output, analysis, comparison)
-    speaker.heading("Done")
-    speaker.show(_ending(output, specialized.folder, world.pivot, world.languages[1]))
+        speaker.heading(f"Text of {len(world.languages)} made-up languages, {world.pivot} the pivot")
+        for split, count in sentences.items():
+            world.write(config.data.corpus.path, split, count)
+        speaker.show(example_table(world))
+        names = ["finetune", "neuron_specialization", *(["random"] if random_masks else [])]
+        runs = {name: Run.of(config, name, world.config.seed, bar=TrainingBar(name)) for name in names}
+        speaker.heading("A base learns all directions out of and into the pivot")
+        base_result = Path(config.results) / f"{config.name}.base.json"
+        scores = {"base": _said(speaker, "base", pretrain(config, TrainingBar("base")), base_result)}
+        speaker.heading("Which neurons does it use for which direction?")
+        specialized = runs["neuron_specialization"]
+        NeuronSpecialization().extraction(specialized.base(), specialized)
+        masks = NeuronMasks.from_pretrained(specialized.folder / "masks")
+        speaker.show(
+            f"{sentences['valid']} sentences of each of {len(masks.pairs)} directions; the most active "
+            f"neurons that make {config.select.coverage:.0%} of its activations are kept: "
+            f"{masks.density():.0%}"
+        )
+        speaker.heading(f"Training goes on from it for {more_updates} updates, the same for every system")
+        for name, run in runs.items():
+            scores[name] = _said(speaker, name, run_system(run, make_system(name)), run.result_file)
+        speaker.heading("Results on sentences that no system has seen")
+        comparison = _compare(runs, trials)
+        analysis = analyze(
+            masks,
+            ActivationStats.load(specialized.folder / "nspec_stats.safetensors"),
+            {name: {pair: own.value(pair, "bleu") for pair in own.pairs} for name, own in scores.items()},
+            config.data.families,
+            comparison=comparison,
+            baseline="finetune",
+            pivot=world.pivot,
+        )
+        speaker.show(scores_table(scores, comparison))
+        speaker.show(analysis.agreement_table())
+        comparison.save(Path(output) / "scores" / "comparison.json")
+        save_figure(draw_overlap_layers(analysis.progression, analysis.families), output, "overlap")
+        write_report(analysis, Path(output) / "report.html", "Neurons of made-up language families")
+        speaker.heading("Done")
+        speaker.show(_ending(Path(output), specialized.folder, world.pivot, world.languages[1]))
 
 
 def _said(speaker: Speaker, name: str, scores: SystemScores | None, path: Path) -> SystemScores:
@@ -147,35 +136,22 @@ def _compare(runs: Mapping[str, Run], trials: int) -> Comparison:
     )
 
 
-def _write(output: Path, analysis: Analysis, comparison: Comparison) -> None:
-    comparison.save(output / "scores" / "comparison.json")
-    save_figure(draw_overlap_layers(analysis.progression, analysis.families), output, "overlap")
-    write_report(analysis, output / "report.html", "Neurons of made-up language families")
-
-
-def _ending(output: Path, folder: Path, pivot: str, language: str) -> str:
-    """Return what was written and what to do next.
-
-    Args:
-        output: The demo's folder.
-        folder: The specialized system's.
-        pivot: The pivot language.
-        language: Another one.
-    """
-    kib = (folder / "masks" / "nspec_masks.safetensors").stat().st_size / 1024
+def _ending(output: Path, specialized: Path, pivot: str, language: str) -> str:
+    """Return what was written and what to do next."""
+    kib = (specialized / "masks" / "nspec_masks.safetensors").stat().st_size / 1024
     files = {
         "report.html": "open it in a browser: every layer, pair and number, in one page",
         "overlap.png, .svg": "overlap of neurons, layer by layer; the frames are families",
-        f"{folder.relative_to(output)}/": f"model, statistics, and masks ({kib:.0f} KiB) for the Hub",
+        f"{specialized.relative_to(output)}/": f"model, statistics, and masks ({kib:.0f} KiB) for the Hub",
         "scores/": "BLEU with signatures and recipe, and the significance test, as JSON",
         "data/": "the text, one file a language",
         "base/, finetune/ …": "models, checkpoints and translations",
     }
     commands = (
-        f"inspect --path {folder}/masks",
-        f"translate --model {folder}/model --masks {folder}/masks --pair {pivot}-{language} "
+        f"inspect --path {specialized}/masks",
+        f"translate --model {specialized}/model --masks {specialized}/masks --pair {pivot}-{language} "
         f"< {output}/data/test.{pivot}",
-        f"select --stats {folder}/nspec_stats.safetensors --select.coverage 0.8 --output masks-80",
+        f"select --stats {specialized}/nspec_stats.safetensors --select.coverage 0.8 --output masks-80",
         "--help",
     )
     lines = [f"  {name:<27}{what}" for name, what in files.items()]

@@ -26,9 +26,9 @@ def demo_experiment(
     seed, decay = world.config.seed, config.pretrain.arguments["lr_scheduler_kwargs"]
 
     def budget(planned: TrainConfig, updates: int, **more: Any) -> TrainConfig:
-        warmup = min(planned.arguments["warmup_steps"], max(1, updates // 10))
-        arguments = {**planned.arguments, "max_steps": updates, "warmup_steps": warmup, "seed": seed, **more}
-        return replace(planned, batches=replace(planned.batches, seed=seed), arguments=arguments)
+        more["warmup_steps"] = min(planned.arguments["warmup_steps"], max(1, updates // 10))
+        planned = planned.changed(max_steps=updates, seed=seed)
+        return replace(planned, arguments={**planned.arguments, **more})
 
     return replace(
         config,
