@@ -1,13 +1,12 @@
 """What `nspec add-pair` does: new pairs beside frozen weights, or, to compare, trained into all of them."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nspec_hf import adding, data, evaluation, gating, training
-from nspec_hf.cli.pipeline import chosen_masks, directions, load
-from nspec_hf.core import ConfigError, needs, require_writable
+from nspec_hf.cli.pipeline import chosen_masks, directions, load, say
+from nspec_hf.core import ConfigError, needs, require, require_writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,10 +76,10 @@ def add_pair(
     arguments = training.training_arguments(train, Path(output), evaluates=bool(valid_split))
     training.check_arguments(arguments, train.batches)
     old_names, new_names = directions(old_pairs), directions(pairs)
-    if way == "replay" and not old_names:
-        raise ConfigError(
-            "--way replay mixes old text in: give --old-pairs, and --old-corpus.path if it is elsewhere"
-        )
+    require(
+        way != "replay" or bool(old_names),
+        "--way replay mixes old text in: give --old-pairs, and --old-corpus.path if it is elsewhere",
+    )
     network, tags = load(model, codes, trust_remote_code, training=True)
     texts = data.read_corpus(corpus, new_names, train_split)
     watched = data.read_corpus(corpus, new_names, valid_split) if valid_split else []
@@ -102,8 +101,8 @@ def add_pair(
             gate_config=gate,
             base=model,
         )
-        _say(made.in_words())
-        _say(f"{output}/{adding.ADDED_FOLDER}: use it with nspec translate --model {model} --added")
+        say(made.in_words())
+        say(f"{output}/{adding.ADDED_FOLDER}: use it with nspec translate --model {model} --added")
         return
     if added or masks:
         raise ConfigError(f"--way {way} trains a plain model; --added and --masks are for --way beside")
@@ -112,11 +111,11 @@ def add_pair(
     tags, result = adding.retrain(
         network, tags, texts, add, train, output, validation=watched, replayed=old if way == "replay" else []
     )
-    _say(f"{output}/model: trained for {result.updates} updates in {result.seconds:.0f} seconds")
+    say(f"{output}/model: trained for {result.updates} updates in {result.seconds:.0f} seconds")
     if scored:
         outputs = {"base": first, "after": _outputs(network, tags, scored, translate)}
         references: dict[str, Sequence[str]] = {text.pair: text.targets for text in scored}
-        _say(evaluation.compare(outputs, references, "base", n_samples=1000, n_jobs=1).table())
+        say(evaluation.compare(outputs, references, "base", n_samples=1000, n_jobs=1).table())
 
 
 def _outputs(
@@ -127,7 +126,3 @@ def _outputs(
 ) -> dict[str, Sequence[str]]:
     translator = evaluation.Translator(network, tags, None, config)
     return {text.pair: translator.translate(list(text.sources), text.pair) for text in texts}
-
-
-def _say(what: object) -> None:
-    sys.stdout.write(f"{what}\n")

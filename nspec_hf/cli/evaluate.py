@@ -18,6 +18,7 @@ from nspec_hf.core import (
     join_tables,
     languages_of,
     needs,
+    require,
     require_writable,
 )
 
@@ -74,10 +75,10 @@ def evaluate(
         require_writable(output)
     outputs = _read(hypotheses)
     languages = sorted(languages_of(as_pairs(outputs)))
-    if pivot not in ("en", *languages):
-        raise ConfigError(
-            f"pivot {pivot!r} is no language of the translations; they hold {', '.join(languages)}"
-        )
+    require(
+        pivot in ("en", *languages),
+        f"pivot {pivot!r} is no language of the translations; they hold {', '.join(languages)}",
+    )
     gold, original = _gold(outputs, references, sources, corpus, split)
     if comet_out:
         if original is None:
@@ -93,11 +94,10 @@ def evaluate(
         name or Path(hypotheses).name, outputs, gold, _listed(metric), sources=original, **about
     )
     if comet_in:
-        scores = _with_comet(scores, comet_in)
-    tables = [
-        scores.table(),
-        *(evaluation.grouped_table([scores], one) for one in scores.metrics),
-    ]
+        comet = evaluation.read_comet(comet_in)
+        rows = {pair: {**own, "comet": comet[pair]} for pair, own in scores.scores.items() if pair in comet}
+        scores = replace(scores, scores={**scores.scores, **rows})
+    tables = [scores.table(), *(evaluation.grouped_table([scores], one) for one in scores.metrics)]
     if tiers:
         tables += [evaluation.grouped_table([scores], one, by="tier") for one in scores.metrics]
     sys.stdout.write(join_tables(tables, style))
@@ -186,13 +186,12 @@ def _gold(
     ending: str = "",
 ) -> tuple[dict[str, list[str]], dict[str, list[str]] | None]:
     """Return references, and sources where they are known."""
-    if (references is None) == (corpus is None):
-        raise ConfigError("give the references as --references DIR or as --corpus.path DIR, and not both")
+    one = (references is None) != (corpus is None)
+    require(one, "give the references as --references DIR or as --corpus.path DIR, and not both")
     if corpus is not None:
         texts = data.read_corpus(corpus, pairs, split)
-        return {text.pair: list(text.targets) for text in texts}, {
-            text.pair: list(text.sources) for text in texts
-        }
+        targets = {text.pair: list(text.targets) for text in texts}
+        return targets, {text.pair: list(text.sources) for text in texts}
     return _read(references or "", ending), _read(sources) if sources else None
 
 
@@ -209,12 +208,3 @@ def _names(folders: Sequence[str], endings: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{path[-1]}.{ending}" for path, ending in zip(paths, endings, strict=True)]
-
-
-def _with_comet(scores: "evaluation.SystemScores", folder: str) -> "evaluation.SystemScores":
-    comet = evaluation.read_comet(folder)
-    rows = {
-        pair: {**own, **({"comet": comet[pair]} if pair in comet else {})}
-        for pair, own in scores.scores.items()
-    }
-    return replace(scores, scores=rows)

@@ -70,7 +70,7 @@ def record(
     stats = training.record_corpus(network, tags, encoded, record, max_tokens, about)
     stats.save(output)
     counted = f"{len(stats.pairs)} pairs at {len(stats.sites)} sites"
-    _say(f"{output}: {counted}; next: {program()} select --stats {output}")
+    say(f"{output}: {counted}; next: {program()} select --stats {output}")
 
 
 def select(
@@ -99,8 +99,8 @@ def select(
     warn_unused(select, masks_room.BY_METHOD, "--select.")
     masks = masks_room.NeuronMasks.from_config(recording.ActivationStats.load(stats), select, levels)
     masks.save_pretrained(output)
-    _say(_density_table(masks))
-    _say(f"{output}: {masks!r}; next: {program()} train --masks {output}")
+    say(_density_table(masks))
+    say(f"{output}: {masks!r}; next: {program()} train --masks {output}")
 
 
 @needs(gate="masks")
@@ -144,10 +144,10 @@ def train(
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
     """
     require_writable(output, is_folder=True)
-    if (masks is None) == (pairs is None):
-        raise ConfigError(
-            "give masks, whose pairs are then trained, or pairs, to train them with all neurons"
-        )
+    require(
+        (masks is None) != (pairs is None),
+        "give masks, whose pairs are then trained, or pairs, to train them with all neurons",
+    )
     chosen = chosen_masks(masks)
     trained = chosen.pairs if chosen else directions(pairs or ())
     train = train.changed(max_steps, learning_rate, batch_tokens, seed)
@@ -162,7 +162,7 @@ def train(
     neuron_gate = gating.NeuronGate(network, chosen, gate) if chosen else None
     result = training.train(network, tags, texts, train, output, valid_texts, neuron_gate)
     done = "had ended already, after" if result.had_ended else "trained for"
-    _say(f"{output}/model: {done} {result.updates} updates in {result.seconds:.0f} seconds")
+    say(f"{output}/model: {done} {result.updates} updates in {result.seconds:.0f} seconds")
 
 
 def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
@@ -177,7 +177,7 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
     if path.endswith(".safetensors"):
         with contextlib.suppress(ArtifactError):
             _only_for_models(kinds)
-            return _say(_stats_table(recording.ActivationStats.load(path)))
+            return say(_stats_table(recording.ActivationStats.load(path)))
     try:
         masks = masks_room.NeuronMasks.from_pretrained(path)
     except (ArtifactError, OSError) as error:
@@ -185,17 +185,16 @@ def inspect(path: str, kinds: Sequence[str] = ("ffn",)) -> None:
             network = recording.empty_model(path)
         except NspecError:
             raise ArtifactError(f"{path} holds neither masks, statistics nor a model: {error}") from error
-        return _say(_sites_table(network, tuple(kinds)))
+        return say(_sites_table(network, tuple(kinds)))
     _only_for_models(kinds)
     facts = {**dataclasses.asdict(masks.recipe), "fingerprint": masks.fingerprint()}
     facts["levels"] = ", ".join(
         f"coverage {level:g} keeps {masks.at(level).density():.0%}" for level in masks.levels
     )
-    _say(
-        "\n".join(
-            [str(_density_table(masks)), *(f"{name}: {value}" for name, value in facts.items() if value)]
-        )
-    )
+    say(_density_table(masks))
+    for name, value in facts.items():
+        if value:
+            say(f"{name}: {value}")
 
 
 @needs(
@@ -258,7 +257,7 @@ def export(
         held_out=texts,
         release=True,
     )
-    _say(made)
+    say(made)
 
 
 def chosen_masks(masks: str | None, coverage: float | None = None) -> "masks_room.NeuronMasks | None":
@@ -289,21 +288,16 @@ def load(
 ) -> "tuple[PreTrainedModel, data.LanguageTags]":
     """Load a model, and its tokenizer as one that knows how languages are spelled.
 
-    Args:
-        model: Hub id or folder.
-        codes: Your language codes → the tokenizer's, where they differ.
-        trust_remote_code: Whether code that the model's repository brings may run on this machine.
-        training: Whether it is to be trained: then without layer dropout.
-        paged: Whether its weights leave memory again until they are used.
+    A model for `training` has no layer dropout; the weights of a `paged` one leave memory until they are used.
 
     Raises:
         ArtifactError: If there is no such model.
     """
-    trusted = trust_remote_code
-    network = recording.load_model(model, for_training=training, trust_remote_code=trusted)
+    network = recording.load_model(model, for_training=training, trust_remote_code=trust_remote_code)
     if paged:
         exporting.page_out(*network.parameters())
-    return network, data.LanguageTags(data.load_tokenizer(model, trust_remote_code=trusted), codes)
+    tokenizer = data.load_tokenizer(model, trust_remote_code=trust_remote_code)
+    return network, data.LanguageTags(tokenizer, codes)
 
 
 def _density_table(masks: "masks_room.NeuronMasks") -> Table:
@@ -330,5 +324,6 @@ def _sites_table(model: "PreTrainedModel", kinds: tuple[str, ...]) -> Table:
     return Table(title=type(model).__name__, columns=("site", "side", "layer", "kind", "neurons"), rows=rows)
 
 
-def _say(what: object) -> None:
+def say(what: object) -> None:
+    """Print what a command has to say."""
     sys.stdout.write(f"{what}\n")

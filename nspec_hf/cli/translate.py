@@ -8,7 +8,6 @@ from nspec_hf import adding, data, evaluation, gating, masks as masks_room
 from nspec_hf.cli.pipeline import chosen_masks, directions, load
 from nspec_hf.core import (
     ConfigError,
-    Pair,
     as_line,
     needs,
     program,
@@ -95,7 +94,11 @@ def translate(
     require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
     texts = data.read_corpus(corpus, pairs, split)
     outputs = evaluation.translate_test_set(translator(chosen), texts, Path(output))
-    _say_where(output, outputs, corpus, split)
+    text = f"--corpus.path {corpus.path}" if corpus.path else f"--corpus.dataset {corpus.dataset}"
+    sys.stdout.write(
+        f"{output}: {sum(map(len, outputs.values())):,} sentences of {len(outputs)} directions; next: "
+        f"{program()} evaluate --hypotheses {output} {text} --split {split}\n"
+    )
 
 
 def _name(model: str) -> str:
@@ -104,14 +107,3 @@ def _name(model: str) -> str:
     if not parts:
         raise ConfigError("give --output DIR; this model's path gives no name")
     return parts[-1]
-
-
-def _say_where(
-    output: str, outputs: Mapping[Pair, Sequence[str]], corpus: data.CorpusConfig, split: str
-) -> None:
-    count = sum(map(len, outputs.values()))
-    text = f"--corpus.path {corpus.path}" if corpus.path else f"--corpus.dataset {corpus.dataset}"
-    sys.stdout.write(
-        f"{output}: {count:,} sentences of {len(outputs)} directions; next: "
-        f"{program()} evaluate --hypotheses {output} {text} --split {split}\n"
-    )
