@@ -28,7 +28,7 @@ class Architecture(System):
 
     def check(self, run: Run) -> None:
         """Refuse a base that has no such sizes, and sizes that are none."""
-        config = _base_config(run)
+        config = load_config(run.config.base_model, run.config.model)
         changed = {**self.changed(config), **self.changes}
         absent = sorted(name for name in changed if not hasattr(config, name))
         if absent:
@@ -39,7 +39,8 @@ class Architecture(System):
 
     def model(self, run: Run) -> PreTrainedModel:
         """Return the untrained model."""
-        return run.scratch(**{**self.changed(_base_config(run)), **self.changes})
+        config = load_config(run.config.base_model, run.config.model)
+        return run.scratch(**{**self.changed(config), **self.changes})
 
     def changed(self, config: PretrainedConfig) -> dict[str, Any]:
         """Return the fields of the base's config that are others here."""
@@ -128,10 +129,6 @@ class Deep(OtherDepth):
     source: ClassVar[str] = "Tan et al. 2024, mT-large"
 
     layers: float = 2.0
-
-
-def _base_config(run: Run) -> PretrainedConfig:
-    return load_config(run.config.base_model, run.config.model)
 
 
 def _scaled(config: PretrainedConfig, factor: float, *names: str) -> dict[str, int]:

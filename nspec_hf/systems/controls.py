@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import require
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
 from nspec_hf.systems.masked import NeuronSpecialization, activation_shares
@@ -51,8 +51,7 @@ class SwappedMasks(NeuronSpecialization):
     def check(self, run: Run) -> None:
         """Refuse a single pair, which has nothing to swap with."""
         super().check(run)
-        if len(run.pairs) < 2:
-            raise ConfigError("swapped masks need two pairs or more")
+        require(len(run.pairs) > 1, "swapped masks need two pairs or more")
 
     def select(self, stats: ActivationStats, run: Run) -> NeuronMasks:
         """Return the masks in an order drawn with the run's seed that leaves no pair its own."""

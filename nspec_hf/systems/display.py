@@ -21,14 +21,10 @@ class Speaker:
         self._console = Console(highlight=False, soft_wrap=True)
         self._started = time.monotonic()
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._started
-
     def heading(self, text: str) -> None:
         """Print what begins now."""
-        self._console.print(f"\n[dim]{self.seconds:4.0f} s[/dim]  [bold]{text}[/bold]")
+        seconds = time.monotonic() - self._started
+        self._console.print(f"\n[dim]{seconds:4.0f} s[/dim]  [bold]{text}[/bold]")
 
     def show(self, what: object) -> None:
         """Print a text or a table."""
@@ -48,11 +44,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 class TrainingBar(TrainerCallback):
-    """One bar for a training run, in the place of the Trainer's own and of its log of every pair's loss.
-
-    Args:
-        name: Stands before the bar.
-    """
+    """One bar for a training run, in the place of the Trainer's own and of its log of every pair's loss."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -171,9 +171,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         """Refuse two pivots."""
-        pivots = {self.gate.pivot, self.data.pivot}
         require(
-            self.gate.pivot == GateConfig().pivot or len(pivots) == 1,
+            self.gate.pivot in (GateConfig().pivot, self.data.pivot),
             f"gate.pivot is {self.gate.pivot!r}, but masks are composed through data.pivot, "
             f"{self.data.pivot!r}; leave gate.pivot out",
         )
@@ -196,14 +195,12 @@ class ExperimentConfig:
         Where the text lies is not among them, since a folder may move; nor is what is tested, or how long
         the training takes.
         """
-        data = self.data
-        place = ("path", "store", "num_proc")
-        corpus = {name: value for name, value in plain(data.corpus).items() if name not in place}
+        data, place = self.data, ("path", "store", "num_proc")
         text = {
             "pairs": data.trained_pairs(),
             "splits": [data.train_split, data.valid_split],
             "codes": data.codes,
-            "corpus": corpus,
+            "corpus": {name: value for name, value in plain(data.corpus).items() if name not in place},
         }
         return plain({"text": text, **{part: getattr(self, part) for part in parts}})
 

@@ -77,11 +77,14 @@ class Individual(System):
     def train(self, run: Run) -> dict[str, Any]:
         """Train a model a direction, one after the other."""
         models = {str(pair): self._train(pair, run) for pair in run.pairs}
+        updates, seconds, parameters = (
+            sum(facts[name] for facts in models.values())
+            for name in ("updates", "training_seconds", "parameters")
+        )
         return {
-            "updates": sum(facts["updates"] for facts in models.values()),
-            "training_seconds": round(sum(facts["training_seconds"] for facts in models.values()), 1),
-            "extra_parameters": sum(facts["parameters"] for facts in models.values())
-            - run.base().num_parameters(),
+            "updates": updates,
+            "training_seconds": round(seconds, 1),
+            "extra_parameters": parameters - run.base().num_parameters(),
             "extra_bytes": 0,
             "models": models,
         }
@@ -120,9 +123,8 @@ class Individual(System):
         budgets: dict[str, Any] = {}
         for phase in _PHASES:
             planned: TrainConfig = getattr(run.config, phase)
-            batches = dataclasses.replace(
-                planned.batches, max_tokens=self.max_tokens or planned.batches.max_tokens
-            )
+            tokens = self.max_tokens or planned.batches.max_tokens
+            batches = dataclasses.replace(planned.batches, max_tokens=tokens)
             arguments = {**planned.arguments, **own}
             budgets[phase] = dataclasses.replace(planned, batches=batches, arguments=arguments)
         return dataclasses.replace(run, config=dataclasses.replace(run.config, **budgets))
@@ -137,10 +139,7 @@ class Individual(System):
             text = {"corpus": run.corpus.subset(pair), "validation": run.validation.subset(pair)}
         first, second = (
             own.train(model, phase=phase, folder=folder, **text, **self._arguments(run, phase)).facts()
-            for phase, folder in (
-                ("pretrain", f"{pair.file_name}/pretraining"),
-                ("specialize", pair.file_name),
-            )
+            for phase, folder in zip(_PHASES, (f"{pair.file_name}/pretraining", pair.file_name), strict=True)
         )
         return {
             "updates": first["updates"] + second["updates"],

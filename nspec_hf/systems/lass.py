@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import Pair, require
 from nspec_hf.gating import Attachment
 from nspec_hf.systems.parts.subnetworks import SubnetworkAttachment, Subnetworks
 from nspec_hf.systems.run import Run
@@ -52,10 +52,11 @@ class LaSS(System):
 
     def check(self, run: Run) -> None:
         """Refuse shares and updates that cannot be."""
-        if not 0 < self.pruned < 1:
-            raise ConfigError(f"pruned is a share between 0 and 1, got {self.pruned}")
-        if self.updates is not None and self.updates < 1:
-            raise ConfigError(f"updates is a positive number or None, got {self.updates}")
+        require(0 < self.pruned < 1, f"pruned is a share between 0 and 1, got {self.pruned}")
+        require(
+            self.updates is None or self.updates >= 1,
+            f"updates is a positive number or None, got {self.updates}",
+        )
 
     def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Cut out the sub-network of each pair; pairs that are done are not fine-tuned again."""

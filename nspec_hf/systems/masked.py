@@ -92,16 +92,14 @@ class Masked(System):
         return len(masks) * sum(packed_width(site.width) for site in masks.sites)
 
 
+@dataclass(eq=False)
 class RefreshMasks(TrainerCallback):
-    """Selects the gate's masks anew after every so many updates.
+    """Selects the gate's masks anew after every so many updates."""
 
-    Args:
-        every: Updates between two selections.
-        masks: Returns the masks of the model as it is now.
-    """
-
-    def __init__(self, every: int, masks: Callable[[], NeuronMasks]) -> None:
-        self.every, self.masks = every, masks
+    every: int
+    """Updates between two selections."""
+    masks: Callable[[], NeuronMasks]
+    """Returns the masks of the model as it is now."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, require
 
 TRAIN = "train."
 """What a swept setting's name begins with where it is an argument of training."""
@@ -76,12 +76,11 @@ class ComparisonPlan:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not re.fullmatch(_NAME, self.table):
-            raise ConfigError(
-                f"compare.table is a part of a file's name, letters, digits and _ . + -: {self.table!r}"
-            )
-        if self.n_samples < 1:
-            raise ConfigError(f"compare.n_samples is at least 1, got {self.n_samples}")
+        require(
+            bool(re.fullmatch(_NAME, self.table)),
+            f"compare.table is a part of a file's name, letters, digits and _ . + -: {self.table!r}",
+        )
+        require(self.n_samples >= 1, f"compare.n_samples is at least 1, got {self.n_samples}")
 
     def expanded(self) -> dict[str, RowPlan]:
         """Return the rows by name, without sweeps, each with its system and seeds.
@@ -92,13 +91,16 @@ class ComparisonPlan:
         rows: dict[str, RowPlan] = {}
         for name, planned in self.rows.items():
             seeds = tuple(planned.seeds or self.seeds)
-            if not seeds or len(set(seeds)) != len(seeds):
-                raise ConfigError(f"row {name!r}: seeds are different numbers, at least one; got {seeds}")
+            different = 0 < len(seeds) == len(set(seeds))
+            require(different, f"row {name!r}: seeds are different numbers, at least one; got {seeds}")
             whole = dataclasses.replace(planned, system=planned.system or name, seeds=seeds)
             for own_name, row in _swept(name, whole):
-                _check_name(own_name)
-                if own_name in rows:
-                    raise ConfigError(f"two rows are called {own_name!r}; give one another name")
+                if not re.fullmatch(_NAME, own_name) or own_name in _TAKEN:
+                    raise ConfigError(
+                        f"{own_name!r} cannot be a row's name: it names a folder and files, so it is made of "
+                        f"letters, digits and _ . + -, and is not one of: {', '.join(_TAKEN)}"
+                    )
+                require(own_name not in rows, f"two rows are called {own_name!r}; give one another name")
                 rows[own_name] = row
         return rows
 
@@ -106,11 +108,11 @@ class ComparisonPlan:
 def _swept(name: str, row: RowPlan) -> Iterator[tuple[str, RowPlan]]:
     """Yield a row for each combination of swept values; the row itself if nothing is swept."""
     for setting, values in row.sweep.items():
-        if isinstance(values, str) or not values:
-            raise ConfigError(f"row {name!r}: sweep.{setting} is a list of values, got {values!r}")
+        is_list = bool(values) and not isinstance(values, str)
+        require(is_list, f"row {name!r}: sweep.{setting} is a list of values, got {values!r}")
         given = row.train if setting.startswith(TRAIN) else row.settings
-        if setting.removeprefix(TRAIN) in given:
-            raise ConfigError(f"row {name!r}: {setting} is both given and swept; leave one out")
+        given_too = setting.removeprefix(TRAIN) in given
+        require(not given_too, f"row {name!r}: {setting} is both given and swept; leave one out")
     for values in itertools.product(*row.sweep.values()):
         chosen = dict(zip(row.sweep, values, strict=True))
         settings = {key: value for key, value in chosen.items() if not key.startswith(TRAIN)}
@@ -129,11 +131,3 @@ def _in_a_name(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value)
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(_NAME, name) or name in _TAKEN:
-        raise ConfigError(
-            f"{name!r} cannot be a row's name: it names a folder and files, so it is made of letters, digits "
-            f"and _ . + -, and is not one of: {', '.join(_TAKEN)}"
-        )

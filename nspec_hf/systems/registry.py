@@ -41,11 +41,9 @@ SYSTEMS: dict[str, type[System]] = {
 
 
 def make_system(kind: str | type[System], settings: Mapping[str, Any] | None = None) -> System:
-    """Return a system with these settings; text, as from a command line, is read as what a setting wants.
+    """Return a system by class or name, with the settings that are not its defaults.
 
-    Args:
-        kind: Its class, or its name.
-        settings: Those that are not its defaults.
+    Text, as from a command line, is read as what a setting wants.
 
     Raises:
         ConfigError: If there is no such system, it has no such setting, or a value is of another type.

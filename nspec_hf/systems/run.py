@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from nspec_hf.core import Pair, plain, read_json, require_count, write_json
 from nspec_hf.data import EncodedCorpus, LanguageTags, Outputs, PairText, encode_corpus, load_tokenizer
@@ -70,14 +70,9 @@ class Run:
         return Path(self.config.results) / f"{self.config.name}.{self.row}.s{self.seed}.json"
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base's tokenizer."""
-        return load_tokenizer(self.config.base_model)
-
-    @cached_property
     def tags(self) -> LanguageTags:
-        """How the tokenizer spells languages."""
-        return LanguageTags(self.tokenizer, self.config.data.codes)
+        """How the base's tokenizer spells languages."""
+        return LanguageTags(load_tokenizer(self.config.base_model), self.config.data.codes)
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -128,10 +123,9 @@ class Run:
         path = self.folder / "nspec_stats.safetensors"
         if kept and self.is_there(path):
             return ActivationStats.load(path)
-        config = self.config
         self._tell(f"records {len(self.validation):,} sentences of {len(self.pairs)} directions")
-        about = {"name": config.name, "split": config.data.valid_split}
-        budget = config.specialize.batches.max_tokens
+        about = {"name": self.config.name, "split": self.config.data.valid_split}
+        budget = self.config.specialize.batches.max_tokens
         stats = record_corpus(model, self.tags, self.validation, record, budget, about)
         if kept:
             self.save(lambda: stats.save(path))
@@ -183,12 +177,8 @@ class Run:
 
     def budget(self, phase: str = "specialize", **arguments: Any) -> TrainConfig:
         """Return the experiment's training of that phase with this run's seed."""
-        planned: TrainConfig = getattr(self.config, phase)
-        return dataclasses.replace(
-            planned,
-            batches=dataclasses.replace(planned.batches, seed=self.seed),
-            arguments={**planned.arguments, "seed": self.seed, **arguments},
-        )
+        planned: TrainConfig = getattr(self.config, phase).changed(seed=self.seed)
+        return dataclasses.replace(planned, arguments={**planned.arguments, **arguments})
 
     def translate(
         self,
@@ -205,8 +195,7 @@ class Run:
             folder: Inside of this run's folder.
             pairs: Translate no others; None: all.
         """
-        config = self.config
-        translator = Translator(model, self.tags, attachment, config.translate)
+        translator = Translator(model, self.tags, attachment, self.config.translate)
         texts = [text for text in self.tests if pairs is None or text.pair in pairs]
         known = [text for text in texts if attachment is None or attachment.knows(text.pair)]
         self._tell(f"translates {sum(map(len, known)):,} sentences of {len(known)} directions")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nspec_hf.analysis import analyze, write_report
-from nspec_hf.core import ConfigError, lock_folder, program, require_writable, warn, warn_unused
+from nspec_hf.core import ConfigError, lock_folder, program, require, require_writable, warn, warn_unused
 from nspec_hf.data import PairText, read_outputs
 from nspec_hf.evaluation import Comparison, SystemScores, compare, sacrebleu_metric
 from nspec_hf.masks import BY_METHOD, NeuronMasks
@@ -56,8 +56,8 @@ def run_to_report(
         raise ConfigError(
             f"a report shows masks, and {system.name} has none; run it with recipes/specialize.py"
         )
-    if join_processes().num_processes > 1:
-        raise ConfigError("this is for one process; launch recipes/specialize.py with several")
+    alone = join_processes().num_processes == 1
+    require(alone, "this is for one process; launch recipes/specialize.py with several")
     _warn_of_unread(config, system)
     speaker = Speaker()
     others: list[System] = [*([Baseline()] if config.base else []), *([FineTune()] if control else [])]

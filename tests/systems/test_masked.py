@@ -25,7 +25,7 @@ def bench(based, seed=1):
 
 def counted(model, own, **settings):
     """Count the validation text without any system."""
-    return record_corpus(model, own.tokenizer, own.validation, RecordConfig(**settings))
+    return record_corpus(model, own.tags, own.validation, RecordConfig(**settings))
 
 
 @pytest.mark.parametrize(
