@@ -13,14 +13,12 @@ from typing import Any
 from nspec_hf.comparison.costs import printed_costs
 from nspec_hf.comparison.runs import PlannedRow, PlannedRun, Tests, paired_tests, read_tests
 from nspec_hf.comparison.table_data import (
-    PARTS,
     REFERENCES,
     Against,
-    Numbers,
     RowResult,
-    Spread,
     SystemsComparison,
     blocks_of,
+    difference,
     tiers_of,
 )
 from nspec_hf.core import Pair, read_json
@@ -37,45 +35,27 @@ class _Aggregation:
     config: ExperimentConfig
     rows: Sequence[PlannedRow]
     experiment: Sequence[str]
-    n_jobs: int | None
     show: Callable[[str], None]
     kept: Mapping[str, Any]
     targets: Mapping[Pair, Sequence[str]]
     results: Mapping[str, RunResult]
     """Name of a run → its result, of those that have one."""
-    blocks: Mapping[str, Sequence[Pair]]
     tests: dict[str, Tests] = field(default_factory=dict)
 
     def row(self, row: PlannedRow) -> RowResult:
         done = [run for run in row.runs if run.name in self.results]
         missing = [run for run in row.runs if run.name not in self.results]
-        results = [self.results[run.name] for run in done]
-        about: dict[str, Any] = {
-            "name": row.name,
-            "system": row.system.name,
-            "train": dict(row.plan.train),
-            "seeds": tuple(run.seed for run in done),
-            "missing": {str(run.seed): run.command(self.experiment) for run in missing},
-            "printed": printed_costs(row.system),
-        }
-        if not done:
-            return RowResult(**about)
-        facts = results[0].facts
-        references = {name: self._reference(row, name) for name in REFERENCES}
-
-        def averages(metric: str, pairs: Sequence[Pair]) -> list[float | None]:
-            return [result.average(metric, pairs) for result in results]
-
+        references = {name: self._reference(row, name) for name in REFERENCES} if done else {}
         return RowResult(
-            **about,
-            scores=self._spreads(self._directions, averages),
-            averages=self._spreads(self.blocks, averages),
-            against={name: self._against(done, other) for name, other in references.items() if other},
-            extra_parameters=facts.get("extra_parameters"),
+            name=row.name,
+            system=row.system.name,
+            train=dict(row.plan.train),
+            seeds=tuple(run.seed for run in done),
+            missing={str(run.seed): run.command(self.experiment) for run in missing},
+            printed=printed_costs(row.system),
+            results=tuple(self.results[run.name] for run in done),
             base_parameters=self._base_parameters(row),
-            extra_bytes=facts.get("extra_bytes"),
-            seconds={part: Spread.over(result.seconds(part) for result in results) for part in PARTS},
-            updates=facts.get("updates"),
+            against={name: self._against(done, other) for name, other in references.items() if other},
         )
 
     def _base_parameters(self, row: PlannedRow) -> int | None:
@@ -113,14 +93,9 @@ class _Aggregation:
         matched = [(one, two) for one, two in opposites if two and two.name in self.results]
         tests = {f"{one.name} against {two.name}": self._tested(one, two) for one, two in matched}
         self.tests.update({name: test for name, test in tests.items() if test})
-
-        def differences(metric: str, pairs: Sequence[Pair]) -> list[float | None]:
-            return [self._difference(one, two, metric, pairs) for one, two in matched]
-
         return Against(
             reference=reference.name,
-            pairs=self._spreads(self._directions, differences),
-            blocks=self._spreads(self.blocks, differences),
+            results=tuple((self.results[one.name], self.results[two.name]) for one, two in matched),
             tests={
                 metric: {
                     pair: own
@@ -131,49 +106,22 @@ class _Aggregation:
             },
         )
 
-    def _difference(
-        self, one: PlannedRun, two: PlannedRun, metric: str, pairs: Sequence[Pair]
-    ) -> float | None:
-        """Return the difference of two runs' averages; None where one has none."""
-        ours, theirs = (self.results[run.name].average(metric, pairs) for run in (one, two))
-        return None if ours is None or theirs is None else ours - theirs
-
     def _tested(self, one: PlannedRun, two: PlannedRun) -> Tests:
         """Return the tests of two runs; without translations, earlier ones whose differences still hold."""
         name = f"{one.name} against {two.name}"
         self.show(name)
-        tests = paired_tests(one, two, self.targets, self.n_jobs)
+        tests = paired_tests(one, two, self.targets)
         if tests is not None:
             return tests
-        kept = read_tests(self.kept.get(name, {}))
+        kept, results = read_tests(self.kept.get(name, {})), (self.results[one.name], self.results[two.name])
         return {
             metric: {
                 pair: test
                 for pair, test in by_pair.items()
-                if (delta := self._difference(one, two, metric, [pair])) is not None
+                if (delta := difference(*results, metric, [pair])) is not None
                 and abs(delta - test.delta) < _SAME
             }
             for metric, by_pair in kept.items()
-        }
-
-    @property
-    def _directions(self) -> dict[str, Sequence[Pair]]:
-        """Each direction as a block of its own."""
-        return {str(pair): (pair,) for pair in self.targets}
-
-    def _spreads(
-        self,
-        blocks: Mapping[str, Sequence[Pair]],
-        of_seeds: Callable[[str, Sequence[Pair]], list[float | None]],
-    ) -> dict[str, Numbers]:
-        """Return metric → block → the spread over seeds of what `of_seeds` gives for them."""
-        return {
-            metric: {
-                name: spread
-                for name, pairs in blocks.items()
-                if (spread := Spread.over(of_seeds(metric, pairs)))
-            }
-            for metric in self.config.metrics
         }
 
 
@@ -181,7 +129,6 @@ def compare_rows(
     config: ExperimentConfig,
     rows: Sequence[PlannedRow],
     experiment: Sequence[str] = (),
-    n_jobs: int | None = None,
     show: Callable[[str], None] = lambda line: None,
     kept: Mapping[str, Any] | None = None,
 ) -> SystemsComparison:
@@ -192,7 +139,6 @@ def compare_rows(
         rows: Its rows.
         experiment: The arguments of the command line that say which experiment it is, for the commands of
             runs that are missing.
-        n_jobs: Processes of the paired tests; None takes the processors that this process may use.
         show: Called with a line of text before each paired test.
         kept: Paired tests of an earlier comparison, as `SystemsComparison.content` has them, for runs whose
             translations are gone.
@@ -200,24 +146,21 @@ def compare_rows(
     outcomes = {run.name: run.outcome() for row in rows for run in row.runs}
     results = {name: result for name, result in outcomes.items() if result is not None}
     tests = config.data.read(config.data.test_split, config.data.tested_pairs())
-    blocks, tiers = blocks_of(config.data), tiers_of(config.data)
     aggregation = _Aggregation(
         config=config,
         rows=rows,
         experiment=experiment,
-        n_jobs=n_jobs,
         show=show,
         kept=kept or {},
         targets={text.pair: text.targets for text in tests},
         results=results,
-        blocks={**blocks, **tiers},
     )
     return SystemsComparison(
         name=config.name,
         metrics=tuple(config.metrics),
         pairs=tuple(text.pair for text in tests),
-        blocks=blocks,
-        tiers=tiers,
+        blocks=blocks_of(config.data),
+        tiers=tiers_of(config.data),
         rows=tuple(aggregation.row(row) for row in rows),
         tests=aggregation.tests,
         n_samples=config.compare.n_samples,

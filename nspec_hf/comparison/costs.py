@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nspec_hf.comparison.table_data import RowResult, SystemsComparison
+from nspec_hf.comparison.table_data import RowResult, Spread, SystemsComparison
 from nspec_hf.core import Cell, Table
 from nspec_hf.systems import System
 
@@ -72,13 +72,18 @@ def costs_table(comparison: SystemsComparison) -> Table:
 def _cells(row: RowResult) -> tuple[Cell, ...]:
     if not row.seeds:
         return (row.name, "not run", *[None] * 6, row.printed)
-    extra, base = row.extra_parameters, row.base_parameters
+    facts, base = row.results[0].facts, row.base_parameters
+    extra, more = facts.get("extra_parameters"), facts.get("extra_bytes")
+    seconds = [
+        Spread.over(result.seconds(part) for result in row.results)
+        for part in ("extraction", "training", "decoding")
+    ]
     return (
         row.name,
         extra,
         None if extra is None or not base else f"{100 * extra / base:+.0f} %",
-        None if extra is None or row.extra_bytes is None else (4 * extra + row.extra_bytes) / 1024,
-        *(spread and spread.text(digits=1) for spread in row.seconds.values()),
-        row.updates,
+        None if extra is None or more is None else (4 * extra + more) / 1024,
+        *(spread and spread.text(digits=1) for spread in seconds),
+        facts.get("updates"),
         row.printed,
     )

@@ -226,10 +226,7 @@ Tests = dict[str, dict[Pair, TestedPair]]
 
 
 def paired_tests(
-    run: PlannedRun,
-    reference: PlannedRun,
-    targets: Mapping[Pair, Sequence[str]],
-    n_jobs: int | None = None,
+    run: PlannedRun, reference: PlannedRun, targets: Mapping[Pair, Sequence[str]]
 ) -> Tests | None:
     """Test a run against another one, on the directions that both translated.
 
@@ -240,7 +237,6 @@ def paired_tests(
         run: The one that is better or worse.
         reference: What it is compared with.
         targets: What the tests' translations should be.
-        n_jobs: Processes; None takes the processors that this process may use.
 
     Returns:
         The tests of all metrics but those that have no statistics by sentence (COMET …); None if the
@@ -273,7 +269,6 @@ def paired_tests(
             reference.name,
             metrics,
             n_samples=n_samples,
-            n_jobs=n_jobs,
         )
     tests: Tests = {metric: {} for metric in metrics}
     for row in comparison.rows:

@@ -10,23 +10,18 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from nspec_hf.comparison.runs import TestedPair, Tests
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Pair
 from nspec_hf.evaluation import SystemScores, Verdict
-from nspec_hf.systems import DataConfig
+from nspec_hf.systems import DataConfig, RunResult
 
 TRAINED = "trained"
 BETWEEN = "between others"
 REFERENCES = ("baseline", "finetune")
 """Systems that rows are compared with: the base, and all weights trained with the same budget."""
-
-PARTS = ("extraction", "training", "decoding")
-"""What takes time: from the base to masks; training, from scratch where it is; of all tested directions."""
-
-Numbers = dict[str, "Spread"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +49,26 @@ class Spread:
         return mean if self.sd is None else f"{mean} ± {self.sd:.{digits}f}"
 
 
+def difference(one: RunResult, two: RunResult, metric: str, pairs: Sequence[Pair]) -> float | None:
+    """Return the difference of two runs' means over directions; None if either lacks one of them."""
+    ours, theirs = one.average(metric, pairs), two.average(metric, pairs)
+    return None if ours is None or theirs is None else ours - theirs
+
+
 @dataclass(frozen=True, kw_only=True)
 class Against:
     """One row against another: differences of scores, and verdicts of paired tests."""
 
     reference: str
     """Name of the other row."""
-    pairs: Mapping[str, Numbers]
-    """Metric → pair → difference."""
-    blocks: Mapping[str, Numbers]
-    """Metric → block → difference of averages."""
+    results: tuple[tuple[RunResult, RunResult], ...]
+    """The row's results, each with that of the other row that it is compared with."""
     tests: Mapping[str, Mapping[Pair, tuple[TestedPair, ...]]]
     """Metric → pair → paired test for each seed; no pair where the translations are gone."""
+
+    def difference(self, metric: str, pairs: Sequence[Pair]) -> Spread | None:
+        """Return the difference of the means over directions, taken seed by seed."""
+        return Spread.over(difference(one, two, metric, pairs) for one, two in self.results)
 
     def verdicts(self, metric: str, pairs: Sequence[Pair]) -> Counter[Verdict] | None:
         """Return how often each verdict stands, over directions and seeds; None if a direction has none."""
@@ -87,22 +90,18 @@ class RowResult:
     """Those that were run."""
     missing: Mapping[str, str]
     """Seed that was not run → the command that runs it."""
-    scores: Mapping[str, Numbers] = field(default_factory=dict)
-    """Metric → pair → score."""
-    averages: Mapping[str, Numbers] = field(default_factory=dict)
-    """Metric → block → average."""
-    against: Mapping[str, Against] = field(default_factory=dict)
-    """`baseline` and `finetune` → the comparison with the row of that system."""
-    extra_parameters: int | None = None
-    base_parameters: int | None = None
-    """Of the model that it goes on from; None where no result says so."""
-    extra_bytes: int | None = None
-    """What is kept besides parameters (masks …)."""
-    seconds: Mapping[str, Spread | None] = field(default_factory=dict)
-    """What each of `PARTS` took; None where no run says so."""
-    updates: int | None = None
-    printed: str | None = None
+    printed: str | None
     """Its costs in the papers; see `costs.py`."""
+    results: tuple[RunResult, ...]
+    """Seed by seed, of those that were run."""
+    base_parameters: int | None
+    """Of the model that it goes on from; None where no result says so."""
+    against: Mapping[str, Against]
+    """`baseline` and `finetune` → the comparison with the row of that system."""
+
+    def mean(self, metric: str, pairs: Sequence[Pair]) -> Spread | None:
+        """Return the mean over directions, each counting once; None where no seed has all of them."""
+        return Spread.over(result.average(metric, pairs) for result in self.results)
 
 
 @dataclass(frozen=True, kw_only=True)

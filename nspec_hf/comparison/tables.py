@@ -42,7 +42,7 @@ def averages_table(comparison: SystemsComparison, metric: str) -> Table:
     """Return the averages of each block, and the trained directions against base and fine-tuning."""
 
     def cells(row: RowResult) -> list[Cell]:
-        means = [_text(row.averages[metric].get(block)) for block in comparison.blocks]
+        means = [_text(row.mean(metric, pairs)) for pairs in comparison.blocks.values()]
         return [*means, *_against(comparison, row, metric, TRAINED)]
 
     title = f"{metric}: means over directions; Δ and verdicts over the trained ones"
@@ -55,10 +55,10 @@ def zero_shot_table(comparison: SystemsComparison, metric: str) -> Table:
     counted = _THRESHOLDS if metric.lower().startswith("bleu") else ()
 
     def cells(row: RowResult) -> list[Cell]:
-        scores = [row.scores[metric].get(pair) for pair in comparison.blocks[ZERO_SHOT]]
+        scores = [row.mean(metric, [pair]) for pair in comparison.blocks[ZERO_SHOT]]
         known = None not in scores
         counts = [sum(s.mean >= t for s in scores if s) if known else None for t in counted]
-        mean = _text(row.averages[metric].get(ZERO_SHOT))
+        mean = _text(row.mean(metric, comparison.blocks[ZERO_SHOT]))
         return [mean, *counts, *_against(comparison, row, metric, ZERO_SHOT)]
 
     columns = ("mean", *(f"≥ {threshold}" for threshold in counted), *_against_columns(comparison))
@@ -70,8 +70,8 @@ def tiers_table(comparison: SystemsComparison, metric: str) -> Table:
 
     def cells(row: RowResult) -> list[Cell]:
         against = row.against.get("baseline")
-        numbers = row.averages[metric] if against is None else against.blocks[metric]
-        return [_text(numbers.get(tier), signed=against is not None) for tier in comparison.tiers]
+        number = row.mean if against is None else against.difference
+        return [_text(number(metric, own), signed=against is not None) for own in comparison.tiers.values()]
 
     title = f"{metric}: means by resource tier; rows with a sign are differences from the base"
     return _table(comparison, title, tuple(comparison.tiers), cells)
@@ -82,18 +82,18 @@ def interference_table(comparison: SystemsComparison, metric: str) -> Table | No
 
     Tan et al. 2024, Table 4. None if the individual models have not been run.
     """
-    individual = next((r for r in comparison.rows if r.system == _INDIVIDUAL and r.seeds), None)
-    if individual is None or not individual.scores.get(metric):
-        return None
-    scores = {
-        row.name: {pair: differences.mean for pair, differences in row.scores[metric].items()}
+    means = {
+        row.name: {str(pair): own.mean for pair in comparison.pairs if (own := row.mean(metric, [pair]))}
         for row in comparison.rows
-        if row.seeds and set(row.scores[metric]) & set(individual.scores[metric])
+        if row.seeds
     }
+    individual = next((r.name for r in comparison.rows if r.system == _INDIVIDUAL and r.seeds), "")
+    known = means.get(individual, {}).keys()
+    scores = {name: by_pair for name, by_pair in means.items() if by_pair.keys() & known}
     if len(scores) < 2:
         return None
     groups = comparison.tiers or {name: own for name, own in comparison.blocks.items() if name != TRAINED}
-    differences = gains(scores, individual.name, metric=metric)
+    differences = gains(scores, individual, metric=metric)
     named = [next((name for name, own in groups.items() if pair in own), "") for pair in differences.pairs]
     grouped = replace(differences, groups=tuple(named)).by_group()
     rows: list[tuple[Cell, ...]] = []
@@ -117,7 +117,7 @@ def directions_table(comparison: SystemsComparison, metric: str) -> Table:
         title=f"{metric} of every direction",
         columns=("direction", *(row.name for row in run)),
         rows=tuple(
-            (str(pair), *(_text(row.scores[metric].get(pair)) for row in run)) for pair in comparison.pairs
+            (str(pair), *(_text(row.mean(metric, [pair])) for row in run)) for pair in comparison.pairs
         ),
     )
 
@@ -167,7 +167,7 @@ def _against(comparison: SystemsComparison, row: RowResult, metric: str, block: 
     cells: list[Cell] = []
     for name in REFERENCES:
         against = row.against.get(name)
-        difference = against and against.blocks[metric].get(block)
+        difference = against and against.difference(metric, comparison.blocks[block])
         counts = against and against.verdicts(metric, comparison.blocks[block])
         counted = counts and " / ".join(str(counts[verdict]) for verdict in VERDICTS)
         cells += [_text(difference, signed=True), counted]

@@ -83,15 +83,15 @@ def test_scores_are_means_and_sample_deviations_over_seeds(made, metric):
     for pair in [*TRAINED, *ZERO]:
         values = [bleu(outputs[f"ns s{seed}"], references, pair, metric) for seed in (1, 2)]
         assert values[0] != values[1]
-        found = row.scores[metric][pair]
+        found = row.mean(metric, [pair])
         assert found.values == pytest.approx(values)
         assert (found.mean, found.sd) == pytest.approx(by_hand(values))
     averages = [
         sum(bleu(outputs[f"ns s{seed}"], references, pair, metric) for pair in TRAINED) / 4 for seed in (1, 2)
     ]
-    found = row.averages[metric]["trained"]
+    found = row.mean(metric, comparison.blocks["trained"])
     assert (found.mean, found.sd) == pytest.approx(by_hand(averages))
-    assert comparison.row("baseline").averages[metric]["trained"].sd is None
+    assert comparison.row("baseline").mean(metric, comparison.blocks["trained"]).sd is None
 
 
 def test_differences_are_taken_seed_by_seed(made):
@@ -103,7 +103,7 @@ def test_differences_are_taken_seed_by_seed(made):
                 bleu(outputs[f"ns s{seed}"], references, pair) - bleu(outputs[theirs], references, pair)
                 for seed, theirs in zip((1, 2), other, strict=True)
             ]
-            found = row.against[name].pairs["bleu"][pair]
+            found = row.against[name].difference("bleu", [pair])
             assert (found.mean, found.sd) == pytest.approx(by_hand(gaps))
     assert not comparison.row("baseline").against
     assert list(comparison.row("finetune").against) == ["baseline"]
@@ -141,10 +141,10 @@ def test_verdicts_are_those_of_the_paired_tests_on_the_same_files(made):
 def test_a_system_without_a_direction_has_no_average_of_its_block(made):
     _, _, comparison, _, _ = made
     row = comparison.row("individual")
-    assert set(row.averages["bleu"]) >= {"one-to-many", "many-to-one", "trained"}
-    assert "zero-shot" not in row.averages["bleu"]
+    means = {block: row.mean("bleu", pairs) for block, pairs in comparison.blocks.items()}
+    assert {block for block, mean in means.items() if mean} == {"one-to-many", "many-to-one", "trained"}
     assert row.against["baseline"].verdicts("bleu", comparison.blocks["zero-shot"]) is None
-    assert set(row.scores["bleu"]) == set(TRAINED)
+    assert {pair for pair in comparison.pairs if row.mean("bleu", [pair])} == set(TRAINED)
 
 
 def cells(table, name):
@@ -189,11 +189,10 @@ def test_a_row_with_some_of_its_seeds_says_so(made):
     assert cells(averages_table(comparison, "bleu"), "random")["seeds"] == "1 of 2"
     assert list(missing_runs(comparison)) == ["random, seed 1"]
     # Seed 2 is compared with seed 2.
-    one = comparison.row("random").scores["bleu"]["en-de"].mean
-    two = comparison.row("finetune").scores["bleu"]["en-de"].values[1]
-    assert comparison.row("random").against["finetune"].pairs["bleu"]["en-de"].mean == pytest.approx(
-        one - two
-    )
+    one = comparison.row("random").mean("bleu", ["en-de"]).mean
+    two = comparison.row("finetune").mean("bleu", ["en-de"]).values[1]
+    found = comparison.row("random").against["finetune"].difference("bleu", ["en-de"])
+    assert found.mean == pytest.approx(one - two)
 
 
 def test_zero_shot_directions_have_a_table_with_counts(made):
@@ -213,9 +212,9 @@ def test_tiers_show_the_base_and_differences_from_it(made):
         *("one-to-many high", "one-to-many low", "many-to-one high", "many-to-one low"),
         *("zero-shot high-low", "zero-shot low-high"),
     )
-    base = comparison.row("baseline").scores["bleu"]["en-de"].mean
+    base = comparison.row("baseline").mean("bleu", ["en-de"]).mean
     assert cells(table, "baseline")["one-to-many high"] == f"{base:.2f}"
-    gap = comparison.row("ns").scores["bleu"]["en-de"].mean - base
+    gap = comparison.row("ns").mean("bleu", ["en-de"]).mean - base
     assert cells(table, "ns")["one-to-many high"].startswith(f"{gap:+.2f} ±")
 
 
@@ -223,9 +222,10 @@ def test_interference_and_synergy_are_losses_and_gains_against_individual_models
     _, _, comparison, _, _ = made
     table = interference_table(comparison, "bleu")
     assert [row[0] for row in table.rows] == ["baseline", "finetune", "ns"]
-    own = comparison.row("individual").scores["bleu"]
+    own = comparison.row("individual")
     for name in ("baseline", "ns"):
-        gaps = [comparison.row(name).scores["bleu"][pair].mean - own[pair].mean for pair in TRAINED]
+        means = [[row.mean("bleu", [pair]).mean for pair in TRAINED] for row in (comparison.row(name), own)]
+        gaps = [one - other for one, other in zip(*means, strict=True)]
         row = cells(table, name)
         assert row["all"] == f"{sum(gaps) / 4:+.2f}"
         assert row["all +/−"] == f"{sum(g > 0 for g in gaps)} / {sum(g < 0 for g in gaps)}"
@@ -345,9 +345,9 @@ def test_without_translations_there_are_scores_but_no_verdicts(made, tmp_path):
     moved = experiment(tmp_path, PLAN, tiers=TIERS)
     moved = planned_rows(type(config)(**{**vars(config), "work": moved.work}))
     found = compare_rows(moved[0].runs[0].config, moved)
-    assert found.row("ns").scores == comparison.row("ns").scores
+    assert found.row("ns").results == comparison.row("ns").results
     assert cells(averages_table(found, "bleu"), "ns")["vs baseline: b / w / n"] is None
-    assert found.row("ns").against["baseline"].blocks == comparison.row("ns").against["baseline"].blocks
+    assert found.row("ns").against["baseline"].results == comparison.row("ns").against["baseline"].results
 
 
 def test_verdicts_outlive_the_translations_but_not_the_scores(made, tmp_path):
