@@ -91,7 +91,7 @@ ROOMS: dict[str, str] = {
     "comparison": "jobs runs table_data costs aggregate tables",
     "serving": "config exported layout loading batching app publishing",
     "doctor": "setup environment model tokenizer config masks text regime examination",
-    "demo": "settings display demo",
+    "demo": "display demo",
     "cli": "pipeline translate adding run evaluate analyze probe doctor serve publish demo main",
 }
 """Room → its files as a newcomer reads them. A room imports only from the public names of rooms above it, a

@@ -190,7 +190,7 @@ def _gold(
     require(one, "give the references as --references DIR or as --corpus.path DIR, and not both")
     if corpus is not None:
         texts = data.read_corpus(corpus, pairs, split)
-        targets = {text.pair: list(text.targets) for text in texts}
+        targets: dict[str, list[str]] = {text.pair: list(text.targets) for text in texts}
         return targets, {text.pair: list(text.sources) for text in texts}
     return _read(references or "", ending), _read(sources) if sources else None
 

@@ -123,12 +123,7 @@ def directions_table(comparison: SystemsComparison, metric: str) -> Table:
 
 
 def markdown(comparison: SystemsComparison, command: str) -> str:
-    """Return everything as a Markdown page.
-
-    Args:
-        comparison: What to print.
-        command: What made it.
-    """
+    """Return everything as a Markdown page, with the command that made it."""
     parts = [f"# {comparison.name}: comparison of systems", f"Made by `{command}`."]
     parts += [table.render("markdown").rstrip("\n") for table in comparison_tables(comparison)]
     missing = missing_runs(comparison)

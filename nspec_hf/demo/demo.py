@@ -10,17 +10,20 @@ experiment for the recipes and `accelerate launch`.
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nspec_hf.analysis import analyze, draw_overlap_layers, save_figure, write_report
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, lock_folder, program
-from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
+from nspec_hf.data import CorpusConfig, LanguageFamilies, SyntheticConfig, read_outputs
 from nspec_hf.demo.display import example_table, scores_table
-from nspec_hf.demo.settings import demo_experiment
 from nspec_hf.evaluation import Comparison, SystemScores, compare
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
 from nspec_hf.systems import (
+    DataConfig,
+    ExperimentConfig,
     NeuronSpecialization,
     Run,
     RunResult,
@@ -29,8 +32,51 @@ from nspec_hf.systems import (
     make_system,
     pretrain,
     quiet_loading,
+    read_settings,
     run_system,
 )
+from nspec_hf.training import TrainConfig
+
+_FILE = Path(__file__).with_name("demo.yaml")
+
+
+def demo_experiment(
+    world: LanguageFamilies, output: str | Path, updates: int = 1000, more_updates: int = 250
+) -> ExperimentConfig:
+    """Return the demo as an experiment: `demo.yaml` with the languages, places and budgets of a run."""
+    config, _ = read_settings(ExperimentConfig, [str(_FILE)])
+    seed, decay = world.config.seed, config.pretrain.arguments["lr_scheduler_kwargs"]
+
+    def budget(planned: TrainConfig, updates: int, **more: Any) -> TrainConfig:
+        more["warmup_steps"] = min(planned.arguments["warmup_steps"], max(1, updates // 10))
+        planned = planned.changed(max_steps=updates, seed=seed)
+        return replace(planned, arguments={**planned.arguments, **more})
+
+    return replace(
+        config,
+        work=str(output),
+        results=str(Path(output) / "scores"),
+        data=DataConfig(
+            corpus=CorpusConfig(path=str(Path(output) / "data")),
+            languages=world.languages,
+            pivot=world.pivot,
+            zero_shot=_unseen(world),
+            families={code: world.family_of(code) for code in world.languages if code != world.pivot},
+        ),
+        pretrain=budget(
+            config.pretrain, updates, lr_scheduler_kwargs={**decay, "num_decay_steps": updates // 5}
+        ),
+        specialize=budget(config.specialize, more_updates),
+    )
+
+
+def _unseen(world: LanguageFamilies) -> list[str]:
+    """Return a few directions that are tested without training: in each family, and into the next one."""
+    firsts = world.languages[1 :: world.config.languages]
+    seconds = world.languages[2 :: world.config.languages]
+    nexts = [*firsts[1:], firsts[0]]
+    within = [f"{one}-{other}" for one, other in zip(firsts, seconds, strict=True)]
+    return [*within, *(f"{one}-{other}" for one, other in zip(firsts, nexts, strict=True))]
 
 
 def tour(

@@ -58,26 +58,15 @@ class TrainingBar(TrainerCallback):
             total=state.max_steps, initial=state.global_step, desc=self._name, unit="update", disable=None
         )
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *_: Any, **kwargs: Any) -> None:
         """Move the bar."""
         self._bar.update(1)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, *_: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
         """Write the loss behind the bar."""
         if logs and "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.2f}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Leave the bar as it is."""
         self._bar.close()

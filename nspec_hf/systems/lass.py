@@ -85,11 +85,9 @@ class LaSS(System):
         path = run.folder / "subnetworks" / f"{pair.file_name}.safetensors"
         folder = Path("fine_tuned") / pair.file_name
         if not run.is_there(path):
-            model = run.base() if self.dropout is None else run.base(dropout=self.dropout)
-            corpus, validation = run.corpus.subset(pair), run.validation.subset(pair)
-            result = run.train(
-                model, folder=folder, corpus=corpus, validation=validation, **self._arguments(run)
-            )
+            model = run.base(dropout=self.dropout)
+            text = {"corpus": run.corpus.subset(pair), "validation": run.validation.subset(pair)}
+            result = run.train(model, folder=folder, **text, **self._arguments(run))
             started = time.perf_counter()
             own = Subnetworks.of(model, pair, self.pruned)
             seconds = result.seconds + time.perf_counter() - started

@@ -1,5 +1,7 @@
 """The compared systems by name; each is a file here, and `system.py` says what a system is."""
 
+# ruff: noqa: F401  what is imported is found below
+
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -7,30 +9,19 @@ from typing import Any
 import jsonargparse
 
 from nspec_hf.core import ConfigError
-from nspec_hf.systems.adapters import FamilyAdapters as FamilyAdapters, PairAdapters as PairAdapters
-from nspec_hf.systems.architectures import (
-    Deep as Deep,
-    Expansion as Expansion,
-    Gelu as Gelu,
-    Shallow as Shallow,
-    Wide as Wide,
-)
-from nspec_hf.systems.baseline import Baseline as Baseline, FineTune as FineTune
-from nspec_hf.systems.controls import SharedMask as SharedMask, SwappedMasks as SwappedMasks
-from nspec_hf.systems.differentiation import ParameterDifferentiation as ParameterDifferentiation
-from nspec_hf.systems.elastic import ElasticMasks as ElasticMasks
-from nspec_hf.systems.individual import Individual as Individual
-from nspec_hf.systems.lass import LaSS as LaSS
-from nspec_hf.systems.masked import (
-    Allocation as Allocation,
-    AllocationByValue as AllocationByValue,
-    NeuronSpecialization as NeuronSpecialization,
-    RandomMasks as RandomMasks,
-)
-from nspec_hf.systems.own_neurons import OwnNeurons as OwnNeurons
+from nspec_hf.systems.adapters import FamilyAdapters, PairAdapters
+from nspec_hf.systems.architectures import Deep, Expansion, Gelu, Shallow, Wide
+from nspec_hf.systems.baseline import Baseline, FineTune
+from nspec_hf.systems.controls import SharedMask, SwappedMasks
+from nspec_hf.systems.differentiation import ParameterDifferentiation
+from nspec_hf.systems.elastic import ElasticMasks
+from nspec_hf.systems.individual import Individual
+from nspec_hf.systems.lass import LaSS
+from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
+from nspec_hf.systems.own_neurons import OwnNeurons
 from nspec_hf.systems.system import System
-from nspec_hf.systems.target_attention import TargetAttention as TargetAttention
-from nspec_hf.systems.variants import Averaged as Averaged, VarianceMasks as VarianceMasks
+from nspec_hf.systems.target_attention import TargetAttention
+from nspec_hf.systems.variants import Averaged, VarianceMasks
 
 SYSTEMS: dict[str, type[System]] = {
     kind.name: kind

@@ -48,7 +48,7 @@ class Run:
     bar: TrainerCallback | None = None
     """Shows training in the place of the Trainer's own bar or printed log."""
 
-    tell: Callable[[str], None] | None = None
+    tell: Callable[[str], None] = lambda line: None
     """Told in a line what begins."""
 
     @classmethod
@@ -103,8 +103,9 @@ class Run:
         return encode_corpus(self.config.data.read(split), self.tags, self.budget().batches.max_length or 256)
 
     def base(self, **changes: Any) -> PreTrainedModel:
-        """Return a fresh copy of the trained base; `changes` are fields of its config."""
-        settings = {**self.config.model, **changes}
+        """Return a fresh copy of the trained base; `changes` are fields of its config, None: as they are."""
+        changed = {name: value for name, value in changes.items() if value is not None}
+        settings = {**self.config.model, **changed}
         return load_model(self.config.base_model, settings, for_training=True, device=self.device)
 
     def scratch(self, **changes: Any) -> PreTrainedModel:
@@ -123,7 +124,7 @@ class Run:
         path = self.folder / "nspec_stats.safetensors"
         if kept and self.is_there(path):
             return ActivationStats.load(path)
-        self._tell(f"records {len(self.validation):,} sentences of {len(self.pairs)} directions")
+        self.tell(f"{self.row} records {len(self.validation):,} sentences of {len(self.pairs)} directions")
         about = {"name": self.config.name, "split": self.config.data.valid_split}
         budget = self.config.specialize.batches.max_tokens
         stats = record_corpus(model, self.tags, self.validation, record, budget, about)
@@ -157,7 +158,7 @@ class Run:
             arguments: Arguments of the Trainer in the place of the experiment's.
         """
         corpus = self.corpus if corpus is None else corpus
-        self._tell(f"trains on {len(corpus):,} sentences of {len(corpus.pairs)} directions")
+        self.tell(f"{self.row} trains on {len(corpus):,} sentences of {len(corpus.pairs)} directions")
         return train(
             model,
             self.tags,
@@ -198,7 +199,7 @@ class Run:
         translator = Translator(model, self.tags, attachment, self.config.translate)
         texts = [text for text in self.tests if pairs is None or text.pair in pairs]
         known = [text for text in texts if attachment is None or attachment.knows(text.pair)]
-        self._tell(f"translates {sum(map(len, known)):,} sentences of {len(known)} directions")
+        self.tell(f"{self.row} translates {sum(map(len, known)):,} sentences of {len(known)} directions")
         return translate_test_set(translator, known, self.folder / folder)
 
     def score(self, outputs: Outputs) -> SystemScores | None:
@@ -206,7 +207,7 @@ class Run:
         texts = [text for text in self.tests if text.pair in outputs]
         if not texts:
             return None
-        self._tell(f"is scored by {', '.join(self.config.metrics)}")
+        self.tell(f"{self.row} is scored by {', '.join(self.config.metrics)}")
         data, decoding = self.config.data, plain(self.config.translate)
         return score_system(
             self.row,
@@ -232,10 +233,6 @@ class Run:
         facts = {"seconds": round(time.perf_counter() - started, 2), **facts}
         self.save(lambda: write_json(path, facts))
         return facts
-
-    def _tell(self, what: str) -> None:
-        if self.tell is not None:
-            self.tell(f"{self.row} {what}")
 
     def is_there(self, path: Path) -> bool:
         """Return whether a file is there; asked by all processes before any goes on and writes it."""

@@ -88,7 +88,7 @@ class System:
 
     def base(self, run: Run) -> PreTrainedModel:
         """Return a fresh copy of the trained base, with the dropout of the continued training."""
-        return run.base(**({} if self.continued_dropout is None else {"dropout": self.continued_dropout}))
+        return run.base(dropout=self.continued_dropout)
 
     def prepare(self, model: PreTrainedModel, run: Run) -> Mapping[str, Any]:
         """Extract what is needed from the model into the folder; return facts for the results.

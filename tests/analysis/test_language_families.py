@@ -11,7 +11,7 @@ from nspec_hf.analysis.language_families import FAMILIES, family_agreement, perm
 from nspec_hf.analysis.mask_overlap import Progression
 from nspec_hf.core import ConfigError
 from nspec_hf.data import LanguageFamilies, LanguageTags, SyntheticConfig, encode_corpus, train_vocabulary
-from nspec_hf.demo.settings import demo_experiment
+from nspec_hf.demo.demo import demo_experiment
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import site_from_name
 from nspec_hf.training import record_corpus, train

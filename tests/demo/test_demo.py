@@ -9,7 +9,7 @@ from nspec_hf import ActivationStats, NeuronMasks
 from nspec_hf.cli.demo import demo
 from nspec_hf.core import ConfigError, plain
 from nspec_hf.data import LanguageFamilies, SyntheticConfig, read_outputs
-from nspec_hf.demo.settings import demo_experiment
+from nspec_hf.demo.demo import demo_experiment
 from nspec_hf.systems import ExperimentConfig, RunResult, TrainingBar, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]

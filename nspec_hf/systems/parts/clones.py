@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from nspec_hf.core import Pair, as_pairs
 from nspec_hf.gating import OWN_WEIGHTS, Routing
 from nspec_hf.recording import plain_model, site_from_name
-from nspec_hf.systems.parts.rowwise import RowwiseAttachment, RowwisePart
+from nspec_hf.systems.parts.rowwise import RowwiseAttachment, RowwisePart, own_weights
 from nspec_hf.systems.parts.subnetworks import prunable
 from nspec_hf.systems.parts.zero_shot import StandIns
 
@@ -132,7 +131,8 @@ class ClonedUnits(RowwiseAttachment):
 
     def shape_as(self, folder: Path) -> None:
         """Make the copies that the folder's weights were saved with; what they hold is loaded afterwards."""
-        saved = _saved_map(folder)
+        name = f"{OWN_WEIGHTS}.{_MAP}"
+        saved = next((part[:] for own, part in own_weights(folder) if own == name), None)
         if saved is None or saved.tolist() == self.clones.numbers:
             return
         self.clones.clear()
@@ -166,15 +166,6 @@ def _copied(module: nn.Module) -> nn.Module:
     finally:
         if taken is not None:
             module.forward = taken
-
-
-def _saved_map(folder: Path) -> Tensor | None:
-    name = f"{OWN_WEIGHTS}.{_MAP}"
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            if name in file.keys():
-                return file.get_tensor(name)
-    return None
 
 
 def layer_path(name: str) -> str:

@@ -11,7 +11,7 @@ The trap: a deep copy of a model copies what the parts hold, but never what a cl
 a part holds is an object, a bound method or a `partial`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,21 +171,24 @@ class RowwiseAttachment(Attachment):
         """
         state = {} if self.own is None else self.own.state_dict()
         wanted = {f"{OWN_WEIGHTS}.{name}": list(tensor.shape) for name, tensor in state.items()}
-        files = sorted(checkpoint.glob("*.safetensors"))
-        saved: dict[str, list[int]] = {}
-        for path in files:
-            with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if name.startswith(f"{OWN_WEIGHTS}.")]
-                saved |= {name: file.get_slice(name).get_shape() for name in names}
+        saved = {name: part.get_shape() for name, part in own_weights(checkpoint)}
         differing = sorted(
             name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)
         )
-        if files and differing:
+        if differing and any(checkpoint.glob("*.safetensors")):
             raise TrainingSetupError(
                 f"{checkpoint} was trained with other weights of single pairs or languages: {len(differing)} "
                 f"differ, such as {differing[0]} ({saved.get(differing[0], 'none')} there, "
                 f"{wanted.get(differing[0], 'none')} here); go on with the settings that it was begun with"
             )
+
+
+def own_weights(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield name and slice, to be read at once, of all weights `OWN_WEIGHTS.…` in a folder's files."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(f"{OWN_WEIGHTS}.")]
+            yield from ((name, file.get_slice(name)) for name in names)
 
 
 def _undotted(name: str) -> str:

@@ -48,13 +48,7 @@ class Subnetworks:
 
     @classmethod
     def of(cls, model: nn.Module, pair: str, pruned: float) -> Self:
-        """Return one pair's sub-network: in each matrix, the weights that are largest by magnitude.
-
-        Args:
-            model: The model, fine-tuned on the pair.
-            pair: The pair.
-            pruned: Share of each matrix that is not kept, in (0, 1).
-        """
+        """Return a pair's sub-network: `keep_largest` of each matrix of a model fine-tuned on the pair."""
         linears = prunable(model)
         keep = {name: keep_largest(linear.weight.detach(), pruned)[None] for name, linear in linears.items()}
         return cls([Pair(pair)], keep)
