@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.comparison.costs import printed_costs
 from nspec_hf.comparison.runs import PlannedRow, PlannedRun, Tests, paired_tests, read_tests
 from nspec_hf.comparison.table_data import (
     REFERENCES,
@@ -34,7 +33,6 @@ class _Aggregation:
 
     config: ExperimentConfig
     rows: Sequence[PlannedRow]
-    experiment: Sequence[str]
     show: Callable[[str], None]
     kept: Mapping[str, Any]
     targets: Mapping[Pair, Sequence[str]]
@@ -44,16 +42,10 @@ class _Aggregation:
 
     def row(self, row: PlannedRow) -> RowResult:
         done = [run for run in row.runs if run.name in self.results]
-        missing = [run for run in row.runs if run.name not in self.results]
         references = {name: self._reference(row, name) for name in REFERENCES} if done else {}
         return RowResult(
-            name=row.name,
-            system=row.system.name,
-            train=dict(row.plan.train),
-            seeds=tuple(run.seed for run in done),
-            missing={str(run.seed): run.command(self.experiment) for run in missing},
-            printed=printed_costs(row.system),
-            results=tuple(self.results[run.name] for run in done),
+            **vars(row),
+            results={run.seed: self.results[run.name] for run in done},
             base_parameters=self._base_parameters(row),
             against={name: self._against(done, other) for name, other in references.items() if other},
         )
@@ -149,7 +141,6 @@ def compare_rows(
     aggregation = _Aggregation(
         config=config,
         rows=rows,
-        experiment=experiment,
         show=show,
         kept=kept or {},
         targets={text.pair: text.targets for text in tests},
@@ -162,6 +153,7 @@ def compare_rows(
         blocks=blocks_of(config.data),
         tiers=tiers_of(config.data),
         rows=tuple(aggregation.row(row) for row in rows),
+        experiment=tuple(experiment),
         tests=aggregation.tests,
         n_samples=config.compare.n_samples,
         notes=_notes(list(results.values())),

@@ -70,12 +70,13 @@ def costs_table(comparison: SystemsComparison) -> Table:
 
 
 def _cells(row: RowResult) -> tuple[Cell, ...]:
-    if not row.seeds:
-        return (row.name, "not run", *[None] * 6, row.printed)
-    facts, base = row.results[0].facts, row.base_parameters
+    printed, results = printed_costs(row.system), list(row.results.values())
+    if not results:
+        return (row.name, "not run", *[None] * 6, printed)
+    facts, base = results[0].facts, row.base_parameters
     extra, more = facts.get("extra_parameters"), facts.get("extra_bytes")
     seconds = [
-        Spread.over(result.seconds(part) for result in row.results)
+        Spread.over(result.seconds(part) for result in results)
         for part in ("extraction", "training", "decoding")
     ]
     return (
@@ -85,5 +86,5 @@ def _cells(row: RowResult) -> tuple[Cell, ...]:
         None if extra is None or more is None else (4 * extra + more) / 1024,
         *(spread and spread.text(digits=1) for spread in seconds),
         facts.get("updates"),
-        row.printed,
+        printed,
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nspec_hf.comparison.runs import TestedPair, Tests
+from nspec_hf.comparison.runs import PlannedRow, TestedPair, Tests
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Pair
 from nspec_hf.evaluation import SystemScores, Verdict
 from nspec_hf.systems import DataConfig, RunResult
@@ -79,21 +79,11 @@ class Against:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowResult:
-    """One row."""
+class RowResult(PlannedRow):
+    """One row with what its runs left."""
 
-    name: str
-    system: str
-    train: Mapping[str, Any]
-    """Arguments of training that are this row's own."""
-    seeds: tuple[int, ...]
-    """Those that were run."""
-    missing: Mapping[str, str]
-    """Seed that was not run → the command that runs it."""
-    printed: str | None
-    """Its costs in the papers; see `costs.py`."""
-    results: tuple[RunResult, ...]
-    """Seed by seed, of those that were run."""
+    results: Mapping[int, RunResult]
+    """Seed → result, of those that were run."""
     base_parameters: int | None
     """Of the model that it goes on from; None where no result says so."""
     against: Mapping[str, Against]
@@ -101,7 +91,7 @@ class RowResult:
 
     def mean(self, metric: str, pairs: Sequence[Pair]) -> Spread | None:
         """Return the mean over directions, each counting once; None where no seed has all of them."""
-        return Spread.over(result.average(metric, pairs) for result in self.results)
+        return Spread.over(result.average(metric, pairs) for result in self.results.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +105,8 @@ class SystemsComparison:
     tiers: Mapping[str, tuple[Pair, ...]]
     """The blocks by resource tier, `one-to-many high` …; empty if there are no tiers."""
     rows: tuple[RowResult, ...]
+    experiment: tuple[str, ...]
+    """The arguments of the command line that say which experiment it is."""
     tests: Mapping[str, Tests]
     """`RUN against RUN` → paired tests, of both references."""
     n_samples: int
@@ -124,12 +116,12 @@ class SystemsComparison:
 
     def content(self) -> dict[str, Any]:
         """Return what is kept as JSON: all that the results of the runs do not say."""
-        seeds = {row.name: row.seeds for row in self.rows}
+        seeds = {row.name: tuple(row.results) for row in self.rows}
         return {"name": self.name, "seeds": seeds, "n_samples": self.n_samples, "tests": self.tests}
 
     def row(self, name: str) -> RowResult | None:
         """Return a row that has been run with any seed, by its name."""
-        return next((row for row in self.rows if row.name == name and row.seeds), None)
+        return next((row for row in self.rows if row.name == name and row.results), None)
 
 
 def blocks_of(data: DataConfig) -> dict[str, tuple[Pair, ...]]:

@@ -33,7 +33,7 @@ def comparison_tables(comparison: SystemsComparison) -> list[Table]:
             tables.append(tiers_table(comparison, metric))
         table = interference_table(comparison, metric)
         tables += [] if table is None else [table]
-        if any(row.seeds for row in comparison.rows):
+        if any(row.results for row in comparison.rows):
             tables.append(directions_table(comparison, metric))
     return [*tables, costs_table(comparison)]
 
@@ -85,9 +85,9 @@ def interference_table(comparison: SystemsComparison, metric: str) -> Table | No
     means = {
         row.name: {str(pair): own.mean for pair in comparison.pairs if (own := row.mean(metric, [pair]))}
         for row in comparison.rows
-        if row.seeds
+        if row.results
     }
-    individual = next((r.name for r in comparison.rows if r.system == _INDIVIDUAL and r.seeds), "")
+    individual = next((r.name for r in comparison.rows if r.system.name == _INDIVIDUAL and r.results), "")
     known = means.get(individual, {}).keys()
     scores = {name: by_pair for name, by_pair in means.items() if by_pair.keys() & known}
     if len(scores) < 2:
@@ -112,7 +112,7 @@ def interference_table(comparison: SystemsComparison, metric: str) -> Table | No
 
 def directions_table(comparison: SystemsComparison, metric: str) -> Table:
     """Return every direction: a line each, a column a row that has been run."""
-    run = [row for row in comparison.rows if row.seeds]
+    run = [row for row in comparison.rows if row.results]
     return Table(
         title=f"{metric} of every direction",
         columns=("direction", *(row.name for row in run)),
@@ -136,9 +136,10 @@ def markdown(comparison: SystemsComparison, command: str) -> str:
 def missing_runs(comparison: SystemsComparison) -> dict[str, str]:
     """Return the runs that are missing, `row, seed 1` → the command that runs it."""
     return {
-        f"{row.name}, seed {seed}": command
+        f"{row.name}, seed {run.seed}": run.command(comparison.experiment)
         for row in comparison.rows
-        for seed, command in row.missing.items()
+        for run in row.runs
+        if run.seed not in row.results
     }
 
 
@@ -151,7 +152,7 @@ def _table(
 ) -> Table:
     """Return a table with a line a row: its name, how many of its seeds were run, and the cells."""
     rows = tuple(
-        (row.name, _seeds(row), *cells(row)) if row.seeds else (row.name, NOT_RUN, *[None] * len(columns))
+        (row.name, _seeds(row), *cells(row)) if row.results else (row.name, NOT_RUN, *[None] * len(columns))
         for row in comparison.rows
     )
     return Table(title=title, columns=("system", "seeds", *columns), rows=rows, notes=notes)
@@ -171,7 +172,7 @@ def _against(comparison: SystemsComparison, row: RowResult, metric: str, block: 
 
 def _seeds(row: RowResult) -> Cell:
     """Return how many seeds were run, `1 of 3` while some are missing."""
-    return f"{len(row.seeds)} of {len(row.seeds) + len(row.missing)}" if row.missing else len(row.seeds)
+    return len(row.runs) if len(row.runs) == len(row.results) else f"{len(row.results)} of {len(row.runs)}"
 
 
 def _against_columns(comparison: SystemsComparison) -> tuple[str, ...]:
@@ -190,10 +191,10 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
     ]
     notes += [
         f"{row.name}: its own training ("
-        + ", ".join(f"{name}={value}" for name, value in row.train.items())
+        + ", ".join(f"{name}={value}" for name, value in row.plan.train.items())
         + f"), compared with {row.against['finetune'].reference if 'finetune' in row.against else 'no row'}"
         for row in comparison.rows
-        if row.train
+        if row.plan.train
     ]
     doubts = [
         f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"

@@ -27,19 +27,17 @@ class StandIns:
             UnknownPairError: If the pair was not trained, and the one that would stand in for it neither.
         """
         pair = Pair(pair)
-        if pair in self.trained:
-            return self.trained.index(pair)
         halves = {"encoder": Pair(pair.source, self.pivot), "decoder": Pair(self.pivot, pair.target)}
-        if halves[side] not in self.trained:
+        used = pair if pair in self.trained else halves[side]
+        if used not in self.trained:
             raise UnknownPairError(
-                f"pair {str(pair)!r} was not trained, and {str(halves[side])!r}, whose {side} would stand in "
-                f"for it, neither; trained are: {', '.join(self.trained)}"
+                f"pair {str(pair)!r} was not trained, and {str(used)!r}, whose {side} would stand in for it, "
+                f"neither; trained are: {', '.join(self.trained)}"
             )
-        return self.trained.index(halves[side])
+        return self.trained.index(used)
 
     def knows(self, pair: str) -> bool:
         """Return whether a pair was trained, or both its halves were."""
         pair = Pair(pair)
-        return pair in self.trained or {Pair(pair.source, self.pivot), Pair(self.pivot, pair.target)} <= set(
-            self.trained
-        )
+        halves = Pair(pair.source, self.pivot), Pair(self.pivot, pair.target)
+        return pair in self.trained or all(half in self.trained for half in halves)
