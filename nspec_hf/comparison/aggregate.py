@@ -88,14 +88,7 @@ class _Aggregation:
         return Against(
             reference=reference.name,
             results=tuple((self.results[one.name], self.results[two.name]) for one, two in matched),
-            tests={
-                metric: {
-                    pair: own
-                    for pair in self.targets
-                    if (own := tuple(t[metric][pair] for t in tests.values() if pair in t.get(metric, {})))
-                }
-                for metric in self.config.metrics
-            },
+            tests=tuple(tests.values()),
         )
 
     def _tested(self, one: PlannedRun, two: PlannedRun) -> Tests:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nspec_hf.comparison.runs import PlannedRow, TestedPair, Tests
+from nspec_hf.comparison.runs import PlannedRow, Tests
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ZERO_SHOT, Pair
 from nspec_hf.evaluation import SystemScores, Verdict
 from nspec_hf.systems import DataConfig, RunResult
@@ -63,8 +63,8 @@ class Against:
     """Name of the other row."""
     results: tuple[tuple[RunResult, RunResult], ...]
     """The row's results, each with that of the other row that it is compared with."""
-    tests: Mapping[str, Mapping[Pair, tuple[TestedPair, ...]]]
-    """Metric → pair → paired test for each seed; no pair where the translations are gone."""
+    tests: tuple[Tests, ...]
+    """Paired tests, seed by seed; without a pair whose translations are gone."""
 
     def difference(self, metric: str, pairs: Sequence[Pair]) -> Spread | None:
         """Return the difference of the means over directions, taken seed by seed."""
@@ -72,10 +72,8 @@ class Against:
 
     def verdicts(self, metric: str, pairs: Sequence[Pair]) -> Counter[Verdict] | None:
         """Return how often each verdict stands, over directions and seeds; None if a direction has none."""
-        tests = self.tests[metric]
-        if not all(pair in tests for pair in pairs):
-            return None
-        return Counter(test.verdict for pair in pairs for test in tests[pair])
+        of_pairs = [[seed[metric][p] for seed in self.tests if p in seed.get(metric, {})] for p in pairs]
+        return Counter(test.verdict for own in of_pairs for test in own) if all(of_pairs) else None
 
 
 @dataclass(frozen=True, kw_only=True)

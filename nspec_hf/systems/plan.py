@@ -114,15 +114,12 @@ def _swept(name: str, row: RowPlan) -> Iterator[tuple[str, RowPlan]]:
         given_too = setting.removeprefix(TRAIN) in given
         require(not given_too, f"row {name!r}: {setting} is both given and swept; leave one out")
     for values in itertools.product(*row.sweep.values()):
-        chosen = dict(zip(row.sweep, values, strict=True))
-        settings = {key: value for key, value in chosen.items() if not key.startswith(TRAIN)}
-        train = {key.removeprefix(TRAIN): value for key, value in chosen.items() if key.startswith(TRAIN)}
-        yield (
-            "_".join([name, *map(_in_a_name, values)]),
-            dataclasses.replace(
-                row, settings={**row.settings, **settings}, train={**row.train, **train}, sweep={}
-            ),
-        )
+        settings, train = dict(row.settings), dict(row.train)
+        for setting, value in zip(row.sweep, values, strict=True):
+            given = train if setting.startswith(TRAIN) else settings
+            given[setting.removeprefix(TRAIN)] = value
+        own = dataclasses.replace(row, settings=settings, train=train, sweep={})
+        yield "_".join([name, *map(_in_a_name, values)]), own
 
 
 def _in_a_name(value: Any) -> str:
