@@ -7,7 +7,6 @@ from pathlib import Path
 from nspec_hf import adding, data, evaluation, gating, masks as masks_room
 from nspec_hf.cli.pipeline import chosen_masks, directions, load
 from nspec_hf.core import (
-    ConfigError,
     as_line,
     needs,
     program,
@@ -104,6 +103,5 @@ def translate(
 def _name(model: str) -> str:
     """Return what a model's translations are called: `mine` for `runs/mine/model`."""
     parts = [part for part in Path(model).parts if part not in ("model", "/", ".", "..")]
-    if not parts:
-        raise ConfigError("give --output DIR; this model's path gives no name")
+    require(bool(parts), "give --output DIR; this model's path gives no name")
     return parts[-1]

@@ -165,8 +165,7 @@ def _on_its_base(plan: RowPlan, plans: Mapping[str, RowPlan], config: Experiment
     """
     if not plan.base:
         return config
-    kinds = {name: SYSTEMS.get(other.system, System) for name, other in plans.items()}
-    shapes = [name for name, kind in kinds.items() if issubclass(kind, Architecture)]
+    shapes = [n for n, other in plans.items() if issubclass(SYSTEMS.get(other.system, System), Architecture)]
     if plan.base not in shapes:
         raise ConfigError(
             f"its base {plan.base!r} is no row of another shape; there are: {', '.join(shapes) or 'none'}"

@@ -45,12 +45,7 @@ def units_of(model: nn.Module) -> list[str]:
 
 
 class Clones(nn.Module):
-    """The copies of units, numbered from 1 in the order in which they were made; 0 is the model's own.
-
-    Args:
-        units: Names of the units.
-        pairs: How many pairs there are.
-    """
+    """The copies of units, numbered from 1 in the order in which they were made; 0 is the model's own."""
 
     def __init__(self, units: Sequence[str], pairs: int) -> None:
         super().__init__()
