@@ -100,34 +100,28 @@ class Individual(System):
         return outputs
 
     def _own(self, pair: Pair, run: Run) -> tuple[Run, Mapping[str, Any]]:
-        """Return the run that a pair's model belongs to, of its own vocabulary if any, and its shape."""
-        tiers = run.config.data.tiers
+        """Return the run of a pair's model, with its budget and its own vocabulary if any, and its shape."""
+        tiers, config = run.config.data.tiers, run.config
         low = _LOW in (tiers.get(pair.source), tiers.get(pair.target))
-        own = self._with_budget(run, low)
         shape = self.small if low and self.small is not None else self.shape
-        if not low or self.small_vocabulary is None:
-            return own, shape
-        folder, config = run.folder / pair.file_name / "vocabulary", own.config
-        data = dataclasses.replace(config.data, pairs=[str(pair)], zero_shot=[])
-        if not (folder / "config.json").is_file():
-            settings = dataclasses.replace(config.vocabulary, size=self.small_vocabulary)
-            run.save(lambda: _make_vocabulary(data, settings, config.base_model, folder))
-        config = dataclasses.replace(config, data=data, base=str(folder))
-        return dataclasses.replace(run, config=config), shape
-
-    def _with_budget(self, run: Run, low: bool) -> Run:
-        """Return the run with these models' batches and arguments of the Trainer, in both phases."""
-        own = self.small_arguments if low and self.small_arguments is not None else self.arguments
-        if not own and self.max_tokens is None:
-            return run
-        budgets: dict[str, Any] = {}
-        for phase in _PHASES:
-            planned: TrainConfig = getattr(run.config, phase)
-            tokens = self.max_tokens or planned.batches.max_tokens
-            batches = dataclasses.replace(planned.batches, max_tokens=tokens)
-            arguments = {**planned.arguments, **own}
-            budgets[phase] = dataclasses.replace(planned, batches=batches, arguments=arguments)
-        return dataclasses.replace(run, config=dataclasses.replace(run.config, **budgets))
+        arguments = self.small_arguments if low and self.small_arguments is not None else self.arguments
+        if arguments or self.max_tokens is not None:
+            budgets: dict[str, Any] = {}
+            for phase in _PHASES:
+                planned: TrainConfig = getattr(config, phase)
+                tokens = self.max_tokens or planned.batches.max_tokens
+                batches = dataclasses.replace(planned.batches, max_tokens=tokens)
+                changed = {**planned.arguments, **arguments}
+                budgets[phase] = dataclasses.replace(planned, batches=batches, arguments=changed)
+            config = dataclasses.replace(config, **budgets)
+        if low and self.small_vocabulary is not None:
+            folder, base = run.folder / pair.file_name / "vocabulary", config.base_model
+            data = dataclasses.replace(config.data, pairs=[str(pair)], zero_shot=[])
+            if not (folder / "config.json").is_file():
+                settings = dataclasses.replace(config.vocabulary, size=self.small_vocabulary)
+                run.save(lambda: _make_vocabulary(data, settings, base, folder))
+            config = dataclasses.replace(config, data=data, base=str(folder))
+        return run if config is run.config else dataclasses.replace(run, config=config), shape
 
     def _train(self, pair: Pair, run: Run) -> dict[str, Any]:
         """Train the model of one direction, unless it is trained; return its facts, all phases together."""

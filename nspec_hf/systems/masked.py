@@ -76,8 +76,8 @@ class Masked(System):
 
     def attach(self, model: PreTrainedModel, run: Run) -> Attachment:
         """Put the gate on the model."""
-        given = {"silence": self.silence, "mode": self.mode}
-        settings = _with(run.config.gate, zero_shot="compose", pivot=run.config.data.pivot, **given)
+        gate, pivot = run.config.gate, run.config.data.pivot
+        settings = _with(gate, silence=self.silence, mode=self.mode, zero_shot="compose", pivot=pivot)
         return NeuronGate(model, self.kept_masks(run), settings).attach()
 
     def kept_masks(self, run: Run) -> NeuronMasks:
@@ -237,9 +237,8 @@ class Allocation(Masked):
     def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the masks by importance."""
         record = _with(run.config.record, kinds=_KINDS, **{self.method: True})
-        given = {"general": self.general, "threshold": self.threshold, "by": self.by}
-        select = _with(run.config.select, method=self.method, **given)
-        return NeuronMasks.from_config(run.recorded(model, record), select)
+        chosen = {name: getattr(self, name) for name in ("method", "general", "threshold", "by")}
+        return NeuronMasks.from_config(run.recorded(model, record), _with(run.config.select, **chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
