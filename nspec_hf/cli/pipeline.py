@@ -288,7 +288,7 @@ def load(
 ) -> "tuple[PreTrainedModel, data.LanguageTags]":
     """Load a model, and its tokenizer as one that knows how languages are spelled.
 
-    A model for `training` has no layer dropout; the weights of a `paged` one leave memory until they are used.
+    A model for `training` has no layer dropout; the weights of a `paged` one leave memory till they are used.
 
     Raises:
         ArtifactError: If there is no such model.
