@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -85,14 +85,38 @@ def stored_text(
     return text, read_json(about)["told"]
 
 
-Chunk = tuple[np.ndarray, np.ndarray]
-"""Rows of token ids one after the other, int32, and where each begins and ends, int32 [rows + 1]."""
+@dataclass(frozen=True)
+class Rows:
+    """Rows of token ids, one after the other: int32 [tokens], and where each begins, integers [rows + 1]."""
+
+    tokens: np.ndarray
+    bounds: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "Rows":
+        """Return lists of ids as rows."""
+        bounds = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), out=bounds[1:])
+        return cls(np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=bounds[-1]), bounds)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of ids in each row."""
+        return np.diff(self.bounds)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.bounds) - 1
+
+    def __getitem__(self, index: int) -> list[int]:
+        """Return the ids of a row."""
+        return self.tokens[self.bounds[index] : self.bounds[index + 1]].tolist()
 
 
 def encoded_chunks(
     text: StoredText, tags: "LanguageTags", tokenizer: str, max_length: int, progress: bool
-) -> list[tuple[Chunk, Chunk]]:
-    """Return a pair's token ids as they lie on disk, source and target, some thousand sentences at a time.
+) -> Iterator[tuple[Rows, Rows]]:
+    """Yield a pair's token ids as they lie on disk, source and target, some thousand sentences at a time.
 
     Encodes text where that has not been done. Sentence pairs with a side longer than `max_length` are left
     out.
@@ -123,7 +147,11 @@ def encoded_chunks(
     with _bars(datasets, hidden):
         found = text.dataset.map(partial(_encoded, tags, text.pair, max_length), **arguments)
     sides = [found.data.column(name).chunks for name in ("input_ids", "labels")]
-    return [(_chunk(source), _chunk(target)) for source, target in zip(*sides, strict=True) if len(source)]
+    for chunks in zip(*sides, strict=True):
+        if len(chunks[0]):
+            # Arrow's list arrays are rows already, so nothing is copied.
+            source, target = ((one.values.to_numpy(), one.offsets.to_numpy()) for one in chunks)
+            yield Rows(*source), Rows(*target)
 
 
 @contextmanager
@@ -162,15 +190,17 @@ def _ids_key(text: StoredText, tokenizer: str, max_length: int) -> str:
     return digest(_FORMAT, text.key, str(text.pair), tokenizer, max_length)
 
 
+def within_length(
+    sources: list[list[int]], targets: list[list[int]], max_length: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return both sides without the sentence pairs of which one is longer."""
+    if all(len(ids) <= max_length for side in (sources, targets) for ids in side):
+        return sources, targets
+    kept = [row for row in zip(sources, targets, strict=True) if max(map(len, row)) <= max_length]
+    return [row[0] for row in kept], [row[1] for row in kept]
+
+
 def _encoded(tags: "LanguageTags", pair: Pair, max_length: int, rows: dict[str, list[str]]) -> dict[str, Any]:
     """Return the ids of some sentences; runs in a process of its own."""
     sides = tags.encode_source(rows["source"], pair), tags.encode_target(rows["target"], pair)
-    if any(len(ids) > max_length for side in sides for ids in side):
-        kept = [row for row in zip(*sides, strict=True) if max(map(len, row)) <= max_length]
-        sides = [row[0] for row in kept], [row[1] for row in kept]
-    return dict(zip(("input_ids", "labels"), sides, strict=True))
-
-
-def _chunk(rows: Any) -> Chunk:
-    """Return a list array of Arrow's without copying it."""
-    return rows.values.to_numpy(zero_copy_only=True), rows.offsets.to_numpy(zero_copy_only=True)
+    return dict(zip(("input_ids", "labels"), within_length(*sides, max_length), strict=True))

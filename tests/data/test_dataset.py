@@ -115,7 +115,7 @@ def test_an_unknown_language_is_told_before_anything_is_encoded(tags, monkeypatc
 def test_a_million_tokens_take_four_bytes_each():
     corpus = EncodedCorpus(["en-de"])
     corpus.add("en-de", [range(1000)] * 500, [range(1000)] * 500)
-    (part,) = corpus._parts()
+    (part,) = corpus._parts
     sources, targets = part.sources, part.targets
     assert sources.tokens.nbytes + targets.tokens.nbytes == 4_000_000
     assert sources.tokens.dtype == np.int32
