@@ -16,11 +16,12 @@ With `store` text goes to disk while it is read, and stays there: see `stored.py
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice, zip_longest
+from functools import cache, partial
+from itertools import islice, product, zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,21 +59,8 @@ def read_corpus(config: CorpusConfig, pairs: Iterable[str], split: str) -> list[
         ConfigError: If a pair is named twice, or goes from a language into itself.
     """
     pairs = translation_pairs(pairs)
-    reader = _DatasetReader if config.dataset else _FileReader
-    read = reader(config, pairs, split)
+    read = (_dataset_reader if config.dataset else _file_reader)(config, pairs, split)
     return [_text(pair, read(pair), config) for pair in pairs]
-
-
-@dataclass(frozen=True)
-class _Column:
-    """The lines of one language; None stands for a line that is not UTF-8."""
-
-    lines: Iterable[str | None]
-    place: str
-    first: int = 1
-    """Number of the first line in the file, for errors."""
-    content: Callable[[], str] = str
-    """Returns what stands for the lines' content."""
 
 
 class _Again:
@@ -85,151 +73,141 @@ class _Again:
         return islice(self.make(), self.most)
 
 
-class _Table:
-    """Rows with one entry a language (None: a row that is not UTF-8); a column is made when asked for."""
+def _first(make: Callable[[], Iterable[Any]], most: int | None, lazy: bool) -> Iterable[Any]:
+    """Return the first items of what is made, in memory or made anew each time."""
+    items = _Again(make, most)
+    return items if lazy else list(items)
 
-    def __init__(
-        self,
-        rows: Iterable[Mapping[str, Any] | None],
-        place: str,
-        first: int,
-        content: Callable[[], str],
-        lazy: bool,
-    ) -> None:
-        self._rows, self._place, self._first = rows if lazy else list(rows), place, first
-        self._content, self._lazy = content, lazy
-        self._columns: dict[str, _Column] = {}
+
+@dataclass(frozen=True)
+class _Column:
+    """The lines of one language; None stands for a line that is not UTF-8."""
+
+    lines: Iterable[str | None]
+    place: str
+    first: int
+    """Number of the first line in the file, for errors."""
+    content: Callable[[], str]
+    """Returns what stands for the lines' content."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Rows with one entry a language (None: a row that is not UTF-8)."""
+
+    rows: Iterable[Mapping[str, Any] | None]
+    place: str
+    first: int
+    content: Callable[[], str]
+    lazy: bool
+    """Whether rows and columns are made anew each time that they are gone through."""
 
     def column(self, code: str) -> _Column:
         """Return the lines of a language."""
-        if code not in self._columns:
-            if not any(code in row for row in self._rows if row is not None):
-                have = ", ".join(sorted({name for row in self._rows for name in row or ()})) or "nothing"
-                raise CorpusError(f"{self._place} has no language {code!r}; it has: {have}")
-            lines = _Again(partial(self._lines, code), None)
-            lines = lines if self._lazy else list(lines)
-            content = lambda: f"{self._content()} {code}"  # noqa: E731
-            self._columns[code] = _Column(lines, self._place, self._first, content)
-        return self._columns[code]
+        if not any(code in row for row in self.rows if row is not None):
+            have = ", ".join(sorted({name for row in self.rows for name in row or ()})) or "nothing"
+            raise CorpusError(f"{self.place} has no language {code!r}; it has: {have}")
+        lines = _first(partial(self._lines, code), None, self.lazy)
+        return _Column(lines, self.place, self.first, lambda: f"{self.content()} {code}")
 
     def _lines(self, code: str) -> Iterator[str | None]:
-        for number, row in enumerate(self._rows):
-            yield None if row is None else self._sentence(row.get(code), code, number)
-
-    def _sentence(self, value: Any, code: str, number: int) -> str | None:
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            place = f"{self._place}, line {number + self._first}"
-            raise CorpusError(f"{place}: expected text, got {value!r} for {code!r}")
-        # JSON can spell half of a character ("\\ud800"), which no UTF-8 can.
-        return _clean_line(value) if value.isascii() or _is_utf8(value) else None
+        for number, row in enumerate(self.rows, start=self.first):
+            value = None if row is None else row.get(code)
+            if value is None:
+                yield None if row is None else ""
+            elif not isinstance(value, str):
+                raise CorpusError(f"{self.place}, line {number}: expected text, got {value!r} for {code!r}")
+            else:
+                # JSON can spell half of a character ("\\ud800"), which no UTF-8 can.
+                yield None if re.search("[\ud800-\udfff]", value) else _clean_line(value)
 
 
 _Sides = tuple[_Column, _Column]
 
 
-class _FileReader:
-    """Reads pairs from a folder, each file once, since a pivot language is part of many pairs."""
+def _file_reader(config: CorpusConfig, pairs: Sequence[Pair], split: str) -> Callable[[Pair], _Sides]:
+    """Return what reads a pair from a folder, each file once, since a pivot is part of many pairs."""
+    folder, most, lazy = Path(config.path), config.most(pairs), bool(config.store)
+    if not folder.is_dir():
+        raise CorpusError(f"there is no folder {config.path}")
+    content, column = cache(file_digest), cache(_Table.column)
 
-    def __init__(self, config: CorpusConfig, pairs: Sequence[Pair], split: str) -> None:
-        self.folder, self.split = Path(config.path), split
-        self._most, self._lazy = config.most(pairs), bool(config.store)
-        if not self.folder.is_dir():
-            raise CorpusError(f"there is no folder {config.path}")
-        self._contents: dict[Path, str] = {}
-        self._columns: dict[Path, _Column] = {}
-        self._tables: dict[Path, _Table] = {}
-
-    def __call__(self, pair: Pair) -> _Sides:
-        """Return both sides of a pair."""
-        names = dict.fromkeys([pair, pair.file_name, pair.reverse, pair.reverse.file_name])
-        stems = [*(f"{self.split}.{name}" for name in names), self.split]
-        for stem in stems:
-            source, target = (self._find(f"{stem}.{code}") for code in (pair.source, pair.target))
-            if source and target:
-                return self._text(source), self._text(target)
-        for stem in stems:
-            for kind in _TABLES:
-                if path := self._find(f"{stem}{kind}"):
-                    table = self._table(path, kind)
-                    return table.column(pair.source), table.column(pair.target)
-        have = ", ".join(sorted(path.name for path in self.folder.glob(f"{self.split}.*"))[:12])
-        raise CorpusError(
-            f"no {self.split} text of {pair} in {self.folder}: expected {self.split}.{pair.source} and "
-            f"{self.split}.{pair.target} (or {', '.join(PACKED)}); of this split there is: "
-            f"{have or 'nothing'}"
-        )
-
-    def _find(self, name: str) -> Path | None:
-        candidates = (self.folder / f"{name}{packed}" for packed in ("", *PACKED))
+    def find(name: str) -> Path | None:
+        candidates = (folder / f"{name}{packed}" for packed in ("", *PACKED))
         return next((path for path in candidates if path.is_file()), None)
 
-    def _text(self, path: Path) -> _Column:
-        if path not in self._columns:
-            lines = _Again(partial(_text_lines, path), self._most)
-            content = partial(self._content, path)
-            self._columns[path] = _Column(lines if self._lazy else list(lines), str(path), content=content)
-        return self._columns[path]
+    @cache
+    def text(path: Path) -> _Column:
+        lines = _first(partial(_text_lines, path), most, lazy)
+        return _Column(lines, str(path), 1, partial(content, path))
 
-    def _table(self, path: Path, kind: str) -> _Table:
-        if path not in self._tables:
-            rows, first = _Again(partial(_TABLES[kind], path), self._most), 2 if kind == ".tsv" else 1
-            content = partial(self._content, path)
-            self._tables[path] = _Table(rows, str(path), first, content, self._lazy)
-        return self._tables[path]
+    @cache
+    def table(path: Path, kind: str) -> _Table:
+        rows = _first(partial(_TABLES[kind], path), most, lazy)
+        return _Table(rows, str(path), 2 if kind == ".tsv" else 1, partial(content, path), lazy)
 
-    def _content(self, path: Path) -> str:
-        if path not in self._contents:
-            self._contents[path] = file_digest(path)
-        return self._contents[path]
+    def read(pair: Pair) -> _Sides:
+        names = dict.fromkeys([pair, pair.file_name, pair.reverse, pair.reverse.file_name])
+        stems = [*(f"{split}.{name}" for name in names), split]
+        for stem in stems:
+            source, target = (find(f"{stem}.{code}") for code in (pair.source, pair.target))
+            if source and target:
+                return text(source), text(target)
+        for stem, kind in product(stems, _TABLES):
+            if path := find(f"{stem}{kind}"):
+                return column(table(path, kind), pair.source), column(table(path, kind), pair.target)
+        have = ", ".join(sorted(path.name for path in folder.glob(f"{split}.*"))[:12])
+        raise CorpusError(
+            f"no {split} text of {pair} in {folder}: expected {split}.{pair.source} and "
+            f"{split}.{pair.target} (or {', '.join(PACKED)}); of this split there is: {have or 'nothing'}"
+        )
+
+    return read
 
 
-class _DatasetReader:
-    """Reads pairs from the `datasets` library, each configuration once for all of its pairs."""
+def _dataset_reader(config: CorpusConfig, pairs: Sequence[Pair], split: str) -> Callable[[Pair], _Sides]:
+    """Return what reads a pair by the `datasets` library, each configuration once for all of its pairs."""
+    names = {pair: _configuration(config.dataset_name, pair) for pair in pairs}
+    tables = {
+        name: _dataset(config, name, [pair for pair in pairs if names[pair] == name], split)
+        for name in dict.fromkeys(names.values())
+    }
+    column = cache(_Table.column)
+    return lambda pair: (column(tables[names[pair]], pair.source), column(tables[names[pair]], pair.target))
 
-    def __init__(self, config: CorpusConfig, pairs: Sequence[Pair], split: str) -> None:
-        self.config, self.split = config, split
-        self._tables: dict[str | None, _Table] = {}
-        for name in dict.fromkeys(map(self._name, pairs)):
-            self._tables[name] = self._read(name, [pair for pair in pairs if self._name(pair) == name])
 
-    def __call__(self, pair: Pair) -> _Sides:
-        """Return both sides of a pair."""
-        table = self._tables[self._name(pair)]
-        return table.column(pair.source), table.column(pair.target)
+def _configuration(name: str | None, pair: Pair) -> str | None:
+    first, second = sorted([pair.source, pair.target])
+    codes = {"{source}": pair.source, "{target}": pair.target, "{a}": first, "{b}": second}
+    for placeholder, code in codes.items():
+        name = name and name.replace(placeholder, code)
+    return name
 
-    def _name(self, pair: Pair) -> str | None:
-        name = self.config.dataset_name
-        first, second = sorted([pair.source, pair.target])
-        codes = {"{source}": pair.source, "{target}": pair.target, "{a}": first, "{b}": second}
-        for placeholder, code in codes.items():
-            name = name and name.replace(placeholder, code)
-        return name
 
-    def _read(self, name: str | None, pairs: Sequence[Pair]) -> _Table:
-        most, lazy = self.config.most(pairs), bool(self.config.store)
-        codes = set(languages_of(pairs))
-        place = f"dataset {self.config.dataset}"
-        library = extra("datasets")
-        try:
-            reads = library.load_dataset_builder(self.config.dataset, name).config
-            # Else the words "NA", "None" and "null" of a CSV file would be read as nothing.
-            options = {"keep_default_na": False} if hasattr(reads, "keep_default_na") else {}
-            rows = library.load_dataset(
-                self.config.dataset, name, split=self.split, streaming=self.config.streaming, **options
-            )
-            made = [self.config.dataset, name, self.split, self.config.streaming, options]
-            stands_for = partial(digest, getattr(rows, "_fingerprint", ""), made)
-            wanted = _Again(lambda: (_wanted(row, codes, place) for row in rows), most)
-            return _Table(wanted, place, 1, stands_for, lazy)
-        except CorpusError:
-            raise
-        except Exception as error:  # a broken file comes as whatever its reader raised
-            reason = error.__cause__ or error
-            raise CorpusError(
-                f"{place} ({name or 'no name'}, {self.split}) cannot be read: {reason}"
-            ) from error
+def _dataset(config: CorpusConfig, name: str | None, pairs: Sequence[Pair], split: str) -> _Table:
+    place, codes = f"dataset {config.dataset}", set(languages_of(pairs))
+    library = extra("datasets")
+    try:
+        reads = library.load_dataset_builder(config.dataset, name).config
+        # Else the words "NA", "None" and "null" of a CSV file would be read as nothing.
+        options = {"keep_default_na": False} if hasattr(reads, "keep_default_na") else {}
+        rows = library.load_dataset(config.dataset, name, split=split, streaming=config.streaming, **options)
+        made = [config.dataset, name, split, config.streaming, options]
+        stands_for = partial(digest, getattr(rows, "_fingerprint", ""), made)
+
+        def wanted() -> Iterator[dict[str, Any]]:
+            # These languages' entries alone, since a data set can have many more.
+            for row in rows:
+                entries = _entries(row, place)
+                yield {code: entries[code] for code in codes & entries.keys()}
+
+        lazy = bool(config.store)
+        return _Table(_first(wanted, config.most(pairs), lazy), place, 1, stands_for, lazy)
+    except CorpusError:
+        raise
+    except Exception as error:  # a broken file comes as whatever its reader raised
+        reason = error.__cause__ or error
+        raise CorpusError(f"{place} ({name or 'no name'}, {split}) cannot be read: {reason}") from error
 
 
 def _clean_line(line: str) -> str:
@@ -237,16 +215,6 @@ def _clean_line(line: str) -> str:
     line = line.strip()
     shown = line[:1].isalnum() or any(unicodedata.category(each) not in ("Cf", "Cc", "Zs") for each in line)
     return line if shown else ""
-
-
-def _wanted(row: Any, codes: set[str], place: str) -> dict[str, Any]:
-    """Return the entries of some languages alone, since a data set can have many more."""
-    entries = _entries(row, place)
-    return {code: entries[code] for code in codes & entries.keys()}
-
-
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _entries(row: Any, place: str) -> Mapping[str, Any]:
