@@ -108,7 +108,8 @@ class PairBatchSampler:
             raise ConfigError(
                 f"a sentence of {longest_N.max()} tokens exceeds max_tokens {self.config.max_tokens}"
             )
-        self._slots = self._make_slots(_small(longest_N), _small(pair_ids))
+        temperature = self.config.temperature if shuffle else 1
+        self._slots = _make_slots(_small(longest_N), _small(pair_ids), self.config, temperature)
         self._bounds = self._cut()
         self._planned: tuple[int, list[np.ndarray]] | None = None
 
@@ -136,18 +137,15 @@ class PairBatchSampler:
             rng = np.random.default_rng([self.config.seed, epoch])
             drawn_S = self._slots.fill(epoch)
             if self.shuffle:
-                drawn_S = drawn_S[self._trade_places(rng)]
+                # Slots of one kind trade places, so that the same sentences seldom meet again.
+                order_S = _numbers(len(drawn_S))
+                for start, stop in pairwise(_runs(self._slots.part_S, self._slots.limit_S)):
+                    rng.shuffle(order_S[start:stop])
+                drawn_S = drawn_S[order_S]
             batches = np.split(drawn_S, self._bounds[1:-1])
             order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
             self._planned = (epoch, [batches[i] for i in order])
         return self._planned[1]
-
-    def _trade_places(self, rng: np.random.Generator) -> np.ndarray:
-        """Return slots in an order in which equals have traded places, so that they seldom meet again."""
-        order_S = _numbers(len(self._slots.limit_S))
-        for start, stop in pairwise(self._slots.groups):
-            rng.shuffle(order_S[start:stop])
-        return order_S
 
     def _check(self, lengths: np.ndarray, pair_ids: np.ndarray, rank: int, world_size: int) -> None:
         if len(lengths) != len(pair_ids):
@@ -157,28 +155,10 @@ class PairBatchSampler:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is none of {world_size} processes, which are numbered from 0")
 
-    def _make_slots(self, longest_N: np.ndarray, pair_ids_N: np.ndarray) -> "_Slots":
-        sizes = np.bincount(pair_ids_N)
-        temperature = self.config.temperature if self.shuffle else 1
-        shares = sizes if temperature == 1 else _shares(sizes, temperature)
-        rng = np.random.default_rng(self.config.seed)
-        order_N = _sorted_by(_sorted_by(_numbers(len(longest_N)), longest_N), pair_ids_N)
-        ends = np.cumsum(sizes)
-        parts = []
-        for size, share, end in zip(sizes.tolist(), shares.tolist(), ends.tolist(), strict=True):
-            members = order_N[end - size : end]
-            rounds, rest = divmod(share, size) if size else (0, 0)
-            parts += [_Slots.one_each(members, longest_N)] * rounds
-            if rest:
-                parts.append(_Slots.in_turn(members, rest, longest_N, rng))
-        return _Slots.joined(parts, None if self.config.mixed else pair_ids_N)
-
     def _cut(self) -> np.ndarray:
         """Return where batches begin and end among the slots: full ones, then some halved for the ranks."""
-        part_S = self._slots.part_S
-        edges = [0, *(np.flatnonzero(part_S[1:] != part_S[:-1]) + 1).tolist(), len(part_S)]
         bounds = [0]
-        for start, stop in pairwise(edges):
+        for start, stop in pairwise(_runs(self._slots.part_S)):
             bounds += _cut_sorted(self._slots.limit_S[start:stop], self.config.max_tokens, start)
         wanted = -(-(len(bounds) - 1) // self.world_size) * self.world_size
         return np.array(_halve_largest(bounds, wanted) if wanted >= len(bounds) else bounds)
@@ -196,45 +176,48 @@ class _Slots:
     """Longest sentence that may come, in tokens."""
     part_S: np.ndarray
     """Slots of different parts may not share a batch."""
-    groups: list[int]
-    """Where slots begin that may trade places, those of the same part and limit, and where the last ends."""
-
-    @classmethod
-    def one_each(cls, members: np.ndarray, longest_N: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return a slot for each member: members, first, count, limit."""
-        return members, _numbers(len(members)), np.ones(len(members), np.uint8), longest_N[members]
-
-    @classmethod
-    def in_turn(
-        cls, members: np.ndarray, slots: int, longest_N: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, ...]:
-        """Return fewer slots than members: neighbours in length take turns, in random order."""
-        bounds = np.arange(slots + 1) * len(members) // slots
-        count = np.diff(bounds)
-        slot_of_member = np.repeat(np.arange(slots), count)
-        turns = members[np.lexsort((rng.random(len(members)), slot_of_member))]
-        first = bounds[:-1].astype(members.dtype)
-        return turns, first, _small(count), longest_N[members[bounds[1:] - 1]]
-
-    @classmethod
-    def joined(cls, parts: Sequence[tuple[np.ndarray, ...]], pair_ids_N: np.ndarray | None) -> "_Slots":
-        """Join the slots of all pairs and sort them; `pair_ids_N` keeps pairs apart."""
-        # Python's integers, which leave an array its type.
-        offsets = np.cumsum([0, *(len(part[0]) for part in parts)]).tolist()
-        members = np.concatenate([part[0] for part in parts])
-        first = np.concatenate([part[1] + start for part, start in zip(parts, offsets[:-1], strict=True)])
-        count, limit = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
-        part = np.zeros(len(first), np.uint8) if pair_ids_N is None else pair_ids_N[members[first]]
-        order = _sorted_by(_sorted_by(_numbers(len(first)), limit), part)
-        part, limit = part[order], limit[order]
-        changes = (part[1:] != part[:-1]) | (limit[1:] != limit[:-1])
-        groups = [0, *(np.flatnonzero(changes) + 1).tolist(), len(part)]
-        return cls(members, first[order], count[order], limit, part, groups)
 
     def fill(self, epoch: int) -> np.ndarray:
         """Return the sentence number in each slot, shape [S]."""
         turn_S = (epoch % self.count_S.astype(self.first_S.dtype)).astype(self.first_S.dtype, copy=False)
         return self.members[self.first_S + turn_S]
+
+
+def _make_slots(
+    longest_N: np.ndarray, pair_ids_N: np.ndarray, config: BatchConfig, temperature: float
+) -> _Slots:
+    """Return the slots of all pairs: one for each sentence, some times over, then of fewer than sentences."""
+    sizes = np.bincount(pair_ids_N)
+    shares = sizes if temperature == 1 else _shares(sizes, temperature)
+    rng = np.random.default_rng(config.seed)
+    order_N = _sorted_by(_sorted_by(_numbers(len(longest_N)), longest_N), pair_ids_N)
+    held, first, count = [order_N], [_numbers(0)], [np.zeros(0, np.uint8)]
+    limit, taken = [longest_N[:0]], len(order_N)
+    for size, share, end in zip(sizes.tolist(), shares.tolist(), np.cumsum(sizes).tolist(), strict=True):
+        own = order_N[end - size : end]
+        rounds, rest = divmod(share, size) if size else (0, 0)
+        first += [np.arange(end - size, end, dtype=order_N.dtype)] * rounds
+        count += [np.ones(size, np.uint8)] * rounds
+        limit += [longest_N[own]] * rounds
+        if rest:
+            # Neighbours in length take turns, in random order.
+            bounds = np.arange(rest + 1) * size // rest
+            slot_of_member = np.repeat(np.arange(rest), np.diff(bounds))
+            held.append(own[np.lexsort((rng.random(size), slot_of_member))])
+            first.append((bounds[:-1] + taken).astype(order_N.dtype))
+            count.append(_small(np.diff(bounds)))
+            limit.append(longest_N[own[bounds[1:] - 1]])
+            taken += size
+    members, first_S, count_S, limit_S = map(np.concatenate, (held, first, count, limit))
+    part_S = np.zeros(len(first_S), np.uint8) if config.mixed else pair_ids_N[members[first_S]]
+    order_S = _sorted_by(_sorted_by(_numbers(len(first_S)), limit_S), part_S)
+    return _Slots(members, *(each[order_S] for each in (first_S, count_S, limit_S, part_S)))
+
+
+def _runs(*keys_S: np.ndarray) -> list[int]:
+    """Return where the runs of slots begin that are alike in all keys, and where the last one ends."""
+    changes = np.logical_or.reduce([each[1:] != each[:-1] for each in keys_S])
+    return [0, *(np.flatnonzero(changes) + 1).tolist(), len(keys_S[0])]
 
 
 def _numbers(count: int) -> np.ndarray:
