@@ -88,10 +88,7 @@ def decode_line(line: bytes) -> str | None:
 
 
 def read_lines(source: Path | BinaryIO) -> list[str]:
-    """Return a file's lines, empty ones too.
-
-    Args:
-        source: As `raw_lines` takes it.
+    """Return a file's lines, empty ones too, of what `raw_lines` takes.
 
     Raises:
         CorpusError: If it cannot be opened or unpacked, or a line is not UTF-8.
@@ -146,11 +143,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def read_json(path: str | os.PathLike, error: type[NspecError] = ConfigError) -> Any:
-    """Return what a JSON file holds.
-
-    Args:
-        path: The file.
-        error: What is raised where it holds no JSON, or is nested too deeply to be read.
+    """Return what a JSON file holds; `error` where it holds none, or is nested too deeply to be read.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -171,12 +164,11 @@ def _indented(value: Any, depth: int = 0) -> str:
     line = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, (dict, list)) or not value or depth + len(line) <= _LINE:
         return line
-    inner = [_indented(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value)]
     if isinstance(value, dict):
-        inner = [
-            f"{json.dumps(key, ensure_ascii=False)}: {part}" for key, part in zip(value, inner, strict=True)
-        ]
-    first, last = "{}" if isinstance(value, dict) else "[]"
+        (first, last), keys = "{}", [f"{json.dumps(key, ensure_ascii=False)}: " for key in value]
+        inner = [key + _indented(part, depth + 1) for key, part in zip(keys, value.values(), strict=True)]
+    else:
+        (first, last), inner = "[]", [_indented(part, depth + 1) for part in value]
     indent = "\n" + " " * (depth + 1)
     return f"{first}{indent}{f',{indent}'.join(inner)}{indent[:-1]}{last}"
 

@@ -24,14 +24,10 @@ def program() -> str:
 
 
 def exit_status(name: str, call: Callable[[], int | None]) -> int:
-    """Run a command or a script to its end and return its exit status; what stops it is said in one line.
+    """Run a command or a script to its end and return its exit status.
 
     0, or what `call` returns: done. 2: something was asked that cannot be. 130: interrupted by Ctrl-C. 141:
-    what reads the output has gone.
-
-    Args:
-        name: What the line begins with.
-        call: What is run.
+    what reads the output has gone. What stops it is said in one line that begins with `name`.
     """
     try:
         status = call() or 0
@@ -52,11 +48,7 @@ def exit_status(name: str, call: Callable[[], int | None]) -> int:
 
 @contextlib.contextmanager
 def quiet_libraries(name: str) -> Iterator[None]:
-    """Keep back what libraries log and warn of, short of errors; a warning of ours is one line.
-
-    Args:
-        name: What that line begins with.
-    """
+    """Keep back what libraries log and warn of, short of errors; a warning of ours is a line after `name`."""
 
     def line(message: Warning | str, *_place: object) -> str:
         return f"{name}: warning: {' '.join(str(message).split())}\n"

@@ -48,11 +48,7 @@ def optional(module: str, needed_by: str, error: type[NspecError] = MissingPartE
 
 
 def attach(room: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return a package's `__getattr__`, `__dir__` and `__all__`.
-
-    Args:
-        room: The package's name; its `__init__.py` imports its public names under `if TYPE_CHECKING:`.
-    """
+    """Return the `__getattr__`, `__dir__` and `__all__` of a package whose names stand in such a block."""
     module = sys.modules[room]
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     blocks = [node.body for node in tree.body if isinstance(node, ast.If)]

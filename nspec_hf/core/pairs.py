@@ -126,15 +126,10 @@ def numbered(pairs: Sequence[Pair]) -> dict[Pair, int]:
 
 
 def pair_index(pairs: Sequence[Pair] | Mapping[Pair, int], pair: str, holder: str) -> int:
-    """Return the position of a pair.
-
-    Args:
-        pairs: Those there are; `numbered` ones where it is asked again and again.
-        pair: The pair.
-        holder: Whose pairs they are, for the error.
+    """Return the position of a pair; where it is asked again and again, `pairs` are `numbered` ones.
 
     Raises:
-        UnknownPairError: If it is not among them; the message lists those that are.
+        UnknownPairError: If it is not among them; the message lists those that the `holder` has.
     """
     numbers = pairs if isinstance(pairs, Mapping) else numbered(pairs)
     number = numbers.get(Pair(pair))

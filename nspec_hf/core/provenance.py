@@ -71,12 +71,6 @@ def adapter_base(folder: str | os.PathLike) -> str | None:
 
 
 def write_result(path: str | os.PathLike, result: Mapping[str, Any], config: Any) -> None:
-    """Write a result as JSON with its recipe, whole or not at all.
-
-    Args:
-        path: The file; its folder is made if needed.
-        result: The numbers.
-        config: The settings that made them, any dataclass or mapping; versions and hardware are added.
-    """
+    """Write a result as JSON, whole or not at all, with its recipe: settings, versions and hardware."""
     recipe = {"config": config, "versions": versions(), "hardware": hardware()}
     write_json(path, {**result, "recipe": recipe})

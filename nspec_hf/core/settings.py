@@ -5,7 +5,7 @@ A rule names a setting and what it needs. `{"quantization": "format=ctranslate2"
 `not a`: the other must not be given, `not num_beams=1` not be 1. Names may be dotted.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
@@ -26,13 +26,7 @@ def needs(**rules: str) -> Callable[[_Command], _Command]:
 
 
 def warn_unused(settings: object, rules: Mapping[str, str], names: str = "") -> None:
-    """Warn of each setting of a configuration that was changed although nothing reads it.
-
-    Args:
-        settings: A dataclass.
-        rules: Its rules.
-        names: What stands before the names of its fields: `select.`.
-    """
+    """Warn of each setting of a dataclass that was changed although nothing reads it; `names`: `select.`."""
     usual = {
         field.name: field.default_factory() if field.default_factory is not MISSING else field.default
         for field in fields(settings)  # type: ignore[arg-type]
@@ -46,20 +40,14 @@ def unused(
 ) -> Iterator[str]:
     """Yield a sentence for each setting that was changed although nothing reads it.
 
-    Args:
-        value: Name → the setting's value.
-        usual: Name → its value where it is not set.
-        rules: Name → what it needs.
-        names: What stands before a name.
+    `value` and `usual` tell a setting's value, and what it is where it is not set; `names` stands before its
+    name in the sentence.
     """
     for name, rule in rules.items():
-        if value(name) != usual(name) and not _holds(rule, value):
+        conditions = rule.removeprefix("not ").split(" or ")
+        holds = any(_is(each, value) for each in conditions) is not rule.startswith("not ")
+        if value(name) != usual(name) and not holds:
             yield f"{names}{name} has no effect {_in_words(rule, value, names)}; leave it out"
-
-
-def _holds(rule: str, value: Callable[[str], Any]) -> bool:
-    rest = rule.removeprefix("not ")
-    return any(_is(each, value) for each in rest.split(" or ")) is (rest == rule)
 
 
 def _is(condition: str, value: Callable[[str], Any]) -> bool:
@@ -74,9 +62,5 @@ def _in_words(rule: str, value: Callable[[str], Any], names: str) -> str:
     if rest != rule:
         return f"with {names}{name} {wanted}".rstrip()
     if not equals:
-        return f"without {_listed(names + each for each in rest.split(' or '))}"
-    return f"with {names}{name} {value(name)}, but with {_listed(wanted.split('|'))}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return " or ".join(names)
+        return f"without {' or '.join(names + each for each in rest.split(' or '))}"
+    return f"with {names}{name} {value(name)}, but with {' or '.join(wanted.split('|'))}"

@@ -17,30 +17,15 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from nspec_hf.core.errors import ConfigError
+from nspec_hf.core.errors import require
 
 Cell = str | int | float | None
 TableFormat = Literal["text", "markdown", "csv", "latex", "json"]
 
 _LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "→": r"$\rightarrow$",
-        "≥": r"$\geq$",
-        "<": r"$<$",
-        ">": r"$>$",
-        "–": "--",
-        "−": "$-$",
-    }
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"→": r"$\rightarrow$", "≥": r"$\geq$", "<": r"$<$", ">": r"$>$", "–": "--", "−": "$-$"}
 )
 
 
@@ -59,10 +44,10 @@ class Table:
     def __post_init__(self) -> None:
         """Check that every row has a cell for every column."""
         for row in self.rows:
-            if len(row) != len(self.columns):
-                raise ConfigError(
-                    f"table {self.title!r}: {len(row)} cells under {len(self.columns)} columns: {row}"
-                )
+            require(
+                len(row) == len(self.columns),
+                f"table {self.title!r}: {len(row)} cells under {len(self.columns)} columns: {row}",
+            )
 
     def render(self, style: TableFormat = "text") -> str:
         """Return the table as text in one of the styles, ending in a newline.
@@ -70,18 +55,9 @@ class Table:
         Raises:
             ConfigError: If the style is unknown.
         """
-        styles = {
-            "text": self._text,
-            "markdown": self._markdown,
-            "csv": self._csv,
-            "latex": self._latex,
-            "json": self._json,
-        }
-        if style not in styles:
-            raise ConfigError(
-                f"unknown table format {style!r}; formats are: {', '.join(get_args(TableFormat))}"
-            )
-        return styles[style]().rstrip("\n") + "\n"
+        known = get_args(TableFormat)
+        require(style in known, f"unknown table format {style!r}; formats are: {', '.join(known)}")
+        return getattr(self, f"_{style}")().rstrip("\n") + "\n"
 
     def __str__(self) -> str:
         """Return the table as text."""
@@ -89,10 +65,8 @@ class Table:
 
     def _text(self) -> str:
         table = RichTable(title=Text(self.title), title_justify="left", box=box.SIMPLE_HEAD)
-        for number, column in enumerate(self.columns):
-            table.add_column(
-                Text(column), justify="right" if self._is_numeric(number) else "left", no_wrap=True
-            )
+        for column, numeric in zip(self.columns, self._numeric(), strict=True):
+            table.add_column(Text(column), justify="right" if numeric else "left", no_wrap=True)
         for row in self.rows:
             # Text, not str: rich would read a cell such as "[de]" as markup and swallow it.
             table.add_row(*(Text(self._readable(cell)) for cell in row))
@@ -104,14 +78,14 @@ class Table:
 
     def _markdown(self) -> str:
         heads = [column.replace("|", "\\|") for column in self.columns]
-        rules = ["---:" if self._is_numeric(number) else "---" for number in range(len(heads))]
+        rules = ["---:" if numeric else "---" for numeric in self._numeric()]
         body = [[self._readable(cell).replace("|", "\\|") for cell in row] for row in self.rows]
         lines = [f"| {' | '.join(cells)} |" for cells in [heads, rules, *body]]
         notes = [f"- `{note}`" for note in self.notes]
         return "\n".join([f"**{self.title}**", "", *lines, *([""] if notes else []), *notes])
 
     def _latex(self) -> str:
-        spec = "".join("r" if self._is_numeric(number) else "l" for number in range(len(self.columns)))
+        spec = "".join("r" if numeric else "l" for numeric in self._numeric())
         body = [[self._readable(cell).translate(_LATEX) for cell in row] for row in self.rows]
         lines = [f"  {' & '.join(cells)} \\\\" for cells in body]
         head = " & ".join(column.translate(_LATEX) for column in self.columns)
@@ -138,17 +112,13 @@ class Table:
 
     def _json(self) -> str:
         rows = [dict(zip(self.columns, (_exact(cell) for cell in row), strict=True)) for row in self.rows]
-        content = {
-            "title": self.title,
-            "columns": list(self.columns),
-            "rows": rows,
-            "notes": list(self.notes),
-        }
+        content = {"title": self.title, "columns": self.columns, "rows": rows, "notes": self.notes}
         return json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
 
-    def _is_numeric(self, column: int) -> bool:
-        cells = [row[column] for row in self.rows if row[column] is not None]
-        return bool(cells) and all(isinstance(cell, (int, float)) for cell in cells)
+    def _numeric(self) -> list[bool]:
+        """Return whether each column holds a number, and nothing else."""
+        columns = ([row[i] for row in self.rows if row[i] is not None] for i in range(len(self.columns)))
+        return [bool(cells) and all(isinstance(cell, (int, float)) for cell in cells) for cells in columns]
 
     def _readable(self, cell: Cell) -> str:
         cell = _exact(cell)
