@@ -34,9 +34,6 @@ class Untouched:
 class Moses(Untouched):
     """Words apart from punctuation; truecased too in languages whose casing is known.
 
-    Args:
-        casing: Casing of the words of each language.
-
     Raises:
         ConfigError: If sacremoses is not installed.
     """
@@ -86,11 +83,7 @@ def learned(
     """Return what prepares text; casing is learned from what stands inside of sentences.
 
     As train-truecaser.perl counts, but that forms which were seen once are left out, so that the tokenizer's
-    file stays small.
-
-    Args:
-        kind: Nothing, tokenization, or truecasing too.
-        sentences: Language → its text.
+    file stays small. `sentences` are each language's text.
     """
     if kind is None:
         return Untouched()

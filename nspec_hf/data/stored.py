@@ -62,13 +62,8 @@ def stored_text(
 ) -> tuple[StoredText, list[str]]:
     """Return a pair's text on disk, and what there was to say of it when it was read.
 
-    Args:
-        pair: The pair.
-        rows: Source and target of each line; not looked at where the file is there.
-        told: Filled while `rows` is gone through.
-        folder: Made where it does not exist.
-        key: Stands for the content of the text and for how it is read.
-        num_proc: For `StoredText`.
+    `key` stands for the content of the text and for how it is read: where its file is there, `rows` (source
+    and target of each line) are not looked at. Going through them fills `told`.
     """
     arrow, datasets = extra("pyarrow"), extra("datasets")
     path = folder / f"text.{digest(_FORMAT, key)}.arrow"
@@ -118,15 +113,8 @@ def encoded_chunks(
 ) -> Iterator[tuple[Rows, Rows]]:
     """Yield a pair's token ids as they lie on disk, source and target, some thousand sentences at a time.
 
-    Encodes text where that has not been done. Sentence pairs with a side longer than `max_length` are left
-    out.
-
-    Args:
-        text: The text.
-        tags: Encode it.
-        tokenizer: `tokenizer_key` of the tags.
-        max_length: In tokens.
-        progress: Show a bar where standard error is a terminal.
+    Encodes text where that has not been done; `tokenizer` is the tags' `tokenizer_key`. Sentence pairs with a
+    side longer than `max_length` tokens are left out. A bar needs a terminal at standard error.
     """
     datasets = extra("datasets")
     ids = datasets.List(datasets.Value("int32"))

@@ -63,14 +63,10 @@ def load_tokenizer(
 
 
 def subword_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], side: str) -> list[list[int]]:
-    """Return each text's ids, with no special token around it.
+    """Return the ids of each text, of one at least, with no special token around it.
 
-    Unsplit, a text that quotes a tag, or </s>, would be read as being one.
-
-    Args:
-        tokenizer: Any.
-        texts: At least one.
-        side: `text` or `text_target`, as a call of a tokenizer names them.
+    The side is `text` or `text_target`, as a call of a tokenizer names them. Unsplit, a text that quotes a
+    tag, or </s>, would be read as being one.
     """
     split = getattr(tokenizer, "backend_tokenizer", None)
     if split is not None and _only_splits(type(tokenizer), side):
@@ -102,13 +98,9 @@ def train_vocabulary(
     config: VocabularyConfig,
     text: Untouched | Moses | None = None,
 ) -> PreTrainedTokenizerFast:
-    """Train a joint subword vocabulary.
+    """Train a joint subword vocabulary on text of all languages, each as often as it should count.
 
-    Args:
-        sentences: Text of all languages, each as often as it should count.
-        languages: Codes that get a tag.
-        config: Size and kind.
-        text: What prepared the sentences, which is kept with the tokenizer.
+    What prepared that `text` is kept with the tokenizer; each of the `languages` gets a tag.
 
     Raises:
         ConfigError: If the text does not give such a vocabulary; the message is SentencePiece's.

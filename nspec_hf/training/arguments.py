@@ -26,31 +26,36 @@ from nspec_hf.data import BatchConfig
 from nspec_hf.training.checkpoints import MADE_BY_FILE, last_checkpoint
 from nspec_hf.training.config import TrainConfig
 
-HONOURED = frozenset(
+THE_RESULT = frozenset(
     """
-    output_dir num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
-    optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules
-    gradient_accumulation_steps average_tokens_across_devices max_grad_norm label_smoothing_factor
-    bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
-    gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_liger_kernel
-    liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps
-    logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
-    include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project
-    trackio_space_id trackio_bucket_id trackio_static_space_id
-    eval_strategy eval_steps eval_delay prediction_loss_only eval_on_start eval_do_concat_batches
-    eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics
-    save_only_model save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
-    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
-    load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
-    restore_callback_states_from_checkpoint full_determinism seed use_cpu
-    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
-    dataloader_multiprocessing_context dataloader_in_order remove_unused_columns label_names
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend
-    ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1
+    adam_beta2 adam_epsilon optim_target_modules gradient_accumulation_steps average_tokens_across_devices
+    max_grad_norm label_smoothing_factor bf16 fp16 tf32 activation_checkpointing
+    activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs torch_compile
+    torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config use_cache
+    neftune_noise_alpha prediction_loss_only eval_do_concat_batches eval_use_gather_object
+    eval_accumulation_steps include_for_metrics batch_eval_metrics save_only_model ignore_data_skip
+    full_determinism seed dataloader_in_order remove_unused_columns label_names fsdp fsdp_config deepspeed
     predict_with_generate generation_max_length generation_num_beams generation_config
     """.split()
 )
-"""What they say is done."""
+"""What decides which weights come out. What these say, and the next ones, is done."""
+
+NOT_THE_RESULT = frozenset(
+    """
+    output_dir num_train_epochs max_steps logging_strategy logging_steps logging_first_step log_on_each_node
+    logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to
+    run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps
+    eval_delay eval_on_start save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
+    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
+    use_cpu dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+    dataloader_prefetch_factor dataloader_multiprocessing_context ddp_backend ddp_timeout debug
+    skip_memory_metrics torch_empty_cache_steps
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
+    """.split()
+)
+"""What may change while a run goes on: how long it is, what is looked at, where it runs. And secrets."""
 
 FOR_SCRIPTS = frozenset("do_train do_eval do_predict local_rank resume_from_checkpoint".split())
 """Notes of a script to itself, which no Trainer reads."""
@@ -78,22 +83,6 @@ REFUSED = {
     "get another one; train with data parallelism, FSDP or DeepSpeed",
 }
 """Would give another training than asked for, and what to do."""
-
-NOT_THE_RESULT = frozenset(
-    """
-    output_dir num_train_epochs max_steps logging_strategy logging_steps logging_first_step log_on_each_node
-    logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to
-    run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps
-    eval_delay eval_on_start save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
-    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
-    load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
-    use_cpu dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
-    dataloader_prefetch_factor dataloader_multiprocessing_context ddp_backend ddp_timeout debug
-    skip_memory_metrics torch_empty_cache_steps
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
-    """.split()
-)
-"""What may change while a run goes on: how long it is, what is looked at, where it runs. And secrets."""
 
 _OUR_DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,
@@ -126,10 +115,6 @@ _CHOSEN_BY_THE_RUN = ("output_dir", "resume_from_checkpoint")
 def check_arguments(args: Seq2SeqTrainingArguments, batches: BatchConfig) -> None:
     """Refuse, or warn of, arguments that are set and that an `EncodedCorpus` has no use for.
 
-    Args:
-        args: The Trainer's.
-        batches: The corpus's `BatchConfig`.
-
     Raises:
         TrainingSetupError: If one would give another training than asked for.
     """
@@ -161,7 +146,7 @@ def result_settings(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
     return {
         name: plain(value)
         for name, (value, usual) in values.items()
-        if name in HONOURED - NOT_THE_RESULT and value != usual and (value or usual not in (None, MISSING))
+        if name in THE_RESULT and value != usual and (value or usual not in (None, MISSING))
     }
 
 
@@ -186,15 +171,6 @@ def _argument_types() -> dict[str, tuple[Any, ...]]:
     return {name: get_args(hint) or (hint,) for name, hint in hints.items()}
 
 
-def _whole(name: str, value: Any) -> Any:
-    """Return `max_steps: 1e3` as the whole number that it means; the Trainer would stop in mid-training."""
-    if _argument_types()[name] != (int,) or not isinstance(value, float):
-        return value
-    if not value.is_integer():
-        raise ConfigError(f"{name} is a whole number, got {value}")
-    return int(value)
-
-
 def training_arguments(
     config: TrainConfig, output: Path, evaluates: bool = False, pairs: Sequence[str] = ()
 ) -> Seq2SeqTrainingArguments:
@@ -214,17 +190,7 @@ def training_arguments(
     unknown = sorted(set(config.arguments) - set(types))
     require(not unknown, f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
     require(evaluates or not config.patience, "patience looks at the validation loss; give validation text")
-    for name, value in config.arguments.items():
-        require(name not in _CHOSEN_BY_THE_RUN, f"{name} is chosen by the run; leave it out of arguments")
-        require(
-            not isinstance(value, str) or str in types[name],
-            f"training argument {name} is no text, got {value!r}; write numbers plainly (1000, 0.0005)",
-        )
-    # YAML reads a plain `no` as false, and so `eval_strategy: no` comes here.
-    given = {
-        name: "no" if value is False and name.endswith("_strategy") else _whole(name, value)
-        for name, value in config.arguments.items()
-    }
+    given = {name: _checked(name, value, types[name]) for name, value in config.arguments.items()}
     chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()} | _for_few_updates(given, output)
     if str(join_processes().device) == "cpu":
         # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
@@ -237,8 +203,6 @@ def training_arguments(
     if config.patience:
         chosen["load_best_model_at_end"] = True
     _check_evaluations({**chosen, **given})
-    for name, value in given.items():
-        _check_range(name, value)
     try:
         arguments = Seq2SeqTrainingArguments(**{**chosen, **given, "output_dir": str(output)})
         _try_out(arguments)
@@ -289,9 +253,25 @@ def _check_evaluations(asked: Mapping[str, Any]) -> None:
     warn(message)
 
 
-def _check_range(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or (name == "max_steps" and value == -1):
-        return
+def _checked(name: str, value: Any, types: tuple[Any, ...]) -> Any:
+    """Return an argument as the Trainer takes it."""
+    require(name not in _CHOSEN_BY_THE_RUN, f"{name} is chosen by the run; leave it out of arguments")
+    require(
+        not isinstance(value, str) or str in types,
+        f"training argument {name} is no text, got {value!r}; write numbers plainly (1000, 0.0005)",
+    )
+    if value is False and name.endswith("_strategy"):
+        return "no"  # YAML reads a plain `no` as false, and so `eval_strategy: no` comes here
+    if types == (int,) and isinstance(value, float):
+        # `max_steps: 1e3` means a whole number; with another the Trainer would stop in mid-training.
+        require(value.is_integer(), f"{name} is a whole number, got {value}")
+        value = int(value)
+    if isinstance(value, (int, float)) and (name, value) != ("max_steps", -1):
+        _check_range(name, value)
+    return value
+
+
+def _check_range(name: str, value: float) -> None:
     require(math.isfinite(value), f"training argument {name} is a finite number, got {value}")
     least, above = _LEAST.get(name), name in _ABOVE_ZERO
     require(least is None or value >= least, f"training argument {name} is {least} or more, got {value}")

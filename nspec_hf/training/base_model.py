@@ -50,21 +50,17 @@ def make_tokenizer(
 
 
 def make_model(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], seed: int) -> PreTrainedModel:
-    """Return a fresh model with tied embeddings, without layer dropout.
+    """Return a fresh model of a tokenizer's subwords, with tied embeddings, without layer dropout.
 
-    Args:
-        tokenizer: Says how many subwords there are, and which are special.
-        settings: `model_type`, `m2m_100` if none is given, and any field of its config.
-        seed: Seed of the weights.
+    `settings` are `model_type`, `m2m_100` if none is given, and any field of its config.
     """
     check_model_settings(settings)
     set_seed(seed)
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     ids |= {"eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.eos_token_id}
-    dropout = dict.fromkeys(_NO_DROPOUT, 0.0)
     kind, own = _kind(settings)
-    ids["vocab_size"] = len(tokenizer)
-    return AutoModelForSeq2SeqLM.from_config(kind(**{**dropout, **ids, **own}))
+    fields = {**dict.fromkeys(_NO_DROPOUT, 0.0), **ids, "vocab_size": len(tokenizer), **own}
+    return AutoModelForSeq2SeqLM.from_config(kind(**fields))
 
 
 def check_model_settings(settings: Mapping[str, Any]) -> None:
@@ -84,27 +80,21 @@ def check_model_settings(settings: Mapping[str, Any]) -> None:
 
 def _kind(settings: Mapping[str, Any]) -> tuple[type[PretrainedConfig], dict[str, Any]]:
     """Return the class of a fresh model's config, and the settings with what our architecture adds."""
-    name = settings.get("model_type", M2M100Config.model_type)
+    own = dict(settings)
+    name = own.pop("model_type", M2M100Config.model_type)
     if name == M2M100Config.model_type:
-        return M2M100Config, {key: value for key, value in settings.items() if key != "model_type"}
+        return M2M100Config, own
     if name != MarianConfig.model_type:
         raise ConfigError(f"model_type is {' or '.join(_A_MODEL)}, got {name!r}")
     # Marian's own default is the token 0, with which every longest translation would end.
     ours = {"activation_function": "relu", "scale_embedding": True, "forced_eos_token_id": None}
-    return MarianConfig, {key: value for key, value in {**ours, **settings}.items() if key != "model_type"}
+    return MarianConfig, ours | own
 
 
 def fresh_model(
     name: str, settings: Mapping[str, Any], seed: int, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """Return an untrained model of a trained one's shape, but for what `settings` say of its config.
-
-    Args:
-        name: Hub id or folder of the trained one.
-        settings: Fields of its config.
-        seed: Seed of the weights.
-        device: Where it is moved.
-    """
+    """Return an untrained model of the shape of the one of that name, but for `settings` of its config."""
     config = load_config(name, settings, for_training=True)
     # A Trainer leaves False in the config that it saves, and a model made from that would translate without a
     # cache: the same words, six times slower.

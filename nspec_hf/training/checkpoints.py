@@ -173,11 +173,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 class RunClock(TrainerCallback, ExportableState):
-    """Counts the seconds of training over all sittings; each checkpoint keeps them.
-
-    Args:
-        before: Seconds of the earlier sittings.
-    """
+    """Counts the seconds of training, those `before` this sitting too; each checkpoint keeps them."""
 
     def __init__(self, before: float = 0.0) -> None:
         self._before, self._started = before, time.monotonic()

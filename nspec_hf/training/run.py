@@ -7,7 +7,6 @@ and every control differ in nothing but what they are meant to differ in.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +125,18 @@ def train(
     if gate is not None:
         gate.attach()
     chooses = validation if config.patience or arguments.load_best_model_at_end else None
-    base = base_facts(model) | {"validation": None if chooses is None else chooses.digest()}
-    made_by = partial(_made_by, base, corpus, config, result_settings(arguments), gate)
+    # All that decides which weights come out of a run, but for its length; a gate's masks may still change.
+    decided = base_facts(model) | {
+        "validation": None if chooses is None else chooses.digest(),
+        "text": corpus.digest(),
+        "gate": None,
+        "batches": config.batches,
+        "arguments": result_settings(arguments),
+    }
+
+    def made_by() -> dict[str, Any]:
+        return decided | {"gate": None if gate is None else gate.facts()}
+
     # Only what the main process writes has to be kept from another run.
     with lock_folder(output) if arguments.process_index == 0 else nullcontext():
         until = {name: getattr(arguments, name) for name in _UNTIL} | {"patience": config.patience}
@@ -148,40 +157,17 @@ def train(
         if checkpoint is not None:
             _check_made_by(Path(checkpoint), gate, made_by)
         seconds = _fit(trainer, checkpoint)
-        done = {"until": until, "updates": trainer.state.global_step, "seconds": seconds}
-        _save(trainer, output, done, made_by)
-    return TrainResult(trainer.state.global_step, seconds, trainer.state.log_history)
-
-
-def _save(
-    trainer: SpecializationTrainer, output: Path, done: dict[str, Any], made_by: Callable[[], dict[str, Any]]
-) -> None:
-    if trainer.is_world_process_zero():
-        # A shorter run may have ended here before; from now on its model is not what is in the folder.
-        (output / _FINISHED_FILE).unlink(missing_ok=True)
-    trainer.save_model(str(output / "model"))
-    if trainer.is_world_process_zero():
-        write_json(output / "model" / MADE_BY_FILE, made_by())
-        trainer.state.save_to_json(str(output / STATE_FILE))
-        # Last, so that it says that all the rest is there.
-        write_json(output / _FINISHED_FILE, done)
-
-
-def _made_by(
-    base: Mapping[str, Any],
-    corpus: EncodedCorpus,
-    config: TrainConfig,
-    arguments: Mapping[str, Any],
-    gate: Attachment | None,
-) -> dict[str, Any]:
-    """Return all that decides which weights come out of a run, but for its length."""
-    return {
-        **base,
-        "text": corpus.digest(),
-        "gate": None if gate is None else gate.facts(),
-        "batches": config.batches,
-        "arguments": arguments,
-    }
+        writes, updates = trainer.is_world_process_zero(), trainer.state.global_step
+        if writes:
+            # A shorter run may have ended here before; from now on its model is not what is in the folder.
+            (output / _FINISHED_FILE).unlink(missing_ok=True)
+        trainer.save_model(str(output / "model"))
+        if writes:
+            write_json(output / "model" / MADE_BY_FILE, made_by())
+            trainer.state.save_to_json(str(output / STATE_FILE))
+            # Last, so that it says that all the rest is there.
+            write_json(output / _FINISHED_FILE, {"until": until, "updates": updates, "seconds": seconds})
+    return TrainResult(updates, seconds, trainer.state.log_history)
 
 
 def _check_made_by(folder: Path, gate: Attachment | None, made_by: Callable[[], dict[str, Any]]) -> None:

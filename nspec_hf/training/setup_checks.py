@@ -18,13 +18,7 @@ from nspec_hf.recording import position_limit
 
 
 def check_setup(model: nn.Module, args: TrainingArguments, data: object, collator: object) -> None:
-    """Make all checks that do not need a gate, and freeze what could not be saved.
-
-    Args:
-        model: The model itself, out of its wrappers.
-        args: The Trainer's arguments.
-        data: What is trained on.
-        collator: Makes its batches.
+    """Make all checks of a model, out of its wrappers, that need no gate; freeze what could not be saved.
 
     Raises:
         TrainingSetupError: If one fails.
@@ -192,10 +186,7 @@ def check_lengths(model: nn.Module, corpus: EncodedCorpus) -> None:
 def check_one_target_language(tags: LanguageTags | None, pairs: Sequence[Pair], evaluates: bool) -> None:
     """Refuse generation in training by a plain Seq2SeqTrainer, if the pairs' translations begin differently.
 
-    Args:
-        tags: How the tokenizer spells languages; None passes.
-        pairs: All pairs.
-        evaluates: Whether it happens in training; else it is only warned about.
+    Where training does not evaluate, so that it comes later if at all, only warn; tags of None pass.
     """
     if tags is None or len({tuple(tags.decoder_prefix(pair, 0)) for pair in pairs}) < 2:
         return

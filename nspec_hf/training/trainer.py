@@ -7,7 +7,7 @@ It does what the callback alone cannot: batches by token budget, every row's own
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import speed_metrics
 
 from nspec_hf.core import Pair, TrainingSetupError, is_spread
-from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, PairBatchSampler, PairCollator
+from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, LanguageTags, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
 from nspec_hf.recording import eval_mode, refuse_integers
 from nspec_hf.training.arguments import check_arguments, minimize_losses
@@ -285,7 +285,10 @@ class SpecializationTrainer(HookedTrainer):
 
     def _evaluate_loss(self, corpus: EncodedCorpus, prefix: str) -> dict[str, float]:
         tally, text = PairTally(corpus.pairs), PairTally(corpus.pairs)
-        tags_P = self._target_tags(corpus.pairs)
+        # The id of each pair's tag among the labels; padding's, where labels have none.
+        tags: LanguageTags | None = getattr(self.data_collator, "tags", None)
+        ids = [None if tags is None else tags.target_tag_id(pair) for pair in corpus.pairs]
+        tags_P = torch.tensor([IGNORED if tag is None else tag for tag in ids])
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
             for batch in self._watched(corpus):
                 pair_ids, labels_BT = batch["pair_ids"], batch.pop("labels")
@@ -299,12 +302,6 @@ class SpecializationTrainer(HookedTrainer):
         overall, of_pairs = tally.take()
         losses = {f"{prefix}_loss_{pair}": loss for pair, loss in of_pairs.items()}
         return {f"{prefix}_loss": overall, f"{prefix}_text_loss": text.take()[0], **losses}
-
-    def _target_tags(self, pairs: Sequence[Pair]) -> Tensor:
-        """Return the id of each pair's tag among the labels, [P]; padding's, where labels have none."""
-        tags = getattr(self.data_collator, "tags", None)
-        ids = [None if tags is None else tags.target_tag_id(pair) for pair in pairs]
-        return torch.tensor([IGNORED if tag is None else tag for tag in ids])
 
     def _evaluate_metrics(
         self, corpus: EncodedCorpus, ignore_keys: list[str] | None, prefix: str, gen_kwargs: dict[str, Any]

@@ -115,12 +115,7 @@ class HookedTrainer(Seq2SeqTrainer):
 
     @classmethod
     def adopt(cls, trainer: Seq2SeqTrainer, keeps_columns: tuple[str, ...]) -> Self:
-        """Make a trainer that exists one of this class, above its own where that is a script's.
-
-        Args:
-            trainer: What a script has made; the same object is returned.
-            keeps_columns: Columns of its data sets to leave alone from now on.
-        """
+        """Make a trainer itself one of this class, above its own where that is a script's; return it."""
         own = type(trainer)
         if not issubclass(own, cls):
             keep_ties(trainer.accelerator)
@@ -164,15 +159,7 @@ class HookedTrainer(Seq2SeqTrainer):
     def _metrics_of(
         self, data: Dataset, rows: int, ignore_keys: list[str] | None, prefix: str, generation: dict[str, Any]
     ) -> dict[str, Any]:
-        """Return what the library's evaluation says of a data set, without logging it.
-
-        Args:
-            data: Rows that the collator takes, scored in their order.
-            rows: How many make a batch.
-            ignore_keys: Of the model's output.
-            prefix: Of the metrics' names.
-            generation: Settings of `generate`, where the Trainer predicts with it.
-        """
+        """Return what the library's evaluation says of data, in its order, so many rows a batch; log nothing."""
         self._gen_kwargs = generation
         sampler: Any = self._get_eval_sampler
         loader = self._get_dataloader(data, "Evaluation", rows, sampler)
