@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, CorpusError, Pair, UnknownLanguageError
 from nspec_hf.data.config import TARGET_ON_SOURCE
-from nspec_hf.data.moses import preparation
+from nspec_hf.data.moses import Moses
 from nspec_hf.data.tokenizer import subword_ids
 
 _T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
@@ -56,23 +56,22 @@ class _Family:
     target: tuple[str, ...] = ("x",)
     start: tuple[str, ...] = _START
     """What the decoder begins with; "start" is the model's decoder start token."""
+    marks: tuple[str, ...] = ()
+    """One of them is part of a class's name, or a token, where its tags do not tell it from those below."""
 
 
-_FAMILIES = {
-    family.name: family
-    for family in (
-        _Family("m2m100", "dunder", _SOURCE, _TARGET, _START_AND_TARGET),
-        _Family("nllb", "long", _SOURCE, _TARGET, _START_AND_TARGET),
-        _Family("mbart50", "region", _SOURCE, _TARGET, _START_AND_TARGET),
-        _Family("mbart", "region", ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
-        _Family("plbart", "dunder", ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
-        _Family("marian", "marian", _TARGET, ("x", "eos")),
-        _Family(TARGET_ON_SOURCE, "dunder", _TARGET, ("x", "eos")),
-        _Family("madlad", "madlad"),
-        _Family("t5"),
-        _Family("untagged"),
-    )
-}
+_FAMILIES = (
+    _Family("plbart", "dunder", ("x", "eos", "source"), ("x", "eos", "target"), ("target",), ("PLBart",)),
+    _Family("m2m100", "dunder", _SOURCE, _TARGET, _START_AND_TARGET),
+    _Family("marian", "marian", _TARGET, ("x", "eos")),
+    _Family("mbart50", "region", _SOURCE, _TARGET, _START_AND_TARGET, ("MBart50", "sl_SI")),
+    _Family("mbart", "region", ("x", "eos", "source"), ("x", "eos", "target"), ("target",)),
+    _Family("madlad", "madlad"),
+    _Family("nllb", "long", _SOURCE, _TARGET, _START_AND_TARGET),
+    _Family("t5", marks=("T5Tokenizer", "<extra_id_0>")),
+    _Family("untagged"),
+)
+_TARGET_ON_SOURCE = _Family(TARGET_ON_SOURCE, "dunder", _TARGET, ("x", "eos"))
 
 
 class LanguageTags:
@@ -106,7 +105,7 @@ class LanguageTags:
         self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
         self._special = {*tokenizer.all_special_ids, *self._codes_by_id} - {self._unknown}
         self._around: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        self.text = preparation(tokenizer)
+        self.text = Moses(tokenizer.init_kwargs.get("moses"))
 
     @property
     def family(self) -> str:
@@ -316,7 +315,7 @@ def _tags(tokens: Mapping[str, int], added: Mapping[str, int]) -> dict[str, dict
 def _family(
     tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int], added: Mapping[str, int]
 ) -> _Family:
-    """Tell the family from the tags in the vocabulary, and from class names where families share tags."""
+    """Tell the family from the tags in the vocabulary, and from its marks where families share tags."""
     classes = " ".join(base.__name__ for base in type(tokenizer).__mro__)
     known, special = _tags(vocabulary, {}), _tags(added, {})
     # Among 256,000 subwords some look like tags (__init__, en_US), so one must be special or well known.
@@ -324,19 +323,16 @@ def _family(
         name for name, tags in known.items() if name == "marian" or name in special or _COMMON & tags.keys()
     ]
     if tokenizer.init_kwargs.get("language_style") == TARGET_ON_SOURCE:
-        return _FAMILIES[TARGET_ON_SOURCE]
-    untagged = "t5" if "T5Tokenizer" in classes or "<extra_id_0>" in vocabulary else "untagged"
-    names = {
-        "dunder": "plbart" if "PLBart" in classes else "m2m100",
-        "marian": "marian",
-        "region": "mbart50" if "MBart50" in classes or "sl_SI" in vocabulary else "mbart",
-        "madlad": "madlad",
-        "long": "nllb",
-    }
-    family = _FAMILIES[next((name for spelling, name in names.items() if spelling in spellings), untagged)]
+        return _TARGET_ON_SOURCE
+    family = next(
+        each
+        for each in _FAMILIES
+        if each.spelling in ("", *spellings)
+        and (not each.marks or any(mark in classes or mark in vocabulary for mark in each.marks))
+    )
     if family.name == "nllb" and getattr(tokenizer, "legacy_behaviour", False):
         return replace(family, source=("x", "eos", "source"), target=("x", "eos", "target"))
-    if family.name == untagged and re.match("Nllb|MBart|M2M100|PLBart|Seamless", type(tokenizer).__name__):
+    if not family.spelling and re.match("Nllb|MBart|M2M100|PLBart|Seamless", type(tokenizer).__name__):
         raise UnknownLanguageError(
             f"a {type(tokenizer).__name__} without language tags: its files are not all there; copy "
             "tokenizer.json or tokenizer_config.json too"

@@ -11,42 +11,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerBase
-
 from nspec_hf.core import ConfigError, optional
 
 Casing = Mapping[str, Sequence[Sequence[str]]]
 """Language → the forms of each word, the commonest first: `[["the", "The"], ["Berlin"]]`."""
 
 
-class Untouched:
-    """Text as it is."""
-
-    def before(self, texts: Iterable[str], language: str) -> list[str]:
-        """Return texts as subwords are made of them."""
-        return list(texts)
-
-    def after(self, text: str, language: str) -> str:
-        """Return what was written in subwords as people write it."""
-        return text
-
-
-class Moses(Untouched):
-    """Words apart from punctuation; truecased too in languages whose casing is known.
+class Moses:
+    """Words apart from punctuation; truecased too in languages whose casing is known. None: text as it is.
 
     Raises:
         ConfigError: If sacremoses is not installed.
     """
 
-    def __init__(self, casing: Casing | None = None) -> None:
-        self.library = optional("sacremoses", "Moses' tokenization", ConfigError)
-        self.casing = {
-            language: [list(forms) for forms in words] for language, words in (casing or {}).items()
-        }
+    def __init__(self, casing: Casing | None) -> None:
+        self.casing: dict[str, list[list[str]]] | None = None
+        if casing is not None:
+            self.library = optional("sacremoses", "Moses' tokenization", ConfigError)
+            self.casing = {code: [list(forms) for forms in words] for code, words in casing.items()}
         self._tools: dict[tuple[str, str], Any] = {}
 
     def before(self, texts: Iterable[str], language: str) -> list[str]:
         """Return texts as subwords are made of them."""
+        if self.casing is None:
+            return list(texts)
         tokenize = self._tool("MosesTokenizer", language).tokenize
         words = [tokenize(text, return_str=True) for text in texts]
         if language not in self.casing:
@@ -56,6 +44,8 @@ class Moses(Untouched):
 
     def after(self, text: str, language: str) -> str:
         """Return what was written in subwords as people write it."""
+        if self.casing is None:
+            return text
         if language in self.casing:
             text = self.library.MosesDetruecaser().detruecase(text, return_str=True)
         return self._tool("MosesDetokenizer", language).detokenize(text.split())
@@ -63,7 +53,7 @@ class Moses(Untouched):
     @cached_property
     def _truecasers(self) -> dict[str, Any]:
         made = {}
-        for language, words in self.casing.items():
+        for language, words in (self.casing or {}).items():
             made[language] = self.library.MosesTruecaser()
             made[language].model = {
                 "best": {forms[0].lower(): forms[0] for forms in words},
@@ -77,17 +67,15 @@ class Moses(Untouched):
         return self._tools[kind, language]
 
 
-def learned(
-    kind: Literal["tokenize", "truecase"] | None, sentences: Mapping[str, Iterable[str]]
-) -> Untouched | Moses:
+def learned(kind: Literal["tokenize", "truecase"] | None, sentences: Mapping[str, Iterable[str]]) -> Moses:
     """Return what prepares text; casing is learned from what stands inside of sentences.
 
     As train-truecaser.perl counts, but that forms which were seen once are left out, so that the tokenizer's
     file stays small. `sentences` are each language's text.
     """
     if kind is None:
-        return Untouched()
-    moses, casing = Moses(), {}
+        return Moses(None)
+    moses, casing = Moses({}), {}
     truecaser = moses.library.MosesTruecaser()
     for language, texts in sentences.items() if kind == "truecase" else ():
         seen: dict[str, Counter[str]] = {}
@@ -97,9 +85,3 @@ def learned(
         forms = ([form for form, count in own.most_common() if count > 1] for own in seen.values())
         casing[language] = [own for own in forms if own]
     return Moses(casing)
-
-
-def preparation(tokenizer: PreTrainedTokenizerBase) -> Untouched | Moses:
-    """Return what a tokenizer's text goes through before it."""
-    casing = tokenizer.init_kwargs.get("moses")
-    return Untouched() if casing is None else Moses(casing)

@@ -17,7 +17,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError, adapter_base
 from nspec_hf.data.config import TARGET_ON_SOURCE, VocabularyConfig
-from nspec_hf.data.moses import Moses, Untouched
+from nspec_hf.data.moses import Moses
 
 # In the order of their ids, 0 to 3, as M2M-100 and mBART have them.
 _SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
@@ -29,10 +29,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model; transformers alone gives an empty one where the vocabulary is missing.
 
-    Args:
-        name: Hub id or folder.
-        trust_remote_code: Whether code in the repository may run.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only` …
+    The name is a Hub id or a folder; `hub` may be `revision`, `token`, `cache_dir`, `local_files_only` …
 
     Raises:
         ArtifactError: If there is no tokenizer, its files are damaged, or it knows no subwords.
@@ -96,7 +93,7 @@ def train_vocabulary(
     sentences: Iterable[str],
     languages: Sequence[str],
     config: VocabularyConfig,
-    text: Untouched | Moses | None = None,
+    text: Moses | None = None,
 ) -> PreTrainedTokenizerFast:
     """Train a joint subword vocabulary on text of all languages, each as often as it should count.
 
@@ -124,7 +121,7 @@ def train_vocabulary(
     except RuntimeError as error:
         raise ConfigError(f"no vocabulary of {config.size} subwords comes from this text: {error}") from None
     style: dict[str, Any] = {"language_style": TARGET_ON_SOURCE} if config.target_on_source else {}
-    style |= {"moses": text.casing} if isinstance(text, Moses) else {}
+    style |= {"moses": text.casing} if text is not None and text.casing is not None else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=_as_tokenizer(file.getvalue(), config.kind),
         additional_special_tokens=[f"__{code}__" for code in languages],

@@ -9,7 +9,6 @@ from transformers import M2M100ForConditionalGeneration
 
 from nspec_hf.core import ConfigError, Pair
 from nspec_hf.data import LanguageTags, PairText, VocabularyConfig, learned, load_tokenizer
-from nspec_hf.data.moses import Moses, preparation
 from nspec_hf.evaluation import Translator
 from nspec_hf.serving.exported import ConvertedTranslator
 from nspec_hf.training import make_model, make_tokenizer
@@ -58,7 +57,6 @@ def test_a_tokenizer_keeps_how_text_is_prepared_wherever_it_is_saved(tmp_path, k
     make_tokenizer(texts, settings, tmp_path / "one").save_pretrained(tmp_path / "two")
     tokenizer = load_tokenizer(tmp_path / "two")
     tags, plain = LanguageTags(tokenizer), tokenizer
-    assert isinstance(tags.text, Moses)
     assert tags.text.casing == (learned(kind, {"en": ENGLISH[:3], "de": GERMAN}).casing)
     ids = tags.encode_source(["The dog, it runs."], "en-de")[0]
     prepared = learned(kind, {"en": ENGLISH[:3]}).before(["The dog, it runs."], "en")
@@ -106,7 +104,7 @@ def test_text_of_other_tokenizers_stays_as_it_is(tmp_path):
     tokenizer = make_tokenizer(
         [PairText(Pair("en-de"), ENGLISH[:3], GERMAN)], VocabularyConfig(size=90), tmp_path / "x"
     )
-    text = preparation(tokenizer)
+    text = LanguageTags(tokenizer).text
     assert text.before(["A (b), c."], "en") == ["A (b), c."]
     assert text.after("a , b", "en") == "a , b"
 
