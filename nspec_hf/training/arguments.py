@@ -5,7 +5,6 @@ ignored without a word. So every field of `Seq2SeqTrainingArguments` stands in o
 test fails when the library has one that does not.
 """
 
-import functools
 import math
 import re
 import sys
@@ -161,32 +160,20 @@ def minimize_losses(args: Seq2SeqTrainingArguments) -> None:
         args.greater_is_better = False
 
 
-@functools.cache
-def _argument_types() -> dict[str, tuple[Any, ...]]:
-    """Return the name of each argument of the Trainer → the types that it may have.
-
-    Not those that its fields hold: HfArgumentParser, in a script of the same process, changes these.
-    """
-    hints = get_type_hints(Seq2SeqTrainingArguments)
-    return {name: get_args(hint) or (hint,) for name, hint in hints.items()}
-
-
 def training_arguments(
     config: TrainConfig, output: Path, evaluates: bool = False, pairs: Sequence[str] = ()
 ) -> Seq2SeqTrainingArguments:
     """Return the Trainer's arguments: ours where the run is silent. To be called before any work.
 
-    Args:
-        config: The run.
-        output: Its folder.
-        evaluates: Whether there is validation text.
-        pairs: The directions of that text: each has a loss that a checkpoint may be chosen by.
+    Where there is validation text (`evaluates`), each of its `pairs` has a loss to choose a checkpoint by.
 
     Raises:
         ConfigError: If an argument is unknown to the Trainer or has a value that it cannot have, or patience
             or the choice of the best checkpoint has nothing to look at.
     """
-    types = _argument_types()
+    # Not the types that the fields hold: HfArgumentParser, in a script of the same process, changes these.
+    hints = get_type_hints(Seq2SeqTrainingArguments)
+    types = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
     unknown = sorted(set(config.arguments) - set(types))
     require(not unknown, f"Seq2SeqTrainingArguments has no {', '.join(unknown)}")
     require(evaluates or not config.patience, "patience looks at the validation loss; give validation text")

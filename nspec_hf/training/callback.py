@@ -31,7 +31,6 @@ from nspec_hf.training.setup_checks import (
     check_same_pairs,
     check_schedule,
     check_setup,
-    collator_of,
 )
 
 
@@ -75,19 +74,26 @@ class SpecializationCallback(TrainerCallback):
     ) -> None:
         """Check the arguments and attach the gate, if it is not on the model yet."""
         loader = kwargs.get("train_dataloader")
-        data, collator = getattr(loader, "dataset", None), collator_of(loader)
+        data, collator = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+        # Out of what the Trainer wraps it in where it removes columns.
+        collator = getattr(collator, "data_collator", collator)
         check_same_pairs("masks", self.gate.pairs, "collator", getattr(collator, "pairs", None))
         check_same_pairs("masks", self.gate.pairs, "training corpus", getattr(data, "pairs", None))
         if self.in_plain_trainer:
             check_setup(self.gate.model, args, data, collator)
             check_schedule(args, state.max_steps)
-            self._check_columns(args)
+            if args.remove_unused_columns and not self.gate.routes_itself:
+                raise TrainingSetupError(
+                    "remove_unused_columns=True strips the pair of each row before the collator sees it; "
+                    "train with remove_unused_columns=False, or tell the gate: gate.use('en-de') or "
+                    "gate.read_languages(tokenizer)"
+                )
             if getattr(args, "predict_with_generate", False):
                 tokenizer = kwargs.get("processing_class")
                 tags = getattr(collator, "tags", None) or (LanguageTags(tokenizer) if tokenizer else None)
                 check_one_target_language(tags, self.gate.pairs, args.eval_strategy != "no")
-        if self.in_plain_trainer and state.global_step:
-            self._check_resumed(args, state)
+            if state.global_step:
+                self._check_resumed(args, state)
         self.remember(state)
         self.loss.label_smoothing = args.label_smoothing_factor
         self.loss.calls = 0
@@ -183,14 +189,6 @@ class SpecializationCallback(TrainerCallback):
     def measures(self) -> dict[str, float]:
         """Return what a training log gets, and begin the pairs' means anew; all processes must call it."""
         return self.gate.measures() | self.loss.take()
-
-    def _check_columns(self, args: TrainingArguments) -> None:
-        if args.remove_unused_columns and not self.gate.routes_itself:
-            raise TrainingSetupError(
-                "remove_unused_columns=True strips the pair of each row before the collator sees it; train "
-                "with remove_unused_columns=False, or tell the gate: gate.use('en-de') or "
-                "gate.read_languages(tokenizer)"
-            )
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

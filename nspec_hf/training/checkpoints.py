@@ -41,12 +41,8 @@ _PARTS = {
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
     """Return the newest whole checkpoint of a run, or None; warn about newer ones that are not whole."""
     folder = Path(folder)
-    steps = {
-        int(match[1]): path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.is_dir() and (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    for step in sorted(steps, reverse=True):
+    steps = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*/")}
+    for step in sorted(filter(str.isdecimal, steps), key=int, reverse=True):
         flaw = what_is_broken(steps[step])
         if flaw is None:
             return str(steps[step])
@@ -135,10 +131,8 @@ def _sum_of_bits(weight: Tensor) -> int:
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Load what `save_model` wrote: the model's weights, and those of an attachment that is on it.
 
-    Args:
-        model: With the attachment on it whose weights were saved, if there was one; PEFT's wrapper, if it has
-            one.
-        folder: The model's folder.
+    The model has the attachment on it whose weights were saved, if there was one, and PEFT's wrapper around
+    it, if it has one.
 
     Raises:
         ArtifactError: If weights are missing, or there are some that the model has no place for.

@@ -34,11 +34,8 @@ class TrainConfig:
     ) -> Self:
         """Return the run with other values of what is changed most; None leaves a setting as it is.
 
-        Args:
-            max_steps: Updates.
-            learning_rate: The highest learning rate.
-            batch_tokens: Token budget of a batch; a longer sentence is then left out, with a warning.
-            seed: Of the order of the text, and of dropout.
+        A sentence that is longer than `batch_tokens` is left out, with a warning; the seed is that of the
+        order of the text, and of dropout.
         """
         given = {"max_steps": max_steps, "learning_rate": learning_rate, "seed": seed}
         arguments = {name: value for name, value in given.items() if value is not None}

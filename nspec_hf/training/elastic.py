@@ -10,6 +10,7 @@ begins its own.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,15 +71,12 @@ class ElasticTrainer(SpecializationTrainer):
             self.masked.replace_masks(level)
             return super().compute_loss(model, inputs, *args, **kwargs)
         items = kwargs.get("num_items_in_batch")
+        both = partial(super().compute_loss, model, return_outputs=True, num_items_in_batch=items)
         self.masked.replace_masks(self.dense)
-        dense_loss, teacher = super().compute_loss(
-            model, dict(inputs), return_outputs=True, num_items_in_batch=items
-        )
+        dense_loss, teacher = both(dict(inputs))
         self.accelerator.backward(dense_loss / 2)
         self.masked.replace_masks(level)
-        loss, student = super().compute_loss(
-            model, dict(inputs), return_outputs=True, num_items_in_batch=items
-        )
+        loss, student = both(dict(inputs))
         apart = divergence(teacher.logits.detach(), student.logits, inputs["labels"], items)
         # The dense half has gone back already; it is added for the log alone.
         total = (dense_loss.detach() + (1 - self.teacher) * loss + self.teacher * apart) / 2

@@ -111,7 +111,10 @@ class TokenLoss:
         training = torch.is_grad_enabled()
         losses_BT = token_losses(logits_BTV, labels_BT, self.label_smoothing if training else 0.0)
         if training:
-            self._count(losses_BT, labels_BT)
+            self.calls += 1
+            pair_ids_B = None if self.tally is None else self.pair_ids()
+            if self.tally is not None and pair_ids_B is not None:
+                self.tally.add(losses_BT, labels_BT, pair_ids_B)
         tokens = (labels_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return losses_BT.sum() / tokens
 
@@ -129,12 +132,6 @@ class TokenLoss:
                 "warm up for longer, or train in float32"
             )
         return {f"loss_{pair}": round(loss, 4) for pair, loss in losses.items()}
-
-    def _count(self, losses_BT: Tensor, labels_BT: Tensor) -> None:
-        self.calls += 1
-        pair_ids_B = None if self.tally is None else self.pair_ids()
-        if self.tally is not None and pair_ids_B is not None:
-            self.tally.add(losses_BT, labels_BT, pair_ids_B)
 
 
 def shifts_labels(model: nn.Module) -> bool:

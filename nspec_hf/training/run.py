@@ -209,13 +209,7 @@ def record_corpus(
 ) -> ActivationStats:
     """Record all sentences of a corpus once, in batches by length; several processes share them out.
 
-    Args:
-        model: The model, on the device that it is to run on.
-        tags: How its tokenizer spells languages; or the tokenizer.
-        corpus: Encoded text.
-        config: What to count.
-        max_tokens: Token budget of a batch.
-        description: What text it is, kept with the statistics.
+    The model runs on the device that it is on; `description`, of the text, is kept with the statistics.
 
     Raises:
         EmptyPairError: If there is no sentence, or none of a pair.

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, add_up, is_spread, part, warn
@@ -198,9 +197,3 @@ def check_one_target_language(tags: LanguageTags | None, pairs: Sequence[Pair], 
     if evaluates:
         raise TrainingSetupError(message)
     warn(f"{message}, or generate one target language at a time")
-
-
-def collator_of(loader: DataLoader | None) -> object:
-    """Return a loader's collator, out of what the Trainer wraps it in where it removes columns."""
-    collator = getattr(loader, "collate_fn", None)
-    return getattr(collator, "data_collator", collator)

@@ -150,7 +150,8 @@ class Specialization:
                 raise TrainingSetupError(
                     "the trainer trains another model object than Specialization was given; give both one"
                 )
-            trainer = SpecializationTrainer.adopt(host, self._columns)
+            columns = () if self.rows.column is None else (self.rows.column,)
+            trainer = SpecializationTrainer.adopt(host, columns)
             # By its name: the library's annotation wants arguments that it never gives.
             vars(trainer)["data_collator"] = self.collator(trainer.data_collator, decoder_inputs=True)
             trainer.train_with(self.gate)
@@ -200,10 +201,6 @@ class Specialization:
             taken.give_back()
         if self.gate is not None:
             self.gate.detach()
-
-    @property
-    def _columns(self) -> tuple[str, ...]:
-        return () if self.rows.column is None else (self.rows.column,)
 
     def _put_on(self, masks: NeuronMasks) -> None:
         self._dense.remove()

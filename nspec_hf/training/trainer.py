@@ -7,8 +7,8 @@ It does what the callback alone cannot: batches by token budget, every row's own
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -80,9 +80,9 @@ class SpecializationTrainer(HookedTrainer):
         if self.compute_loss_func is self._token_loss:
             self._token_loss = self.compute_loss_func = self._make_loss()
         self.into_checkpoint = []
-        if self.gate is not None:
-            self.before_weights = self.gate.shape_as
-            self.into_checkpoint.append(self._keep_gate)
+        if self.specialization is not None and self.gate is not None:
+            callback, self.before_weights = self.specialization, self.gate.shape_as
+            self.into_checkpoint += [self.gate.save_beside, lambda folder: callback.remember(self.state)]
         if isinstance(self.train_dataset, EncodedCorpus):
             check_arguments(self.args, self.batch_config)
         minimize_losses(self.args)
@@ -161,7 +161,7 @@ class SpecializationTrainer(HookedTrainer):
                 part = name if given is None else data
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
             return metrics
-        with self._gated():
+        with self.gate or nullcontext():  # so that nothing is evaluated silently dense
             if not isinstance(chosen, EncodedCorpus):
                 # The library takes names too, which its annotation does not say.
                 return super().evaluate(cast(Any, given), ignore_keys, metric_key_prefix, **gen_kwargs)
@@ -169,7 +169,7 @@ class SpecializationTrainer(HookedTrainer):
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict as the plain Trainer does, each row with its own neurons and in its own target language."""
-        with self._gated():
+        with self.gate or nullcontext():
             return super().predict(*args, **kwargs)
 
     def prediction_step(
@@ -216,11 +216,6 @@ class SpecializationTrainer(HookedTrainer):
             self.add_callback(callback)
         return callback
 
-    def _keep_gate(self, checkpoint: Path) -> None:
-        if self.specialization is not None:
-            self.specialization.gate.save_beside(checkpoint)
-            self.specialization.remember(self.state)
-
     def _make_loss(self) -> TokenLoss:
         if self.specialization is not None:
             return self.specialization.loss
@@ -228,10 +223,6 @@ class SpecializationTrainer(HookedTrainer):
         tally = PairTally(pairs) if pairs else None
         smoothing = self.args.label_smoothing_factor
         return TokenLoss(smoothing, tally, lambda: self._pair_ids, shifts_labels(self.network))
-
-    def _gated(self) -> AbstractContextManager:
-        """Return a context in which the gate is on the model, so that nothing is evaluated silently dense."""
-        return self.gate or nullcontext()
 
     def _for_model(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Take `pair_ids` out where no gate is on the model to take it."""
@@ -289,8 +280,11 @@ class SpecializationTrainer(HookedTrainer):
         tags: LanguageTags | None = getattr(self.data_collator, "tags", None)
         ids = [None if tags is None else tags.target_tag_id(pair) for pair in corpus.pairs]
         tags_P = torch.tensor([IGNORED if tag is None else tag for tag in ids])
+        loader = self._pair_loader(corpus, shuffle=False)
+        self._show_evaluation(loader)
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-            for batch in self._watched(corpus):
+            for batch in loader:
+                batch = self._prepare_inputs(batch)
                 pair_ids, labels_BT = batch["pair_ids"], batch.pop("labels")
                 logits_BTV = self.trained(**self._for_model(batch)).logits
                 losses_BT = token_losses(logits_BTV, labels_BT)
@@ -299,6 +293,7 @@ class SpecializationTrainer(HookedTrainer):
                 text.add(
                     losses_BT.masked_fill(is_tag_BT, 0), labels_BT.masked_fill(is_tag_BT, IGNORED), pair_ids
                 )
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         overall, of_pairs = tally.take()
         losses = {f"{prefix}_loss_{pair}": loss for pair, loss in of_pairs.items()}
         return {f"{prefix}_loss": overall, f"{prefix}_text_loss": text.take()[0], **losses}
@@ -322,14 +317,6 @@ class SpecializationTrainer(HookedTrainer):
                 of_pairs[pair] = metrics
         named = {f"{name}_{pair}": value for pair, all_ in of_pairs.items() for name, value in all_.items()}
         return {**_over(list(of_pairs.values())), **named}
-
-    def _watched(self, corpus: EncodedCorpus) -> Iterator[dict[str, Any]]:
-        """Yield the batches of an evaluation, and show the Trainer's bar."""
-        loader = self._pair_loader(corpus, shuffle=False)
-        self._show_evaluation(loader)
-        for batch in loader:
-            yield self._prepare_inputs(batch)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
 
 def _over(values: list[Any]) -> Any:

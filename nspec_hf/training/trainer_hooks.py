@@ -159,7 +159,7 @@ class HookedTrainer(Seq2SeqTrainer):
     def _metrics_of(
         self, data: Dataset, rows: int, ignore_keys: list[str] | None, prefix: str, generation: dict[str, Any]
     ) -> dict[str, Any]:
-        """Return what the library's evaluation says of data, in its order, so many rows a batch; log nothing."""
+        """Return what the library says of data, in its order, so many rows a batch, without logging it."""
         self._gen_kwargs = generation
         sampler: Any = self._get_eval_sampler
         loader = self._get_dataloader(data, "Evaluation", rows, sampler)
