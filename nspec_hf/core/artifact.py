@@ -36,11 +36,8 @@ def write_artifact(
 ) -> None:
     """Write the file in one step: a reader of `path` sees the old file or the whole new one.
 
-    Args:
-        path: The file; its folder is made where it does not exist.
-        tensors: What to store, on any device.
-        metadata: Anything that JSON can hold, under other names than `kind` and `format`.
-        kind: What the file is, such as `nspec_masks`.
+    Its folder is made where it does not exist. Tensors may lie on any device; `metadata` are anything that
+    JSON can hold, under other names than `kind` (what the file is, such as `nspec_masks`) and `format`.
 
     Raises:
         OSError: If the file cannot be written; a file that was there before is then still whole.
@@ -129,13 +126,7 @@ def packed_width(width: int) -> int:
 
 
 def pack(keep_F: Tensor) -> Tensor:
-    """Pack booleans into bytes.
-
-    Args:
-        keep_F: Boolean tensor of shape [..., F], on any device.
-
-    Returns:
-        uint8 tensor of shape [..., ceil(F / 8)] on the CPU.
+    """Pack booleans [..., F], on any device, into bytes: uint8 [..., ceil(F / 8)] on the CPU.
 
     Raises:
         TypeError: If the tensor is not boolean.
@@ -146,17 +137,10 @@ def pack(keep_F: Tensor) -> Tensor:
 
 
 def unpack(bytes_B: Tensor, width: int) -> Tensor:
-    """Return the booleans that `pack` packed.
-
-    Args:
-        bytes_B: uint8 tensor of shape [..., ceil(width / 8)].
-        width: Number of booleans in a row, F.
-
-    Returns:
-        Boolean tensor of shape [..., F].
+    """Return the booleans that `pack` packed: of uint8 [..., ceil(width / 8)], bool [..., width].
 
     Raises:
-        ArtifactError: If the tensor is not of that type and shape, or a bit behind the last boolean is set.
+        ArtifactError: What `check_packed` raises.
     """
     check_packed(bytes_B, width)
     bits = np.unpackbits(bytes_B.cpu().numpy(), axis=-1, count=width, bitorder="little")

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import yaml
 
@@ -41,8 +41,7 @@ _LINE = 110
 def raw_lines(source: Path | BinaryIO) -> Iterator[bytes]:
     """Yield a file's lines as bytes, read as they are asked for; a last line need not end with a newline.
 
-    Args:
-        source: A file, unpacked as its name says; or an open one such as standard input, as its content says.
+    It is unpacked as its name says; an open one, such as standard input, as its content says.
 
     Raises:
         CorpusError: If it cannot be opened or unpacked, or holds what no text in UTF-8 does.
@@ -94,11 +93,10 @@ def read_lines(source: Path | BinaryIO) -> list[str]:
         CorpusError: If it cannot be opened or unpacked, or a line is not UTF-8.
     """
     lines = [decode_line(line) for line in raw_lines(source)]
-    for number, line in enumerate(lines, start=1):
-        if line is None:
-            name = source if isinstance(source, Path) else getattr(source, "name", "standard input")
-            raise CorpusError(f"{name}, line {number}: not UTF-8")
-    return [line for line in lines if line is not None]
+    if None in lines:
+        name = source if isinstance(source, Path) else getattr(source, "name", "standard input")
+        raise CorpusError(f"{name}, line {lines.index(None) + 1}: not UTF-8")
+    return cast("list[str]", lines)
 
 
 def as_line(text: str) -> str:
@@ -109,10 +107,8 @@ def as_line(text: str) -> str:
 def write_lines(target: str | os.PathLike | BinaryIO, lines: Iterable[str], holder: str = "") -> None:
     """Write one line each, UTF-8 with newlines on every system.
 
-    Args:
-        target: A file, packed as its name says; or an open one such as standard output.
-        lines: Texts without line breaks.
-        holder: What the error calls them, such as a pair.
+    The target is a file, packed as its name says, or an open one such as standard output. An error calls the
+    lines what `holder` says, such as a pair.
 
     Raises:
         CorpusError: If a text holds a line break (see `as_line`) or what UTF-8 cannot write.
@@ -279,9 +275,8 @@ def plain(value: Any) -> Any:
 def digest(*parts: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 over the parts, in their order.
 
-    Args:
-        *parts: Texts (as UTF-8), bytes or arrays (as their bytes), iterators of such parts, or settings (as
-            JSON with sorted keys).
+    These are texts (as UTF-8), bytes or arrays (as their bytes), iterators of such parts, or settings (as
+    JSON with sorted keys).
     """
     sha = hashlib.sha256()
     for part in _flat_parts(parts):

@@ -118,12 +118,10 @@ def try_lock(file: IO) -> bool:
 
 
 def claim_folder(folder: str | os.PathLike, settings: Mapping[str, Any], file: str = SETTINGS_FILE) -> None:
-    """Refuse to go on in a folder that was begun with other settings; a new one is made.
+    """Refuse to go on in a run's folder that was begun with other settings; a new one is made.
 
-    Args:
-        folder: Folder of a run.
-        settings: All that must stay the same for its files to be of use: name → anything that `plain` reads.
-        file: Name of the file in it that keeps them.
+    `settings` are all that must stay the same for its files to be of use, anything that `plain` reads; `file`
+    keeps them.
 
     Raises:
         ConfigError: If the folder was begun with others; the message names each that differs.

@@ -33,10 +33,7 @@ OPTIONAL_PARTS = {
 def optional(module: str, needed_by: str, error: type[NspecError] = MissingPartError) -> Any:
     """Return a module of a library that a base installation lacks; import it where it is used.
 
-    Args:
-        module: Its dotted name.
-        needed_by: What needs it, for the message.
-        error: What is raised where it is missing; the message says how to install it.
+    Where it is missing, the error says what needs it and how to install it.
     """
     try:
         return importlib.import_module(module)
