@@ -71,9 +71,8 @@ class PairCollator:
                 "the tokenizer has no language tags, so nothing tells the model which language to write: "
                 + ", ".join(targets)
             )
-        if decoder_start_token_id is None:
-            decoder_start_token_id = _usual_start(self.tags)
-        self.decoder_start_token_id = decoder_start_token_id
+        start = decoder_start_token_id
+        self.decoder_start_token_id = _usual_start(self.tags) if start is None else start
         self.pad_to_multiple_of = pad_to_multiple_of or 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -155,8 +154,11 @@ class PairCollator:
                 )
             ids = [number for number, real in zip(ids, row["attention_mask"], strict=True) if real]
         pad, end = (getattr(self.tokenizer, f"{name}_token_id", None) for name in ("pad", "eos"))
-        # Where padding is the end of sentence too, they cannot be told apart.
-        return (ids, labels) if pad == end else (_stripped(ids, pad), _stripped(labels, pad))
+        for numbers in (ids, labels):
+            # Where padding is the end of sentence too, they cannot be told apart.
+            while numbers and numbers[-1] == pad != end:
+                numbers.pop()
+        return ids, labels
 
     def _encode(self, row: Mapping[str, Any], pair: Pair) -> tuple[list[int], list[int] | None]:
         """Return the ids of both sides; None where a row has no target."""
@@ -180,13 +182,6 @@ def _expected(row: Mapping[str, Any], pair: Pair) -> CorpusError:
         f"a row of {pair} has {', '.join(row)}; expected input_ids and labels, source and target, or "
         f"translation with {pair.source!r} and {pair.target!r}"
     )
-
-
-def _stripped(ids: list[int], filler: int | None) -> list[int]:
-    end = len(ids)
-    while end and ids[end - 1] == filler:
-        end -= 1
-    return ids[:end]
 
 
 def _usual_start(tags: LanguageTags) -> int:

@@ -166,18 +166,17 @@ def encode_corpus(
                     sides = _encode(text, tags, slice(start, start + _AT_ONCE))
                     corpus.add(text.pair, *within_length(*sides, max_length))
                     bar.update(len(sides[0]))
-            _tell_left_out(text, len(text) - (len(corpus) - kept), max_length)
+            left_out = len(text) - (len(corpus) - kept)
+            if left_out == len(text):
+                raise EmptyPairError(
+                    f"{text.pair}: none of {len(text)} sentence pairs is within {max_length} tokens"
+                )
+            if left_out:
+                warn(
+                    f"{text.pair}: left out {left_out} of {len(text)} sentence pairs, since a side is longer "
+                    f"than {max_length} tokens"
+                )
     return corpus
-
-
-def _tell_left_out(text: PairText, left_out: int, max_length: int) -> None:
-    if left_out == len(text):
-        raise EmptyPairError(f"{text.pair}: none of {len(text)} sentence pairs is within {max_length} tokens")
-    if left_out:
-        warn(
-            f"{text.pair}: left out {left_out} of {len(text)} sentence pairs, since a side is longer "
-            f"than {max_length} tokens"
-        )
 
 
 def _encode(text: PairText, tags: LanguageTags, part: slice) -> tuple[list[list[int]], list[list[int]]]:

@@ -102,7 +102,12 @@ class PairBatchSampler:
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self.epoch = 0
         lengths, pair_ids = np.asarray(lengths), np.asarray(pair_ids)
-        self._check(lengths, pair_ids, rank, world_size)
+        if len(lengths) != len(pair_ids):
+            raise ConfigError(f"{len(lengths)} lengths but {len(pair_ids)} pair ids")
+        if not len(lengths):
+            raise ConfigError("there is no sentence to put into batches")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} is none of {world_size} processes, which are numbered from 0")
         longest_N = lengths.reshape(len(lengths), -1).max(axis=1)
         if longest_N.max() > self.config.max_tokens:
             raise ConfigError(
@@ -146,14 +151,6 @@ class PairBatchSampler:
             order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
             self._planned = (epoch, [batches[i] for i in order])
         return self._planned[1]
-
-    def _check(self, lengths: np.ndarray, pair_ids: np.ndarray, rank: int, world_size: int) -> None:
-        if len(lengths) != len(pair_ids):
-            raise ConfigError(f"{len(lengths)} lengths but {len(pair_ids)} pair ids")
-        if not len(lengths):
-            raise ConfigError("there is no sentence to put into batches")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} is none of {world_size} processes, which are numbered from 0")
 
     def _cut(self) -> np.ndarray:
         """Return where batches begin and end among the slots: full ones, then some halved for the ranks."""

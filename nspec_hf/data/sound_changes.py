@@ -107,11 +107,8 @@ def draw_changes(
 ) -> tuple[SoundChange, ...]:
     """Draw the changes that make one more daughter, in the order in which they happen.
 
-    Args:
-        rng: Source of chance.
-        count: How many changes.
-        sisters: The changes of each sister so far; at least 40 % of the words will differ from each sister's.
-        paradigms: Groups of endings that must still sound different from each other after any root.
+    At least 40 % of the words will differ from each sister's; endings that are in one of the paradigms will
+    still sound different from each other after any root.
 
     Raises:
         ConfigError: If no such set is found.

@@ -278,13 +278,12 @@ def _make_family(
     paradigms = [list(proto.noun_endings.values()), list(proto.verb_endings.values())]
     daughters: list[Language] = []
     for member, code in enumerate(codes):
-        if code == PIVOT:
-            daughters.append(Language(code, family, grammar, proto, (), {}))
-            continue
-        # Every second sister has articles; every third puts modifiers on the other side.
-        flipped = grammar.modifier_first != (member % 3 == 2)
-        own = replace(grammar, articles=member % 2 == 1, modifier_first=flipped)
-        changes = draw_changes(rng, config.changes, [sister.changes for sister in daughters], paradigms)
+        own, changes = grammar, ()
+        if code != PIVOT:
+            # Every second sister has articles; every third puts modifiers on the other side.
+            flipped = grammar.modifier_first != (member % 3 == 2)
+            own = replace(grammar, articles=member % 2 == 1, modifier_first=flipped)
+            changes = draw_changes(rng, config.changes, [sister.changes for sister in daughters], paradigms)
         daughters.append(Language(code, family, own, proto, changes, {}))
     counts = {"noun": config.nouns, "verb": config.verbs, "adjective": config.adjectives}
     counts |= {"adverb": ADVERBS, "adposition": ADPOSITIONS, "article": 1}

@@ -18,10 +18,8 @@ Outputs = dict[Pair, list[str]]
 def read_outputs(folder: str | os.PathLike, ending: str = "") -> Outputs:
     """Read every pair's sentences from a folder.
 
-    Args:
-        folder: Holds one file a pair.
-        ending: Where a folder holds several files a pair (`en-de.base`, `en-de.ref`), which ones to read:
-            `"ref"` takes files that end in `.ref`, `.ref.gz` or `.ref.xz`.
+    Where it holds several files a pair (`en-de.base`, `en-de.ref`), `ending` says which ones to read: `"ref"`
+    takes files that end in `.ref`, `.ref.gz` or `.ref.xz`.
 
     Returns:
         The sentences of each pair, pairs in alphabetical order. Empty lines are kept, since they keep the
