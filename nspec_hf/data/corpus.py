@@ -63,27 +63,19 @@ def read_corpus(config: CorpusConfig, pairs: Iterable[str], split: str) -> list[
     return [_text(pair, read(pair), config) for pair in pairs]
 
 
-class _Again:
-    """What can be gone through again and again, made anew each time."""
-
-    def __init__(self, make: Callable[[], Iterable[Any]], most: int | None) -> None:
-        self.make, self.most = make, most
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.make(), self.most)
-
-
-def _first(make: Callable[[], Iterable[Any]], most: int | None, lazy: bool) -> Iterable[Any]:
-    """Return the first items of what is made, in memory or made anew each time."""
-    items = _Again(make, most)
-    return items if lazy else list(items)
+def _first(make: Callable[[], Iterable[Any]], most: int | None, lazy: bool) -> Callable[[], Iterable[Any]]:
+    """Return what gives the first items of what is made, from memory or made anew each time."""
+    if lazy:
+        return lambda: islice(make(), most)
+    items = list(islice(make(), most))
+    return lambda: items
 
 
 @dataclass(frozen=True)
 class _Column:
     """The lines of one language; None stands for a line that is not UTF-8."""
 
-    lines: Iterable[str | None]
+    lines: Callable[[], Iterable[str | None]]
     place: str
     first: int
     """Number of the first line in the file, for errors."""
@@ -95,7 +87,7 @@ class _Column:
 class _Table:
     """Rows with one entry a language (None: a row that is not UTF-8)."""
 
-    rows: Iterable[Mapping[str, Any] | None]
+    rows: Callable[[], Iterable[Mapping[str, Any] | None]]
     place: str
     first: int
     content: Callable[[], str]
@@ -104,14 +96,14 @@ class _Table:
 
     def column(self, code: str) -> _Column:
         """Return the lines of a language."""
-        if not any(code in row for row in self.rows if row is not None):
-            have = ", ".join(sorted({name for row in self.rows for name in row or ()})) or "nothing"
+        if not any(code in row for row in self.rows() if row is not None):
+            have = ", ".join(sorted({name for row in self.rows() for name in row or ()})) or "nothing"
             raise CorpusError(f"{self.place} has no language {code!r}; it has: {have}")
         lines = _first(partial(self._lines, code), None, self.lazy)
         return _Column(lines, self.place, self.first, lambda: f"{self.content()} {code}")
 
     def _lines(self, code: str) -> Iterator[str | None]:
-        for number, row in enumerate(self.rows, start=self.first):
+        for number, row in enumerate(self.rows(), start=self.first):
             value = None if row is None else row.get(code)
             if value is None:
                 yield None if row is None else ""
@@ -288,10 +280,10 @@ def _good_rows(
 ) -> Iterator[tuple[str, str]]:
     """Check a pair's lines one by one, and leave the bad ones out where that is wanted."""
     nothing, number, bad, undecoded, first = object(), -1, 0, 0, ""
-    lines = zip_longest(*(side.lines for side in sides), fillvalue=nothing)
+    lines = zip_longest(*(side.lines() for side in sides), fillvalue=nothing)
     for number, row in enumerate(islice(lines, config.limit(pair))):
         if row[0] is nothing or row[1] is nothing:
-            counts = [f"{side.place} has {sum(1 for _ in side.lines)} lines" for side in sides]
+            counts = [f"{side.place} has {sum(1 for _ in side.lines())} lines" for side in sides]
             raise CorpusError(f"{pair} is not parallel: {', '.join(counts)}")
         if row[0] and row[1]:
             yield cast("tuple[str, str]", row)
