@@ -89,8 +89,9 @@ class EncodedCorpus(Dataset):
 
     def digest(self) -> str:
         """Return a digest of all sentences and their pairs, in their order, in memory or not."""
+        pair_ids = (np.full(len(part.sources), part.pair, dtype=np.int32) for part in self._parts)
         sides = ([part.sources for part in self._parts], [part.targets for part in self._parts])
-        return digest(self.pairs, self.pair_ids, *(one for side in sides for one in _bytes_of(side)))
+        return digest(self.pairs, pair_ids, *(one for side in sides for one in _bytes_of(side)))
 
     def subset(self, pair: str) -> "EncodedCorpus":
         """Return the sentences of one pair, with all pairs' numbers, so that `pair_ids` means the same."""
