@@ -497,7 +497,7 @@ def test_a_plain_trainer_that_strips_the_pairs_is_refused(tmp_path):
     trainer = plain_with_callback(tmp_path, data, model(), remove_unused_columns=True)
     callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, SpecializationCallback))
     callback.gate.use("en-de")
-    callback._check_columns(trainer.args)
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
 def test_an_inflated_loss_is_refused_before_the_first_update(tmp_path):
