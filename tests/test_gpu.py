@@ -397,7 +397,7 @@ def test_masks_are_taken_to_the_device_once(device, mode):
     # Where the device is not the host, the first pass shows that the count can fail.
     assert device.type == "cpu" or len(first.found) >= len(gate._sites)
     assert places == [site.placed.bits_UB.data_ptr() for site in gate._sites]
-    assert all(site.placed.device.type == device.type for site in gate._sites)
+    assert all(site.placed.bits_UB.device.type == device.type for site in gate._sites)
 
 
 def test_weights_that_lie_on_the_host_until_their_layer_runs_are_gated_too(device):

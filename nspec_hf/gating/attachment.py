@@ -5,10 +5,8 @@ systems are others (`systems/`). All of them share what stands here: where `pair
 exact removal. What happens inside the layers is the business of an attachment's parts.
 """
 
-import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
@@ -67,7 +65,7 @@ class Attachment:
         """Remember the parts; the model is not touched before `attach`."""
         self.model = plain_model(model)
         self.own = own
-        self._routing = routing
+        self.routing = routing
         # Entries first: the modules that they are on may be wrapped, the ones inside may not.
         self._parts: list[Part] = [*entries_of(self.model, inside, routing, self.check_in_place), *parts]
         self._entered: list[bool] = []
@@ -87,14 +85,9 @@ class Attachment:
         return vars(self.model).get(ATTACHED) is self
 
     @property
-    def routing(self) -> Routing:
-        """What tells its parts each row's pair."""
-        return self._routing
-
-    @property
     def pairs(self) -> list[Pair]:
         """The pairs that it knows, in the order that `pair_ids` index."""
-        return list(self._routing.pairs)
+        return list(self.routing.pairs)
 
     def attach(self) -> Self:
         """Put it on the model; what is on it already stays.
@@ -145,9 +138,7 @@ class Attachment:
         self._entered.append(not self.attached)
         return self.attach()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Detach, if this `with` attached it."""
         if self._entered.pop():
             self.detach()
@@ -159,11 +150,13 @@ class Attachment:
             UnknownPairError: If it does not know the pair.
         """
         if pair is None:
-            self._routing.choose(None)
+            self.routing.choose(None)
             return
         index = self.include(pair)
-        origin = f"gate.use({str(pair)!r})"
-        self._routing.choose(Route(torch.tensor([index], device=self._device), index, origin))
+        # Weights that accelerate offloads are nowhere until their layer runs, and a route follows its rows.
+        device = next(self.model.parameters()).device
+        rows = torch.tensor([index], device="cpu" if device.type == "meta" else device)
+        self.routing.choose(Route(rows, index, f"gate.use({str(pair)!r})"))
 
     def read_languages(self, tokenizer: PreTrainedTokenizerBase | LanguageTags) -> None:
         """Read each row's pair from its language tokens, where neither `pair_ids` nor `use` tells it.
@@ -175,7 +168,7 @@ class Attachment:
             ConfigError: If its family does not show both languages (Marian, MADLAD, T5 …).
             UnknownLanguageError: If it has no tag for a language of the pairs.
         """
-        self._routing.reader = TokenReader(as_tags(tokenizer), self.pairs, self.include_all)
+        self.routing.reader = TokenReader(as_tags(tokenizer), self.pairs, self.include_all)
 
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run: it was trained, or all that it needs is there."""
@@ -187,10 +180,10 @@ class Attachment:
         Raises:
             UnknownPairError: If it does not know the pair.
         """
-        with self._routing.lock:
+        with self.routing.lock:
             pairs = self.pairs
             if pair not in pairs and self.knows(pair):
-                self._routing.pairs = pairs = [*pairs, Pair(pair)]
+                self.routing.pairs = pairs = [*pairs, Pair(pair)]
         if pair not in pairs:
             raise UnknownPairError(f"there is no pair {str(pair)!r}; there are: {in_short(pairs)}")
         return pairs.index(Pair(pair))
@@ -202,12 +195,12 @@ class Attachment:
     @property
     def last_rows(self) -> Tensor | None:
         """Pair index of each row of the last forward pass, [B], or [1] where all share one; None before."""
-        return None if self._routing.last is None else self._routing.last.rows
+        return None if self.routing.last is None else self.routing.last.rows
 
     @property
     def routes_itself(self) -> bool:
         """Whether it knows pairs without `pair_ids`: from `use` or from language tokens."""
-        return self._routing.chosen is not None or self._routing.reader is not None
+        return self.routing.chosen is not None or self.routing.reader is not None
 
     @property
     def in_place(self) -> list[bool]:
@@ -251,19 +244,6 @@ class Attachment:
 
         For attachments whose structure changes in training; most have only one.
         """
-
-    @property
-    def _device(self) -> torch.device:
-        # Weights that accelerate offloads are nowhere until their layer runs, and a route follows its rows.
-        device = next(self.model.parameters()).device
-        return torch.device("cpu") if device.type == "meta" else device
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy it with its model: a copied model has an attachment of its own."""
-        copied = memo[id(self)] = type(self).__new__(type(self))
-        for name, value in vars(self).items():
-            setattr(copied, name, copy.deepcopy(value, memo))
-        return copied
 
 
 def freeze_unsaved(model: nn.Module) -> list[nn.Parameter]:

@@ -23,13 +23,7 @@ from nspec_hf.gating.routing import Routing, tensors_in
 
 
 class Takeover:
-    """A method of a module that is replaced on the instance, and can be given back exactly as it was.
-
-    Args:
-        module: The module.
-        replacement: What runs in place of the method.
-        name: The method's name.
-    """
+    """A method of a module that is replaced on the instance, and can be given back exactly as it was."""
 
     def __init__(self, module: nn.Module, replacement: Callable[..., Any], name: str = "forward") -> None:
         """Replace it."""
@@ -162,7 +156,7 @@ class Entry(TakenOver):
                 "each other's pairs; start one process a device with `accelerate launch` or `torchrun`"
             )
         # `generate` has asked once for all of its steps.
-        if self._check is not None and self._routing.kept is None and not torch.compiler.is_compiling():
+        if self._check is not None and self._routing.here.kept is None and not torch.compiler.is_compiling():
             self._check()
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         pair_ids = inputs.pop("pair_ids", None)
@@ -172,7 +166,7 @@ class Entry(TakenOver):
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         """End the call, and let its outputs bring the route back when the backward pass reaches them."""
-        route = self._routing.running
+        route = self._routing.here.running
         self._routing.leave(self)
         if route is not None:
             self._carry(route, output)

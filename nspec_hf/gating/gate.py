@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 from torch import nn
 
@@ -108,11 +108,11 @@ class NeuronGate(Attachment):
         plain = plain_model(model)
         model_sites = find_sites(plain, {site.kind for site in masks.sites})
         masks.check_model(model_sites)
-        sites = [site for site in model_sites if site.name in masks.keep]
-        self._dense_sites = len(model_sites) - len(sites)
+        own = {site: masks.keep.at(site.name) for site in model_sites if site.name in masks.keep}
+        self._dense_sites = len(model_sites) - len(own)
         routing = Routing(masks.pairs)
-        self._sites = MODES[self.config.mode].at_all(plain, sites, masks.keep, routing, self.config)
-        super().__init__(plain, routing, self._sites, [site.name for site in sites])
+        self._sites = MODES[self.config.mode].at_all(plain, own, routing, self.config)
+        super().__init__(plain, routing, self._sites, [site.name for site in own])
 
     @property
     def one_pair_a_batch(self) -> bool:
@@ -137,15 +137,10 @@ class NeuronGate(Attachment):
             dense_sites=self._dense_sites,
             pairs=tuple(self.masks.pairs),
             density=float(self.masks.density()),
-            route=self._routing.in_words(),
+            route=self.routing.in_words(),
             weights=self._compare_weights(),
             slices=next((site.facts for site in self._sites if site.facts), ""),
         )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy the gate with its model; the masks are shared."""
-        memo[id(self.masks)] = self.masks
-        return super().__deepcopy__(memo)
 
     def knows(self, pair: str) -> bool:
         """Return whether the pair has masks, or they can and may be composed."""
@@ -161,7 +156,7 @@ class NeuronGate(Attachment):
     def include_all(self, pairs: Iterable[str]) -> list[int]:
         """Return the indices of pairs; the masks of those that have none are composed together."""
         pairs = list(pairs)
-        with self._routing.lock:
+        with self.routing.lock:
             new = [pair for pair in dict.fromkeys(pairs) if pair not in self.masks]
             if new and self.config.zero_shot == "compose":
                 self._take(self.masks.compose(new, pivot=self.config.pivot))
@@ -224,7 +219,7 @@ class NeuronGate(Attachment):
     def _take(self, masks: NeuronMasks) -> None:
         for site in self._sites:
             site.take_masks(masks.keep.at(site.site.name))
-        self.masks, self._routing.pairs = masks, masks.pairs
+        self.masks, self.routing.pairs = masks, masks.pairs
 
     def _compare_weights(self) -> str:
         counted = self.masks.recipe.weight_fingerprint

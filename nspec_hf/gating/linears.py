@@ -5,7 +5,7 @@ rounded up. Of an up projection K of the O rows are kept, of a down projection K
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,13 +55,7 @@ def check_whole(site: Site, tensor: Tensor) -> None:
 
 
 def resize(linear: nn.Linear, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-    """Give a linear other weights and the sizes that they have; frozen ones stay frozen.
-
-    Args:
-        linear: Changed in place.
-        weight_OI: New weights, [outputs, inputs].
-        bias_O: New biases; None where it has none.
-    """
+    """Give a linear other weights and biases, if it has some, and their sizes; frozen ones stay frozen."""
     linear.out_features, linear.in_features = weight_OI.shape
     linear.weight = nn.Parameter(weight_OI.detach().contiguous(), linear.weight.requires_grad)
     if bias_O is not None and bias_O is not linear.bias:
@@ -81,23 +75,13 @@ class Slice:
     bias: Tensor | None
     """[K] or [O]."""
 
-    def without_bias(self) -> "Slice":
-        """Return the same without its bias."""
-        return replace(self, bias=None)
-
 
 def cut(
     linear: nn.Linear, index_K: Tensor, kept: int, dim: int, dtype: torch.dtype, bias: Tensor | None
 ) -> Slice:
-    """Copy a slice out of a linear.
+    """Copy a slice out of a linear: its rows and those of a bias (dim 0), or its columns (dim 1).
 
-    Args:
-        linear: The whole linear.
-        index_K: Numbers of the neurons; those from `kept` on are padding.
-        kept: How many of them are real.
-        dim: 0 cuts rows (and the bias), 1 cuts columns.
-        dtype: Type of the copy.
-        bias: The whole bias, as it is to be used.
+    Of the index, what is behind the `kept` first is padding. The bias is whole, as it is to be used.
     """
     # Not under inference_mode, whose tensors could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():

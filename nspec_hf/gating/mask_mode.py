@@ -11,7 +11,7 @@ Where the model is, masks are one bit a neuron too: a row for each mask, and for
 row. Booleans are made for the rows of a batch alone: forty thousand composed pairs take what their parts do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from nspec_hf.gating.config import GateConfig
 from nspec_hf.gating.entry_points import TakenOver
 from nspec_hf.gating.internals import bias_of
 from nspec_hf.gating.routing import Routing
-from nspec_hf.masks import Held, PackedMasks, SiteBits
+from nspec_hf.masks import Held, SiteBits
 from nspec_hf.recording import Site, linear_at
 
 _BIT_8 = Held(torch.tensor([1 << number for number in range(8)], dtype=torch.uint8))
@@ -30,7 +30,6 @@ _BIT_8 = Held(torch.tensor([1 << number for number in range(8)], dtype=torch.uin
 class _Placed(NamedTuple):
     """A site's masks on one device."""
 
-    device: torch.device
     bits_UB: Tensor
     """uint8, eight neurons a byte. Shape [U, B]."""
     row_P: Tensor
@@ -38,21 +37,9 @@ class _Placed(NamedTuple):
     bit_8: Tensor
     """Which neuron of a byte is which bit, uint8."""
 
-    @classmethod
-    def of(cls, masks: SiteBits, device: torch.device) -> "_Placed":
-        return cls(device, masks.bits.on(device), masks.rows.on(device), _BIT_8.on(device))
-
 
 class GatedSite(TakenOver):
-    """One site in the hands of a gate; a mode says what it computes by `_forwards`.
-
-    Args:
-        model: The plain model.
-        site: Which of its linears.
-        masks: The pairs' masks at the site.
-        routing: Tells which pair each row belongs to.
-        config: The gate's settings.
-    """
+    """One site of a plain model in the hands of a gate; a mode says what it computes by `_forwards`."""
 
     def __init__(
         self, model: nn.Module, site: Site, masks: SiteBits, routing: Routing, config: GateConfig
@@ -68,29 +55,25 @@ class GatedSite(TakenOver):
         self._routing = routing
         self._config = config
         paths = [name.rpartition(".") for name in (site.name, site.up, site.down) if name]
-        self._parents = [(model.get_submodule(parent), child) for parent, _, child in paths]
-        self._linears = [parent.get_submodule(child) for parent, child in self._parents]
+        parents = [(model.get_submodule(parent), child) for parent, _, child in paths]
+        self._homes = [(parent, child, parent.get_submodule(child)) for parent, child in parents]
         self._masks = masks
-        self.placed = _Placed.of(masks, places[0] if places else torch.device("cpu"))
+        self._place(places[0] if places else torch.device("cpu"))
 
     facts = ""
     """What the mode has to say in `status()`, beyond what every gate says."""
 
     @classmethod
     def at_all(
-        cls,
-        model: nn.Module,
-        sites: Sequence[Site],
-        keep: PackedMasks,
-        routing: Routing,
-        config: GateConfig,
+        cls, model: nn.Module, masks: Mapping[Site, SiteBits], routing: Routing, config: GateConfig
     ) -> "list[GatedSite]":
-        """Return the mode at all sites of a gate; `keep` has each site's masks by its name."""
-        return [cls(model, site, keep.at(site.name), routing, config) for site in sites]
+        """Return the mode at all sites of a gate."""
+        return [cls(model, site, bits, routing, config) for site, bits in masks.items()]
 
     def take_masks(self, masks: SiteBits) -> None:
         """Go on with these masks, which may be those of more pairs than before."""
-        self._masks, self.placed = masks, _Placed.of(masks, self.placed.device)
+        self._masks = masks
+        self._place(self.placed.bits_UB.device)
 
     @property
     def in_place(self) -> list[bool]:
@@ -103,7 +86,7 @@ class GatedSite(TakenOver):
         taken = {id(takeover.module) for takeover in self._taken}
         return [
             self.site.name
-            for (parent, child), linear in zip(self._parents, self._linears, strict=True)
+            for parent, child, linear in self._homes
             if parent._modules.get(child) is not linear and id(linear) in taken
         ][:1]
 
@@ -114,7 +97,7 @@ class GatedSite(TakenOver):
             RoutingError: If a row's pair is not known.
         """
         route = self._routing.current()
-        kept = None if torch.compiler.is_compiling() else self._routing.kept
+        kept = None if torch.compiler.is_compiling() else self._routing.here.kept
         known = None if kept is None else kept.get((self, route, rows.shape[0]))
         if known is None:
             known = self._keep_of(route.rows_for(rows), rows.device)
@@ -124,16 +107,14 @@ class GatedSite(TakenOver):
 
     def _keep_of(self, pair_R: Tensor | int, device: torch.device) -> Tensor:
         """Return the masks of some pairs, bool [R, F], or of one, [F]."""
-        placed = self._on(device)
-        bits_RB = placed.bits_UB[placed.row_P[pair_R]]
-        return (bits_RB[..., None] & placed.bit_8).ne(0).flatten(-2)[..., : self._masks.width]
+        if self.placed.bits_UB.device != device:  # the model may have been moved since the gate was made
+            self._place(device)
+        bits_UB, row_P, bit_8 = self.placed
+        bits_RB = bits_UB[row_P[pair_R]]
+        return (bits_RB[..., None] & bit_8).ne(0).flatten(-2)[..., : self._masks.width]
 
-    def _on(self, device: torch.device) -> "_Placed":
-        """Return the masks where the model is; it may have been moved since the gate was made."""
-        placed = self.placed
-        if placed.device != device:
-            self.placed = placed = _Placed.of(self._masks, device)
-        return placed
+    def _place(self, device: torch.device) -> None:
+        self.placed = _Placed(self._masks.bits.on(device), self._masks.rows.on(device), _BIT_8.on(device))
 
 
 class MaskedSite(GatedSite):

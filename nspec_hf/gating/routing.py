@@ -34,7 +34,7 @@ _BATCHED = ("input_ids", "inputs", "inputs_embeds", "input_features", "decoder_i
 
 
 @dataclass(eq=False)
-class _Thread:
+class Thread:
     """What one thread is doing; in a thread that is new, nothing."""
 
     running: Route | None = None
@@ -46,14 +46,14 @@ class _Thread:
     chosen: Route | None = None
     """What it has chosen by `gate.use`."""
     kept: dict[Any, Any] | None = None
-    """What is kept until the `generate` that it is in ends."""
+    """A place for what may be kept until the `generate` that it is in ends; None outside of `generate`."""
 
 
 class _Local(threading.local):
     """Python calls this anew in each thread. Dynamo would lose what is set on it, so it holds an object."""
 
     def __init__(self) -> None:
-        self.thread = _Thread()
+        self.thread = Thread()
 
 
 class Routing:
@@ -88,9 +88,9 @@ class Routing:
 
         Threads that have chosen nothing follow the others, as long as these agree.
         """
-        self._here.chosen = route
+        self.here.chosen = route
         # Nobody chooses inside a running call, so what is left of one was interrupted.
-        self._here.running = self._here.decider = None
+        self.here.running = self.here.decider = None
         with self.lock:
             self._choices.pop(threading.current_thread(), None)
             if route is not None:
@@ -99,23 +99,14 @@ class Routing:
             self._common = choices[0] if len({choice.pair for choice in choices}) == 1 else None
 
     @property
-    def _here(self) -> _Thread:
+    def here(self) -> Thread:
+        """What the thread that asks is doing."""
         return self._local.thread
 
     @property
     def chosen(self) -> Route | None:
         """What holds for this thread's calls that bring no `pair_ids`."""
-        return self._here.chosen or self._common
-
-    @property
-    def running(self) -> Route | None:
-        """The route of the call that this thread is in."""
-        return self._here.running
-
-    @property
-    def kept(self) -> dict[Any, Any] | None:
-        """A place for what may be kept until the running `generate` ends; None outside of `generate`."""
-        return self._here.kept
+        return self.here.chosen or self._common
 
     @property
     def last(self) -> Route | None:
@@ -124,7 +115,7 @@ class Routing:
         if number in self._reached:
             return self._reached[number]
         # A backward pass on a GPU runs in a thread that has called nothing.
-        return self._here.last or (self._latest if len(self._callers) < 2 else None)
+        return self.here.last or (self._latest if len(self._callers) < 2 else None)
 
     def current(self) -> Route:
         """Return the route that a gated layer must follow now.
@@ -132,14 +123,14 @@ class Routing:
         Raises:
             RoutingError: If there is none; a layer is never silently dense.
         """
-        if self._here.running is not None:
-            return self._here.running
+        if self.here.running is not None:
+            return self.here.running
         if backward_pass() != -1:
             return self._replayed()
         route = self.chosen
         if route is None:
             raise RoutingError(f"a gated layer runs, but no pair is known. {self._how()}")
-        self._here.last = self._latest = route
+        self.here.last = self._latest = route
         return route
 
     def enter(
@@ -156,7 +147,7 @@ class Routing:
             outermost: Whether only `generate` can be around this caller. Then a route that an interrupted
                 call left behind is dropped.
         """
-        here = self._here
+        here = self.here
         inside = here.decider is not None and here.decider is not caller
         if inside and (here.decider is GENERATION or not outermost):
             if pair_ids is not None:
@@ -176,7 +167,7 @@ class Routing:
 
     def leave(self, caller: object) -> Route | None:
         """End the call and return its route, if it was the one that decided."""
-        here = self._here
+        here = self.here
         if here.decider is not caller:
             return None
         route, here.running, here.decider = here.running, None, None
@@ -185,7 +176,7 @@ class Routing:
     @contextmanager
     def generation(self, pair_ids: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Hold one route for all that `generate` calls."""
-        here = self._here
+        here = self.here
         nested = here.decider is GENERATION
         self.enter(object() if nested else GENERATION, pair_ids, inputs, outermost=True)
         if nested:

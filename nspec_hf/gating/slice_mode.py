@@ -26,9 +26,9 @@ down projection's bias; dropout between the two leaves it alone.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ from nspec_hf.gating.config import GateConfig
 from nspec_hf.gating.linears import Slice, SlicedProduct, changed_linears, check_whole, cut, multiply
 from nspec_hf.gating.mask_mode import GatedSite, MaskedSite
 from nspec_hf.gating.routing import Routing
-from nspec_hf.masks import PackedMasks, SiteBits
+from nspec_hf.masks import SiteBits
 from nspec_hf.recording import Site, linear_at, site_activation
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,7 @@ _Plan = list[tuple[Tensor | None, int]]
 class _Shared:
     """What the sliced sites of a gate share."""
 
-    bound: int
-    """Memory in bytes of what `generate` may keep."""
-    sites: "list[SlicedSite]" = field(default_factory=list)
+    sites: "list[SlicedSite]"
     said: set[str] = field(default_factory=set)
 
     @cached_property
@@ -78,44 +76,39 @@ class _Shared:
 
 
 class SlicedSite(MaskedSite):
-    """One feed-forward site whose silenced neurons are not computed; for arguments see `GatedSite`."""
+    """One feed-forward site whose silenced neurons are not computed."""
 
     def __init__(
         self, model: nn.Module, site: Site, masks: SiteBits, routing: Routing, config: GateConfig
     ) -> None:
         super().__init__(model, site, masks, routing, config)
         self.down = linear_at(model, site.down)
+        self._linears = [self.linear, *([] if self.up is None else [self.up]), self.down]
         self.is_kept = site.side != "encoder"
         """Whether `generate` runs it again and again."""
         self._activation = site_activation(model, site)
         self._folds = config.silence == "weights" and self.linear.bias is not None
-        self._shared = _Shared(config.cache_bytes, [self])
-        self.facts = ""
+        self._shared = _Shared([self])
         self.take_masks(masks)
 
     @classmethod
     def at_all(
-        cls,
-        model: nn.Module,
-        sites: Sequence[Site],
-        keep: PackedMasks,
-        routing: Routing,
-        config: GateConfig,
+        cls, model: nn.Module, masks: Mapping[Site, SiteBits], routing: Routing, config: GateConfig
     ) -> list[GatedSite]:
         """Return the sites; those that cannot be sliced are masked, feed-forward ones with a warning."""
-        reasons = {site: _why_masked(model, site, config) for site in sites if site.kind == "ffn"}
+        reasons = {site: _why_masked(model, site, config) for site in masks if site.kind == "ffn"}
         for reason in filter(None, dict.fromkeys(reasons.values())):
             names = [site.name for site, own in reasons.items() if own == reason]
             warn(f"mode 'slice' computes all neurons of {', '.join(names)} and masks them: {reason}")
         gated: list[GatedSite] = []
-        for site in sites:
+        for site, bits in masks.items():
             kind = cls if reasons.get(site) == "" else MaskedSite
-            gated.append(kind(model, site, keep.at(site.name), routing, config))
+            gated.append(kind(model, site, bits, routing, config))
         sliced = [site for site in gated if isinstance(site, SlicedSite)]
-        shared = _Shared(config.cache_bytes, sliced)
+        shared = _Shared(sliced)
         for site in sliced:
             site._shared = shared
-            site.facts = f"{len(sliced)} of {len(sites)} gated sites"
+            site.facts = f"{len(sliced)} of {len(masks)} gated sites"
         return gated
 
     def take_masks(self, masks: SiteBits) -> None:
@@ -127,8 +120,7 @@ class SlicedSite(MaskedSite):
     @property
     def bytes_of_widest(self) -> int:
         """Memory of the slices of the pair that keeps most, in bytes."""
-        linears = [self.linear, self.down, *([self.up] if self.up is not None else [])]
-        whole = sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)
+        whole = sum(linear.weight.numel() * linear.weight.element_size() for linear in self._linears)
         return whole * max(self._size_U) // self.site.width
 
     def attach(self) -> None:
@@ -136,38 +128,20 @@ class SlicedSite(MaskedSite):
         super().attach()
         self._follow(self.linear.weight)
 
-    def expand(self, x: Tensor) -> Tensor:
-        """Compute the kept rows of the gated linear: x [R, L, D] → [R, L, K], or [R, L, F] where masked."""
-        if torch.compiler.is_compiling():
-            index_K, keep_F = self._compiled_index(x)
-            return self.forward(x) if index_K is None else _rows(x, self.linear, index_K, keep_F[index_K])
-        return self._computed(self.linear, x, self.forward)
-
-    def expand_up(self, x: Tensor) -> Tensor:
-        """Compute the same rows of a gated block's other branch."""
-        linear, whole = self.up or self.linear, self._taken[1].original
-        if torch.compiler.is_compiling():
-            index_K, _ = self._compiled_index(x)
-            return whole(x) if index_K is None else _rows(x, linear, index_K, None)
-        return self._computed(linear, x, whole)
-
-    def contract(self, h: Tensor) -> Tensor:
-        """Compute the kept columns of the down projection: h [R, L, K] → [R, L, D]."""
-        if not torch.compiler.is_compiling():
-            return self._computed(self.down, h, self._taken[-1].original)
-        index_K, keep_F = self._compiled_index(h)
-        if index_K is None:
-            return self._taken[-1].original(h)
-        bias = self._fold(keep_F) if self._folds else self.down.bias
-        return product(h, self.down.weight.index_select(1, index_K), bias)
-
     def _forwards(self) -> list[tuple[nn.Module, Callable[..., Any]]]:
-        up = [] if self.up is None else [(self.up, self.expand_up)]
-        return [(self.linear, self.expand), *up, (self.down, self.contract)]
+        return [(linear, partial(self._compute, place)) for place, linear in enumerate(self._linears)]
 
-    def _computed(self, linear: nn.Linear, x: Tensor, whole: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the product with the slices of the rows' pairs, or `whole(x)` where they are masked."""
-        kept = self._routing.kept
+    def _compute(self, place: int, x: Tensor) -> Tensor:
+        """Compute one of the block's linears, of which it is given the place: what the row's pair keeps.
+
+        The gated linear, and the other branch of a gated block: x [R, L, D] → [R, L, K], or [R, L, F] where
+        masked. The down projection: [R, L, K] or [R, L, F] → [R, L, D].
+        """
+        linear = self._linears[place]
+        whole = self._taken[place].original if place else self.forward
+        if torch.compiler.is_compiling():
+            return self._compiled(linear, x, whole)
+        kept = self._routing.here.kept
         if kept:
             # The shortcut of decoding, where a step has few tokens and every question asked of them costs.
             held = kept.get((linear, self._routing.current().pair))
@@ -194,7 +168,7 @@ class SlicedSite(MaskedSite):
             )
             return None
         entries = route.entries_of_pairs(x)
-        fits = not keeps or len(entries) * shared.pair_bytes <= shared.bound
+        fits = not keeps or len(entries) * shared.pair_bytes <= self._config.cache_bytes
         least = _SAVED_TOKENS_KEPT if keeps else _SAVED_TOKENS
         per_row = tokens // x.shape[0]
         saved = sum(len(rows) * per_row * self._share_saved(pair) for pair, rows in entries.items())
@@ -209,8 +183,9 @@ class SlicedSite(MaskedSite):
 
     def _keeps(self) -> bool:
         """Return whether slices that are cut now are kept: by `generate`, at a site that it runs again."""
-        shared = self._shared
-        return self.is_kept and self._routing.kept is not None and shared.pair_bytes <= shared.bound
+        if not self.is_kept or self._routing.here.kept is None:
+            return False
+        return self._shared.pair_bytes <= self._config.cache_bytes
 
     def _follow(self, there: Tensor) -> None:
         """Take the masks to where a tensor is, and the multiple that is right there.
@@ -218,15 +193,30 @@ class SlicedSite(MaskedSite):
         A Trainer moves the model after the gate was made. That is noticed before a block's first product,
         since all of its products must agree on the size.
         """
-        if self.placed.device != there.device and not there.is_meta:
-            self._on(there.device)
+        if self.placed.bits_UB.device != there.device and not there.is_meta:
+            self._place(there.device)
             self._round_sizes()
 
     def _round_sizes(self) -> None:
-        step = self._config.multiple_of or (64 if self.placed.device.type == "cuda" else 8)
+        step = self._config.multiple_of or (64 if self.placed.bits_UB.device.type == "cuda" else 8)
         full = self.site.width
         self._size_U = [min(full, max(1, -(-kept // step)) * step) for kept in self._kept_U]
         vars(self._shared).pop("pair_bytes", None)
+
+    def _compiled(self, linear: nn.Linear, x: Tensor, whole: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what `_compute` does, as one graph: `pair_ids` of several rows are masked."""
+        rows, size = self._routing.current().rows_for(x), max(self._size_U)
+        keep_F = self._keep_of(rows, x.device)[0]
+        if rows.shape[0] != 1 or size == self.site.width:
+            return whole(x)
+        # Kept neurons first, in their order; what follows up to K is masked.
+        index_K = torch.argsort(keep_F.to(torch.uint8), descending=True, stable=True)[:size]
+        if linear is self.down:
+            bias = self._fold(keep_F) if self._folds else linear.bias
+            return product(x, linear.weight.index_select(1, index_K), bias)
+        bias = None if linear.bias is None else linear.bias.index_select(0, index_K)
+        z = product(x, linear.weight.index_select(0, index_K), bias)
+        return torch.where(keep_F[index_K], z, 0.0) if linear is self.linear else z
 
     def _product(self, linear: nn.Linear, x: Tensor, plan: _Plan) -> Tensor:
         check_whole(self.site, linear.weight)
@@ -241,42 +231,30 @@ class SlicedSite(MaskedSite):
         if not (self._folds and dim):
             return SlicedProduct.apply(x, linear.weight, linear.bias, pieces, dim)
         # Outside of the product, so that its gradients reach W2, b1 and b2.
-        folded = self._folded_bias(plan[0][1])
-        pieces = [(rows, piece.without_bias()) for rows, piece in pieces]
+        folded = self._fold(self._keep_of(plan[0][1], self.linear.bias.device))
+        pieces = [(rows, replace(piece, bias=None)) for rows, piece in pieces]
         out = SlicedProduct.apply(x, linear.weight, None, pieces, dim)
         return out + folded.to(out.dtype)
 
     def _slice(self, linear: nn.Linear, pair: int, dtype: torch.dtype) -> Slice:
-        kept = self._routing.kept if self._keeps() else None
+        kept = self._routing.here.kept if self._keeps() else None
         if kept is not None and (linear, pair) in kept:
             return kept[linear, pair]
         keep_F, row = self._keep_of(pair, linear.weight.device), self._rows[pair]
         index_K = torch.nonzero_static(keep_F, size=self._size_U[row], fill_value=0)[:, 0]
-        bias = self._folded_bias(pair) if self._folds and linear is self.down else linear.bias
-        made = cut(linear, index_K, self._kept_U[row], int(linear is self.down), dtype, bias)
+        is_down = linear is self.down
+        bias = self._fold(keep_F) if self._folds and is_down else linear.bias
+        made = cut(linear, index_K, self._kept_U[row], int(is_down), dtype, bias)
         if kept is not None:
             kept[linear, pair] = made
         return made
 
-    def _folded_bias(self, pair: int) -> Tensor:
-        """Return b2 + W2[:, off] σ(b1[off]), [D]."""
-        return self._fold(self._keep_of(pair, self.linear.bias.device))
-
     def _fold(self, keep_F: Tensor) -> Tensor:
+        """Return b2 + W2[:, off] σ(b1[off]), [D]."""
         check_whole(self.site, self.linear.bias)
         constant_F = torch.where(keep_F, 0.0, self._activation(self.linear.bias))
         weight = self.down.weight
         return product(constant_F.to(weight.dtype), weight, self.down.bias)
-
-    def _compiled_index(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return neuron numbers [K], None to mask; and the mask [F] that they are read from."""
-        rows = self._routing.current().rows_for(x)
-        size = max(self._size_U)
-        keep_F = self._keep_of(rows, x.device)[0]
-        if rows.shape[0] != 1 or size == self.site.width:
-            return None, keep_F
-        # Kept neurons first, in their order; what follows up to K is masked.
-        return torch.argsort(keep_F.to(torch.uint8), descending=True, stable=True)[:size], keep_F
 
 
 def _why_masked(model: nn.Module, site: Site, config: GateConfig) -> str:
@@ -286,14 +264,6 @@ def _why_masked(model: nn.Module, site: Site, config: GateConfig) -> str:
     if config.silence == "weights" and site.up and site.linear(model).bias is not None:
         return "with silence='weights' a silenced neuron of a gated block with bias is no constant"
     return ""
-
-
-def _rows(x: Tensor, linear: nn.Linear, index_K: Tensor, valid_K: Tensor | None) -> Tensor:
-    """Multiply with some rows of a linear; those that are not valid give 0."""
-    weight, bias = linear.weight.index_select(0, index_K), linear.bias
-    bias = None if bias is None else bias.index_select(0, index_K)
-    z = product(x, weight, bias)
-    return z if valid_K is None else torch.where(valid_K, z, 0.0)
 
 
 SITE = SlicedSite

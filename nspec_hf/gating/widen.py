@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, Pair, TrainingSetupError, UnsupportedModelError, as_pairs
+from nspec_hf.core import ConfigError, TrainingSetupError, UnsupportedModelError, as_pairs
 from nspec_hf.gating.attachment import attachment_of
 from nspec_hf.gating.linears import refuse_changed_linears, resize
 from nspec_hf.masks import NeuronMasks, Recipe, group_numbers
@@ -71,12 +71,7 @@ def grown_masks(
 ) -> NeuronMasks:
     """Return the masks of a model that `add_neurons` makes as wide as they are; for arguments see `grow`.
 
-    Args:
-        sites: The feed-forward sites as they are before.
-        pairs: In the order of `pair_ids`.
-        share: New neurons of each group as a share of a site's.
-        by: Whom they belong to.
-        masks: Which of the old neurons each pair keeps.
+    The sites are the feed-forward ones as they are before.
     """
     pairs = as_pairs(pairs)
     if by not in OWNERS or share <= 0:
@@ -89,7 +84,8 @@ def grown_masks(
     for site in sites:
         whole_PF = torch.ones(len(pairs), site.width, dtype=torch.bool)
         old_PF = whole_PF if masks is None else masks.keep.get(site.name, whole_PF)
-        own_PG = _owners(pairs, by, site.side)
+        group_P = group_numbers(pairs, by, site.side)
+        own_PG = group_P[:, None] == group_P.unique()
         wide = max(1, round(share * site.width))
         keep[site.name] = torch.cat([old_PF, own_PG.repeat_interleave(wide, dim=1)], dim=1)
     settings = {"share": share, "by": by, "old": "all" if masks is None else masks.fingerprint()}
@@ -137,22 +133,8 @@ def add_neurons(model: PreTrainedModel, widths: dict[str, int], seed: int = 1) -
         resize(down, torch.cat([down.weight, silent_DW], dim=1), down.bias)
 
 
-def _owners(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
-    """Return whether a group is a pair's, boolean [P, G]."""
-    if by == "all":
-        return torch.ones(len(pairs), 1, dtype=torch.bool)
-    group_P = group_numbers(pairs, by, side)
-    return group_P[:, None] == torch.arange(int(group_P.max()) + 1)
-
-
 def drawn_rows(linear: nn.Linear, more: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Return weights [W, D] and biases [W] of new rows of a linear, drawn from its own.
-
-    Args:
-        linear: What is drawn from; it is not changed.
-        more: W.
-        generator: On the CPU.
-    """
+    """Return weights [W, D] and biases [W] of more rows of a linear, drawn on the CPU from its own."""
     weight_FD, bias_F = linear.weight.detach(), linear.bias
     drawn_WD = torch.randint(len(weight_FD), (more, weight_FD.shape[1]), generator=generator)
     new_WD = weight_FD.gather(0, drawn_WD.to(weight_FD.device))

@@ -166,8 +166,12 @@ class NeuronMasks(DerivedMasks):
         """Go through the pairs."""
         return iter(self.pairs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Share them, as a copied model's gate does: what is read-only may be."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let copy and pickle make the masks again, as they do with a model that has a gate on it."""
+        """Let pickle make the masks again, as it does with a model that has a gate on it."""
         general = None if self.general is None else dict(self.general)
         again = partial(NeuronMasks, general=general, recipe=self.recipe, levels=self.levels)
         return again, (list(self.pairs), self.keep)

@@ -143,12 +143,15 @@ def draw(
 
 
 def group_numbers(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
-    """Return the group number of each pair, int64 [P]: equal where pairs share the language that counts."""
+    """Return the group number of each pair, int64 [P]: equal where pairs share the language that counts.
+
+    By `all`, there is one group.
+    """
     if by == "separate":
         by = "source" if side == "encoder" else "target"
-    keys = [pair if by == "pair" else getattr(pair, by) for pair in pairs]
+    keys = [pair if by == "pair" else "" if by == "all" else getattr(pair, by) for pair in pairs]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return torch.tensor([numbers[key] for key in keys])
+    return torch.tensor([numbers[key] for key in keys], dtype=torch.int64)
 
 
 def _sites_of(stats: ActivationStats, config: SelectConfig) -> list[Site]:

@@ -250,7 +250,7 @@ def test_languages_are_read_from_labels_and_from_tags_at_the_end(model, masks):
     batch = tagged_batch([EN, DE], [DE, EN])
     gate = NeuronGate(model, masks)
     gate.read_languages(tags)
-    read = gate._routing.reader.read
+    read = gate.routing.reader.read
     assert read({"input_ids": batch["input_ids"], "labels": batch["labels"]}).rows.tolist() == [0, 1]
     # mBART-25: x </s> [source], and the decoder starts from [target].
     source = torch.tensor([[7, 8, 2, EN], [7, 2, DE, 1]])
@@ -314,7 +314,7 @@ def test_sides_of_different_numbers_of_rows_are_refused_by_name(model, masks):
     gate = NeuronGate(model, masks)
     gate.read_languages(word_tokenizer("__{}__"))
     with pytest.raises(RoutingError, match="3 sources but 2 targets"):
-        gate._routing.reader.read({"input_ids": torch.tensor([[EN]] * 3), "labels": torch.tensor([[DE]] * 2)})
+        gate.routing.reader.read({"input_ids": torch.tensor([[EN]] * 3), "labels": torch.tensor([[DE]] * 2)})
 
 
 def test_a_row_with_two_languages_is_refused(model, masks):
