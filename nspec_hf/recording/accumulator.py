@@ -32,7 +32,6 @@ class Accumulator:
     """
 
     def __init__(self, pairs: int, two_sided: bool, limit: int | None = None) -> None:
-        """Start at zero."""
         self.pairs, self.two_sided, self.limit = pairs, two_sided, limit
         self._sums: dict[str, Tensor] = {}
         self._seen_P = torch.zeros(pairs, dtype=torch.int64)
@@ -64,8 +63,7 @@ class Accumulator:
     def end(self, output: Tensor) -> None:
         """Count the batch's sentences and tokens, once the model has shown how many positions it has.
 
-        Args:
-            output: What the model gave, [B, …, V]; what is not finite inside reaches its last position.
+        It gave an output [B, …, V], whose last position what is not finite inside reaches.
 
         Raises:
             UnsupportedModelError: If it is not finite; on a GPU `fill` raises that.
@@ -87,13 +85,7 @@ class Accumulator:
         return self.limit is not None and bool((self._seen_P >= self.limit).all())
 
     def count(self, site: Site, values: Tensor, once: bool) -> None:
-        """Add how many tokens of each row fired.
-
-        Args:
-            site: Where.
-            values: Activations [B, L, F]; a neuron is active above 0.
-            once: Whether a neuron counts at most once a row.
-        """
+        """Add how many tokens of each row fired, [B, L, F] above 0; `once`: at most one a neuron and row."""
         values_BLF, mask_BL = self._placed(site, values)
         fired_BF = count_fired(values_BLF, mask_BL)
         self._add(f"counts/{site.name}", fired_BF.clamp_(max=1) if once else fired_BF)
@@ -137,9 +129,8 @@ class Accumulator:
             return {"decoder": mask_BL}
         if "labels" in batch:
             return {"encoder": mask_BL, "decoder": batch["labels"] != IGNORED}
-        shown = "decoder_attention_mask" in batch
         require(
-            shown,
+            "decoder_attention_mask" in batch,
             "a batch without labels or decoder_attention_mask hides the decoder's padding; it has "
             + ", ".join(batch),
         )

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,7 @@ def load_config(
     trust_remote_code: bool = False,
     **hub: Any,
 ) -> PreTrainedConfig:
-    """Return the config of a model.
-
-    Args:
-        name: Hub id or folder.
-        changes: Fields that get another value.
-        for_training: Whether layers are not to be dropped at random, where the config has that setting: what
-            is dropped learns nothing, and its pair's neurons are then not those of the masks.
-        trust_remote_code: Whether code in the repository may run.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only` …
+    """Return the config of a model; for arguments see `load_model`.
 
     Raises:
         ArtifactError: If there is no model, or Git LFS pointers in its place, or a PEFT adapter that does
@@ -96,31 +89,24 @@ def load_model(
         name: Hub id or folder.
         changes: Fields of its config that get another value.
         dtype: Of the weights. By default float32 for training, and otherwise what they were saved in.
-        for_training: Whether it is to be trained: see `dtype`, and layer dropout in `load_config`.
+        for_training: Whether it is to be trained: see `dtype`; and layers are not dropped at random, where
+            the config has that setting, since what is dropped learns nothing, and its pair's neurons are then
+            not those of the masks.
         trust_remote_code: Whether code in the repository may run.
         decoder_only: Whether a model without an encoder is accepted.
         device: Where to move it.
         reshape: Changes the new model's shape before its weights are loaded.
-        options: More for `from_pretrained`: `revision`, `token`, `device_map`, `attn_implementation` …
+        options: More for `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`,
+            `device_map`, `attn_implementation` …
 
     Raises:
         ArtifactError: If there is no model, or its weights are damaged, not finite, or do not fit its config.
         UnsupportedModelError: If it is no translation model, or needs code of its own.
     """
-    base = adapter_base(name)
-    if base is not None:
-        plain = load_model(
-            base,
-            changes,
-            dtype=dtype,
-            for_training=for_training,
-            trust_remote_code=trust_remote_code,
-            decoder_only=decoder_only,
-            device=device,
-            reshape=reshape,
-            **options,
-        )
-        return _merged(plain, name)
+    adapters: list[str | Path] = []
+    while (base := adapter_base(name)) is not None and name not in adapters:
+        adapters.append(name)
+        name = base
     hub = {key: value for key, value in options.items() if key in _HUB}
     config = load_config(name, changes, for_training=for_training, trust_remote_code=trust_remote_code, **hub)
     if not (config.is_encoder_decoder or decoder_only):
@@ -150,7 +136,8 @@ def load_model(
         model.__class__ = plain_class
     refuse_unfit(model, name, **info)
     refuse_integers(model, name, variant=options.get("variant"), **hub)
-    return model.to(device) if device is not None else model
+    model = model.to(device) if device is not None else model
+    return reduce(_merged, reversed(adapters), model)
 
 
 def empty_model(name: str | Path) -> PreTrainedModel:

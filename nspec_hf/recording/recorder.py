@@ -9,7 +9,8 @@ Shape letters: B = samples, S = source tokens, T = target tokens.
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -99,10 +100,19 @@ def record(
             "or disk, under FSDP in every process (fsdp_cpu_ram_efficient_loading: false); a smaller dtype, "
             "or device_map='auto' over several GPUs, may make it fit"
         )
-    stats = ActivationStats(pairs, sites, config, _base(plain, sites), corpus)
+    base = {
+        "id": getattr(plain.config, "_name_or_path", "") or type(plain).__name__,
+        "revision": getattr(plain.config, "_commit_hash", None),
+        "fingerprint": weight_fingerprint(plain, sites),
+    }
+    stats = ActivationStats(pairs, sites, config, base, corpus)
     recorder = _Recorder(plain, sites, pairs, config)
+    shown = config.progress and rank() == 0
+    bar = tqdm(batches, desc="record", unit="batch", disable=None if shown else True)
+    # Only a limit has to know what the other processes have seen.
+    alone = config.max_sentences is None or is_spread(plain) or world_size() == 1
     with recorder.attached():
-        for batch, counts in _watched(plain, batches, config):
+        for batch, counts in as_often(plain, bar) if alone else ((each, True) for each in in_step(bar)):
             rows = 0 if batch is None or not counts else real_rows(batches, batch)
             recorder.take(batch, rows)
             if recorder.sums.is_full():
@@ -126,7 +136,10 @@ class _Recorder:
         # Under ZeRO-3 the weight itself is empty.
         self.vocabulary = getattr(embeddings, "num_embeddings", embeddings.weight.shape[0])
         self.limits = {side: position_limit(model, side) for side in SIDES}
-        self.gate_index = _gate_index(model, pairs)
+        gate: Any = getattr(model, ATTACHED, None)
+        numbers = None if gate is None else [pair_index(gate.pairs, pair, "gate") for pair in pairs]
+        self.gate_index = None if numbers is None else torch.tensor(numbers)
+        """The index among a gate's pairs of each pair; None where no gate is on the model."""
         self.read: set[str] = set()
         self.in_backward = False
         self.needs_logits = config.te
@@ -134,22 +147,18 @@ class _Recorder:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Put the model into eval mode with hooks on it, and take all of it back, come what may."""
-        trained = [(p, p.requires_grad) for p in self.model.parameters()] if self.config.te else []
-        handles: list[RemovableHandle] = []
-        try:
+        with ExitStack() as undone:
             # Only gradients of activations are wanted: those of weights are neither computed nor left behind.
-            for parameter, _ in trained:
+            for parameter in self.model.parameters() if self.config.te else ():
+                undone.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(False)
-            for site in self.sites:
-                handles += self._reading_hooks(site)
-            handles += self._shortening_hooks()
-            with eval_mode(self.model), _eager(self.model):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for parameter, flag in trained:
-                parameter.requires_grad_(flag)
+            for handle in self._hooks():
+                undone.callback(handle.remove)
+            undone.enter_context(eval_mode(self.model))
+            # Hooks that come after the first compiled call would be ignored without a word.
+            if any(getattr(part, "_compiled_call_impl", None) is not None for part in self.model.modules()):
+                undone.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
 
     def take(self, batch: Mapping[str, Any] | None, rows: int | None) -> None:
         """Run one batch through the model; None stands for a step in which only other processes have one."""
@@ -158,11 +167,14 @@ class _Recorder:
             return
         device = next(self.model.parameters()).device
         read = self.arguments | {"labels", "pair_ids", "decoder_attention_mask"}
-        batch = {
-            name: _usable(torch.as_tensor(value).to(device))
-            for name, value in batch.items()
-            if isinstance(value, Tensor) or (name in read and isinstance(value, (list, np.ndarray)))
-        }
+        with torch.inference_mode(False):
+            tensors = {
+                name: torch.as_tensor(value).to(device)
+                for name, value in batch.items()
+                if isinstance(value, Tensor) or (name in read and isinstance(value, (list, np.ndarray)))
+            }
+            # What was made in inference mode cannot be kept for a backward pass.
+            batch = {name: each.clone() if each.is_inference() else each for name, each in tensors.items()}
         self.sums.begin(batch, rows)
         self.read = set()
         inputs = self._inputs(batch)
@@ -214,38 +226,43 @@ class _Recorder:
                 "tokenizer the model's own?",
             )
 
-    def _reading_hooks(self, site: Site) -> list[RemovableHandle]:
-        linear = site.linear(self.model)
-        if not site.down:
-            return [linear.register_forward_hook(lambda *call: self._read(site, call[2]))]
-        on_gate = self.config.active_on == "gate" and bool(site.up)
-
-        def read_input(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (self._read(site, args[0], counted=not on_gate), *args[1:])
-
-        handles = [linear_at(self.model, site.down).register_forward_pre_hook(read_input)]
-        if on_gate:
-            activation = site_activation(self.model, site)
-            handles.append(linear.register_forward_hook(self._gate_reader(site, activation)))
-        return handles
-
-    def _gate_reader(self, site: Site, activation: Callable[[Tensor], Tensor]) -> Callable[..., None]:
-        def read_gate(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> None:
-            if not self.in_backward:
-                with torch.no_grad():
-                    self._count(site, activation(out))
-
-        return read_gate
-
-    def _shortening_hooks(self) -> list[RemovableHandle]:
-        """Let the output layer, the largest of all, see one position, since its result is not used."""
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        for site in self.sites:
+            linear = site.linear(self.model)
+            if not site.down:
+                yield linear.register_forward_hook(partial(self._read_output, site))
+                continue
+            on_gate = self.config.active_on == "gate" and bool(site.up)
+            down = linear_at(self.model, site.down)
+            yield down.register_forward_pre_hook(partial(self._read_input, site, not on_gate))
+            if on_gate:
+                activation = site_activation(self.model, site)
+                yield linear.register_forward_hook(partial(self._read_gate, site, activation))
         head: Any = self.model.get_output_embeddings()
+        if head is not None:
+            yield head.register_forward_pre_hook(self._shorten)
 
-        def shorten(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            # The last position, which what is not finite at any other one reaches.
-            return args if self.needs_logits else (args[0][:, -1:], *args[1:])
+    def _read_output(self, site: Site, _module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return self._read(site, out)
 
-        return [] if head is None else [head.register_forward_pre_hook(shorten)]
+    def _read_input(
+        self, site: Site, counted: bool, _module: nn.Module, args: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        return (self._read(site, args[0], counted), *args[1:])
+
+    def _read_gate(
+        self, site: Site, activation: Callable[[Tensor], Tensor], _module: nn.Module, _args: Any, out: Tensor
+    ) -> None:
+        if not self.in_backward:
+            with torch.no_grad():
+                self._count(site, activation(out))
+
+    def _shorten(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Let the output layer, the largest of all, see one position, since its result is not used.
+
+        It is the last, which what is not finite at any other one reaches.
+        """
+        return args if self.needs_logits else (args[0][:, -1:], *args[1:])
 
     def _read(self, site: Site, hidden: Tensor, counted: bool = True) -> Tensor:
         """Count a site's activations; return what the model goes on with."""
@@ -293,45 +310,3 @@ class _Recorder:
             loss.backward()
         finally:
             self.in_backward = False
-
-
-def _gate_index(model: nn.Module, pairs: list[Pair]) -> Tensor | None:
-    """Return the index among the masks' pairs of each pair, or None where no gate is on the model."""
-    gate: Any = getattr(model, ATTACHED, None)
-    return None if gate is None else torch.tensor([pair_index(gate.pairs, pair, "gate") for pair in pairs])
-
-
-def _usable(tensor: Tensor) -> Tensor:
-    # A tensor that was made in inference mode cannot be kept for a backward pass.
-    with torch.inference_mode(False):
-        return tensor.clone() if tensor.is_inference() else tensor
-
-
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    # Hooks that come after the first compiled call would be ignored without a word.
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield
-
-
-def _watched(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], config: RecordConfig
-) -> Iterator[tuple[Mapping[str, Any] | None, bool]]:
-    """Yield batches, each with whether it counts; None where only other processes have one."""
-    shown = config.progress and rank() == 0
-    bar = tqdm(batches, desc="record", unit="batch", disable=None if shown else True)
-    # Only a limit has to know what the other processes have seen.
-    if config.max_sentences is None or is_spread(model) or world_size() == 1:
-        return as_often(model, bar)
-    return ((batch, True) for batch in in_step(bar))
-
-
-def _base(model: nn.Module, sites: list[Site]) -> dict[str, Any]:
-    return {
-        "id": getattr(model.config, "_name_or_path", "") or type(model).__name__,
-        "revision": getattr(model.config, "_commit_hash", None),
-        "fingerprint": weight_fingerprint(model, sites),
-    }

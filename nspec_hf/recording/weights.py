@@ -89,13 +89,10 @@ def _is_finite(weight: Tensor, is_trained: bool, checked: Callable[[Tensor], Non
 
 
 def refuse_integers(model: nn.Module, name: str | Path, variant: str | None = None, **hub: Any) -> None:
-    """Check that a model that nothing quantizes was saved in floats of 16 bits or more.
+    """Check that a model was saved in floats of 16 bits or more, or quantized as transformers knows.
 
-    Args:
-        model: What was loaded; a quantized one passes.
-        name: Hub id or folder where it was loaded from.
-        variant: What stands in the names of its files.
-        hub: `revision`, `token`, `cache_dir` …; nothing is fetched again.
+    The other arguments are those that it was loaded by: Hub id or folder, what stands in the names of its
+    files, `revision`, `token`, `cache_dir` …; nothing is fetched again.
 
     Raises:
         ArtifactError: If it was not, with three names.
@@ -104,8 +101,11 @@ def refuse_integers(model: nn.Module, name: str | Path, variant: str | None = No
         return
     state = model.state_dict()
     saved = _saved_types(name, variant, {**hub, "force_download": False, "local_files_only": True})
-    others = {key: dtype for key, dtype in saved.items() if dtype not in _FLOATS}
-    wrong = {key: dtype for key, dtype in others.items() if _holds_floats(key, dtype, state)}
+    wrong = {
+        key: dtype
+        for key, dtype in saved.items()
+        if dtype not in _FLOATS and _holds_floats(key, dtype, state)
+    }
     if wrong:
         kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in wrong.values()}))
         raise ArtifactError(
@@ -131,7 +131,8 @@ def _saved_types(name: str | Path, variant: str | None, hub: Mapping[str, Any]) 
         index = f"{stem}.{ending}.index.{variant}.json" if variant else f"{file}.index.json"
         paths = list(_fetched([file], name, hub))
         if not paths:
-            shards = {shard for path in _fetched([index], name, hub) for shard in _shards(path)}
+            indices = [read_json(path, ArtifactError) for path in _fetched([index], name, hub)]
+            shards = {shard for each in indices for shard in each.get("weight_map", {}).values()}
             paths = list(_fetched(sorted(shards), name, hub))
         if paths:
             return {
@@ -140,10 +141,6 @@ def _saved_types(name: str | Path, variant: str | None, hub: Mapping[str, Any]) 
                 for key, tensor in load_state_dict(path, map_location="meta").items()
             }
     return {}
-
-
-def _shards(index: str) -> Iterable[str]:
-    return read_json(index, ArtifactError).get("weight_map", {}).values()
 
 
 def _fetched(files: Iterable[str], name: str | Path, hub: Mapping[str, Any]) -> Iterator[str]:
