@@ -73,7 +73,7 @@ ROOMS: dict[str, str] = {
     "data": "config moses tokenizer language_tags stored corpus dataset sampler collator translations "
     "sound_changes synthetic",
     "recording": "config weights model sites stats accumulator recorder script_batches",
-    "masks": "config rules bits select model_card readable repository hub derived masks",
+    "masks": "config rules bits select model_card readable repository hub masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",
     "training": "config loss checkpoints arguments setup_checks callback trainer_hooks trainer elastic "

@@ -80,11 +80,7 @@ class SiteBits:
 
 
 class PackedMasks(Mapping[str, Tensor]):
-    """Site name → bool [P, F], made anew each time from the bits that are kept; `at` gives the bits.
-
-    Args:
-        sites: Site name → its masks.
-    """
+    """Site name → bool [P, F], made anew each time from the bits that are kept; `at` gives the bits."""
 
     def __init__(self, sites: Mapping[str, SiteBits]) -> None:
         self._sites = dict(sites)
@@ -168,19 +164,13 @@ class PackedMasks(Mapping[str, Tensor]):
         return self._with(rows, stored)
 
     def compose(self, encoders: Sequence[int], decoders: Sequence[int]) -> "PackedMasks":
-        """Append pairs that have one pair's masks in the encoder and another's in the decoder.
+        """Append pairs that have one pair's masks in the encoder and another's in the decoder, by number."""
+        parts, rows = {"encoder": list(encoders), "decoder": list(decoders)}, self._rows_of_sides()
+        return self._with({side: Held(torch.cat([rows[side], rows[side][parts[side]]])) for side in rows})
 
-        Args:
-            encoders: The number of the first one, for each new pair.
-            decoders: The number of the second.
-        """
-        parts = {"encoder": list(encoders), "decoder": list(decoders)}
-        return self._with(
-            {
-                side: Held(torch.cat([rows_P, rows_P[parts[side]]]))
-                for side, rows_P in self._rows_of_sides().items()
-            }
-        )
+    def union(self) -> "PackedMasks":
+        """Return one mask a site: what any pair keeps."""
+        return PackedMasks.of(((site, keep_PF.any(dim=0, keepdim=True)) for site, keep_PF in self.items()), 1)
 
     def sharers(self, side: str) -> list[int]:
         """Return for each pair the number of the first that has the same row at a side's sites.

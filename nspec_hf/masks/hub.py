@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -59,14 +60,22 @@ FIGURES = "figures"
 class SavedMasks:
     """Tensors of masks, checked; saving, loading and publishing them. `NeuronMasks` says how they are made.
 
-    Attributes:
-        pairs: In the order of `pair_ids`.
-        sites: The gated linears. Sites of the model that are not among them stay dense.
-        keep: Site name → boolean [P, F], made of the bits that are kept each time it is asked for.
-        general: Masks by importance: site name → boolean [F], the neurons that all pairs keep. Else None.
+    The arguments are attributes too, and so is `sites`: the gated linears. Sites of the model that are not
+    among them stay dense.
+
+    Args:
+        pairs: At least one, in the order of `pair_ids`.
+        keep: Site name → boolean [P, F], on any device, to be packed; or the `keep` of other masks. The
+            attribute makes the tensors of the bits that are kept each time one is asked for.
+        general: Masks by importance: site name → boolean [F] for the same sites, the neurons that all pairs
+            keep. Else None.
         recipe: Where the masks come from.
         levels: The same pairs' and sites' masks at other coverages, for one model that is to run at several:
-            coverage → what `keep` is at it. Empty where there are none; `NeuronMasks.at` gives them.
+            coverage → what `keep` is at it; `NeuronMasks.at` gives them.
+
+    Raises:
+        ConfigError: If there is no pair or site, a tensor has another type or shape, a general neuron is not
+            kept by every pair, or a level has other pairs, sites or widths.
     """
 
     def __init__(
@@ -78,34 +87,38 @@ class SavedMasks:
         recipe: Recipe | None = None,
         levels: Mapping[float, Mapping[str, Tensor]] | None = None,
     ) -> None:
-        """Make masks from tensors, which are packed.
-
-        Args:
-            pairs: At least one.
-            keep: Site name → boolean [P, F], on any device; or the `keep` of other masks.
-            general: Site name → boolean [F] for the same sites, or None.
-            recipe: Where the masks come from.
-            levels: Coverage → what `keep` is at it.
-
-        Raises:
-            ConfigError: If there is no pair or site, a tensor has another type or shape, a general neuron is
-                not kept by every pair, or a level has other pairs, sites or widths.
-        """
         self.pairs: list[Pair] = as_pairs(pairs)
         if not self.pairs or not keep:
             raise ConfigError(f"masks need a pair and a site, got {len(self.pairs)} pairs, {len(keep)} sites")
         self.keep = _packed(keep, len(self.pairs))
-        self.general: Mapping[str, Tensor] | None = None if general is None else _copies(general)
+        self.general: Mapping[str, Tensor] | None = None if general is None else self._checked(general)
         self.recipe: Recipe = recipe or Recipe()
         self.sites: list[Site] = [site_from_name(name, self.keep.at(name).width) for name in self.keep]
         self._fingerprint = ""
-        self._check_general()
         self.levels: dict[float, PackedMasks] = {
             float(level): _packed(kept, len(self.pairs)) for level, kept in sorted((levels or {}).items())
         }
         for level, kept in self.levels.items():
             same = kept.shapes() == self.keep.shapes()
             require(same, f"the masks of level {level:g} have other pairs, sites or widths than the masks")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Share them, as a copied model's gate does: what is read-only may be."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let pickle make the masks again, as it does with a model that has a gate on it."""
+        general = None if self.general is None else dict(self.general)
+        again = partial(type(self), general=general, recipe=self.recipe, levels=self.levels)
+        return again, (list(self.pairs), self.keep)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether pairs with their order, sites and neurons are the same; recipes may differ."""
+        return isinstance(other, SavedMasks) and self.fingerprint() == other.fingerprint()
+
+    def __hash__(self) -> int:
+        """Return the hash of what is compared."""
+        return hash(self.fingerprint())
 
     def fingerprint(self) -> str:
         """Return 16 hex digits for pairs, sites (in any order) and neurons; levels do not count."""
@@ -308,24 +321,20 @@ class SavedMasks:
             **({"levels": list(self.levels)} if self.levels else {}),
         }
 
-    def _check_general(self) -> None:
-        if self.general is None:
-            return
-        other = sorted(set(self.general) ^ set(self.keep))
+    def _checked(self, general: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return copies of general neurons, which were found to fit the masks."""
+        for name, general_F in general.items():
+            check_booleans(name, general_F)
+        other = sorted(set(general) ^ set(self.keep))
         require(not other, f"general neurons must be of the same sites; not in both: {', '.join(other)}")
-        for name, general_F in self.general.items():
+        for name, general_F in general.items():
             width = self.keep.at(name).width
             shape = list(general_F.shape)
             require(shape == [width], f"general[{name!r}] must have shape [{width}], got {shape}")
             kept = self.keep.keeps(name, general_F)
             require(kept, f"a general neuron of {name!r} is silenced for a pair; all pairs keep it")
+        return MappingProxyType({name: general[name].detach().cpu().clone() for name in general})
 
 
 def _packed(keep: Mapping[str, Tensor], pairs: int) -> PackedMasks:
     return keep if isinstance(keep, PackedMasks) else PackedMasks.of(keep.items(), pairs)
-
-
-def _copies(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    for name, tensor in tensors.items():
-        check_booleans(name, tensor)
-    return MappingProxyType({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})

@@ -6,21 +6,36 @@ A site that masks do not hold (of a side that was not selected, say) stays dense
 part of the masks: a pair's position is its index in `pair_ids`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, Self
+from functools import cached_property
+from typing import Literal, Self
 
 from torch import Tensor
 
-from nspec_hf.core import ConfigError, Pair, SiteMismatchError, as_names, as_pairs, require, require_count
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    SiteMismatchError,
+    UnknownPairError,
+    as_names,
+    as_pairs,
+    in_short,
+    numbered,
+    pair_index,
+    require,
+    require_count,
+)
+from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.config import Coverage, Grouping, SelectConfig
-from nspec_hf.masks.derived import DerivedMasks
+from nspec_hf.masks.hub import SavedMasks
 from nspec_hf.masks.select import Recipe, choose, draw
 from nspec_hf.recording import SIDES, ActivationStats, Site, as_sites
 
+_NOTED = 10  # so many composed pairs are named in the recipe
 
-class NeuronMasks(DerivedMasks):
+
+class NeuronMasks(SavedMasks):
     """Boolean masks, True = keep, for every pair at every site.
 
     `masks[pair][site name]` is a boolean tensor [F], made when it is asked for: in memory and in the file a
@@ -33,15 +48,12 @@ class NeuronMasks(DerivedMasks):
     def from_config(cls, stats: ActivationStats, config: SelectConfig, levels: Sequence[float] = ()) -> Self:
         """Return the masks that the settings ask for, from what was recorded; for errors see the next two.
 
-        Args:
-            stats: What was recorded.
-            config: The settings.
-            levels: Further coverages, on both sides, whose masks go along; see `at`.
+        The levels are further coverages, on both sides, whose masks go along; see `at`.
         """
         require(not levels or config.method == "coverage", "levels are coverages; the method has none")
         keep, general, recipe = choose(stats, config)
         others = {
-            level: choose(stats, replace(config, coverage=level, coverage_decoder=None)).keep
+            level: choose(stats, replace(config, coverage=level, coverage_decoder=None))[0]
             for level in levels
         }
         return cls(stats.pairs, keep, general=general, recipe=recipe, levels=others)
@@ -59,16 +71,8 @@ class NeuronMasks(DerivedMasks):
         """Keep the most active neurons of each feed-forward site (Tan et al. 2024, Eq. 1).
 
         A pair that never fired at a site keeps nothing there, with a warning. Recorded sites of other kinds
-        take no part: the sign of an attention output does not say whether it is active.
-
-        Args:
-            stats: What was recorded.
-            coverage: k of Eq. 1: the share of a site's activations to cover, in (0, 1]; or `paper` (0.95) or
-                `sparse` (0.6).
-            sides: Which sides get masks; the other stays dense.
-            coverage_decoder: The decoder's k, where it is not the encoder's.
-            by: `pair` (the paper), or `source`, `target` or `separate`: see `from_importance`.
-            levels: Further coverages whose masks go along, for one model that runs at several: see `at`.
+        take no part: the sign of an attention output does not say whether it is active. The settings are
+        those of `SelectConfig`, the paper's `by="pair"`; for `levels` see `from_config`.
 
         Raises:
             ConfigError: If `coverage` or a level is out of range, or a side is unknown or has no
@@ -93,15 +97,8 @@ class NeuronMasks(DerivedMasks):
 
         Xie et al. (2021), Eq. 9 and the varieties of Fig. 6: with `by="source"` or `"target"` the pairs
         that share that language share one mask, the one that they would get if they had been recorded as
-        one pair; with `"separate"` they go by source in the encoder and by target in the decoder.
-
-        Args:
-            stats: What was recorded, with `te=True` or `av=True`.
-            score: `te` or `av`.
-            general: ρ, the share of neurons that all pairs keep, in [0, 1].
-            threshold: k of Eq. 9, in [0, 1].
-            by: `pair`, `source`, `target` or `separate`.
-            sides: Which sides get masks; the other stays dense.
+        one pair; with `"separate"` they go by source in the encoder and by target in the decoder. The
+        settings are those of `SelectConfig`; the score, its method `te` or `av`, must have been recorded.
 
         Raises:
             ConfigError: If a setting is out of range, the score was not recorded or the sides have no site.
@@ -166,15 +163,13 @@ class NeuronMasks(DerivedMasks):
         """Go through the pairs."""
         return iter(self.pairs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Share them, as a copied model's gate does: what is read-only may be."""
-        return self
+    def __contains__(self, pair: object) -> bool:
+        """Return whether a pair has masks."""
+        return pair in self._numbers
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Let pickle make the masks again, as it does with a model that has a gate on it."""
-        general = None if self.general is None else dict(self.general)
-        again = partial(NeuronMasks, general=general, recipe=self.recipe, levels=self.levels)
-        return again, (list(self.pairs), self.keep)
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.pairs)
 
     def __repr__(self) -> str:
         """Say in a line what the masks are."""
@@ -183,13 +178,103 @@ class NeuronMasks(DerivedMasks):
             f"method {self.recipe.method!r}, fingerprint {self.fingerprint()})"
         )
 
-    def __eq__(self, other: object) -> bool:
-        """Return whether pairs with their order, sites and neurons are the same; recipes may differ."""
-        return isinstance(other, NeuronMasks) and self.fingerprint() == other.fingerprint()
+    def index(self, pair: str) -> int:
+        """Return a pair's position, its number in `pair_ids`.
 
-    def __hash__(self) -> int:
-        """Return the hash of what is compared."""
-        return hash(self.fingerprint())
+        Raises:
+            UnknownPairError: If the pair has no masks; the message lists those that have.
+        """
+        return pair_index(self._numbers, _named(pair), "masks")
+
+    def at(self, coverage: float) -> Self:
+        """Return the masks of one of the levels, with the others beside it; these where it is their coverage.
+
+        Raises:
+            ConfigError: If there is no such level; the message lists those that there are.
+        """
+        own, decoder = (self.recipe.settings.get(name) for name in ("coverage", "coverage_decoder"))
+        if coverage == own and decoder in (None, own):
+            return self
+        if coverage not in self.levels:
+            held = ", ".join(f"{level:g}" for level in self.levels)
+            raise ConfigError(
+                f"no masks of coverage {coverage:g} are here; there are: {held or 'no levels'} (coverage of "
+                f"the masks themselves: {own}); select them together: levels=(1.0, 0.8), or --levels"
+            )
+        settings = {**self.recipe.settings, "coverage": coverage, "coverage_decoder": None}
+        recipe = replace(self.recipe, settings=settings)
+        others = {level: keep for level, keep in self.levels.items() if level != coverage}
+        if isinstance(own, float | int) and decoder in (None, own):
+            others[float(own)] = self.keep
+        return type(self)(self.pairs, self.levels[coverage], recipe=recipe, levels=others)
+
+    def subset(self, pairs: Iterable[str]) -> Self:
+        """Return the masks of some pairs, in the order asked for.
+
+        Raises:
+            UnknownPairError: If one of them has no masks.
+            ConfigError: If there is none, or `pairs` is one string.
+        """
+        if isinstance(pairs, str):
+            raise ConfigError(f"expected a list of pairs, got one string; write [{str(pairs)!r}]")
+        rows = [self.index(pair) for pair in pairs]
+        chosen = [self.pairs[row] for row in rows]
+        note = f"subset of {len(self.pairs)} pairs"
+        return self._derived(chosen, lambda keep: keep.subset(rows), note)
+
+    def compose(self, pairs: str | Iterable[str], pivot: str = "en") -> Self:
+        """Return the same masks with zero-shot pairs appended, so that they have an index for `pair_ids`.
+
+        As in the paper: the encoder's neurons of source → pivot, the decoder's of pivot → target.
+
+        Args:
+            pairs: One pair or several. They take no memory of their own: see `PackedMasks.compose`.
+            pivot: The language that both sides were trained with.
+
+        Raises:
+            UnknownPairError: If masks of source → pivot or pivot → target are missing.
+            ConfigError: If a pair has masks of its own.
+        """
+        new = as_pairs(as_names(pairs))
+        encoders, decoders = [], []
+        for pair in new:
+            require(
+                pair not in self, f"pair {str(pair)!r} has masks of its own; compose pairs that have none"
+            )
+            parts = Pair(pair.source, pivot), Pair(pivot, pair.target)
+            missing = [str(part) for part in parts if part not in self]
+            if missing:
+                raise UnknownPairError(
+                    f"pair {str(pair)!r} cannot be composed through {pivot!r}: masks lack "
+                    f"{', '.join(missing)}; masks hold: {in_short(sorted(self.pairs))}"
+                )
+            encoders.append(self._numbers[parts[0]])
+            decoders.append(self._numbers[parts[1]])
+        named = list(new) if len(new) <= _NOTED else [f"{len(new):,} pairs"]
+        notes = (f"{each} composed through {pivot}" for each in named)
+        return self._composed([*self.pairs, *new], encoders, decoders, notes)
+
+    def compose_like(self, other: "NeuronMasks") -> Self:
+        """Return the same masks with the pairs appended that other masks have in addition and had composed.
+
+        Raises:
+            ConfigError: If those begin with other pairs than these, or have further masks of their own.
+        """
+        count = len(self.pairs)
+        missing = other.pairs[count:]
+        encoders, decoders = (other.keep.sharers(side)[count:] for side in ("encoder", "decoder"))
+        if self.pairs != other.pairs[:count] or max((*encoders, *decoders), default=0) >= count:
+            raise ConfigError("other masks must be for the same pairs, and such as are composed of them")
+        note = f"{in_short(missing)} composed as before"
+        return self._composed(list(other.pairs), encoders, decoders, [note])
+
+    def union(self, name: str) -> Self:
+        """Return one mask for all pairs together: what any of them keeps, under the pair `name`.
+
+        For a model that serves a group: `masks.subset(group).union("mul-en")`. A name without a second
+        language stands for both sides: `"all"` is the pair `all-all`.
+        """
+        return self._derived([_named(name)], PackedMasks.union, f"union of {', '.join(self.pairs)}")
 
     def density(self, pair: str | None = None, site: str | None = None) -> float:
         """Return the share of neurons kept: over everything, or by one pair, at one site, or both.
@@ -227,3 +312,37 @@ class NeuronMasks(DerivedMasks):
                 f"the masks were made for another model ({self.recipe.base_model or 'not named'}): "
                 f"{'; '.join(wrong)}"
             )
+
+    def _derived(
+        self, pairs: Sequence[Pair], derive: Callable[[PackedMasks], PackedMasks], note: str
+    ) -> Self:
+        recipe = replace(self.recipe, derived=(*self.recipe.derived, note))
+        levels = {level: derive(keep) for level, keep in self.levels.items()}
+        return type(self)(pairs, derive(self.keep), general=self.general, recipe=recipe, levels=levels)
+
+    def _composed(
+        self, pairs: list[Pair], encoders: Sequence[int], decoders: Sequence[int], notes: Iterable[str]
+    ) -> Self:
+        # Past the constructor: a pair more must not cost a look at all that are there.
+        masks = type(self).__new__(type(self))
+        recipe = replace(self.recipe, derived=(*self.recipe.derived, *notes))
+        new = {pair: number for number, pair in enumerate(pairs[len(self) :], len(self))}
+        changed = {
+            "pairs": pairs,
+            "keep": self.keep.compose(encoders, decoders),
+            "levels": {level: keep.compose(encoders, decoders) for level, keep in self.levels.items()},
+            "recipe": recipe,
+            "_numbers": self._numbers | new,
+        }
+        vars(masks).update(vars(self), **changed, _fingerprint="")
+        return masks
+
+    @cached_property
+    def _numbers(self) -> dict[Pair, int]:
+        return numbered(self.pairs)
+
+
+def _named(name: str) -> Pair:
+    """Return the pair of that name; a name without a second language stands for both sides."""
+    whole = not isinstance(name, str) or isinstance(name, Pair) or "-" in name
+    return Pair(name) if whole else Pair(name, name)

@@ -84,19 +84,15 @@ def usage_snippet(recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str |
     if recipe.revision and not model:
         which += f", revision={json.dumps(recipe.revision)}"
     sentence = json.dumps(f"A sentence in {pairs[0].source}.")
-    return "\n".join(
-        [
-            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
-            "",
-            "from nspec_hf import NeuronMasks, Translator",
-            "",
-            load_masks,
-            f"tokenizer = AutoTokenizer.from_pretrained({which})",
-            f"model = AutoModelForSeq2SeqLM.from_pretrained({which})",
-            "translator = Translator(model, tokenizer, masks)",
-            f"print(translator.translate([{sentence}], {json.dumps(pairs[0])}))",
-        ]
-    )
+    return f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from nspec_hf import NeuronMasks, Translator
+
+{load_masks}
+tokenizer = AutoTokenizer.from_pretrained({which})
+model = AutoModelForSeq2SeqLM.from_pretrained({which})
+translator = Translator(model, tokenizer, masks)
+print(translator.translate([{sentence}], {json.dumps(pairs[0])}))"""
 
 
 class _Masks(Protocol):
@@ -171,18 +167,15 @@ def _recipe_table(masks: _Masks) -> str:
 
 
 def _site_table(masks: _Masks, density_SP: np.ndarray) -> str:
-    rows = []
-    for name, density_P in zip(masks.keep, density_SP, strict=True):
-        low, high = int(density_P.argmin()), int(density_P.argmax())
-        rows.append(
-            (
-                f"`{name}`",
-                str(masks.keep.at(name).width),
-                f"{float(density_P.mean()):.3f}",
-                f"{float(density_P[low]):.3f} ({masks.pairs[low]})",
-                f"{float(density_P[high]):.3f} ({masks.pairs[high]})",
-            )
+    rows = [
+        (
+            f"`{name}`",
+            str(masks.keep.at(name).width),
+            f"{float(density_P.mean()):.3f}",
+            *(f"{density_P[at]:.3f} ({masks.pairs[at]})" for at in (density_P.argmin(), density_P.argmax())),
         )
+        for name, density_P in zip(masks.keep, density_SP, strict=True)
+    ]
     return _table(("site", "neurons", "mean over pairs", "lowest", "highest"), rows)
 
 

@@ -10,17 +10,12 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from nspec_hf import __version__
 from nspec_hf.masks.select import LIBRARY
 from nspec_hf.recording import ActivationStats
 
-_OURS = {"library_name": LIBRARY, "library_version": __version__}
-
-
-def _api(token: str | bool | None) -> HfApi:
-    return HfApi(token=token, library_name=LIBRARY, library_version=__version__)
+_OURS: Any = {"library_name": LIBRARY, "library_version": __version__}
 
 
 def fetch(
@@ -46,18 +41,16 @@ def fetch(
     folder, repo = Path(folder_or_repo), str(folder_or_repo)
     if folder.is_dir():
         return folder / subfolder
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise FileNotFoundError(
-            f"{repo} is no folder, and cannot be a repository's id either: {error}"
-        ) from None
     below = f"{subfolder}/" if subfolder else ""
     patterns = [f"{below}{name}" for name in (["*"] if files is None else files)]
     try:
         found = snapshot_download(
             repo, revision=revision, allow_patterns=patterns, **_OURS, **(download or {})
         )
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"{repo} is no folder, and cannot be a repository's id either: {error}"
+        ) from None
     except (RepositoryNotFoundError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{repo} is no folder here, and as a repository it was not found: {error}"
@@ -74,13 +67,9 @@ def prepare(
 ) -> tuple[str, str]:
     """Make repository and branch where there are none; return the repository's id and the last commit.
 
-    Args:
-        repo: Id of the repository, `user/name` or `organization/name`.
-        private: Whether a new repository is private; the account's default if not given.
-        token: Of the Hub; the one that is logged in if not given.
-        revision: A branch; main if not given.
+    For arguments see `NeuronMasks.push_to_hub`.
     """
-    api = _api(token)
+    api = HfApi(token=token, **_OURS)
     repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
@@ -98,19 +87,12 @@ def upload(
     message: str = "Upload neuron masks",
     replaces: Sequence[str] = (),
 ) -> CommitInfo:
-    """Upload a folder in one commit.
+    """Upload a folder's files in one commit; for arguments see `NeuronMasks.push_to_hub`.
 
-    Args:
-        folder: Its files.
-        repo: What `prepare` returned: the repository …
-        parent: … and the commit that this one follows; where another has come since, it is refused.
-        subfolder: Where in the repository the files go.
-        token: Of the Hub; the one that is logged in if not given.
-        revision: A branch; main if not given.
-        message: Of the commit.
-        replaces: Patterns of files in the repository that go where the folder has none of that name.
+    `prepare` returns repository and parent, the commit that this one follows; where another has come since,
+    it is refused. `replaces` are patterns of files that go where the folder has none of that name.
     """
-    return _api(token).upload_folder(
+    return HfApi(token=token, **_OURS).upload_folder(
         repo_id=repo,
         folder_path=folder,
         path_in_repo=subfolder or None,

@@ -8,7 +8,7 @@ Shape letters: P = pairs, F = neurons of a site, G = groups of pairs.
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from nspec_hf import __version__
 from nspec_hf.core import ConfigError, Pair, digest, in_short, require, warn
 from nspec_hf.masks.bits import PackedMasks
-from nspec_hf.masks.config import SelectConfig
+from nspec_hf.masks.config import BY_METHOD, SelectConfig
 from nspec_hf.masks.rules import allocate_by_importance, select_by_coverage, select_random
 from nspec_hf.recording import ActivationStats, Site
 
@@ -68,20 +68,14 @@ class Recipe:
             require(isinstance(value, kind), f"{name} of a recipe is a {kind.__name__}, got {value!r}")
 
 
-class Selected(NamedTuple):
-    """Which neurons were chosen, and how."""
-
-    keep: PackedMasks
-    """Site name → boolean [P, F]."""
-
-    general: dict[str, Tensor] | None
-    """Site name → boolean [F] of the neurons that all pairs keep; None where the method knows none."""
-
-    recipe: Recipe
-
-
-def choose(stats: ActivationStats, config: SelectConfig) -> Selected:
+def choose(
+    stats: ActivationStats, config: SelectConfig
+) -> tuple[PackedMasks, dict[str, Tensor] | None, Recipe]:
     """Choose neurons by the method of the settings.
+
+    Returns:
+        Which ones, [P, F] a site; of those the neurons that all pairs keep, site name → boolean [F], or None
+        where the method knows none; and how they were chosen.
 
     Raises:
         ConfigError: If a selected side has no site in the statistics, or the score was not recorded.
@@ -91,28 +85,29 @@ def choose(stats: ActivationStats, config: SelectConfig) -> Selected:
     if config.method == "random":
         kept = {site.name: [round(config.density * site.width)] * len(stats.pairs) for site in sites}
         keep = draw({site.name: site.width for site in sites}, stats.pairs, kept, config.seed)
-        return Selected(keep, None, _recipe(stats, config, "density", "seed"))
-    if config.method == "coverage":
+        return keep, None, _recipe(stats, config)
+    covers = config.method == "coverage"
+    if covers:
         stats.refuse_empty()
-        _warn_silent(stats.pairs, {site.name: stats.counts[site.name] for site in sites}, "nothing")
-        covering = ((site.name, _covering(stats, site, config)) for site in sites)
-        keep = PackedMasks.of(covering, len(stats.pairs))
-        return Selected(keep, None, _recipe(stats, config, "coverage", "coverage_decoder", "by"))
-    importance = stats.importance(config.method)
-    silent = {site.name: importance[site.name] for site in sites}
-    _warn_silent(stats.pairs, silent, "the general neurons only")
+    values = stats.counts if covers else stats.importance(config.method)
+    silent_keeps = "nothing" if covers else "the general neurons only"
+    _warn_silent(stats.pairs, {site.name: values[site.name] for site in sites}, silent_keeps)
     general: dict[str, Tensor] = {}
 
-    def allocated(site: Site) -> Tensor:
+    def chosen(site: Site) -> Tensor:
         group_P = group_numbers(stats.pairs, config.by, site.side)
+        if covers:
+            decoders = config.coverage_decoder if site.side == "decoder" else None
+            coverage = float(config.coverage if decoders is None else decoders)
+            return select_by_coverage(_pooled(stats.counts[site.name], group_P), coverage)[group_P]
         sums_GF = _pooled(stats.sums[config.method][site.name], group_P)
         tokens_G = _pooled(stats.token_counts[site.positions], group_P)
         importance_GF = sums_GF / tokens_G[:, None]
         keep_GF, general[site.name] = allocate_by_importance(importance_GF, config.general, config.threshold)
         return keep_GF[group_P]
 
-    keep = PackedMasks.of(((site.name, allocated(site)) for site in sites), len(stats.pairs))
-    return Selected(keep, general, _recipe(stats, config, "general", "threshold", "by"))
+    keep = PackedMasks.of(((site.name, chosen(site)) for site in sites), len(stats.pairs))
+    return keep, None if covers else general, _recipe(stats, config)
 
 
 def draw(
@@ -168,13 +163,6 @@ def _sites_of(stats: ActivationStats, config: SelectConfig) -> list[Site]:
     return sites
 
 
-def _covering(stats: ActivationStats, site: Site, config: SelectConfig) -> Tensor:
-    group_P = group_numbers(stats.pairs, config.by, site.side)
-    decoders = config.coverage_decoder if site.side == "decoder" else None
-    coverage = float(config.coverage if decoders is None else decoders)
-    return select_by_coverage(_pooled(stats.counts[site.name], group_P), coverage)[group_P]
-
-
 def _pooled(values_PF: Tensor, group_P: Tensor) -> Tensor:
     """Return the sums [G, …] over the pairs of each group: what recording it as one pair would have given."""
     values_PF = values_PF.cpu()
@@ -192,8 +180,11 @@ def _warn_silent(pairs: Sequence[Pair], values: Mapping[str, Tensor], keeps: str
         warn(f"no neuron ever fired, so {keeps} is kept, for: {in_short(silent, 10)}")
 
 
-def _recipe(stats: ActivationStats, config: SelectConfig, *names: str) -> Recipe:
-    settings = {name: getattr(config, name) for name in names}
+def _recipe(stats: ActivationStats, config: SelectConfig) -> Recipe:
+    read = [
+        name for name, rule in BY_METHOD.items() if config.method in rule.removeprefix("method=").split("|")
+    ]
+    settings = {name: getattr(config, name) for name in read}
     counted = {"count": stats.config.count, "active_on": stats.config.active_on}
     return Recipe(
         method=config.method,
