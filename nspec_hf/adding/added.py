@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.adding.addition import Addition, row_weights
 from nspec_hf.core import ConfigError, UnknownLanguageError, digest
-from nspec_hf.gating import Attachment, GateConfig, NeuronGate, Part, Routing, add_neurons
+from nspec_hf.gating import Attachment, GateConfig, NeuronGate, Routing, TakenOver, add_neurons
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites, linear_at, plain_model
 
@@ -56,7 +56,7 @@ class AddedPairs(Attachment):
                 f"each pair is added once, and there is one at least; twice: {', '.join(twice)}"
             )
         self.masks, self.gate_config = masks, gate_config
-        routing, parts = Routing(pairs), list[tuple[str, Part]]()
+        routing, parts = Routing(pairs), list[tuple[str, TakenOver]]()
         if masks is not None:
             whole = {name: torch.ones(len(new), keep.shape[1]).bool() for name, keep in masks.keep.items()}
             keep = {name: torch.cat([whole[name], keep_PF]) for name, keep_PF in masks.keep.items()}

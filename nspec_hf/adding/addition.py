@@ -18,7 +18,7 @@ from nspec_hf.adding.branches import LowRank, NeuronBranch, NewNeurons, OwnModul
 from nspec_hf.adding.config import AddConfig
 from nspec_hf.adding.vocabulary import InputRows, OutputRows, OwnRows, Which
 from nspec_hf.core import ConfigError, Pair, UnsupportedModelError, as_pairs
-from nspec_hf.gating import Part, Routing, drawn_rows
+from nspec_hf.gating import Routing, TakenOver, drawn_rows
 from nspec_hf.recording import Site, find_sites, linear_at
 
 
@@ -115,7 +115,7 @@ class Addition(nn.Module):
         """Return the low-rank change of a linear."""
         return cast(LowRank, self.changes[_key(linear)])
 
-    def parts(self, model: PreTrainedModel, routing: Routing) -> Iterator[tuple[str, Part]]:
+    def parts(self, model: PreTrainedModel, routing: Routing) -> Iterator[tuple[str, TakenOver]]:
         """Yield what acts on the model, each with the dotted name of the module that it acts on."""
         whose = Whose(routing, frozenset(self.pairs))
         for name, copied in zip(self.layout.copied, self.copies.values(), strict=True):

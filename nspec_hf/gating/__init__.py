@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from nspec_hf.gating.attachment import (
         OWN_WEIGHTS as OWN_WEIGHTS,
         Attachment as Attachment,
-        Part as Part,
         attachment_of as attachment_of,
         freeze_unsaved as freeze_unsaved,
     )

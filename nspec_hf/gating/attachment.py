@@ -7,7 +7,7 @@ exact removal. What happens inside the layers is the business of an attachment's
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, Pair, UnknownPairError, UnsupportedModelError, in_short
 from nspec_hf.data import LanguageTags, as_tags
-from nspec_hf.gating.entry_points import entries_of
+from nspec_hf.gating.entry_points import TakenOver, entries_of
 from nspec_hf.gating.route import Route, TokenReader
 from nspec_hf.gating.routing import Routing
 from nspec_hf.recording import ATTACHED, plain_model
 
 OWN_WEIGHTS = "nspec_own"
 """Name under which a model holds the weights of an attachment that has some, while it is on it."""
-
-
-class Part(Protocol):
-    """What an attachment does to one module of the model."""
-
-    def attach(self) -> None:
-        """Do it."""
-
-    def detach(self) -> None:
-        """Leave the module exactly as it was."""
-
-    @property
-    def in_place(self) -> list[bool]:
-        """For each thing that was put there, whether it still is."""
-        ...
 
 
 class Attachment:
@@ -58,7 +43,7 @@ class Attachment:
         self,
         model: nn.Module,
         routing: Routing,
-        parts: Sequence[Part],
+        parts: Sequence[TakenOver],
         inside: Iterable[str],
         own: nn.Module | None = None,
     ) -> None:
@@ -67,7 +52,7 @@ class Attachment:
         self.own = own
         self.routing = routing
         # Entries first: the modules that they are on may be wrapped, the ones inside may not.
-        self._parts: list[Part] = [*entries_of(self.model, inside, routing, self.check_in_place), *parts]
+        self._parts: list[TakenOver] = [*entries_of(self.model, inside, routing, self.check_in_place), *parts]
         self._entered: list[bool] = []
         self._frozen: list[nn.Parameter] = []
 
@@ -213,7 +198,7 @@ class Attachment:
         Raises:
             UnsupportedModelError: If another library has wrapped or replaced one since, as PEFT does.
         """
-        displaced = [name for part in self._parts for name in getattr(part, "displaced", ())]
+        displaced = [name for part in self._parts for name in part.displaced]
         if displaced:
             raise UnsupportedModelError(
                 f"after the gate was attached, layers were wrapped or replaced: {', '.join(displaced)}. What "

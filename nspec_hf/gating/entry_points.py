@@ -82,7 +82,13 @@ class Takeover:
 
 
 class TakenOver:
-    """Modules whose forwards are replaced from `attach` to `detach`; by what, `_forwards` says."""
+    """Modules whose forwards are replaced from `attach` to `detach`; by what, `_forwards` says.
+
+    All that an attachment does inside a model is done by such parts.
+    """
+
+    displaced: Sequence[str] = ()
+    """What is no longer where it was taken over, by the names of sites."""
 
     def __init__(self) -> None:
         self._taken: list[Takeover] = []

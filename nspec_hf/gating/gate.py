@@ -17,8 +17,9 @@ from typing import Any, get_args
 from torch import nn
 
 from nspec_hf.core import ArtifactError, ConfigError, Pair, TrainingSetupError, UnknownPairError, in_short
-from nspec_hf.gating.attachment import Attachment, Part
+from nspec_hf.gating.attachment import Attachment
 from nspec_hf.gating.config import GateConfig, GateMode
+from nspec_hf.gating.entry_points import TakenOver
 from nspec_hf.gating.mask_mode import GatedSite
 from nspec_hf.gating.routing import Routing
 from nspec_hf.masks import NeuronMasks
@@ -120,7 +121,7 @@ class NeuronGate(Attachment):
         return self.config.mode == "slice"
 
     @property
-    def parts_by_site(self) -> list[tuple[str, Part]]:
+    def parts_by_site(self) -> list[tuple[str, TakenOver]]:
         """What it does inside the model, each with its site's name: for an attachment that does more."""
         return [(site.site.name, site) for site in self._sites]
 

@@ -11,7 +11,7 @@ Where the model is, masks are one bit a neuron too: a row for each mask, and for
 row. Booleans are made for the rows of a batch alone: forty thousand composed pairs take what their parts do.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,7 +81,7 @@ class GatedSite(TakenOver):
         return [there and not self.displaced for there in super().in_place]
 
     @property
-    def displaced(self) -> list[str]:
+    def displaced(self) -> Sequence[str]:
         """The site, if a module that was taken over is no longer what the model has there (LoRA …)."""
         taken = {id(takeover.module) for takeover in self._taken}
         return [

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nspec_hf.core import Pair, TrainingSetupError
-from nspec_hf.gating import OWN_WEIGHTS, Attachment, Part, Routing, TakenOver
+from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing, TakenOver
 
 Key = Any
 """Anything hashable."""
@@ -145,7 +145,7 @@ class RowwiseAttachment(Attachment):
         self,
         model: nn.Module,
         routing: Routing,
-        parts: Sequence[Part],
+        parts: Sequence[TakenOver],
         inside: Iterable[str],
         own: nn.Module | None = None,
         knows: Callable[[Pair], bool] = lambda pair: False,
