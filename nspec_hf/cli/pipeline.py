@@ -312,7 +312,9 @@ def _density_table(masks: "masks_room.NeuronMasks") -> Table:
 
 def _stats_table(stats: "recording.ActivationStats") -> Table:
     rows = tuple((str(pair), stats.sentences(pair), stats.tokens(pair)) for pair in stats.pairs)
-    about = f"{len(stats.sites)} sites of kinds {', '.join(stats.config.kinds)}, counting {stats.count}"
+    about = (
+        f"{len(stats.sites)} sites of kinds {', '.join(stats.config.kinds)}, counting {stats.config.count}"
+    )
     return Table(title="Recorded", columns=("pair", "sentences", "tokens"), rows=rows, notes=(about,))
 
 

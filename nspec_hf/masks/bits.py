@@ -148,10 +148,6 @@ class PackedMasks(Mapping[str, Tensor]):
         """Return a site's masks as they are kept."""
         return self._sites[site]
 
-    def of_pair(self, number: int) -> dict[str, Tensor]:
-        """Return site name → bool [F] of one pair."""
-        return {name: site.booleans(number) for name, site in self._sites.items()}
-
     def subset(self, numbers: Sequence[int]) -> "PackedMasks":
         """Return the masks of some pairs, in that order; rows that none of them has are left behind."""
         stored, rows = {}, {}
@@ -189,10 +185,6 @@ class PackedMasks(Mapping[str, Tensor]):
             for site in self._sites.values()
             for bits in [site.bits.tensor.numpy()[np.unique(site.rows.tensor.numpy())]]
         )
-
-    def keeps(self, site: str, keep_F: Tensor) -> bool:
-        """Return whether all pairs keep all of these neurons."""
-        return not (pack(keep_F) & ~self._sites[site].bits.tensor).any()
 
     def __getitem__(self, site: str) -> Tensor:
         """Return all masks of a site, bool [P, F]."""

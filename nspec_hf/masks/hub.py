@@ -328,10 +328,9 @@ class SavedMasks:
         other = sorted(set(general) ^ set(self.keep))
         require(not other, f"general neurons must be of the same sites; not in both: {', '.join(other)}")
         for name, general_F in general.items():
-            width = self.keep.at(name).width
-            shape = list(general_F.shape)
-            require(shape == [width], f"general[{name!r}] must have shape [{width}], got {shape}")
-            kept = self.keep.keeps(name, general_F)
+            site, shape = self.keep.at(name), list(general_F.shape)
+            require(shape == [site.width], f"general[{name!r}] must have shape [{site.width}], got {shape}")
+            kept = not (pack(general_F) & ~site.bits.tensor).any()
             require(kept, f"a general neuron of {name!r} is silenced for a pair; all pairs keep it")
         return MappingProxyType({name: general[name].detach().cpu().clone() for name in general})
 

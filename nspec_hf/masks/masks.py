@@ -157,7 +157,8 @@ class NeuronMasks(SavedMasks):
         Raises:
             UnknownPairError: If the pair has no masks.
         """
-        return self.keep.of_pair(self.index(pair))
+        row = self.index(pair)
+        return {name: self.keep.at(name).booleans(row) for name in self.keep}
 
     def __iter__(self) -> Iterator[Pair]:
         """Go through the pairs."""

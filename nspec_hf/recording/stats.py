@@ -81,11 +81,6 @@ class ActivationStats:
         self.token_counts = {side: torch.zeros(rows, dtype=torch.int64) for side in SIDES}
         self.sentence_counts = torch.zeros(rows, dtype=torch.int64)
 
-    @property
-    def count(self) -> str:
-        """What was counted: `tokens` or `sentences`."""
-        return self.config.count
-
     def __getitem__(self, pair: str) -> dict[str, Tensor]:
         """Return the counts of one pair by site name, each int64 [F].
 
@@ -99,7 +94,7 @@ class ActivationStats:
         """Print what there is in a line."""
         total = int(self.sentence_counts.sum())
         shape = f"{len(self.pairs)} pairs, {len(self.sites)} sites"
-        return f"ActivationStats({shape}, {total} sentences, count={self.count!r})"
+        return f"ActivationStats({shape}, {total} sentences, count={self.config.count!r})"
 
     def tokens(self, pair: str, side: str | None = None) -> int:
         """Return how many tokens of a pair were counted, padding left out; without a side, those of both.
