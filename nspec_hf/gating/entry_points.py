@@ -117,10 +117,7 @@ class TakenOver:
 class Entry(TakenOver):
     """One module that is called from outside: a hook before its forward, one behind it, and its `generate`.
 
-    Args:
-        module: The module.
-        routing: Where the route is decided.
-        check: What the model itself has to pass before each of its forward passes; None for modules inside.
+    The check is what the model itself has to pass before each forward pass; modules inside have none.
     """
 
     def __init__(self, module: nn.Module, routing: Routing, check: Callable[[], None] | None) -> None:

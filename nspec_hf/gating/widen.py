@@ -97,12 +97,7 @@ def add_neurons(model: PreTrainedModel, widths: dict[str, int], seed: int = 1) -
 
     Each weight of a new row of W1 is drawn from the trained ones of the same input, its bias from the trained
     biases, so that new neurons fire about as often as the old. Their columns of W2 are zeros, so W2 learns
-    first.
-
-    Args:
-        model: A trained model with nothing on it.
-        widths: Site name → neurons afterwards, for all feed-forward sites.
-        seed: Seed of the new rows.
+    first. For all feed-forward sites, by name, `widths` says how many neurons they have afterwards.
 
     Raises:
         ConfigError: If a site is missing or would get narrower.

@@ -68,13 +68,9 @@ def front_matter(
 
 
 def usage_snippet(recipe: Recipe, pairs: Sequence[Pair], repo: str, model: str | None = None) -> str:
-    """Return Python code that loads the masks and, where a model is known, translates with them.
+    """Return Python code that loads the masks and, where a model is known, translates their first pair.
 
-    Args:
-        recipe: Of the masks; names the base model.
-        pairs: Of the masks; the first one is translated.
-        repo: Hub id or folder of the masks.
-        model: Hub id or path of the model to load instead of the base: the one that was trained on.
+    That is the model which was trained on, by Hub id or path, or else the base that the recipe names.
     """
     load_masks = f"masks = NeuronMasks.from_pretrained({json.dumps(repo)})"
     name = model or recipe.base_model

@@ -115,14 +115,7 @@ def draw(
 ) -> PackedMasks:
     """Draw neurons for every site and pair; each draw depends on the seed, its site and its pair alone.
 
-    Args:
-        widths: Site name → F.
-        pairs: P of them.
-        kept: Site name → how many neurons each pair keeps there.
-        seed: Any integer.
-
-    Returns:
-        Site name → boolean [P, F].
+    By site name, the widths say F, and `kept` how many neurons each pair keeps.
     """
 
     def drawn(site: str, pair: Pair, count: int) -> Tensor:
