@@ -1,7 +1,7 @@
 """How masks act on a model."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 from nspec_hf.core import require, require_count, warn_unused
 
@@ -49,14 +49,10 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        choices = {
-            "mode": get_args(GateMode),
-            "silence": get_args(Silence),
-            "zero_shot": ("error", "compose"),
-        }
-        for name, known in choices.items():
-            value = getattr(self, name)
-            require(value in known, f"{name} is one of {', '.join(known)}, got {value!r}")
+        for each in fields(self):
+            if get_origin(each.type) is Literal:
+                value, known = getattr(self, each.name), get_args(each.type)
+                require(value in known, f"{each.name} is one of {', '.join(known)}, got {value!r}")
         if self.multiple_of is not None:
             require_count("multiple_of", self.multiple_of)
         require_count("cache_bytes", self.cache_bytes, least=0)

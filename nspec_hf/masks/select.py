@@ -8,7 +8,7 @@ Shape letters: P = pairs, F = neurons of a site, G = groups of pairs.
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast, get_origin
 
 import torch
 from torch import Tensor
@@ -56,16 +56,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the types, which a file may have wrong."""
-        kinds = {
-            "settings": Mapping,
-            "corpus": Mapping,
-            "tokens": Mapping,
-            "versions": Mapping,
-            "derived": tuple,
-        }
-        for name in (each.name for each in fields(self)):
-            value, kind = getattr(self, name), kinds.get(name, str)
-            require(isinstance(value, kind), f"{name} of a recipe is a {kind.__name__}, got {value!r}")
+        for each in fields(self):
+            value, kind = getattr(self, each.name), cast(type, get_origin(each.type) or each.type)
+            require(isinstance(value, kind), f"{each.name} of a recipe is a {kind.__name__}, got {value!r}")
 
 
 def choose(
