@@ -117,6 +117,12 @@ def test_new_neurons_belong_to_whom_they_are_given(names, by, share):
                 assert has == (groups[i // wide] == owner)
 
 
+@pytest.mark.parametrize("by", ["pair", "source", "target", "separate", "all"])
+def test_neurons_of_no_pair_are_refused_by_name(by):
+    with pytest.raises(ConfigError, match="masks need a pair"):
+        grown_masks(find_sites(tiny_m2m100()), [], by=by)
+
+
 def test_old_neurons_may_be_masked_too():
     model = tiny_m2m100()
     widths = {site.name: site.width for site in find_sites(model)}

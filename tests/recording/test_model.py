@@ -169,6 +169,21 @@ def test_an_adapter_s_folder_is_its_base_with_the_adapter_merged(tmp_path):
     assert load_config(tmp_path / "adapter").d_model == base.config.d_model
 
 
+def test_an_adapter_of_an_adapter_is_merged_into_both_and_one_of_itself_is_refused(tmp_path):
+    kinds = {"r": 2, "target_modules": ["fc1"], "init_lora_weights": False}
+    adapter(tmp_path, peft.LoraConfig(**kinds))
+    wrapped = peft.get_peft_model(load_model(tmp_path / "adapter"), peft.LoraConfig(**kinds))
+    wrapped.save_pretrained(tmp_path / "second")
+    expected = wrapped.merge_and_unload().state_dict()
+    found = load_model(tmp_path / "second").state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    (tmp_path / "second" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "second")})
+    )
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        load_model(tmp_path / "second")
+
+
 @pytest.mark.parametrize(
     "change",
     [
