@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         select_by_coverage as select_by_coverage,
         select_random as select_random,
     )
-    from nspec_hf.gating import GateConfig as GateConfig, NeuronGate as NeuronGate, grow as grow
+    from nspec_hf.gating import GateConfig as GateConfig, NeuronGate as NeuronGate
     from nspec_hf.training import (
         Specialization as Specialization,
         SpecializationCallback as SpecializationCallback,
@@ -86,7 +86,7 @@ ROOMS: dict[str, str] = {
     "export",
     "adding": "config branches vocabulary addition added languages saved run",
     "systems": "plan experiment result display run system parts.rowwise parts.zero_shot parts.subnetworks "
-    "parts.clones baseline masked controls variants elastic own_neurons individual lass differentiation "
+    "parts.clones baseline masked controls variants elastic individual lass differentiation "
     "families adapters target_attention architectures registry pipeline before_training whole_run",
     "comparison": "jobs runs table_data costs aggregate tables",
     "serving": "config exported layout loading batching app publishing",

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     )
     from nspec_hf.gating.linears import refuse_changed_linears as refuse_changed_linears, resize as resize
     from nspec_hf.gating.gate import MASKS_FOLDER as MASKS_FOLDER, NeuronGate as NeuronGate
-    from nspec_hf.gating.widen import (
-        add_neurons as add_neurons,
-        drawn_rows as drawn_rows,
-        grow as grow,
-        grown_masks as grown_masks,
-    )
+    from nspec_hf.gating.widen import add_neurons as add_neurons, drawn_rows as drawn_rows
 
 __getattr__, __dir__, __all__ = attach(__name__)

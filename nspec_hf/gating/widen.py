@@ -1,13 +1,6 @@
-"""Give each pair neurons of its own: the same masks, for a model that is made wider first.
+"""Make a trained model's feed-forward layers wider, by neurons that change nothing until they are trained.
 
-Shape letters: D = model width, F = a site's neurons, W = new ones of a group, G = groups of pairs, P = pairs.
-
-Masks take neurons away from pairs. Where a model is too small for its pairs, none can be spared; then each
-pair, or all pairs that share a language, can be given some instead. All pairs keep the old neurons (or those
-that masks let them keep), and of the G·W new ones only their group's W. A new neuron begins silent, by zeros
-in W2, so the model translates as before until it is trained. Sliced or exported, a pair computes W neurons
-more than it did, however many pairs there are. Beyond both papers; an adapter beside the feed-forward block
-(Bapna & Firat 2019 put theirs after it), but one that is a plain model with masks.
+Shape letters: D = model width, F = a site's neurons, W = new ones.
 """
 
 from collections.abc import Sequence
@@ -16,80 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, TrainingSetupError, UnsupportedModelError, as_pairs
+from nspec_hf.core import ConfigError, TrainingSetupError, UnsupportedModelError
 from nspec_hf.gating.attachment import attachment_of
 from nspec_hf.gating.linears import refuse_changed_linears, resize
-from nspec_hf.masks import NeuronMasks, Recipe, group_numbers
 from nspec_hf.recording import Site, find_sites, linear_at, plain_model
-
-OWNERS = ("pair", "source", "target", "separate", "all")
-"""Who shares new neurons: `SelectConfig.by`, and `all` for neurons that every pair has."""
 
 # Fields of a config that hold a width, the more specific first; the last three are of both stacks.
 _FIELDS = ("{side}_ffn_dim", "d_ff", "ffn_dim", "intermediate_size")
-
-
-def grow(
-    model: PreTrainedModel,
-    pairs: Sequence[str],
-    share: float = 0.25,
-    by: str = "pair",
-    masks: NeuronMasks | None = None,
-    seed: int = 1,
-) -> NeuronMasks:
-    """Add neurons to all feed-forward sites, in place, and return the masks that say whose they are.
-
-        masks = grow(model, ["en-de", "de-en"])
-        gate = NeuronGate(model, masks)             # and train: the new neurons are silent yet
-
-    Args:
-        model: A trained model with nothing on it.
-        pairs: In the order of `pair_ids`.
-        share: New neurons of each group as a share of the site's, positive; at least one neuron.
-        by: Whom they belong to: each `pair`; all pairs with that `source` or `target`; `separate`, by source
-            in the encoder and by target in the decoder; or `all` pairs together.
-        masks: Which of the old neurons each pair keeps; None: all. Sites that they do not hold stay whole.
-        seed: Seed of the new rows.
-
-    Raises:
-        ConfigError: If a setting is out of range, or the masks are for other pairs.
-        SiteMismatchError: If the masks are for another model.
-        UnsupportedModelError: If the model cannot be widened.
-        TrainingSetupError: If something is on the model.
-    """
-    grown = grown_masks(find_sites(model), pairs, share, by, masks)
-    add_neurons(model, {site.name: site.width for site in grown.sites}, seed)
-    return grown
-
-
-def grown_masks(
-    sites: Sequence[Site],
-    pairs: Sequence[str],
-    share: float = 0.25,
-    by: str = "pair",
-    masks: NeuronMasks | None = None,
-) -> NeuronMasks:
-    """Return the masks of a model that `add_neurons` makes as wide as they are; for arguments see `grow`.
-
-    The sites are the feed-forward ones as they are before.
-    """
-    pairs = as_pairs(pairs)
-    if by not in OWNERS or share <= 0:
-        raise ConfigError(f"by is one of {', '.join(OWNERS)} and share is positive, got {by!r} and {share}")
-    if masks is not None:
-        masks.check_model(sites)
-        if masks.pairs != pairs:
-            raise ConfigError(f"the masks are for other pairs or in another order: {', '.join(masks.pairs)}")
-    keep = {}
-    for site in sites:
-        whole_PF = torch.ones(len(pairs), site.width, dtype=torch.bool)
-        old_PF = whole_PF if masks is None else masks.keep.get(site.name, whole_PF)
-        group_P = group_numbers(pairs, by, site.side)
-        own_PG = group_P[:, None] == group_P.unique()
-        wide = max(1, round(share * site.width))
-        keep[site.name] = torch.cat([old_PF, own_PG.repeat_interleave(wide, dim=1)], dim=1)
-    settings = {"share": share, "by": by, "old": "all" if masks is None else masks.fingerprint()}
-    return NeuronMasks(pairs, keep, recipe=Recipe(method="grown", settings=settings))
 
 
 def add_neurons(model: PreTrainedModel, widths: dict[str, int], seed: int = 1) -> None:
@@ -153,6 +79,6 @@ def _write_widths(model: PreTrainedModel, sites: Sequence[Site], widths: dict[st
         if written.setdefault(field, widths[site.name]) != widths[site.name]:
             raise UnsupportedModelError(
                 f"the config of {type(model).__name__} has one {field} for all layers, which would be "
-                f"{written[field]} and {widths[site.name]} wide; share neurons by pair, source, target or all"
+                f"{written[field]} and {widths[site.name]} wide"
             )
     model.config.update(written)

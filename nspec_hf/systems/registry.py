@@ -18,7 +18,6 @@ from nspec_hf.systems.elastic import ElasticMasks
 from nspec_hf.systems.individual import Individual
 from nspec_hf.systems.lass import LaSS
 from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
-from nspec_hf.systems.own_neurons import OwnNeurons
 from nspec_hf.systems.system import System
 from nspec_hf.systems.target_attention import TargetAttention
 from nspec_hf.systems.variants import Averaged, VarianceMasks

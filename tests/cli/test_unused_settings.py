@@ -252,7 +252,7 @@ def checked(system, settings=None, **more):
     [
         ("te", "neuron_specialization", "allocation_te"),
         ("av", "allocation_te", "allocation_av"),
-        ("random", "own_neurons", "random"),
+        ("random", "variance", "random"),
         ("te", "swapped", "allocation_te"),
         ("av", "random", "allocation_av"),
     ],
@@ -273,8 +273,6 @@ def test_a_method_that_is_the_system_s_is_not_told(recwarn):
     [
         ("random", {"density": 0.5, "coverage": 0.8}, {}, "settings.coverage has no effect with settings.d"),
         ("random", {"density": 0.5, "count": "sentences"}, {}, "settings.count"),
-        ("own_neurons", {"coverage": 0.8}, {}, "settings.coverage has no effect with settings.old all"),
-        ("own_neurons", {"sides": ["encoder"]}, {}, "settings.sides"),
         ("allocation_te", {}, {"record": RecordConfig(kinds=("ffn_out",))}, "record.kinds has no effect"),
         ("individual", {"small_vocabulary": 100}, {}, "data.tiers has no language 'low'"),
     ],
@@ -290,7 +288,7 @@ def test_a_system_that_counts_neurons_wants_validation_text_before_any_work():
     for system in ("neuron_specialization", "allocation_te", "random"):
         with pytest.raises(ConfigError, match=rf"{system} counts .* data\.valid_split"):
             make_system(system).check(run)
-    make_system("own_neurons").check(run)
+    make_system("finetune").check(run)
 
 
 def test_an_average_without_masks_tells_what_masks_were_to_be():
@@ -336,7 +334,7 @@ def test_every_system_is_known_to_the_file_of_these_tests():
     """A new one: does it read all of its settings, and of the experiment's, in every case?"""
     assert sorted(SYSTEMS) == sorted(
         "allocation_av allocation_te averaged baseline deep differentiation elastic expansion "
-        "family_adapters finetune gelu individual lass neuron_specialization own_neurons pair_adapters "
+        "family_adapters finetune gelu individual lass neuron_specialization pair_adapters "
         "random shallow shared swapped target_attention variance wide".split()
     )
 

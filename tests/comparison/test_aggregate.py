@@ -305,7 +305,6 @@ def test_what_the_papers_do_not_print_is_left_out():
         "variance",
         "averaged",
         "elastic",
-        "own_neurons",
     }
     assert {name for name in SYSTEMS if printed_costs(make_system(name, {}))} == names
 
