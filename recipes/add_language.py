@@ -196,7 +196,7 @@ def compare_rows(
             systems[row] = {pair: read_lines(file) for pair, file in files.items()}
     references: dict[str, Sequence[str]] = {text.pair: text.targets for text in texts}
     tested = compare(systems, references, baseline, test=test, n_samples=1000, n_jobs=1)
-    path = Path(config.results) / f"{config.name}.{lines}.significance.s{seed}.json"
+    path = Path(config.results) / f"{config.name}.{lines}.against_{baseline}.s{seed}.json"
     write_result(path, tested.to_dict(), without_places(plain(config)))
     return tested
 
