@@ -33,7 +33,7 @@ from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, require_ctranslate2
 from nspec_hf.export.group import Sharing, kept_levels, renumbered, sharing_of
 from nspec_hf.export.memory import a_side_at_a_time, let_go, page_out
-from nspec_hf.export.prune import give_up, padded, pruned, whole, zeroed
+from nspec_hf.export.prune import baked, give_up, plain_copy
 from nspec_hf.export.reading import exported_tokens
 from nspec_hf.export.report import ExportReport
 from nspec_hf.export.trim import Trimmed, expected_tokens, measure, trim
@@ -93,43 +93,40 @@ def export_model(
     if texts is None and (known or counted):
         texts = {text.pair: text.sources[: config.sample] for text in known or counted or []}
     config = within_positions(config, model, tags, pairs)
-    own = None if masks is None else masks.subset(pairs)
-    chosen = own.union("all") if own is not None and len(pairs) > 1 else own
-    sharing = sharing_of(own, config)
+    work = _Work(model, tags, pairs, masks, config)
     with atomic_folder(folder) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as unquantized:
         tokenizer.save_pretrained(partial)
         counted = None if counted is None else _of_pairs(counted, pairs)
         trimmed = None if counted is None else trim(model, tags, counted, config.min_count, partial)
         with a_side_at_a_time(model) if release else nullcontext():
-            proof = _proof(model, tags, pairs, own, chosen, sharing, config, texts, trimmed)
+            proof = work.proof(texts, trimmed)
         parameters_dense = model.num_parameters()
         bytes_dense = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-        after = trimmed.after if trimmed else tags
         plain = Path(unquantized) if config.quantized else None
-        made = _made(model, own, chosen, pairs, sharing, config, after, trimmed, partial, plain, release)
+        last, widths, parameters = work.write(trimmed, partial, plain, release)
         report = ExportReport(
             folder=str(folder),
             config=config,
             pairs=tuple(map(str, pairs)),
-            sharing=sharing,
-            masks=chosen.fingerprint() if chosen else "",
-            widths=made.widths,
-            density=float(chosen.density()) if chosen else 1.0,
-            parameters=made.parameters,
+            sharing=work.sharing,
+            masks=work.chosen.fingerprint() if work.chosen else "",
+            widths=widths,
+            density=float(work.chosen.density()) if work.chosen else 1.0,
+            parameters=parameters,
             bytes=_weight_bytes(partial),
             parameters_dense=parameters_dense,
             bytes_dense=bytes_dense,
             sentences=sum(map(len, proof.sample.values())),
             same=0.0,
             alone=proof.alone,
-            levels=tuple(proof.levels),
+            levels=tuple(coverage for _, coverage in proof.expected if coverage is not None),
             positions=longest_text(model),
         )
         report.write(partial)  # `load_pruned` reads the widths from it
         if release:
-            let_go(*made.last.parameters())
-            give_up(made.last)
-        report, found = _proved(report, made.last, after, proof, partial, plain)
+            let_go(*last.parameters())
+            give_up(last)
+        report, found = _proved(report, last, trimmed.after if trimmed else tags, proof, partial, plain)
         if trimmed:
             vocabulary = measure(trimmed, counted or [], known, config.sample, found, proof.written)
             report = dataclasses.replace(report, vocabulary=vocabulary)
@@ -137,102 +134,102 @@ def export_model(
     return report
 
 
+_Way = tuple[bool, float | None]
+"""How an exported model runs: whether with masks that lie with it, and at which further coverage of them."""
+_AS_EXPORTED: _Way = True, None
+
+
 @dataclass(frozen=True)
 class _Proof:
     sample: Tokens
     """The sentences, as the exported model reads them."""
-    expected: Tokens
-    """What it must write …"""
-    plain: Tokens
-    """… and what without the masks that lie with it; empty where there are none."""
-    levels: Mapping[float, Tokens]
-    """What it must write at each further coverage of those masks."""
+    expected: Mapping[_Way, Tokens]
+    """What it must write in each way in which it may run."""
     written: Tokens
     """What the gate writes, as the whole tokenizer spells it."""
     alone: float
     """Share of the sample that all pairs' neurons together and each pair's own translate in the same way."""
 
 
-def _proof(
-    model: PreTrainedModel,
-    tags: LanguageTags,
-    pairs: Sequence[Pair],
-    own: NeuronMasks | None,
-    chosen: NeuronMasks | None,
-    sharing: Sharing,
-    config: ExportConfig,
-    texts: Mapping[str, Sequence[str]] | None,
-    trimmed: Trimmed | None,
-) -> _Proof:
-    def decode(masks: NeuronMasks | None, rows: Tokens, forbidden: Sequence[int] = ()) -> Tokens:
-        longest = config.max_new_tokens
-        return gated_tokens(model, tags, masks, rows, config.silence, longest, forbidden)
+class _Work:
+    """What is exported: a model, the masks of its pairs, and how the pairs share what is written."""
 
-    most = longest_text(model, "encoder")
-    before = samples(tags, pairs, texts, config.sample, most)
-    acting = own if sharing in ("gated", "apart") else chosen
-    other = None if own is chosen else (chosen if acting is own else own)
-    written = decode(acting, before)
-    others = decode(other, before) if other else written
-    equal = _equal(others, written)
-    alone = sum(equal) / len(equal)
-    levels: dict[float, NeuronMasks] = {}
-    if own is not None and chosen is not None and sharing == "gated":
-        levels = {level: own.at(level) for level in kept_levels(own, chosen)}
-    at_levels = {level: decode(masks, before) for level, masks in levels.items()}
-    if trimmed is None:
-        plain = others if sharing == "gated" else {}
-        return _Proof(before, written, plain, at_levels, written, alone)
-    sample = samples(trimmed.after, pairs, texts, config.sample, most)
-    rows, gone = {pair: trimmed.old(each) for pair, each in sample.items()}, trimmed.removed
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tags: LanguageTags,
+        pairs: Sequence[Pair],
+        masks: NeuronMasks | None,
+        config: ExportConfig,
+    ) -> None:
+        self.model, self.tags, self.pairs, self.config = model, tags, pairs, config
+        self.own = own = None if masks is None else masks.subset(pairs)
+        self.chosen = own.union("all") if own is not None and len(pairs) > 1 else own
+        self.sharing: Sharing = sharing_of(own, config)
 
-    def small(masks: NeuronMasks | None, said: Tokens) -> Tokens:
-        expected = expected_tokens(trimmed, rows, before, said, lambda some: decode(masks, some, gone))
-        return {pair: trimmed.new(each) for pair, each in expected.items()}
+    def proof(self, texts: Mapping[str, Sequence[str]] | None, trimmed: Trimmed | None) -> _Proof:
+        """Return what the exported model must write."""
+        own, chosen, config = self.own, self.chosen, self.config
 
-    plain = small(other, others) if sharing == "gated" else {}
-    at_levels = {level: small(masks, at_levels[level]) for level, masks in levels.items()}
-    return _Proof(sample, small(acting, written), plain, at_levels, written, alone)
+        def decode(masks: NeuronMasks | None, rows: Tokens, forbidden: Sequence[int] = ()) -> Tokens:
+            longest = config.max_new_tokens
+            return gated_tokens(self.model, self.tags, masks, rows, config.silence, longest, forbidden)
 
+        def small(masks: NeuronMasks | None, said: Tokens) -> Tokens:
+            """Return what becomes of what the gate said, in the ids of the trimmed vocabulary."""
+            if trimmed is None:
+                return said
+            rows, gone = {pair: trimmed.old(each) for pair, each in sample.items()}, trimmed.removed
+            expected = expected_tokens(trimmed, rows, before, said, lambda some: decode(masks, some, gone))
+            return {pair: trimmed.new(each) for pair, each in expected.items()}
 
-@dataclass(frozen=True)
-class _Made:
-    last: PreTrainedModel
-    """The exported model; that of the last pair, where each has one."""
-    widths: Mapping[str, int]
-    parameters: int
+        most = longest_text(self.model, "encoder")
+        before = samples(self.tags, self.pairs, texts, config.sample, most)
+        sample = samples(trimmed.after, self.pairs, texts, config.sample, most) if trimmed else before
+        acting = own if self.sharing in ("gated", "apart") else chosen
+        other = None if own is chosen else (chosen if acting is own else own)
+        written = decode(acting, before)
+        others = decode(other, before) if other else written
+        equal = _equal(others, written)
+        expected: dict[_Way, Tokens] = {_AS_EXPORTED: small(acting, written)}
+        if own is not None and chosen is not None and self.sharing == "gated":
+            expected[False, None] = small(other, others)
+            for level in kept_levels(own, chosen):
+                expected[True, level] = small(own.at(level), decode(own.at(level), before))
+        return _Proof(sample, expected, written, alone=sum(equal) / len(equal))
 
+    def write(
+        self, trimmed: Trimmed | None, folder: Path, unquantized: Path | None, release: bool
+    ) -> tuple[PreTrainedModel, dict[str, int], int]:
+        """Cut the model, or one for each pair, and write what is left, in float32 too where it is quantized.
 
-def _made(
-    model: PreTrainedModel,
-    own: NeuronMasks | None,
-    chosen: NeuronMasks | None,
-    pairs: Sequence[Pair],
-    sharing: Sharing,
-    config: ExportConfig,
-    after: LanguageTags,
-    trimmed: Trimmed | None,
-    folder: Path,
-    unquantized: Path | None,
-    release: bool,
-) -> _Made:
-    """Cut the model, or one for each pair, and write what is left, in float32 too where it is quantized."""
-    parts: list[tuple[NeuronMasks | None, Sequence[Pair], Path]] = [(chosen, pairs, folder)]
-    if own is not None and sharing == "apart":
-        parts = [(own.subset([pair]), [pair], folder / pair) for pair in pairs]
-    parameters = 0
-    for number, (masks, those, place) in enumerate(parts, 1):
-        last = release and number == len(parts)
-        baked, widths = _baked(model, masks, config, last)
-        if trimmed:
-            cut_vocabulary(baked, trimmed.kept, release=last)
-        if unquantized is not None:
-            _write(baked, after, those, config.format, "float32", unquantized / place.relative_to(folder))
-        _write(baked, after, those, config.format, config.quantization, place)
-        parameters += baked.num_parameters()
-    if own is not None and chosen is not None and sharing == "gated":
-        renumbered(own, chosen, baked).save(folder / MASKS_FILE)
-    return _Made(baked, widths if len(parts) == 1 else {}, parameters)
+        Returns:
+            The exported model, that of the last pair where each has one; the widths of its sites, where it is
+            one and they were cut; how many parameters there are.
+        """
+        own, chosen, config = self.own, self.chosen, self.config
+        parts: list[tuple[NeuronMasks | None, Sequence[Pair], Path]] = [(chosen, self.pairs, folder)]
+        if own is not None and self.sharing == "apart":
+            parts = [(own.subset([pair]), [pair], folder / pair) for pair in self.pairs]
+        tags, parameters = trimmed.after if trimmed else self.tags, 0
+        for number, (masks, pairs, place) in enumerate(parts, 1):
+            last = release and number == len(parts)
+            if masks is None:
+                made, widths = plain_copy(self.model), {}
+                if last:
+                    give_up(self.model)
+            else:
+                how = config.format, config.silence, config.multiple_of
+                made, widths = baked(self.model, masks, masks.pairs[0], *how, release=last)
+            if trimmed:
+                cut_vocabulary(made, trimmed.kept, release=last)
+            if unquantized is not None:
+                _write(made, tags, pairs, config.format, "float32", unquantized / place.relative_to(folder))
+            _write(made, tags, pairs, config.format, config.quantization, place)
+            parameters += made.num_parameters()
+        if own is not None and chosen is not None and self.sharing == "gated":
+            renumbered(own, chosen, made).save(folder / MASKS_FILE)
+        return made, widths if len(parts) == 1 else {}, parameters
 
 
 def _proved(
@@ -245,31 +242,21 @@ def _proved(
 ) -> tuple[ExportReport, Tokens]:
     """Return the report with what of the sample is the same, and what the exported model writes.
 
-    Args:
-        report: Of what lies in the folder.
-        model: The exported model, which may have given up its weights.
-        tags: Of its tokenizer.
-        proof: What it must write.
-        folder: Where it lies.
-        unquantized: Where it lies in float32; None where it is not quantized.
+    The model may have given up its weights; `unquantized` is where it lies in float32, if it is quantized.
 
     Raises:
         ExportError: If too little is the same.
     """
-
-    def written(place: Path, masked: bool = True, coverage: float | None = None) -> Tokens:
-        return exported_tokens(place, model, tags, proof.sample, report.config, masked, coverage)
-
-    found = written(folder)
-    report = dataclasses.replace(report, same=_agreement(found, proof.expected, report))
-    if proof.plain:
-        _agreement(written(folder, masked=False), proof.plain, report)
-    for level, expected in proof.levels.items():
-        _agreement(written(folder, coverage=level), expected, report)
+    found: dict[_Way, Tokens] = {}
+    same: dict[_Way, float] = {}
+    for way, expected in proof.expected.items():
+        found[way] = exported_tokens(folder, model, tags, proof.sample, report.config, *way)
+        same[way] = _agreement(found[way], expected, report)
+    written, quantized = found[_AS_EXPORTED], None
     if unquantized is not None:
-        same = _agreement(found, written(unquantized), report, with_float32=True)
-        report = dataclasses.replace(report, quantized=same)
-    return report, found
+        in_float32 = exported_tokens(unquantized, model, tags, proof.sample, report.config)
+        quantized = _agreement(written, in_float32, report, with_float32=True)
+    return dataclasses.replace(report, same=same[_AS_EXPORTED], quantized=quantized), written
 
 
 def _of_pairs(texts: Sequence[PairText], pairs: Sequence[Pair]) -> list[PairText]:
@@ -302,19 +289,6 @@ def _write(
             model.save_pretrained(folder)
     except ValueError as error:
         raise ExportError(f"{type(model).__name__} cannot be saved: {error}") from error
-
-
-def _baked(
-    model: PreTrainedModel, masks: NeuronMasks | None, config: ExportConfig, release: bool
-) -> tuple[PreTrainedModel, dict[str, int]]:
-    if masks is None:
-        return whole(model, release), {}
-    pair = masks.pairs[0]
-    if config.format == "zeroed":
-        return zeroed(model, masks, pair, config.silence, release), {}
-    if config.format == "padded":
-        return padded(model, masks, pair, config.silence, config.multiple_of, release=release), {}
-    return pruned(model, masks, pair, config.silence, config.multiple_of, release=release)
 
 
 def _equal(found: Tokens, expected: Tokens) -> list[bool]:

@@ -13,7 +13,7 @@ none where the model is given up for it (`release`).
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 
 import torch
@@ -27,99 +27,72 @@ from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import Site, find_sites, linear_at, plain_model, site_activation
 
 
-def whole(model: PreTrainedModel, release: bool = False) -> PreTrainedModel:
-    """Return a copy of the model with all of its neurons; with `release` as `zeroed`."""
-    copied = plain_copy(model)
-    if release:
-        give_up(model)
-    return copied
+def pruned(
+    model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron", multiple_of: int = 1
+) -> tuple[PreTrainedModel, dict[str, int]]:
+    """Return a copy of the model without its silenced neurons, and each site's width; see `baked`."""
+    return baked(model, masks, pair, "pruned", silence, multiple_of)
 
 
-def zeroed(
-    model: PreTrainedModel, masks: NeuronMasks, pair: str, silence: str = "neuron", release: bool = False
-) -> PreTrainedModel:
-    """Return a copy of the model with the same shapes, whose silenced neurons are zeros.
+def baked(
+    model: PreTrainedModel,
+    masks: NeuronMasks,
+    pair: str,
+    form: str,
+    silence: str = "neuron",
+    multiple_of: int = 1,
+    release: bool = False,
+) -> tuple[PreTrainedModel, dict[str, int]]:
+    """Return a copy of the model whose silenced neurons are zeros or gone, and each site's width.
 
     Args:
         model: The model that the masks are for; a gate on it is left out of the copy.
         masks: Which neurons the pair keeps.
         pair: Whose masks to bake.
+        form: As in `ExportConfig`. `zeroed` has the same shapes. In `padded` layers that share a width in the
+            config (those of a side, in T5 all) get that of the widest of them, so that any code loads it. In
+            `pruned` and `ctranslate2` each site is as wide as its masks, and only then are widths returned.
         silence: What a gate does to a neuron: `neuron` or `weights`.
+        multiple_of: Round widths up to a multiple of this by leaving zeroed neurons in; each site keeps at
+            least one multiple.
         release: Whether the model gives its weights up, so that each goes from memory as soon as the copy has
             replaced it; the model is then of no use.
 
     Raises:
         UnknownPairError: If the pair has no masks.
         SiteMismatchError: If the masks are for another model.
-        UnsupportedModelError: If a layer cannot be written to (LoRA, quantized), or
-            `weights` cannot be baked.
+        UnsupportedModelError: If a layer cannot be written to (LoRA, quantized), `weights` cannot be baked,
+            or, for `padded`, the config does not say the width under a name that is known here.
     """
-    return _baked(model, masks, pair, silence, None, release)
-
-
-def pruned(
-    model: PreTrainedModel,
-    masks: NeuronMasks,
-    pair: str,
-    silence: str = "neuron",
-    multiple_of: int = 1,
-    *,
-    release: bool = False,
-) -> tuple[PreTrainedModel, dict[str, int]]:
-    """Return a smaller copy of the model, without its silenced neurons, and each site's width.
-
-    Args:
-        model: As `zeroed`, which also says what is raised.
-        masks: Which neurons the pair keeps.
-        pair: Whose masks to bake.
-        silence: What a gate does to a neuron.
-        multiple_of: Round widths up to a multiple of this by leaving zeroed neurons in; each site keeps at
-            least one multiple.
-        release: As `zeroed`.
-    """
-    keep = masks[pair]
-    widths = {
-        site.name: _rounded(keep[site.name], multiple_of)
-        for site in find_sites(plain_model(model))
-        if site.name in keep
-    }
-    return _baked(model, masks, pair, silence, widths.__getitem__, release), widths
-
-
-def padded(
-    model: PreTrainedModel,
-    masks: NeuronMasks,
-    pair: str,
-    silence: str = "neuron",
-    multiple_of: int = 1,
-    *,
-    release: bool = False,
-) -> PreTrainedModel:
-    """Return a smaller copy whose layers are all as wide as the config says, so that any code loads it.
-
-    Layers that share a width in the config (those of a side, in T5 all) get that of the widest of them.
-
-    Args:
-        model: As `zeroed`, which also says what is raised.
-        masks: Which neurons the pair keeps.
-        pair: Whose masks to bake.
-        silence: What a gate does to a neuron.
-        multiple_of: Round widths up to a multiple of this.
-        release: As `zeroed`.
-
-    Raises:
-        UnsupportedModelError: If the config does not say the width under a name that is known here.
-    """
+    if silence not in ("neuron", "weights"):
+        raise ConfigError(f"silence is 'neuron' or 'weights', got {silence!r}")
     plain, keep = plain_model(model), masks[pair]
-    widths: dict[str, int] = {}
-    fields = {site.name: _width_field(plain, site) for site in find_sites(plain)}
-    for site in find_sites(plain):
-        own = _rounded(keep[site.name], multiple_of) if site.name in keep else site.width
-        widths[fields[site.name]] = max(own, widths.get(fields[site.name], 0))
-    baked = _baked(model, masks, pair, silence, lambda name: widths[fields[name]], release)
-    for field, width in widths.items():
-        setattr(baked.config, field, width)
-    return baked
+    blocks = [] if form == "zeroed" else find_sites(plain)
+    widths = {site.name: _rounded(keep[site.name], multiple_of) for site in blocks if site.name in keep}
+    widest: dict[str, int] = {}
+    if form == "padded":
+        fields = {site.name: _width_field(plain, site) for site in blocks}
+        for site in blocks:
+            own, field = widths.get(site.name, site.width), fields[site.name]
+            widest[field] = max(own, widest.get(field, 0))
+        widths = {name: widest[fields[name]] for name in widths}
+    sites = find_sites(plain, {site.kind for site in masks.sites})
+    masks.check_model(sites)
+    made = plain_copy(plain)
+    gated = [site for site in sites if site.name in keep]
+    refuse_changed_linears(made, gated)
+    if release:
+        give_up(plain)
+    held = Counter(id(weight) for part in made.modules() for weight in part.parameters(recurse=False))
+    free = {number for number, times in held.items() if release and times == 1}
+    # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
+    for site in sorted(gated, key=lambda site: site.kind != "ffn"):
+        _zero(made, site, keep[site.name], silence, free)
+        if site.name in widths:
+            _narrow(made, site, left_neurons(keep[site.name], widths[site.name]))
+    for field, width in widest.items():
+        setattr(made.config, field, width)
+    return made, {} if form == "padded" else widths
 
 
 def _rounded(keep_F: Tensor, multiple_of: int) -> int:
@@ -136,35 +109,6 @@ def _width_field(model: PreTrainedModel, site: Site) -> str:
         f"the config of a {type(model).__name__} does not say the width of {site.name!r} under a name that "
         "is known; export it as 'pruned'"
     )
-
-
-def _baked(
-    model: PreTrainedModel,
-    masks: NeuronMasks,
-    pair: str,
-    silence: str,
-    width: Callable[[str], int] | None,
-    release: bool,
-) -> PreTrainedModel:
-    if silence not in ("neuron", "weights"):
-        raise ConfigError(f"silence is 'neuron' or 'weights', got {silence!r}")
-    sites = find_sites(plain_model(model), {site.kind for site in masks.sites})
-    masks.check_model(sites)
-    keep = masks[pair]
-    baked = plain_copy(plain_model(model))
-    gated = [site for site in sites if site.name in keep]
-    refuse_changed_linears(baked, gated)
-    if release:
-        give_up(plain_model(model))
-    held = Counter(id(weight) for part in baked.modules() for weight in part.parameters(recurse=False))
-    free = {number for number, times in held.items() if release and times == 1}
-    # Feed-forward sites first: what they add to a bias may be silenced by a site on the output.
-    for site in sorted(gated, key=lambda site: site.kind != "ffn"):
-        keep_F = keep[site.name]
-        _zero(baked, site, keep_F, silence, free)
-        if width and site.kind == "ffn":
-            _narrow(baked, site, left_neurons(keep_F, width(site.name)))
-    return baked
 
 
 def left_neurons(keep_F: Tensor, width: int) -> Tensor:

@@ -14,8 +14,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from nspec_hf.core import ArtifactError, ConfigError, ExportError, Pair, UnsupportedModelError
 from nspec_hf.data import LanguageTags, VocabularyConfig, train_vocabulary
 from nspec_hf.export import (
+    Decoder,
     ExportConfig,
-    decode,
     export as export_file,
     export_model,
     gated_tokens,
@@ -23,7 +23,7 @@ from nspec_hf.export import (
     load_pruned,
     pruned,
 )
-from nspec_hf.export.prune import zeroed
+from nspec_hf.export.prune import baked
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
@@ -51,6 +51,10 @@ def make(name, tokenizer, **changes):
         **({"decoder_vocab_size": len(tokenizer)} if name == "marian" else {}),
     }
     return SIX_ARCHITECTURES[name](**size, **changes)
+
+
+def zeroed(model, masks, pair, silence="neuron"):
+    return baked(model, masks, pair, "zeroed", silence)[0]
 
 
 def random_masks(model, kinds=("ffn",), density=0.5) -> NeuronMasks:
@@ -292,7 +296,7 @@ def test_a_model_that_says_something_else_is_not_left_behind(tokenizer, tmp_path
     model = make("m2m100", tokenizer)
     masks = random_masks(model)
     # The plain model in place of the baked one.
-    monkeypatch.setattr(export_file, "zeroed", lambda model, *_: model)
+    monkeypatch.setattr(export_file, "baked", lambda model, *_, **__: (model, {}))
     with pytest.raises(ExportError, match=r"translates \d of 8 sample sentences.*not written"):
         export_model(model, tokenizer, masks, "en-de", tmp_path / "out", ExportConfig(max_new_tokens=12))
     assert not list(tmp_path.iterdir())
@@ -410,7 +414,7 @@ def test_a_folder_that_ctranslate2_cannot_read_is_an_error_of_ours(tokenizer, tm
     pytest.importorskip("ctranslate2")
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ExportError, match="CTranslate2 cannot translate with"):
-        decode(tmp_path, tokenizer, [[5, 2]], [], 4)
+        Decoder(tmp_path, tokenizer).decode([[5, 2]], [[]], 4)
 
 
 def test_settings_for_generation_that_greedy_decoding_has_not_change_no_proof(tokenizer, tmp_path):
