@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from nspec_hf.export.config import ExportConfig as ExportConfig
     from nspec_hf.export.memory import page_out as page_out
     from nspec_hf.export.prune import pruned as pruned
-    from nspec_hf.export.ctranslate2 import Decoder as Decoder, convert as convert, decode as decode
+    from nspec_hf.export.ctranslate2 import Decoder as Decoder, convert as convert
     from nspec_hf.export.verify import gated_tokens as gated_tokens, greedy as greedy, until_end as until_end
     from nspec_hf.export.trim import VocabularyReport as VocabularyReport
     from nspec_hf.export.report import REPORT_FILE as REPORT_FILE, ExportReport as ExportReport

@@ -6,7 +6,7 @@ optional extra: `pip install nspec-hf[export]`. Its converter for each family is
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -72,7 +72,9 @@ def convert(
     if model.config.model_type in _NORM_BEFORE and not hasattr(model.config, "normalize_before"):
         model.config.normalize_before = _NORM_BEFORE[model.config.model_type]
     try:
-        _specification(loader, model, tokenizer, size, start, quantization).save(_made(folder))
+        specification = _specification(loader, model, tokenizer, size, start, quantization)
+        folder.mkdir(parents=True, exist_ok=True)
+        specification.save(str(folder))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise ExportError(
             f"CTranslate2 cannot convert this {name}: {error}; export it as 'pruned'"
@@ -83,11 +85,6 @@ def _rows(module: nn.Module | None) -> int:
     """Return how many tokens embeddings or an output projection have."""
     weight = getattr(module, "weight", None)
     return 0 if weight is None else weight.shape[0]
-
-
-def _made(folder: Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder)
 
 
 def _specification(
@@ -118,13 +115,9 @@ def _specification(
     specification.validate()
     for variable in specification.variables().values():
         # Quantization scales weights in their place, which is the model's: let it scale a copy of each.
-        variable.numpy = partial(_copied, variable.numpy)
+        variable.numpy = partial(lambda read: read().copy(), variable.numpy)
     specification.optimize(quantization=quantization)
     return specification
-
-
-def _copied(read: Callable[[], Any]) -> Any:
-    return read().copy()
 
 
 def _remove_row(specification: Any, row: int, size: int) -> None:
@@ -139,12 +132,7 @@ def _remove_row(specification: Any, row: int, size: int) -> None:
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """Return the token of each id, as the tokenizer writes it; an id without one gets a name of its own.
-
-    Args:
-        tokenizer: The tokenizer.
-        size: How many ids the model's embeddings have.
-    """
+    """Return the tokens of the first ids, as the tokenizer writes them; ids without one get other names."""
     names: dict[str, int] = {}
     for number in range(size):
         try:
@@ -222,27 +210,6 @@ class Decoder:
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"CTranslate2 cannot translate with {self.folder}: {error}") from error
         return [[self._id_of[token] for token in each.hypotheses[0][skipped:]] for each in found]
-
-
-def decode(
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[Sequence[int]],
-    prefix: Sequence[int],
-    max_tokens: int,
-    threads: int = 1,
-) -> list[list[int]]:
-    """Decode greedily with a converted model; for arguments and errors see `Decoder`.
-
-    Args:
-        folder: What `convert` wrote.
-        tokenizer: The tokenizer that it was converted with.
-        sources: Token ids of the sentences.
-        prefix: Token ids that every translation begins with, without the decoder's start token.
-        max_tokens: Longest translation, the prefix not counted.
-        threads: Threads of one translation.
-    """
-    return Decoder(folder, tokenizer, threads).decode(sources, [prefix] * len(sources), max_tokens)
 
 
 def _vocabularies(folder: Path) -> list[list[str]]:

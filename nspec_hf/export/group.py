@@ -26,12 +26,7 @@ Sharing = Literal["", "gated", "apart", "union"]
 
 
 def sharing_of(own: NeuronMasks | None, config: ExportConfig) -> Sharing:
-    """Return how pairs share an export.
-
-    Args:
-        own: Their masks; None where all neurons stay.
-        config: Form, and what is asked for.
-    """
+    """Return how pairs share an export; `own` is their masks, None where all neurons stay."""
     if own is None or own.keep.is_alike():
         return ""
     if config.group == "union":

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from nspec_hf.core import ArtifactError, read_json, require
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.config import ExportConfig
-from nspec_hf.export.ctranslate2 import decode
+from nspec_hf.export.ctranslate2 import Decoder
 from nspec_hf.export.memory import a_side_at_a_time
 from nspec_hf.export.prune import narrow
 from nspec_hf.export.report import REPORT_FILE
@@ -95,6 +95,6 @@ def exported_tokens(
     for pair, rows in sample.items():
         place = folder_of_pair(folder, pair)
         _, prefixes = prompts(model, tags, list(sample) if place == folder else [pair])
-        written = decode(place, tags.tokenizer, rows, prefixes[pair], longest)
+        written = Decoder(place, tags.tokenizer).decode(rows, [prefixes[pair]] * len(rows), longest)
         found[pair] = [until_end(row, tags.tokenizer) for row in written]
     return found

@@ -71,6 +71,13 @@ class ExportReport:
     def __str__(self) -> str:
         """Say it in a few lines."""
         parameters, size = self.parameters / self.parameters_dense, self.bytes / self.bytes_dense
+        levels, quantized = ", ".join(f"{level:g}" for level in self.levels), ""
+        if self.quantized is not None:
+            least = self.config.quantized_agreement
+            quantized = (
+                f"\n{self.quantized:.1%} of them have the tokens of the same model in float32, before its "
+                f"weights became {self.config.quantization} ({least:.0%} are required)"
+            )
         shared = _SHARED[self.sharing] or ("," if len(self.pairs) > 1 else "")
         return (
             f"{self.folder}: {self.config.format} for {', '.join(self.pairs)}; {parameters:.1%} of the "
@@ -78,20 +85,10 @@ class ExportReport:
             f"({self.bytes / 2**20:.1f} of {self.bytes_dense / 2**20:.1f} MiB)\n"
             f"{self.same:.1%} of {self.sentences} sample sentences have the gate's tokens"
             + (f"{shared} {self.alone:.1%} those of their pair's own neurons" if shared else "")
-            + (f"\n{self._quantized()}" if self.quantized is not None else "")
-            + (f"\ncoverages that may be chosen too: {self._levels()}" if self.levels else "")
+            + quantized
+            + (f"\ncoverages that may be chosen too: {levels}" if levels else "")
             + (f"\n{self.vocabulary}" if self.vocabulary else "")
         )
-
-    def _quantized(self) -> str:
-        least = self.config.quantized_agreement
-        return (
-            f"{self.quantized:.1%} of them have the tokens of the same model in float32, before its weights "
-            f"became {self.config.quantization} ({least:.0%} are required)"
-        )
-
-    def _levels(self) -> str:
-        return ", ".join(f"{level:g}" for level in self.levels)
 
     def write(self, folder: Path) -> None:
         """Write the report and a page that says how the folder is used."""

@@ -172,7 +172,8 @@ def measure(
         found: Their translations by the trimmed model, in its ids …
         written: … and by the model that it was made from, in that one's ids.
     """
-    first = [_first(text, sample) for text in held_out or counted]
+    texts = held_out or counted
+    first = [PairText(text.pair, text.sources[:sample], text.targets[:sample]) for text in texts]
     same = [
         ours == theirs
         for pair, rows in found.items()
@@ -190,10 +191,6 @@ def measure(
         bleu_dense={pair: result.value for pair, result in before.items()},
         signature=next((result.signature for result in after.values()), ""),
     )
-
-
-def _first(text: PairText, count: int) -> PairText:
-    return PairText(text.pair, text.sources[:count], text.targets[:count])
 
 
 def _bleu(tags: LanguageTags, tokens: Tokens, texts: Sequence[PairText]) -> dict[str, Score]:

@@ -5,7 +5,7 @@ Decoding is greedy, and without the settings of a model's own `generation_config
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -115,17 +115,14 @@ def gated_tokens(
     if other is not None:
         other.detach()
     try:
-        with ExitStack() as stack:
-            stack.enter_context(eval_mode(model))
-            gate = NeuronGate(model, masks, GateConfig(silence=silence)) if masks is not None else None
-            if gate is not None:
-                stack.enter_context(gate)
-            found: Tokens = {}
+        gate = None if masks is None else NeuronGate(model, masks, GateConfig(silence=silence))
+        found: Tokens = {}
+        with eval_mode(model), gate or nullcontext():
             for pair, rows in sample.items():
                 if gate is not None and masks is not None:
                     gate.use(pair if pair in masks else masks.pairs[0])
                 found[pair] = greedy(model, tags, pair, rows, max_new_tokens, forbidden)
-            return found
+        return found
     finally:
         if other is not None:
             other.attach()
