@@ -31,7 +31,7 @@ from nspec_hf.core import (
     write_artifact,
     write_text,
 )
-from nspec_hf.gating import GateConfig
+from nspec_hf.gating import OWN_WEIGHTS, GateConfig
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks, fetch, front_matter, prepare, upload
 from nspec_hf.recording import find_sites, plain_model, weight_fingerprint
 
@@ -80,7 +80,8 @@ def _digest_of_all(model: nn.Module) -> str:
     return digest(
         part
         for name, weight in weights.items()
-        if type(weight) is Tensor and weight.is_floating_point()  # quantized ones are not
+        # Quantized ones are no such tensors, and what is on the model now is not the base's.
+        if type(weight) is Tensor and weight.is_floating_point() and not name.startswith(f"{OWN_WEIGHTS}.")
         for part in (name, weight.float().cpu().contiguous().numpy())
     )
 

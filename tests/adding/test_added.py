@@ -284,6 +284,14 @@ def test_saved_and_loaded_it_computes_the_same_bits_and_another_base_is_refused(
     assert "en-lb" in (tmp_path / "cs" / "README.md").read_text()
 
 
+def test_saved_while_it_is_on_the_model_it_is_loaded_all_the_same(tmp_path):
+    model = tiny_m2m100()
+    with AddedPairs(model, [addition(model)]) as added:
+        save_added(added, tmp_path)
+        assert load_added(tmp_path, model).pairs == added.pairs
+    assert load_added(tmp_path, tiny_m2m100()).pairs == added.pairs
+
+
 @pytest.mark.parametrize("silence", ["neuron", "weights"])
 def test_a_base_with_masks_runs_its_pairs_as_its_gate_does(silence, tmp_path):
     model, how = tiny_m2m100(), GateConfig(silence=silence)
