@@ -97,8 +97,8 @@ class Addition(nn.Module):
                         if bias is not None:
                             own.bias.copy_(bias)
                 new.down.weight.zero_()
-            for name in self.layout.changed:
-                a = self.change_of(name).a.weight
+            for change in self.changes.values():
+                a = cast(LowRank, change).a.weight
                 a.copy_(torch.randn(a.shape, generator=generator) / a.shape[1] ** 0.5)
             if self.own_rows is not None:
                 for which, old in row_weights(model).items():
@@ -120,8 +120,8 @@ class Addition(nn.Module):
         whose = Whose(routing, frozenset(self.pairs))
         for name, copied in zip(self.layout.copied, self.copies.values(), strict=True):
             yield name, OwnModule(model.get_submodule(name), copied, whose, instead=True)
-        for name in self.layout.changed:
-            yield name, OwnModule(model.get_submodule(name), self.change_of(name), whose)
+        for name, change in zip(self.layout.changed, self.changes.values(), strict=True):
+            yield name, OwnModule(model.get_submodule(name), change, whose)
         # Last, so that the block's last linear is complete when the sum is made.
         for name, site in self.sites.items():
             yield name, NeuronBranch(model, site, self.neurons_at(name), whose)

@@ -73,10 +73,3 @@ class ExportConfig:
     def quantized(self) -> bool:
         """Whether weights have another type than they were trained in."""
         return self.quantization != "float32"
-
-    @property
-    def required(self) -> float:
-        """Share of the sample that must agree."""
-        if self.agreement is not None:
-            return self.agreement
-        return 0.0 if self.quantized else 1.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ExportError
+from nspec_hf.core import ExportError, Pair
 from nspec_hf.data import LanguageTags, PairText
 from nspec_hf.evaluation import Score, score
 from nspec_hf.export.tokenizer_cut import cut_tokenizer
@@ -138,19 +138,13 @@ def expected_tokens(
         written: What the model wrote for those.
         decode: Translates encoded sentences with the model, without tokens that are gone.
     """
-    kept, expected = set(trimmed.kept), {pair: list(each) for pair, each in written.items()}
-    places = {
-        pair: [
-            place
-            for place, row in enumerate(each)
-            if row != before[pair][place] or not kept.issuperset(written[pair][place])
-        ]
-        for pair, each in rows.items()
-    }
-    found = decode({pair: [rows[pair][place] for place in each] for pair, each in places.items()})
-    for pair, each in places.items():
-        for place, row in zip(each, found[pair], strict=True):
-            expected[pair][place] = row
+    kept, expected = set(trimmed.kept), dict[Pair, list[list[int]]]()
+    for pair, each in rows.items():
+        sides = enumerate(zip(each, before[pair], written[pair], strict=True))
+        places = [place for place, (row, old, said) in sides if row != old or not kept.issuperset(said)]
+        found = decode({pair: [each[place] for place in places]})[pair]
+        again = dict(zip(places, found, strict=True))
+        expected[pair] = [again.get(place, said) for place, said in enumerate(written[pair])]
     return expected
 
 
