@@ -187,8 +187,9 @@ def compare_rows(
     rows: Sequence[str] = (),
     test: Literal["ar", "bs"] = "ar",
 ) -> Comparison:
-    """Test every row that was measured against one of them, on the new pairs; the result is kept."""
-    texts = cut(config.data.read(config.data.test_split), sentences)
+    """Test every row of the same code that was measured against one of them; the result is kept."""
+    unseen = bool(config.rows[baseline].get("unseen"))
+    texts = [as_unseen(text, unseen) for text in cut(config.data.read(config.data.test_split), sentences)]
     folder, systems = Path(config.work) / f"{lines}", {}
     for row in rows or config.rows:
         files = {text.pair: folder / f"{row}.s{seed}" / "outputs" / f"{text.pair}.txt" for text in texts}
