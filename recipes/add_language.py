@@ -10,6 +10,7 @@ tokenizer of all languages is made, before `pretrain.py`; with `--figure`, what 
 BLEU against parameters that were added.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -230,7 +231,9 @@ def draw(config: Adding) -> Path:
         )
         for share, _, bleu, *_ in (each for each in points if each not in best):
             axes.plot(share, bleu, ".", color=drawn.get_color(), alpha=0.4)
-        for at, y, name in zip(x, mean, names, strict=True):
+        for at, after, y, name in zip(x, [*x[1:], math.inf], mean, names, strict=True):
+            if after - at < 2:  # its name would lie on the next one's
+                continue
             axes.annotate(name, (at, y), fontsize=7, textcoords="offset points", xytext=(4, -9))
         free = [one for one in those if one["way"] == "free"]
         if free:
