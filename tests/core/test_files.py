@@ -238,6 +238,7 @@ ALLOWED = {
     "core/folders.py": "locks",
     "core/lazy.py": "reads the package's own source",
     "core/provenance.py": "reads /proc/cpuinfo",
+    "export/memory.py": "reads /proc/self/pagemap",
     "core/tables.py": "cuts what rich printed",
     "core/invocation.py": "turns a closed pipe into nothing",
     "comparison/jobs.py": "a job's lock, and the log that its processes write into",
