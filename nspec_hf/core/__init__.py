@@ -97,7 +97,7 @@ if TYPE_CHECKING:
         world_size as world_size,
     )
     from nspec_hf.core.provenance import (
-        adapter_base as adapter_base,
+        adapters_and_base as adapters_and_base,
         usable_cores as usable_cores,
         versions as versions,
         write_result as write_result,

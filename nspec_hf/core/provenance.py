@@ -51,7 +51,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def adapter_base(folder: str | os.PathLike) -> str | None:
+def _adapter_base(folder: str | os.PathLike) -> str | None:
     """Return the model that a PEFT adapter's folder is for; None where the folder holds no adapter.
 
     Raises:
@@ -68,6 +68,15 @@ def adapter_base(folder: str | os.PathLike) -> str | None:
             "peft.PeftModel.from_pretrained, and save the result of merge_and_unload()"
         )
     return base
+
+
+def adapters_and_base(name: str | Path) -> tuple[list[str | Path], str | Path]:
+    """Return the folders of PEFT adapters that lie on one another, the last first, and the model below."""
+    adapters: list[str | Path] = []
+    while name not in adapters and (base := _adapter_base(name)) is not None:
+        adapters.append(name)
+        name = base
+    return adapters, name
 
 
 def write_result(path: str | os.PathLike, result: Mapping[str, Any], config: Any) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError, adapter_base
+from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError, adapters_and_base
 from nspec_hf.data.config import TARGET_ON_SOURCE, VocabularyConfig
 from nspec_hf.data.moses import Moses
 
@@ -35,9 +35,8 @@ def load_tokenizer(
         ArtifactError: If there is no tokenizer, its files are damaged, or it knows no subwords.
         UnsupportedModelError: If it needs code of its own and `trust_remote_code` is not given.
     """
-    base = adapter_base(name)
-    if base and not any(Path(name).glob("tokenizer*")):
-        name = base  # an adapter of PEFT without a tokenizer beside it
+    adapters, base = adapters_and_base(name)  # of PEFT, which need no tokenizer beside them
+    name = next((folder for folder in adapters if any(Path(folder).glob("tokenizer*"))), base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
     except BaseException as error:

@@ -25,7 +25,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from nspec_hf.core import ArtifactError, ConfigError, MissingPartError, UnsupportedModelError, adapter_base
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    MissingPartError,
+    UnsupportedModelError,
+    adapters_and_base,
+)
 from nspec_hf.data import LanguageTags
 from nspec_hf.recording.weights import refuse_integers, refuse_unfit
 
@@ -55,7 +61,7 @@ def load_config(
         UnsupportedModelError: If it needs code of its own and `trust_remote_code` is not given.
     """
     _refuse_folder(Path(name))
-    name = adapter_base(name) or name
+    _, name = adapters_and_base(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
     except Exception as error:  # whatever the library makes of a damaged file
@@ -103,10 +109,7 @@ def load_model(
         ArtifactError: If there is no model, or its weights are damaged, not finite, or do not fit its config.
         UnsupportedModelError: If it is no translation model, or needs code of its own.
     """
-    adapters: list[str | Path] = []
-    while (base := adapter_base(name)) is not None and name not in adapters:
-        adapters.append(name)
-        name = base
+    adapters, name = adapters_and_base(name)
     hub = {key: value for key, value in options.items() if key in _HUB}
     config = load_config(name, changes, for_training=for_training, trust_remote_code=trust_remote_code, **hub)
     if not (config.is_encoder_decoder or decoder_only):

@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from nspec_hf import Specialization, Translator
 from nspec_hf.core import ArtifactError, ConfigError, UnsupportedModelError
-from nspec_hf.data import LanguageTags
+from nspec_hf.data import LanguageTags, load_tokenizer
 from nspec_hf.recording import (
     decoder_prompt,
     decoder_start_token,
@@ -174,6 +174,9 @@ def test_an_adapter_of_an_adapter_is_merged_into_both_and_one_of_itself_is_refus
     adapter(tmp_path, peft.LoraConfig(**kinds))
     wrapped = peft.get_peft_model(load_model(tmp_path / "adapter"), peft.LoraConfig(**kinds))
     wrapped.save_pretrained(tmp_path / "second")
+    tokenizer().save_pretrained(tmp_path / "base")
+    assert load_config(tmp_path / "second").d_model == wrapped.config.d_model
+    assert load_tokenizer(tmp_path / "second").get_vocab() == tokenizer().get_vocab()
     expected = wrapped.merge_and_unload().state_dict()
     found = load_model(tmp_path / "second").state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
