@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         select_random as select_random,
     )
     from nspec_hf.masks.bits import Held as Held, PackedMasks as PackedMasks, SiteBits as SiteBits
-    from nspec_hf.masks.select import Recipe as Recipe, group_numbers as group_numbers
+    from nspec_hf.masks.select import Recipe as Recipe
     from nspec_hf.masks.model_card import card_text as card_text, front_matter as front_matter
     from nspec_hf.masks.readable import CONFIG_FILE as CONFIG_FILE, MASKS_FILE as MASKS_FILE
     from nspec_hf.masks.repository import (

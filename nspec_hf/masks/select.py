@@ -88,7 +88,7 @@ def choose(
     general: dict[str, Tensor] = {}
 
     def chosen(site: Site) -> Tensor:
-        group_P = group_numbers(stats.pairs, config.by, site.side)
+        group_P = _group_numbers(stats.pairs, config.by, site.side)
         if covers:
             decoders = config.coverage_decoder if site.side == "decoder" else None
             coverage = float(config.coverage if decoders is None else decoders)
@@ -123,16 +123,13 @@ def draw(
     return PackedMasks.of(stacked, len(pairs))
 
 
-def group_numbers(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
-    """Return the group number of each pair, int64 [P]: equal where pairs share the language that counts.
-
-    By `all`, there is one group.
-    """
+def _group_numbers(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
+    """Return the group number of each pair, int64 [P]: equal where pairs share the language that counts."""
     if by == "separate":
         by = "source" if side == "encoder" else "target"
-    keys = [pair if by == "pair" else "" if by == "all" else getattr(pair, by) for pair in pairs]
+    keys = [pair if by == "pair" else getattr(pair, by) for pair in pairs]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return torch.tensor([numbers[key] for key in keys], dtype=torch.int64)
+    return torch.tensor([numbers[key] for key in keys])
 
 
 def _sites_of(stats: ActivationStats, config: SelectConfig) -> list[Site]:
