@@ -7,33 +7,31 @@ long as it is mapped, and freed memory while the allocator keeps it. None but Li
 import ctypes
 import mmap
 import sys
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-_PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61  # of an entry of /proc/self/pagemap
+_PAGE_MAP = Path("/proc/self/pagemap")
+_ENTRY = np.dtype(np.uint64)  # of a page in it
+_PRESENT, _SWAPPED, _OF_FILE = (_ENTRY.type(1 << bit) for bit in (63, 62, 61))
 
 
 def let_go(*weights: Tensor) -> None:
     """Give the memory of weights that nothing uses any more back to the system; what they hold is lost."""
-    for weight in weights:
-        for first, size in _pages(weight):
-            _system().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
-    _return_freed()
+    _drop(_pages(weights))
+    if sys.platform == "linux" and hasattr(_system(), "malloc_trim"):
+        _system().malloc_trim(0)  # glibc keeps freed weights otherwise
 
 
 def page_out(*weights: Tensor) -> None:
     """Take weights that are as their file has them out of memory until they are used again; none is lost."""
-    for weight in weights:
-        for first, size in _pages(weight):
-            if _is_of_file(first, size):
-                _system().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
-    _return_freed()
+    _drop(pages for pages in _pages(weights) if _are_of_file(*pages))
 
 
 @contextmanager
@@ -52,29 +50,36 @@ def a_side_at_a_time(model: PreTrainedModel) -> Iterator[None]:
         page_out(*model.parameters())
 
 
-def _pages(weight: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield where a weight's whole pages begin, and their bytes; others' may begin on the last one."""
-    if sys.platform == "linux" and weight.device.type == "cpu" and weight.is_contiguous():
-        first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = (weight.data_ptr() + weight.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-        if size > 0:
-            yield first, size
+def _pages(weights: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
+    """Yield where each weight's whole pages begin, and their bytes; others' may begin on the last one."""
+    for weight in weights:
+        if sys.platform == "linux" and weight.device.type == "cpu" and weight.is_contiguous():
+            first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+            size = (weight.data_ptr() + weight.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+            if size > 0:
+                yield first, size
 
 
-def _is_of_file(first: int, size: int) -> bool:
-    """Return whether the pages there that are in memory are a file's; one that was written to is not."""
-    entries = array("Q")
-    with open("/proc/self/pagemap", "rb", buffering=0) as pages:
-        pages.seek(first // mmap.PAGESIZE * entries.itemsize)
-        entries.frombytes(pages.read(size // mmap.PAGESIZE * entries.itemsize))
-    return not any(entry & _SWAPPED or (entry & _PRESENT and not entry & _OF_FILE) for entry in entries)
+def _are_of_file(first: int, size: int) -> bool:
+    """Return whether the pages there that are in memory are a file's; one that was written to is not.
+
+    Where the system does not say, none is.
+    """
+    try:
+        with _PAGE_MAP.open("rb", buffering=0) as file:
+            file.seek(first // mmap.PAGESIZE * _ENTRY.itemsize)
+            said = file.read(size // mmap.PAGESIZE * _ENTRY.itemsize)
+    except OSError:
+        return False
+    entries = np.frombuffer(said, _ENTRY)
+    written_to = (entries & (_PRESENT | _OF_FILE) == _PRESENT) | (entries & _SWAPPED != 0)
+    return len(entries) == size // mmap.PAGESIZE and not written_to.any()
 
 
-def _return_freed() -> None:
-    """Have the allocator give back what was freed, if it can be told to (glibc)."""
-    trim = getattr(_system(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def _drop(pages: Iterable[tuple[int, int]]) -> None:
+    """Have the system forget pages: their file's are read again where they are used, others are lost."""
+    for first, size in pages:
+        _system().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 @cache

@@ -63,13 +63,14 @@ def refuse_unfit(
             f"the weights of {name} do not fit its config: {'; '.join(wrong)}{hint}. Loaded as they are, the "
             "model would be partly random; save it again with save_pretrained of the plain model"
         )
-    broken = [
-        key
-        for key, weight in chain(model.named_parameters(), model.named_buffers())
-        if type(weight.detach()) is Tensor  # quantized and sharded ones know no isfinite
-        and weight.is_floating_point()
-        and not (weight.is_meta or _is_finite(weight.detach(), isinstance(weight, nn.Parameter), checked))
-    ]
+    broken = []
+    for key, weight in chain(model.named_parameters(), model.named_buffers()):
+        plain = type(weight.detach()) is Tensor  # quantized and sharded ones know no isfinite
+        if plain and weight.is_floating_point() and not weight.is_meta:
+            if not _is_finite(weight.detach(), isinstance(weight, nn.Parameter)):
+                broken.append(key)
+            if checked is not None:
+                checked(weight)
     if broken:
         raise ArtifactError(
             f"{len(broken)} weights of {name} are not finite ({', '.join(broken[:3])}); take an earlier "
@@ -77,13 +78,11 @@ def refuse_unfit(
         )
 
 
-def _is_finite(weight: Tensor, is_trained: bool, checked: Callable[[Tensor], None] | None) -> bool:
+def _is_finite(weight: Tensor, is_trained: bool) -> bool:
     # `isfinite` would need as much memory again as the largest weight, often half of the model, has.
     if not weight.numel():
         return True
     least, most = weight.aminmax()  # NaN is both
-    if checked is not None:
-        checked(weight)
     # A buffer may forbid with -inf.
     return bool(torch.isfinite(most) and (not is_trained or torch.isfinite(least)))
 

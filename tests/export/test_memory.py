@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nspec_hf.export import page_out
+from nspec_hf.export import memory, page_out
 from nspec_hf.export.memory import a_side_at_a_time, let_go
 from nspec_hf.recording import load_model
 from tests.helpers.models import random_batch, tiny_m2m100
@@ -53,6 +53,25 @@ def test_weights_that_are_paged_out_come_back_also_those_that_were_written_to(dr
     out = before - resident()
     assert 1.9 * drawn["0"].nbytes < out < 2.1 * drawn["0"].nbytes
     assert all(torch.equal(model[name], drawn[name]) for name in drawn)
+
+
+def test_without_a_page_map_no_weight_leaves_memory(drawn, mapped, monkeypatch, tmp_path):
+    for content in (None, b"", b"12345678"):
+        place = tmp_path / "pagemap"
+        if content is not None:
+            place.write_bytes(content)  # of other systems, and ends too soon
+        monkeypatch.setattr(memory, "_PAGE_MAP", place)
+        before = resident()
+        page_out(*mapped.values())
+        assert before - resident() < 0.1 * drawn["0"].nbytes
+
+
+def test_elsewhere_than_on_linux_nothing_is_asked_of_the_system(mapped, drawn, monkeypatch):
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+    monkeypatch.setattr(memory, "_system", lambda: pytest.fail("asked for its C library"))
+    page_out(*mapped.values())
+    let_go(*mapped.values())
+    assert all(torch.equal(mapped[name], drawn[name]) for name in drawn)
 
 
 def test_only_the_side_that_computes_is_in_memory_and_says_what_it_said(tmp_path):
