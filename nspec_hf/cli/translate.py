@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nspec_hf import adding, data, evaluation, gating, masks as masks_room
-from nspec_hf.cli.pipeline import chosen_masks, directions, load
+from nspec_hf.cli.pipeline import chosen_masks, directions, load, say
 from nspec_hf.core import (
     as_line,
     needs,
@@ -94,9 +94,9 @@ def translate(
     texts = data.read_corpus(corpus, pairs, split)
     outputs = evaluation.translate_test_set(translator(chosen), texts, Path(output))
     text = f"--corpus.path {corpus.path}" if corpus.path else f"--corpus.dataset {corpus.dataset}"
-    sys.stdout.write(
+    say(
         f"{output}: {sum(map(len, outputs.values())):,} sentences of {len(outputs)} directions; next: "
-        f"{program()} evaluate --hypotheses {output} {text} --split {split}\n"
+        f"{program()} evaluate --hypotheses {output} {text} --split {split}"
     )
 
 
