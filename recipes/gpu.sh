@@ -9,7 +9,7 @@ usage: recipes/gpu.sh [--dry] OUT DATA MINUTES [PART ...]
   OUT      folder for logs, results and work; give the same one again to go on
   DATA     folder that holds multi30k/ and bible/
   MINUTES  time for each part; what is not done by then goes on next time
-  PART     of: tests quick full big d64 d128 d192 bible; without any, all of them in this order
+  PART     of: tests quick full big low low_english restart_d64 restart_d128 restart_d192 bible d64 d128 d192; without any, all of them in this order
   --dry    print the commands instead of running them
 
 Environment: PYTHON (python3), JOBS (runs of a comparison at a time: 4), EXTRA (arguments for the recipes).
@@ -62,7 +62,7 @@ big() {
 }
 
 part() {
-    local configs=recipes/configs bench=("$python" -m recipes.bench --json "$out/bench.cuda.json")
+    local configs=recipes/configs all=recipes/configs/multi30k_all bench=("$python" -m recipes.bench --json "$out/bench.cuda.json")
     bench+=(--device cuda)
     # A fifth of the time is for the comparison that is under way, the table and the figure.
     bench+=(--plot "$out/bench.cuda.png" --resume --minutes "$((minutes * 8 / 10)).$((minutes * 8 % 10))")
@@ -71,15 +71,18 @@ part() {
         quick) run bench "${bench[@]}" --quick ;;
         full) run bench "${bench[@]}" --full ;;
         big) big ;;
-        d64 | d128 | d192)
-            experiment "$1" multi30k "$configs/multi30k_all.yaml" --config "$configs/multi30k_all/$1.yaml" ;;
+        d64 | d128 | d192 | low) experiment "$1" multi30k "$all.yaml" --config "$all/$1.yaml" ;;
+        low_english) experiment "$1" multi30k "$all.yaml" --config "$all/low.yaml" --config "$all/$1.yaml" ;;
+        restart_*)
+            experiment "$1" multi30k "$all.yaml" --config "$all/${1#restart_}.yaml" --config "$all/restart.yaml" \
+                --name "m30k_$1" ;;
         bible) experiment bible bible "$configs/bible.yaml" ;;
         *) echo "gpu.sh: no such part: $1" >&2; return 2 ;;
     esac
 }
 
 failed=0
-if [ $# -eq 0 ]; then set -- tests quick full big d64 d128 d192 bible; fi
+if [ $# -eq 0 ]; then set -- tests quick full big low low_english restart_d64 restart_d128 restart_d192 bible d64 d128 d192; fi
 for name in "$@"; do
     ends=$((SECONDS + 60 * minutes))
     echo "== $name"

@@ -12,7 +12,8 @@ from nspec_hf.systems import ExperimentConfig, read_settings
 from recipes.bench import __main__ as bench, big_model
 from tests.helpers.tiny_experiment import RECIPES
 
-PARTS = ["tests", "quick", "full", "big", "d64", "d128", "d192", "bible"]
+RESTARTS = ["restart_d64", "restart_d128", "restart_d192"]
+PARTS = ["tests", "quick", "full", "big", "low", "low_english", *RESTARTS, "bible", "d64", "d128", "d192"]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or shutil.which("timeout") is None, reason="needs bash and timeout"
@@ -89,7 +90,9 @@ def test_a_dry_run_shows_commands_that_the_recipes_understand_and_runs_none(tmp_
         assert config.results == str(tmp_path / "out" / "results")
         assert config.work.startswith(str(tmp_path / "out" / "work"))
         assert config.data.corpus.path in (str(tmp_path / "multi30k"), str(tmp_path / "bible"))
-    experiments = ["multi30k_all_d64", "multi30k_all_d128", "multi30k_all_d192", "bible"]
+    restarts = [f"m30k_{name}" for name in RESTARTS]
+    sizes = ["multi30k_all_d64", "multi30k_all_d128", "multi30k_all_d192"]
+    experiments = ["m30k_low", "m30k_low_zs", *restarts, "bible", *sizes]
     assert names == [
         (f"recipes/{script}.py", name) for name in experiments for script in ("pretrain", "compare")
     ]
