@@ -72,7 +72,7 @@ ROOMS: dict[str, str] = {
     "core": "errors lazy settings pairs tables files folders artifact distributed provenance invocation",
     "data": "config moses tokenizer language_tags stored corpus dataset sampler collator translations "
     "sound_changes synthetic",
-    "recording": "config weights model sites stats accumulator recorder script_batches",
+    "recording": "config weights model sites stats accumulator cross_entropy recorder script_batches",
     "masks": "config rules bits select model_card readable repository hub masks",
     "gating": "config internals route routing entry_points attachment linears mask_mode gradient_mode "
     "slice_mode gate widen",

@@ -20,13 +20,12 @@ from nspec_hf.export import ExportConfig, export_model, load_pruned
 from nspec_hf.gating import OWN_WEIGHTS, GateConfig, NeuronGate, slice_mode as slicing
 from nspec_hf.gating.route import Route
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import SIDES, ActivationStats, RecordConfig, find_sites, record
+from nspec_hf.recording import SIDES, ActivationStats, RecordConfig, find_sites, record, token_losses
 from nspec_hf.systems.adapters import adapters as new_adapters
 from nspec_hf.systems.differentiation import Differentiate
 from nspec_hf.systems.parts.clones import ClonedUnits
 from nspec_hf.systems.parts.subnetworks import SubnetworkAttachment, Subnetworks
 from nspec_hf.systems.target_attention import target_attention
-from nspec_hf.training import token_losses
 from tests.helpers import tiny_text
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 from tests.helpers.two_processes import run_in_processes

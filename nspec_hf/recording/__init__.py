@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         weight_fingerprint as weight_fingerprint,
     )
     from nspec_hf.recording.stats import ActivationStats as ActivationStats
+    from nspec_hf.recording.cross_entropy import token_losses as token_losses
     from nspec_hf.recording.recorder import record as record
     from nspec_hf.recording.script_batches import (
         PairBatch as PairBatch,

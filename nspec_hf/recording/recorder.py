@@ -16,7 +16,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -38,6 +37,7 @@ from nspec_hf.core import (
 from nspec_hf.data import IGNORED
 from nspec_hf.recording.accumulator import Accumulator
 from nspec_hf.recording.config import SIDES, RecordConfig
+from nspec_hf.recording.cross_entropy import token_losses
 from nspec_hf.recording.model import ATTACHED, eval_mode, position_limit
 from nspec_hf.recording.sites import (
     Site,
@@ -297,14 +297,7 @@ class _Recorder:
         labels = batch["labels"].to(logits.device)
         if not self.two_sided:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        loss = functional.cross_entropy(
-            logits,
-            labels.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=self.config.label_smoothing or 0.0,
-        )
+        loss = token_losses(logits, labels, self.config.label_smoothing or 0.0).sum()
         self.in_backward = True
         try:
             loss.backward()

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from nspec_hf.core import Pair, require
 from nspec_hf.data import BatchConfig, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment
-from nspec_hf.recording import eval_mode
+from nspec_hf.recording import eval_mode, token_losses
 from nspec_hf.systems.parts.clones import ClonedUnits
 from nspec_hf.systems.run import Run
 from nspec_hf.systems.system import System, attached
-from nspec_hf.training import join_processes, token_losses
+from nspec_hf.training import join_processes
 
 _ROUNDS = 20
 

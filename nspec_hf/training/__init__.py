@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         join_processes as join_processes,
         training_arguments as training_arguments,
     )
-    from nspec_hf.training.loss import TokenLoss as TokenLoss, token_losses as token_losses
+    from nspec_hf.training.loss import TokenLoss as TokenLoss
     from nspec_hf.training.checkpoints import (
         MADE_BY_FILE as MADE_BY_FILE,
         last_checkpoint as last_checkpoint,

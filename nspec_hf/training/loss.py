@@ -8,7 +8,7 @@ division is exact for uneven batches too, and gives the loss of each pair on the
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,68 +16,7 @@ from torch import Tensor, nn
 
 from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, add_up
 from nspec_hf.data import IGNORED
-
-
-class _TokenLosses(torch.autograd.Function):
-    """Cross entropy by blocks of tokens, so that no second array as large as the logits is held.
-
-    The library's own makes four in float32 (a copy, the logarithms, two gradients), which is most of what an
-    update of a small model reads and writes, and most of the memory of one with a large vocabulary.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor, smoothing: float) -> Tensor:
-        losses_N = torch.empty(len(logits_NV), device=logits_NV.device)
-        sums_N = torch.empty_like(losses_N)  # log Σ exp, which the way back needs again
-        for part in _blocks(logits_NV):
-            part_nV = logits_NV[part].float()
-            sums_N[part] = part_nV.logsumexp(dim=-1)
-            right_n = part_nV.gather(1, _right(labels_N[part])).squeeze(1)
-            losses_N[part] = sums_N[part] - (1 - smoothing) * right_n
-            if smoothing:
-                losses_N[part] -= smoothing * part_nV.mean(dim=-1)
-        ctx.save_for_backward(logits_NV, labels_N, sums_N)
-        ctx.smoothing = smoothing
-        return losses_N.masked_fill_(labels_N == IGNORED, 0)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grads_N: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        logits_NV, labels_N, sums_N = ctx.saved_tensors
-        grads_NV = torch.empty_like(logits_NV)
-        grads_N = grads_N.float().masked_fill(labels_N == IGNORED, 0)
-        for part in _blocks(logits_NV):
-            # p(v) − ε/V, and (1 − ε) less where v is right
-            part_nV = (logits_NV[part].float() - sums_N[part, None]).exp_()
-            if ctx.smoothing:
-                part_nV.sub_(ctx.smoothing / part_nV.shape[1])
-            right_n1 = _right(labels_N[part])
-            part_nV.scatter_add_(
-                1, right_n1, torch.full_like(right_n1, ctx.smoothing - 1, dtype=torch.float32)
-            )
-            grads_NV[part] = part_nV.mul_(grads_N[part, None])
-        return grads_NV, None, None
-
-
-def _blocks(logits_NV: Tensor) -> Iterator[slice]:
-    """Cut the tokens so that a block stays in a core's cache, or fills a GPU."""
-    tokens = max(1, (2**20 if logits_NV.device.type == "cpu" else 2**26) // max(1, logits_NV.shape[1]))
-    return (slice(first, first + tokens) for first in range(0, len(logits_NV), tokens))
-
-
-def _right(labels_n: Tensor) -> Tensor:
-    """Return where the right entry of each row is, [n, 1]; for padding, whose loss is 0 anyway, the first."""
-    return labels_n.masked_fill(labels_n == IGNORED, 0)[:, None]
-
-
-def token_losses(logits_BTV: Tensor, labels_BT: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return the cross entropy of every target token in nats, float32 [B, T]; padding has 0.
-
-    With smoothing ε it is (1 − ε)·(−log p(y)) + ε·(the mean of −log p over the vocabulary).
-    """
-    return _TokenLosses.apply(logits_BTV.flatten(0, 1), labels_BT.flatten(), label_smoothing).view_as(
-        labels_BT
-    )
+from nspec_hf.recording import token_losses
 
 
 class PairTally:

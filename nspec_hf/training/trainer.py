@@ -21,11 +21,11 @@ from transformers.trainer_utils import speed_metrics
 from nspec_hf.core import Pair, TrainingSetupError, is_spread
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, LanguageTags, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of
-from nspec_hf.recording import eval_mode, refuse_integers
+from nspec_hf.recording import eval_mode, refuse_integers, token_losses
 from nspec_hf.training.arguments import check_arguments, minimize_losses
 from nspec_hf.training.callback import SpecializationCallback
 from nspec_hf.training.checkpoints import last_checkpoint
-from nspec_hf.training.loss import PairTally, TokenLoss, shifts_labels, token_losses
+from nspec_hf.training.loss import PairTally, TokenLoss, shifts_labels
 from nspec_hf.training.setup_checks import (
     check_decoder_inputs,
     check_finite,

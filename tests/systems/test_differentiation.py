@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 from nspec_hf.core import ConfigError, UnknownPairError, as_pairs
 from nspec_hf.data import EncodedCorpus
 from nspec_hf.evaluation import Translator
+from nspec_hf.recording import token_losses
 from nspec_hf.systems import SYSTEMS, ExperimentConfig, Run, make_system, read_settings
 from nspec_hf.systems.differentiation import (
     Differentiate,
@@ -22,7 +23,7 @@ from nspec_hf.systems.differentiation import (
 )
 from nspec_hf.systems.parts.clones import ClonedUnits, units_of
 from nspec_hf.systems.parts.rowwise import RowwisePart
-from nspec_hf.training import SpecializationTrainer, TrainConfig, load_weights, token_losses, train
+from nspec_hf.training import SpecializationTrainer, TrainConfig, load_weights, train
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
 from tests.helpers.tiny_experiment import recipe, result, saving, scored
 from tests.helpers.tiny_text import PAIRS as TEXT_PAIRS, corpus, model as text_model, tokenizer

@@ -14,7 +14,8 @@ from nspec_hf.core import NotFiniteError, TrainingSetupError
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, PairCollator
 from nspec_hf.gating import MASKS_FOLDER, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.training import SpecializationCallback, SpecializationTrainer, token_losses
+from nspec_hf.recording import token_losses
+from nspec_hf.training import SpecializationCallback, SpecializationTrainer
 from tests.helpers.models import tiny_m2m100, tiny_mbart
 from tests.helpers.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
 from tests.helpers.two_processes import run_in_processes
