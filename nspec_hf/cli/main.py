@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 _LOUD = ("-v", "--verbose")
 _WITHOUT_MODELS = ("cli.evaluate",)
 _TRAININGS = ("train", "pretrain", "specialize")
-_OF_A_TRAINING = ("arguments", "batches", "patience")  # the fields of `TrainConfig`
+_OF_A_TRAINING = ("arguments", "batches", "patience", "elastic", "teacher")  # the fields of `TrainConfig`
 
 _EXAMPLES = """
 All of it, from text to a report, and again after a stop:

@@ -149,6 +149,11 @@ def train(
         "give masks, whose pairs are then trained, or pairs, to train them with all neurons",
     )
     chosen = chosen_masks(masks)
+    require(
+        not train.elastic or bool(chosen and chosen.levels),
+        "train.elastic needs masks that keep several "
+        "coverages: nspec select --coverage 0.6 --levels '[1.0, 0.8]'",
+    )
     trained = chosen.pairs if chosen else directions(pairs or ())
     train = train.changed(max_steps, learning_rate, batch_tokens, seed)
     arguments = training.training_arguments(train, Path(output), bool(valid_split), trained)

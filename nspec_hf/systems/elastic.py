@@ -45,6 +45,4 @@ class ElasticMasks(NeuronSpecialization):
         """Return what trains at all levels."""
         stats = run.recorded(model, self.record(run))
         levels = [self.at(level, stats, run) for level in self.levels]
-        if self.teacher is None:
-            return partial(ElasticTrainer, levels=levels)
         return partial(ElasticTrainer, levels=levels, dense=self.at(1.0, stats, run), teacher=self.teacher)

@@ -45,6 +45,36 @@ class VarianceMasks(NeuronSpecialization):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampledMasks(NeuronSpecialization):
+    """As dense as the specialized masks, drawn with chances that follow the pair's activity.
+
+    So a pair has most of its own neurons, and pairs share fewer. Drawn without replacement by Gumbel-top-k
+    (Kool et al. 2019): the largest of log share + temperature · Gumbel noise. At temperature 0 these are the
+    specialized masks, at a high one random ones.
+    """
+
+    name: ClassVar[str] = "sampled"
+    source: ClassVar[str] = "beyond the papers: selection by chance, in proportion to activity"
+
+    temperature: float = 0.3
+    """Weight of the noise, at least 0."""
+
+    def select(self, stats: ActivationStats, run: Run) -> NeuronMasks:
+        """Return the masks, drawn with the run's seed."""
+        specialized, keep = super().select(stats, run), {}
+        generator = torch.Generator().manual_seed(run.seed)
+        for name, keep_PF in specialized.keep.items():
+            share_PF = activation_shares(stats, specialized.pairs, name)
+            chance_PF = torch.rand(share_PF.shape, generator=generator, dtype=torch.float64)
+            noise_PF = -(-chance_PF.clamp_min(1e-300).log()).log()
+            score_PF = share_PF.clamp_min(1e-12).log() + self.temperature * noise_PF
+            order_PF = score_PF.argsort(dim=1, descending=True, stable=True)
+            within_PF = torch.arange(keep_PF.shape[1]) < keep_PF.sum(dim=1, keepdim=True)
+            keep[name] = torch.zeros_like(keep_PF).scatter(1, order_PF, within_PF)
+        return NeuronMasks(specialized.pairs, keep, recipe=specialized.recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Averaged(NeuronSpecialization):
     """The mean of the weights of trainings that began with the same base; nothing is trained here."""
 

@@ -2,11 +2,11 @@
 
 Shape letters: B = samples, T = target tokens, V = vocabulary, N = target tokens that are no padding.
 
-Each micro-batch draws a level. With a teacher it is run twice: with all neurons, and with the level's, which
-learns from the text and from the dense pass's distribution alike (the sandwich rule and in-place distillation
-of slimmable networks, Yu & Huang 2019, with masks in the place of widths). The trap: a gate's masks must not
-change between a forward pass and its backward pass, so the dense pass goes all the way back before the level
-begins its own.
+Each micro-batch draws a level. With a teacher it is run twice: with the densest masks, and with the level's,
+which learns from the text and from the dense pass's distribution alike (the sandwich rule and in-place
+distillation of slimmable networks, Yu & Huang 2019, with masks in the place of widths).
+The trap: a gate's masks must not change between a forward pass and its backward pass, so the dense pass goes
+all the way back before the level begins its own.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, require, require_share
 from nspec_hf.data import IGNORED
 from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
@@ -27,11 +27,15 @@ from nspec_hf.training.trainer import SpecializationTrainer
 class ElasticTrainer(SpecializationTrainer):
     """A `SpecializationTrainer` that draws masks for every micro-batch, and then gives the gate its own back.
 
+    Afterwards the model runs at each of them: `Translator(model, tokenizer, masks, coverage=0.8)`.
+
     Args:
         levels: The masks to draw from, for the gate's pairs and sites; those that are named twice are drawn
-            twice as often.
-        dense: The masks of the teacher's pass, usually those of coverage 1. None: no second pass.
-        teacher: With `dense`: weight of the dense distribution in the loss of the drawn level, in [0, 1].
+            twice as often. None: all that the gate's masks keep in their folder (`NeuronMasks.from_coverage(
+            stats, coverage=0.6, levels=(1.0, 0.4))`), without the teacher's own.
+        dense: The masks of the teacher's pass. None: the densest of them.
+        teacher: Weight of the dense distribution in the loss of the drawn level, in [0, 1]: about twice the
+            work of an update. None: no teacher.
 
     Raises:
         ConfigError: If there is no gate with masks, there are no levels, or the weight is out of range.
@@ -40,19 +44,26 @@ class ElasticTrainer(SpecializationTrainer):
     def __init__(
         self,
         *args: Any,
-        levels: Sequence[NeuronMasks],
+        levels: Sequence[NeuronMasks] | None = None,
         dense: NeuronMasks | None = None,
-        teacher: float = 0.5,
+        teacher: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(self.gate, NeuronGate) or not levels or not 0 <= teacher <= 1:
-            raise ConfigError(
-                "elastic training needs a NeuronGate, at least one level, and a weight in [0, 1]"
-            )
+        if not isinstance(self.gate, NeuronGate):
+            raise ConfigError("elastic training draws among masks: it needs a NeuronGate")
+        if teacher is not None:
+            require_share("teacher", teacher)
         self.masked: NeuronGate = self.gate
-        self.levels, self.dense, self.teacher = list(levels), dense, teacher
-        self.drawn = 0
+        kept = all_levels(self.gate.masks) if levels is None else list(levels)
+        self.dense = None if teacher is None else dense or max(kept, key=NeuronMasks.density, default=None)
+        self.levels = kept if levels is not None else [each for each in kept if each is not self.dense]
+        self.teacher, self.drawn = teacher, 0
+        require(
+            len(kept) > 1 if levels is None else kept,
+            "elastic training needs levels to draw from, and the masks keep one coverage alone; select them "
+            "together: levels=(1.0, 0.8), or nspec select --levels '[1.0, 0.8]'",
+        )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Train on one micro-batch; evaluation, checkpoints and translation see the gate's own masks."""
@@ -67,7 +78,7 @@ class ElasticTrainer(SpecializationTrainer):
         if not (model.training and torch.is_grad_enabled()):
             return super().compute_loss(model, inputs, *args, **kwargs)
         level = self._draw()
-        if self.dense is None:
+        if self.dense is None or self.teacher is None:
             self.masked.replace_masks(level)
             return super().compute_loss(model, inputs, *args, **kwargs)
         items = kwargs.get("num_items_in_batch")
@@ -88,6 +99,11 @@ class ElasticTrainer(SpecializationTrainer):
         step = self.state.global_step * self.args.gradient_accumulation_steps + self.drawn
         self.drawn = (self.drawn + 1) % self.args.gradient_accumulation_steps
         return self.levels[np.random.default_rng((self.args.seed, step)).integers(len(self.levels))]
+
+
+def all_levels(masks: NeuronMasks) -> list[NeuronMasks]:
+    """Return the masks, and those of every other coverage that they keep."""
+    return [masks, *(masks.at(coverage) for coverage in masks.levels)]
 
 
 def divergence(

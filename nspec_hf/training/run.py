@@ -7,6 +7,7 @@ and every control differ in nothing but what they are meant to differ in.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from nspec_hf.training.checkpoints import (
     load_weights,
 )
 from nspec_hf.training.config import TrainConfig
+from nspec_hf.training.elastic import ElasticTrainer
 from nspec_hf.training.trainer import SpecializationTrainer
 
 _FINISHED_FILE = "finished.json"
@@ -122,6 +124,8 @@ def train(
     output, validation = Path(output), validation if validation is not None and len(validation) else None
     pairs = () if validation is None else validation.pairs
     arguments = training_arguments(config, output, validation is not None, pairs)
+    if config.elastic and make_trainer is SpecializationTrainer:
+        make_trainer = partial(ElasticTrainer, teacher=config.teacher)
     if gate is not None:
         gate.attach()
     chooses = validation if config.patience or arguments.load_best_model_at_end else None
@@ -130,6 +134,7 @@ def train(
         "validation": None if chooses is None else chooses.digest(),
         "text": corpus.digest(),
         "gate": None,
+        "elastic": {"teacher": config.teacher} if config.elastic else None,
         "batches": config.batches,
         "arguments": result_settings(arguments),
     }
@@ -178,7 +183,7 @@ def _check_made_by(folder: Path, gate: Attachment | None, made_by: Callable[[], 
     known = read_json(path) if path.is_file() else wanted
     if isinstance(known, dict):
         # Runs of earlier versions do not say all of it; text that chose nothing then, or now, may be any.
-        wanted = {key: each for key, each in wanted.items() if key in known}
+        wanted = {key: each for key, each in wanted.items() if key in known or (key == "elastic" and each)}
         if "validation" in known and None in (known["validation"], wanted["validation"]):
             wanted["validation"] = known["validation"]
     claim_folder(folder, wanted, MADE_BY_FILE)

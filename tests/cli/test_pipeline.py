@@ -142,6 +142,32 @@ def test_a_level_of_one_folder_runs_the_neurons_that_are_selected_for_it_alone(f
     assert "coverage 0.2 keeps" in main_output(folder, "inspect", "--path", "dial")
 
 
+def test_a_dial_is_trained_from_the_levels_of_one_folder(flow):
+    """Neurons that only the dense level runs are trained, though the masks themselves silence them."""
+    folder, _ = flow
+    select = ["select", "--stats", "nspec_stats.safetensors", "--output", "levels", "--coverage", "0.3"]
+    main_output(folder, *select, "--levels", "[0.95]")
+    run = ["train", "--model", "base", "--masks", "levels", "--corpus.path", "data", "--max-steps", "4"]
+    run += ["--batch-tokens", "60", "--learning-rate", "0.01", "--train.warmup-steps", "1"]
+    run += ["--train.arguments.save_steps", "4", "--train.arguments.eval_steps", "4", "--output", "elastic"]
+    elastic = ["--train.elastic", "true", "--train.teacher", "0.5"]
+    assert "4 updates" in main_output(folder, *run, *elastic)
+    masks = NeuronMasks.from_pretrained(folder / "levels")
+    before = AutoModelForSeq2SeqLM.from_pretrained(folder / "base").state_dict()
+    after = AutoModelForSeq2SeqLM.from_pretrained(folder / "elastic" / "model").state_dict()
+    for name, keep in masks.keep.items():
+        dense = masks.at(0.95).keep[name].any(dim=0)
+        weight, only_dense = f"{name}.weight", dense & ~keep.any(dim=0)
+        assert only_dense.any()
+        assert not (before[weight][only_dense] == after[weight][only_dense]).all()
+        assert (before[weight][~dense] == after[weight][~dense]).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(run) == 2  # the folder holds an elastic run
+        assert main([*run[:-1], "other", *elastic, "--masks", "masks"]) == 2  # one coverage alone
+    assert not (folder / "other").exists()
+
+
 def main_output(folder, *arguments):
     printed = io.BytesIO()
     with pytest.MonkeyPatch.context() as patch:

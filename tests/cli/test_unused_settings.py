@@ -159,7 +159,7 @@ READ = {
     BatchingConfig: "max_batch max_wait max_waiting mix_pairs max_source",
     ServeConfig: "host port max_body max_texts max_characters stop_seconds",
     VocabularyConfig: "size kind target_on_source moses coverage",
-    TrainConfig: "arguments batches patience",
+    TrainConfig: "arguments batches patience elastic teacher",
     DataConfig: "corpus languages pairs pivot zero_shot codes train_split valid_split test_split tiers "
     "families",
     ExperimentConfig: "data work results name base model record select gate specialize translate metrics",
@@ -335,7 +335,7 @@ def test_every_system_is_known_to_the_file_of_these_tests():
     assert sorted(SYSTEMS) == sorted(
         "allocation_av allocation_te averaged baseline deep differentiation elastic expansion "
         "family_adapters finetune gelu individual lass neuron_specialization pair_adapters "
-        "random shallow shared swapped target_attention variance wide".split()
+        "random sampled shallow shared swapped target_attention variance wide".split()
     )
 
 

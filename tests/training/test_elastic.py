@@ -12,7 +12,7 @@ from nspec_hf.data import PairCollator
 from nspec_hf.gating import NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
-from nspec_hf.training import ElasticTrainer, training_arguments
+from nspec_hf.training import ElasticTrainer, record_corpus, training_arguments
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.elastic import divergence
 from tests.helpers import tiny_text
@@ -23,16 +23,24 @@ def masks_of(model, density, seed=1):
     return NeuronMasks.random(find_sites(model), tiny_text.PAIRS, density=density, seed=seed)
 
 
+def counted():
+    """Return what neurons of the model fire for which pair."""
+    torch.manual_seed(0)
+    tokenizer = tiny_text.tokenizer()
+    model = tiny_m2m100(vocab_size=len(tokenizer), dropout=0.0)
+    return record_corpus(model, tokenizer, tiny_text.corpus())
+
+
 @pytest.fixture
 def made(tmp_path):
     """Return what makes an elastic trainer of a small model, without dropout."""
     tokenizer = tiny_text.tokenizer()
 
-    def make(dense=None, teacher=0.5, **arguments):
+    def make(dense=None, teacher=0.5, own=None, **arguments):
         torch.manual_seed(0)
         model = tiny_m2m100(vocab_size=len(tokenizer), dropout=0.0)
-        gate = NeuronGate(model, masks_of(model, 0.5, seed=9)).attach()
-        levels = [masks_of(model, density) for density in (0.8, 0.4)]
+        gate = NeuronGate(model, own or masks_of(model, 0.5, seed=9)).attach()
+        levels = None if own else [masks_of(model, density) for density in (0.8, 0.4)]
         settings = {"learning_rate": 1e-3, "max_steps": 3, "label_smoothing_factor": 0.0, **arguments}
         return ElasticTrainer(
             model=model,
@@ -43,7 +51,7 @@ def made(tmp_path):
             gate=gate,
             levels=levels,
             dense=None if dense is None else masks_of(model, dense),
-            teacher=teacher,
+            teacher=None if dense is None and own is None else teacher,
         )
 
     return make
@@ -106,6 +114,32 @@ def test_after_every_update_the_gate_has_its_own_masks_and_all_levels_weredrawn(
     assert used[::2] == [trainer.levels[drawn(trainer, step)] for step in range(8)]
 
 
-def test_without_levels_or_with_a_weight_out_of_range_it_is_refused(made):
-    with pytest.raises(ConfigError, match="weight in"):
-        made(dense=0.9, teacher=1.5)
+@pytest.mark.parametrize(("teacher", "drawn_from"), [(None, [0.6, 0.9, 0.3]), (0.5, [0.6, 0.3])])
+def test_the_levels_are_those_that_the_masks_keep_and_the_densest_teaches(made, teacher, drawn_from):
+    stats = counted()
+    own = NeuronMasks.from_coverage(stats, coverage=0.6, levels=(0.9, 0.3))
+    trainer, used = made(own=own, teacher=teacher, max_steps=8), []
+    plain = trainer.gate.replace_masks
+    trainer.gate.replace_masks = lambda masks: (used.append(masks), plain(masks))
+    trainer.train()
+    alone = {level: NeuronMasks.from_coverage(stats, coverage=level) for level in (0.9, 0.6, 0.3)}
+    drawn, taught = (used[1::3], used[::3]) if teacher else (used[::2], [])
+    assert {each.fingerprint() for each in drawn} == {alone[level].fingerprint() for level in drawn_from}
+    assert {each.fingerprint() for each in taught} == ({alone[0.9].fingerprint()} if teacher else set())
+    assert trainer.gate.masks is own
+
+
+@pytest.mark.parametrize("teacher", [1.5, -0.1, float("nan"), True])
+def test_a_weight_out_of_range_is_refused(made, teacher):
+    with pytest.raises(ConfigError, match="teacher"):
+        made(dense=0.9, teacher=teacher)
+    with pytest.raises(ConfigError, match="teacher"):
+        TrainConfig(elastic=True, teacher=teacher)
+
+
+def test_without_levels_a_teacher_s_pupil_or_masks_it_is_refused(made):
+    stats = counted()
+    with pytest.raises(ConfigError, match="one coverage alone"):
+        made(own=NeuronMasks.from_coverage(stats, coverage=0.6))
+    with pytest.raises(ConfigError, match="needs elastic training"):
+        TrainConfig(teacher=0.5)
