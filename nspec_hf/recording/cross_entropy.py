@@ -48,7 +48,7 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grads_N: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grads_N: Tensor) -> tuple[Tensor, None, None]:
         logits_NV, labels_N, sums_N = ctx.saved_tensors
         grads_NV = torch.empty_like(logits_NV)
         grads_N = grads_N.masked_fill(labels_N == IGNORED, 0)

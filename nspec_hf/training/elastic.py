@@ -60,7 +60,7 @@ class ElasticTrainer(SpecializationTrainer):
         self.levels = kept if levels is not None else [each for each in kept if each is not self.dense]
         self.teacher, self.drawn = teacher, 0
         require(
-            len(kept) > 1 if levels is None else kept,
+            len(kept) > (levels is None),
             "elastic training needs levels to draw from, and the masks keep one coverage alone; select them "
             "together: levels=(1.0, 0.8), or nspec select --levels '[1.0, 0.8]'",
         )
