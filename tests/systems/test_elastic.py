@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import AutoModelForSeq2SeqLM
 
 from nspec_hf.core import ConfigError
 from nspec_hf.masks import NeuronMasks
@@ -17,13 +18,22 @@ def test_an_elastic_model_is_trained_and_scored_at_several_coverages(based):
     settings = ["--settings.coverage", "0.6", "--settings.teacher", "0.5", "--settings.levels", "[0.9, 0.5]"]
     recipe("specialize")([file, "--system", "elastic", *settings])
     assert result(folder, "elastic")["settings"]["levels"] == [0.9, 0.5]
-    recipe("dial")([file, "--row", "elastic", *settings, "--levels", "1.0", "0.6", "0.3"])
+    timed = ["--levels", "1.0", "0.6", "0.3", "--timed", "2", "--rounds", "1"]
+    recipe("dial")([file, "--row", "elastic", *settings, *timed])
     levels = json.loads((folder / "results" / "tiny.elastic.s1.dial.json").read_text("utf-8"))["levels"]
     assert [level["coverage"] for level in levels] == [1.0, 0.6, 0.3]
     stats = ActivationStats.load(folder / "work" / "elastic" / "s1" / "nspec_stats.safetensors")
     assert [level["density"] for level in levels] == [
         NeuronMasks.from_coverage(stats, coverage).density() for coverage in (1.0, 0.6, 0.3)
     ]
+    # An export loses a row of fc1, its bias and a column of fc2 for each neuron that is left out.
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "work" / "elastic" / "s1" / "model")
+    whole, width = model.num_parameters(), model.config.d_model
+    for level in levels:
+        keep = NeuronMasks.from_coverage(stats, level["coverage"])[stats.pairs[0]]
+        gone = sum(int((~own).sum()) for own in keep.values())
+        assert level["bytes"] == pytest.approx(1 - gone * (2 * width + 1) / whole)
+        assert level["time"] > 0
     # The folder of masks holds all levels that were trained.
     kept = NeuronMasks.from_pretrained(folder / "work" / "elastic" / "s1" / "masks")
     assert kept == NeuronMasks.from_coverage(stats, 0.6)
