@@ -63,25 +63,11 @@ ROWS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "swapped": ("swapped", {"coverage": 0.6}),
     "ns_095": ("neuron_specialization", {"coverage": 0.95}),
     "pair_adapters": ("pair_adapters", {"bottleneck": 16}),
-    # Beyond the papers: the other neurons silenced in every second micro-batch, at use too or not at all;
-    # masks selected anew; the dense pass as teacher; neurons that pairs use differently; means of weights,
-    # and two fine-tunings as their control.
-    "stochastic": ("elastic", {"coverage": 0.6, "levels": [1.0, 0.6]}),
-    "stochastic_dense": ("elastic", {"coverage": 1.0, "levels": [1.0, 0.6]}),
-    "refreshed": ("neuron_specialization", {"coverage": 0.6, "refresh_every": 50}),
-    "distilled": ("elastic", {"coverage": 0.6, "levels": [0.6], "teacher": 0.5}),
-    "variance": ("variance", {"coverage": 0.6}),
-    "finetune_2": ("finetune", {}),
-    "averaged": ("averaged", {"coverage": 0.6}),
-    "averaged_dense": ("averaged", {"masked": False}),
-    "averaged_finetune": ("averaged", {"masked": False, "rows": ["finetune", "finetune_2"]}),
+    "sampled": ("sampled", {"coverage": 0.6}),
 }
 """Row → system and settings."""
 
 _FIRST = ("finetune", "ns", "random")
-
-_OTHER_ORDER = 1000
-"""Added to the seed of `finetune_2`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +238,6 @@ def run_cell(lab: LabConfig, name: str, seed: int, rows: Sequence[str], known: d
     for row in rows:
         system, settings = ROWS[row]
         run = Run.of(config, row, seed, bar=TrainerCallback())
-        run = replace(run, seed=seed + _OTHER_ORDER) if row == "finetune_2" else run
         scores = run_system(run, make_system(system, settings))
         line["rows"][row] = row_line(read_json(run.result_file), scores)
         keep(lab, known)

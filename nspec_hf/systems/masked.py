@@ -1,21 +1,21 @@
 """Systems that are masks: neuron specialization, allocation by importance, and the control, random masks."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, packed_width, warn, warn_unused
 from nspec_hf.gating import MASKS_FOLDER, Attachment, GateConfig, GateMode, NeuronGate, Silence
 from nspec_hf.masks import NeuronMasks, SelectConfig
 from nspec_hf.recording import ActivationStats, RecordConfig
 from nspec_hf.systems.run import Run
-from nspec_hf.systems.system import System, attached
+from nspec_hf.systems.system import System
 from nspec_hf.training import last_checkpoint
 
 Method = Literal["coverage", "te", "av", "random"]
@@ -37,9 +37,6 @@ class Masked(System):
     method: ClassVar[Method] = "coverage"
     """What `SelectConfig.method` is for this system, whatever the experiment says."""
 
-    counts: ClassVar[bool] = True
-    """Whether neurons are counted, on the validation text."""
-
     silence: Silence | None = None
     """What becomes of a neuron that is not kept; see `GateConfig.silence`."""
 
@@ -50,9 +47,9 @@ class Masked(System):
         """Refuse to count on no text, and warn where the experiment selects by another method.
 
         Raises:
-            ConfigError: If neurons are counted, and the experiment has no validation text.
+            ConfigError: If the experiment has no validation text, on which neurons are counted.
         """
-        if self.counts and not run.config.data.valid_split:
+        if not run.config.data.valid_split:
             raise ConfigError(f"{self.name} counts neurons on validation text; name it: data.valid_split")
         wanted = run.config.select.method
         if wanted not in (SelectConfig().method, self.method):
@@ -92,32 +89,12 @@ class Masked(System):
         return len(masks) * sum(packed_width(site.width) for site in masks.sites)
 
 
-@dataclass(eq=False)
-class RefreshMasks(TrainerCallback):
-    """Selects the gate's masks anew after every so many updates."""
-
-    every: int
-    """Updates between two selections."""
-    masks: Callable[[], NeuronMasks]
-    """Returns the masks of the model as it is now."""
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Select, unless training ends here."""
-        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
-            attached(kwargs["model"], NeuronGate).replace_masks(self.masks())
-
-
 @dataclass(frozen=True, kw_only=True)
 class NeuronSpecialization(Masked):
     """Continue training with each pair's most active neurons only (Tan et al. 2024, Eq. 1 and 4)."""
 
     name: ClassVar[str] = "neuron_specialization"
     source: ClassVar[str] = "Tan et al. 2024"
-
-    once: ClassVar[str] = ""
-    """Why masks cannot be selected anew in training; empty: they can."""
 
     needs: ClassVar[Mapping[str, str]] = {}
     """Setting → what it needs to be read; see `core/settings.py`."""
@@ -137,16 +114,10 @@ class NeuronSpecialization(Masked):
     count: Literal["tokens", "sentences"] | None = None
     """What is counted; see `RecordConfig.count`."""
 
-    refresh_every: int | None = None
-    """Select the masks anew after every so many updates, from the weights as they are then (beyond the
-    paper); None keeps the base's."""
-
     def check(self, run: Run) -> None:
-        """Refuse masks that cannot be selected anew, and warn of settings that nothing reads."""
+        """Warn of settings that nothing reads."""
         super().check(run)
         warn_unused(self, self.needs, "settings.")
-        if self.once and self.refresh_every is not None:
-            raise ConfigError(f"{self.once}; refresh_every is for neuron_specialization")
 
     def masks(self, model: PreTrainedModel, run: Run) -> NeuronMasks:
         """Return the masks by coverage."""
@@ -163,22 +134,6 @@ class NeuronSpecialization(Masked):
         select = _with(run.config.select, method="coverage", sides=sides, **given)
         return NeuronMasks.from_config(stats, select)
 
-    def callbacks(self, model: PreTrainedModel, run: Run) -> Sequence[TrainerCallback]:
-        """Return what selects the masks anew, if that is wanted."""
-        if self.refresh_every is None:
-            return ()
-
-        def masks() -> NeuronMasks:
-            # All neurons must run while they are counted.
-            gate = attached(model, NeuronGate)
-            gate.detach()
-            try:
-                return self.select(run.recorded(model, self.record(run), kept=False), run)
-            finally:
-                gate.attach()
-
-        return (RefreshMasks(self.refresh_every, masks),)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMasks(NeuronSpecialization):
@@ -191,7 +146,6 @@ class RandomMasks(NeuronSpecialization):
     name: ClassVar[str] = "random"
     source: ClassVar[str] = "control; Tan et al. 2024 silence 30 % at random"
     method: ClassVar[Method] = "random"
-    once: ClassVar[str] = "random masks are drawn once"
     needs: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("coverage", "coverage_decoder", "by", "count"), "not density"
     )

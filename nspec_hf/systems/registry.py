@@ -20,7 +20,7 @@ from nspec_hf.systems.lass import LaSS
 from nspec_hf.systems.masked import Allocation, AllocationByValue, NeuronSpecialization, RandomMasks
 from nspec_hf.systems.system import System
 from nspec_hf.systems.target_attention import TargetAttention
-from nspec_hf.systems.variants import Averaged, SampledMasks, VarianceMasks
+from nspec_hf.systems.variants import SampledMasks
 
 SYSTEMS: dict[str, type[System]] = {
     kind.name: kind

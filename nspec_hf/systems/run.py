@@ -113,23 +113,21 @@ class Run:
         settings = {**self.config.model, **changes}
         return fresh_model(self.config.base_model, settings, self.seed, self.device)
 
-    def recorded(self, model: PreTrainedModel, record: RecordConfig, kept: bool = True) -> ActivationStats:
-        """Return the statistics of the validation text.
+    def recorded(self, model: PreTrainedModel, record: RecordConfig) -> ActivationStats:
+        """Return the statistics of the validation text, kept in the folder.
 
         Args:
             model: With nothing on it.
             record: What is counted.
-            kept: Take what lies in the folder, and leave it there; False counts in any case.
         """
         path = self.folder / "nspec_stats.safetensors"
-        if kept and self.is_there(path):
+        if self.is_there(path):
             return ActivationStats.load(path)
         self.tell(f"{self.row} records {len(self.validation):,} sentences of {len(self.pairs)} directions")
         about = {"name": self.config.name, "split": self.config.data.valid_split}
         budget = self.config.specialize.batches.max_tokens
         stats = record_corpus(model, self.tags, self.validation, record, budget, about)
-        if kept:
-            self.save(lambda: stats.save(path))
+        self.save(lambda: stats.save(path))
         return stats
 
     def train(

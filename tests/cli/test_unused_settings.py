@@ -252,7 +252,7 @@ def checked(system, settings=None, **more):
     [
         ("te", "neuron_specialization", "allocation_te"),
         ("av", "allocation_te", "allocation_av"),
-        ("random", "variance", "random"),
+        ("random", "shared", "random"),
         ("te", "swapped", "allocation_te"),
         ("av", "random", "allocation_av"),
     ],
@@ -291,14 +291,6 @@ def test_a_system_that_counts_neurons_wants_validation_text_before_any_work():
     make_system("finetune").check(run)
 
 
-def test_an_average_without_masks_tells_what_masks_were_to_be():
-    run = SimpleNamespace(config=experiment(), seed=1)
-    system = make_system("averaged", {"masked": False, "coverage": 0.8})
-    told = r"settings\.coverage has no effect without settings\.masked"
-    with pytest.warns(UserWarning, match=told), pytest.raises(ConfigError, match="not run yet: finetune"):
-        system.check(run)
-
-
 def test_the_seed_of_the_file_is_that_of_the_run_unless_one_is_named():
     for place in ({"arguments": {"seed": 7}}, {"batches": BatchConfig(seed=7)}):
         config = experiment(specialize=TrainConfig(**place))
@@ -333,13 +325,13 @@ def test_a_whole_run_tells_what_it_does_not_read(more, told, tmp_path):
 def test_every_system_is_known_to_the_file_of_these_tests():
     """A new one: does it read all of its settings, and of the experiment's, in every case?"""
     assert sorted(SYSTEMS) == sorted(
-        "allocation_av allocation_te averaged baseline deep differentiation elastic expansion "
+        "allocation_av allocation_te baseline deep differentiation elastic expansion "
         "family_adapters finetune gelu individual lass neuron_specialization pair_adapters "
-        "random sampled shallow shared swapped target_attention variance wide".split()
+        "random sampled shallow shared swapped target_attention wide".split()
     )
 
 
-@pytest.mark.parametrize("system", ["baseline", "averaged", "gelu", "individual", "target_attention"])
+@pytest.mark.parametrize("system", ["baseline", "gelu", "individual", "target_attention"])
 def test_a_dropout_of_the_continued_training_is_refused_where_none_goes_on_from_the_base(system):
     with pytest.raises(ConfigError, match=f"continued_dropout is for systems that go on .*, and {system}"):
         make_system(system, {"continued_dropout": 0.2})

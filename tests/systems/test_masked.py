@@ -4,17 +4,13 @@ import pytest
 import torch
 
 from nspec_hf.core import ConfigError
-from nspec_hf.gating import MASKS_FOLDER
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig
 from nspec_hf.systems import SYSTEMS, ExperimentConfig, Run, System, make_system, read_settings
 from nspec_hf.training import record_corpus
-from tests.helpers.tiny_experiment import recipe, result, saving
 from tests.helpers.tiny_text import PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
-
-OFTEN = ["--specialize.arguments.save_steps", "1", "--specialize.arguments.max_steps", "4"]
 
 
 def bench(based, seed=1):
@@ -73,43 +69,6 @@ def test_the_gate_acts_as_the_settings_say(based, tmp_path):
     )
     assert gate.knows("de-fr")
     assert not gate.knows("de-xx")
-
-
-def test_masks_selected_anew_are_those_of_the_weights_at_that_time(based):
-    folder, file = based
-    settings = ["--settings.refresh_every", "2", "--settings.coverage", "0.5", *OFTEN]
-    recipe("specialize")([file, "--row", "anew", *settings, "--specialize.arguments.save_total_limit", "9"])
-    at, own = folder / "work" / "anew" / "s1", bench(based)
-    kept = {
-        step: NeuronMasks.from_pretrained(at / f"checkpoint-{step}" / MASKS_FOLDER) for step in (1, 2, 3, 4)
-    }
-    weights = {step: type(own.base()).from_pretrained(at / f"checkpoint-{step}") for step in (2, 4)}
-    assert kept[1] == NeuronMasks.from_coverage(counted(own.base(), own), 0.5)
-    assert kept[2] == kept[3] == NeuronMasks.from_coverage(counted(weights[2], own), 0.5)
-    assert kept[1] != kept[2]
-    # At the end nothing is selected: no update would use it.
-    assert kept[4] == kept[2] != NeuronMasks.from_coverage(counted(weights[4], own), 0.5)
-    assert result(folder, "anew")["attachment"]["masks"] == kept[4].fingerprint()
-
-
-def test_a_run_that_selects_anew_and_is_killed_ends_as_one_that_is_not(tmp_path, based):
-    _, file = based
-    where = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
-    base = ["--base", str(based[0] / "work" / "base" / "model")]
-    row = ["--settings.refresh_every", "2", *OFTEN, *where, *base]
-    recipe("specialize")([file, "--row", "whole", *row])
-    with saving(kill=lambda _folder, update, _begun: update == 3):
-        recipe("specialize")([file, "--row", "killed", *row])
-    recipe("specialize")([file, "--row", "killed", *row])
-    whole, killed = (result(tmp_path, name) for name in ("whole", "killed"))
-    assert whole["attachment"] == killed["attachment"]
-    assert whole["scores"] == killed["scores"]
-
-
-def test_random_masks_cannot_be_selected_anew(based):
-    _, file = based
-    with pytest.raises(ConfigError, match="drawn once"):
-        recipe("specialize")([file, "--system", "random", "--row", "no", "--settings.refresh_every", "2"])
 
 
 def test_a_system_without_such_a_setting_says_which_it_has():
