@@ -52,8 +52,9 @@ class Regime:
 
 _ADVICE = (
     "this base gains by any regularization: tune the dropout of fine-tuning first; then --coverage 0.6, a "
-    "continuation at the base's rate and length, and random masks as control",
-    "train both and let validation text decide; a coverage of 0.8 or more, unless speed counts",
+    "continuation at the base's rate and length, and random masks as dense beside it",
+    "train both, with random masks as dense beside, and let validation text decide: on Multi30k a base with "
+    "47 % gained 0.35 BLEU by --coverage 0.6 and 0.71 by random masks, one with 36 % by neither",
     "expect speed and size, not quality: fine-tune, or continue as long as the base was trained, after which "
     "42 % of the neurons lost nothing on twelve directions of Multi30k",
 )

@@ -121,6 +121,20 @@ def test_the_advice_follows_from_the_numbers():
     assert least.above < least.cells / 2
 
 
+def test_what_it_says_of_multi30k_is_what_the_results_have():
+    def mean(row):
+        results = [read_json(path) for path in (RECIPES / "results").glob(f"m30k_low_zs_again.{row}.s*.json")]
+        assert len(results) == 2
+        return fmean(
+            score for each in results for score in next(iter(each["scores"]["bleu"].values())).values()
+        )
+
+    gains = [f"{mean(row) - mean('finetune'):.2f}" for row in ("ns_06", "random_06")]
+    assert (
+        "gained {} BLEU by --coverage 0.6 and {} by random masks".format(*gains) in regime.REGIMES[1].advice
+    )
+
+
 def test_one_command_writes_the_numbers_of_the_laboratory(tmp_path):
     committed = Path(regime.__file__).with_name("regimes.yaml")
     numbers = re.sub(r"(cells|above|own|random): [-\d.]+", r"\1: 0", committed.read_text(encoding="utf-8"))

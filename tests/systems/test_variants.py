@@ -37,7 +37,7 @@ def test_without_noise_the_masks_are_the_specialized_ones_and_with_it_as_dense(d
 
 
 def test_at_temperature_1_a_single_neuron_is_drawn_with_the_chance_of_its_share(drawn):
-    """Over 200 seeds, within four standard deviations and two draws, for neurons that are next to never drawn."""
+    """Over 200 seeds, within four standard deviations, and two draws for those that are hardly drawn."""
     seeds, pair = 200, STATS.pairs[0]
     seen = [drawn(seed=seed, coverage=1e-6, temperature=1.0)[pair] for seed in range(seeds)]
     for site, counts in STATS[pair].items():
