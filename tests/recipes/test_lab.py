@@ -4,6 +4,7 @@ import json
 from itertools import groupby
 
 import pytest
+from transformers.utils import logging
 
 from nspec_hf.analysis import Panel, Series, draw_tradeoffs
 from nspec_hf.core import ConfigError, read_json
@@ -14,6 +15,13 @@ SMALL = [
     *("--cells", "s100-d32-p0", "--seeds", "[1]"),
     *("--base_updates", "4", "--updates", "2", "--held_out", "4"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def bars():
+    """The recipe takes bars away for its process; other tests of this one want them."""
+    yield
+    logging.enable_progress_bar()
 
 
 def test_a_name_says_what_a_cell_is():
