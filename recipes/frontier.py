@@ -23,6 +23,7 @@ SYSTEMS = {
     "random": "random neurons",
     "shared": "one mask for all pairs",
     "swapped": "neurons of another pair",
+    "sampled": "drawn by activity",
     "elastic": "one model, many coverages",
     "elastic_teacher": "the same, with a teacher",
 }
@@ -83,7 +84,7 @@ def panel(found: dict[str, dict[str, list[Point]]], name: str, metric: str) -> P
                 )
             )
     dense = [score for row in found.get("finetune", {}).values() for _, score in row]
-    x = f"{name}: share of feed-forward neurons computed"
+    x = f"{name}: share of neurons computed"
     y = f"{metric.upper().replace('CHRF', 'chrF')}, mean of directions"
     return Panel(x=x, y=y, series=series, rule=fmean(dense) if dense else None)
 
