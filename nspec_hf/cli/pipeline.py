@@ -151,8 +151,7 @@ def train(
     chosen = chosen_masks(masks)
     require(
         not train.elastic or bool(chosen and chosen.levels),
-        "train.elastic needs masks that keep several "
-        "coverages: nspec select --coverage 0.6 --levels '[1.0, 0.8]'",
+        "train.elastic needs masks of several coverages: nspec select --coverage 0.6 --levels '[1.0, 0.8]'",
     )
     trained = chosen.pairs if chosen else directions(pairs or ())
     train = train.changed(max_steps, learning_rate, batch_tokens, seed)
