@@ -8,8 +8,8 @@ Reads the model that `specialize.py` (or `compare.py`) left in `work/ROW/sSEED`,
 the text and the scores of every direction; and of the first direction the time of decoding, slices of the one
 model, and the weights of an export, both as a share of the dense model's. Times are processor time, medians
 of rounds in which all coverages and the dense model take turns. A model that was trained for one coverage has
-the same masks, and so the same size and work in a decoder pass; how many passes beam search makes, which is in
-these times too, depends on what it writes.
+the same masks, and so the same size and work in a decoder pass; how many passes beam search makes, which is
+in these times too, depends on what it writes.
 """
 
 import dataclasses
