@@ -28,11 +28,13 @@ ROWS = {
     "ns": "neuron specialization",
     "finetune": "fine-tuning",
     "random": "random masks",
+    "sampled": "masks drawn by activity",
     "shared": "one shared mask",
     "swapped": "swapped masks",
 }
-DRAWN = (("ns", "finetune", "gap"), ("ns", "finetune", "overfitting"), ("random", "finetune", "overfitting"))
-COMPARED = (("ns", "finetune"), ("random", "finetune"), ("ns", "random"), ("ns", "shared"), ("ns", "swapped"))
+DRAWN = tuple((row, "finetune", "overfitting") for row in ("ns", "random", "sampled"))
+IN_TABLE = (*((row, against) for row, against, _ in DRAWN), ("ns", "random"), ("sampled", "random"))
+COMPARED = (*IN_TABLE, ("ns", "shared"), ("ns", "swapped"))
 AXES = {
     "gap": "gap of the base: validation − training loss (nats)",
     "overfitting": "overfitting of the base: gap / validation loss",
@@ -117,13 +119,13 @@ def of_regimes(cells: Mapping[str, Any], row: str, against: str) -> list[list[fl
 
 def regimes_table(cells: Mapping[str, Any]) -> Table:
     """Return what came of masks by how far the base overfits."""
-    columns = [of_regimes(cells, *pair) for pair in COMPARED[:3]]
+    columns = [of_regimes(cells, *pair) for pair in IN_TABLE]
     names = [f"{100 * regime.least:.0f} % and more" for regime in REGIMES[:-1]] + ["less"]
     return Table(
         title="what masks gain, by the share of the base's loss that is overfitting",
         columns=(
             *("share of the loss that is overfitting", "worlds"),
-            *(f"{ROWS[row]} − {ROWS[against]}" for row, against in COMPARED[:3]),
+            *(f"{ROWS[row]} − {ROWS[against]}" for row, against in IN_TABLE),
         ),
         rows=tuple(
             (name, len(own[0]), *(_mean_and_sign(gains) for gains in own))
@@ -135,13 +137,11 @@ def regimes_table(cells: Mapping[str, Any]) -> Table:
 
 def write_regimes(cells: Mapping[str, Any], path: Path) -> None:
     """Write the doctor's numbers, under the lines that its file begins with."""
-    gains = zip(
-        of_regimes(cells, "ns", "finetune"), of_regimes(cells, "random", "finetune"), REGIMES, strict=True
-    )
+    gains = [of_regimes(cells, row, "finetune") for row in ("ns", "random", "sampled")]
     lines = [
         f"- {{least: {regime.least:g}, cells: {len(own)}, above: {sum(gain > 0 for gain in own)}, "
-        f"own: {fmean(own):.1f}, random: {fmean(random):.1f}}}\n"
-        for own, random, regime in gains
+        f"own: {fmean(own):.1f}, random: {fmean(random):.1f}, drawn: {fmean(drawn):.1f}}}\n"
+        for own, random, drawn, regime in zip(*gains, REGIMES, strict=True)
     ]
     head = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#")]
     write_text(path, "".join([*head, *lines]))
@@ -174,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(regimes_table(cells).render("markdown"))
     if options.regimes:
         write_regimes(cells, options.regimes)
-    save_figure(draw_tradeoffs([panel(cells, *pair) for pair in DRAWN]), path.parent, path.stem)
+    panels = [panel(cells, *drawn) for drawn in DRAWN if points(cells, *drawn[:2])]
+    save_figure(draw_tradeoffs(panels), path.parent, path.stem)
 
 
 if __name__ == "__main__":

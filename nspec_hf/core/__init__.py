@@ -28,9 +28,15 @@ if TYPE_CHECKING:
         is_number as is_number,
         require_count as require_count,
         require_share as require_share,
+        require_weight as require_weight,
         warn as warn,
     )
-    from nspec_hf.core.settings import needs as needs, unused as unused, warn_unused as warn_unused
+    from nspec_hf.core.settings import (
+        holds as holds,
+        needs as needs,
+        unused as unused,
+        warn_unused as warn_unused,
+    )
     from nspec_hf.core.pairs import (
         MANY_TO_ONE as MANY_TO_ONE,
         ONE_TO_MANY as ONE_TO_MANY,

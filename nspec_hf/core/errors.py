@@ -124,3 +124,8 @@ def require_share(name: str, value: float, above_zero: bool = False) -> None:
     """Raise a ConfigError where a value is no share."""
     within = is_number(value) and value <= 1 and (value > 0 if above_zero else value >= 0)
     require(within, f"{name} is a share and must lie in {'(' if above_zero else '['}0, 1], got {value!r}")
+
+
+def require_weight(name: str, value: float) -> None:
+    """Raise a ConfigError where a value is no finite number of at least 0."""
+    require(is_number(value) and value >= 0, f"{name} is a number of at least 0, got {value!r}")

@@ -44,10 +44,14 @@ def unused(
     name in the sentence.
     """
     for name, rule in rules.items():
-        conditions = rule.removeprefix("not ").split(" or ")
-        holds = any(_is(each, value) for each in conditions) is not rule.startswith("not ")
-        if value(name) != usual(name) and not holds:
+        if value(name) != usual(name) and not holds(rule, value):
             yield f"{names}{name} has no effect {_in_words(rule, value, names)}; leave it out"
+
+
+def holds(rule: str, value: Callable[[str], Any]) -> bool:
+    """Return whether what a rule needs is there; `value` tells a setting's value."""
+    conditions = rule.removeprefix("not ").split(" or ")
+    return any(_is(each, value) for each in conditions) is not rule.startswith("not ")
 
 
 def _is(condition: str, value: Callable[[str], Any]) -> bool:

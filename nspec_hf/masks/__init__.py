@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.masks.rules import (
         allocate_by_importance as allocate_by_importance,
+        select_by_chance as select_by_chance,
         select_by_coverage as select_by_coverage,
         select_random as select_random,
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from nspec_hf.core import as_names, require, require_share
+from nspec_hf.core import as_names, require, require_share, require_weight
 from nspec_hf.recording import SIDES
 
 Grouping = Literal["pair", "source", "target", "separate"]
@@ -11,7 +11,8 @@ Coverage = float | Literal["paper", "sparse"]
 
 PRESETS: dict[str, float] = {"paper": 0.95, "sparse": 0.6}
 """Coverages with a name: that of Tan et al., and the sparsest that lost nothing to fine-tuning in three
-seeds: 42 % of the neurons, after a continuation as long as the base's training (`recipes/RESULTS.md`)."""
+seeds: 42 % of the neurons, after a continuation as long as the training of a base that overfits by a third
+of its loss. Where a base hardly overfits it costs half a BLEU and more (`recipes/RESULTS.md`)."""
 
 _IMPORTANCE = "method=te|av"
 BY_METHOD: dict[str, str] = {
@@ -21,7 +22,8 @@ BY_METHOD: dict[str, str] = {
     "threshold": _IMPORTANCE,
     "by": "method=coverage|te|av",
     "density": "method=random",
-    "seed": "method=random",
+    "seed": "method=random or temperature",
+    "temperature": "method=coverage",
 }
 """Setting → the method that reads it. An experiment may set them for several systems, so its file is not
 warned of."""
@@ -37,7 +39,8 @@ class SelectConfig:
 
     coverage: Coverage = 0.95
     """For `coverage`: k of Eq. 1, the share of a layer's activations to cover, in (0, 1]; or `paper` (0.95),
-    or `sparse` (0.6: less than half of the neurons, for a continuation as long as the base's training)."""
+    or `sparse` (0.6: less than half of the neurons, for little text, and a continuation as long as the
+    base's training)."""
 
     coverage_decoder: float | None = None
     """For `coverage`: the decoder's k, where it is not the encoder's; None takes `coverage` on both sides."""
@@ -60,7 +63,12 @@ class SelectConfig:
     """For `random`: the share of neurons kept at every site, in (0, 1]."""
 
     seed: int = 1
-    """For `random`: the seed, zero or more."""
+    """For `random`, and for a `temperature`: the seed, zero or more."""
+
+    temperature: float = 0.0
+    """For `coverage`: above 0, as many neurons are drawn with chances that follow activity; the weight of
+    chance. 0.3 takes three quarters of a pair's own neurons, for a base that overfits by half of its loss
+    (`recipes/RESULTS.md`)."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -76,6 +84,7 @@ class SelectConfig:
         require_share("general", self.general)
         require_share("threshold", self.threshold)
         require_share("density", self.density, above_zero=True)
+        require_weight("temperature", self.temperature)
         require(type(self.seed) is int and self.seed >= 0, f"seed is an integer from 0, got {self.seed!r}")
         object.__setattr__(self, "sides", as_names(self.sides))
         unknown = sorted(set(self.sides) - set(SIDES))

@@ -1,11 +1,12 @@
-"""Choose the neurons that a pair keeps: three rules on tensors, which know nothing of models or files.
+"""Choose the neurons that a pair keeps: four rules on tensors, which know nothing of models or files.
 
 Shape letters: P = pairs, F = neurons of a site.
 
 Coverage is Eq. 1 of Tan et al. (EMNLP 2024): sort the neurons of a layer by how often they fired and keep the
 shortest prefix whose counts reach `coverage` of the layer's total. Allocation is Eq. 9 of Xie et al.
 (ACL 2021): the neurons that matter most on average are general, each other one goes to the pairs that need it
-most. Random selection is the control that both are compared with.
+most. Random selection is the control that both are compared with. Selection by chance lies between coverage
+and that control.
 """
 
 from bisect import bisect_left
@@ -15,7 +16,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from nspec_hf.core import require, require_share
+from nspec_hf.core import require, require_share, require_weight
 
 
 def select_by_coverage(counts_F: Tensor, coverage: float) -> Tensor:
@@ -51,6 +52,41 @@ def _shortest_prefix(counts: list[int] | list[float], share: Fraction) -> int:
     sums = list(accumulate(exact))
     needed = share * sums[-1]
     return bisect_left(sums, needed) + 1 if needed else 0
+
+
+def select_by_chance(
+    counts_F: Tensor, coverage: float, temperature: float, generator: torch.Generator
+) -> Tensor:
+    """Return as many neurons as `select_by_coverage`, drawn with chances that follow how often they fired.
+
+    So a pair has most of its own neurons, and pairs share fewer. Drawn without replacement by Gumbel-top-k
+    (Kool et al., ICML 2019): the largest of log share + temperature · Gumbel noise. At temperature 1 the
+    first draw takes a neuron with the chance of its share; near 0 the most active ones are drawn, at a high
+    temperature any.
+
+    Args:
+        counts_F: How often each neuron fired; zero or more. Shape [F].
+        coverage: As in `select_by_coverage`.
+        temperature: Weight of the noise, 0 or more.
+        generator: A CPU generator; from the same state a smaller coverage draws a part of what a larger one
+            does.
+
+    Returns:
+        Boolean tensor of shape [F]; True = keep.
+
+    Raises:
+        ConfigError: If the temperature is negative or not finite, and what `select_by_coverage` raises.
+    """
+    require_weight("temperature", temperature)
+    kept = int(select_by_coverage(counts_F, coverage).sum())
+    counts_F = counts_F.double()
+    # A neuron that never fired has a chance too, the smallest, so that any number can be drawn.
+    share_F = (counts_F / counts_F.sum().clamp_min(torch.finfo(torch.float64).tiny)).clamp_min(1e-12)
+    drawn_F = torch.rand(len(counts_F), generator=generator, dtype=torch.float64).clamp_min(1e-300)
+    score_F = share_F.log() - temperature * (-drawn_F.log()).log()
+    keep_F = torch.zeros_like(counts_F, dtype=torch.bool)
+    keep_F[score_F.argsort(descending=True, stable=True)[:kept]] = True
+    return keep_F
 
 
 def allocate_by_importance(importance_PF: Tensor, general: float, threshold: float) -> tuple[Tensor, Tensor]:

@@ -8,16 +8,22 @@ Shape letters: P = pairs, F = neurons of a site, G = groups of pairs.
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, cast, get_origin
 
 import torch
 from torch import Tensor
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, Pair, digest, in_short, require, warn
+from nspec_hf.core import ConfigError, Pair, digest, holds, in_short, require, warn
 from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.config import BY_METHOD, SelectConfig
-from nspec_hf.masks.rules import allocate_by_importance, select_by_coverage, select_random
+from nspec_hf.masks.rules import (
+    allocate_by_importance,
+    select_by_chance,
+    select_by_coverage,
+    select_random,
+)
 from nspec_hf.recording import ActivationStats, Site
 
 LIBRARY = "nspec_hf"
@@ -88,11 +94,20 @@ def choose(
     general: dict[str, Tensor] = {}
 
     def chosen(site: Site) -> Tensor:
-        group_P = _group_numbers(stats.pairs, config.by, site.side)
+        groups, group_P = _groups(stats.pairs, config.by, site.side)
         if covers:
             decoders = config.coverage_decoder if site.side == "decoder" else None
             coverage = float(config.coverage if decoders is None else decoders)
-            return select_by_coverage(_pooled(stats.counts[site.name], group_P), coverage)[group_P]
+            counts_GF = _pooled(stats.counts[site.name], group_P)
+            if not config.temperature:
+                return select_by_coverage(counts_GF, coverage)[group_P]
+            drawn = [
+                select_by_chance(
+                    counts_F, coverage, config.temperature, _generator(config.seed, site.name, who)
+                )
+                for who, counts_F in zip(groups, counts_GF, strict=True)
+            ]
+            return torch.stack(drawn)[group_P]
         sums_GF = _pooled(stats.sums[config.method][site.name], group_P)
         tokens_G = _pooled(stats.token_counts[site.positions], group_P)
         importance_GF = sums_GF / tokens_G[:, None]
@@ -112,9 +127,7 @@ def draw(
     """
 
     def drawn(site: str, pair: Pair, count: int) -> Tensor:
-        # A generator for each site and pair, so that a mask does not depend on which others are drawn.
-        generator = torch.Generator().manual_seed(int(digest([int(seed), site, pair]), 16) >> 1)
-        return select_random(widths[site], count / widths[site], generator)
+        return select_random(widths[site], count / widths[site], _generator(seed, site, pair))
 
     stacked = (
         (site, torch.stack([drawn(site, *of_pair) for of_pair in zip(pairs, kept[site], strict=True)]))
@@ -123,13 +136,18 @@ def draw(
     return PackedMasks.of(stacked, len(pairs))
 
 
-def _group_numbers(pairs: Sequence[Pair], by: str, side: str) -> Tensor:
-    """Return the group number of each pair, int64 [P]: equal where pairs share the language that counts."""
+def _generator(seed: int, site: str, who: str) -> torch.Generator:
+    """Return one for each site and pair, so that a mask does not depend on which others are drawn."""
+    return torch.Generator().manual_seed(int(digest([int(seed), site, who]), 16) >> 1)
+
+
+def _groups(pairs: Sequence[Pair], by: str, side: str) -> tuple[list[str], Tensor]:
+    """Return the groups, and the number of each pair's, int64 [P]: one where they share what counts."""
     if by == "separate":
         by = "source" if side == "encoder" else "target"
     keys = [pair if by == "pair" else getattr(pair, by) for pair in pairs]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return torch.tensor([numbers[key] for key in keys])
+    return list(numbers), torch.tensor([numbers[key] for key in keys])
 
 
 def _sites_of(stats: ActivationStats, config: SelectConfig) -> list[Site]:
@@ -164,10 +182,10 @@ def _warn_silent(pairs: Sequence[Pair], values: Mapping[str, Tensor], keeps: str
 
 
 def _recipe(stats: ActivationStats, config: SelectConfig) -> Recipe:
-    read = [
-        name for name, rule in BY_METHOD.items() if config.method in rule.removeprefix("method=").split("|")
-    ]
-    settings = {name: getattr(config, name) for name in read}
+    value = partial(getattr, config)
+    settings = {name: value(name) for name, rule in BY_METHOD.items() if holds(rule, value)}
+    if not config.temperature:
+        settings.pop("temperature", None)  # as of masks that were made before there was any
     counted = {"count": stats.config.count, "active_on": stats.config.active_on}
     return Recipe(
         method=config.method,

@@ -129,10 +129,13 @@ class NeuronSpecialization(Masked):
 
     def select(self, stats: ActivationStats, run: Run) -> NeuronMasks:
         """Return the masks by coverage of what was counted."""
+        return NeuronMasks.from_config(stats, self.selection(run))
+
+    def selection(self, run: Run) -> SelectConfig:
+        """Return the rule that selects."""
         given = {"coverage": self.coverage, "coverage_decoder": self.coverage_decoder, "by": self.by}
         sides = None if self.sides is None else tuple(self.sides)
-        select = _with(run.config.select, method="coverage", sides=sides, **given)
-        return NeuronMasks.from_config(stats, select)
+        return _with(run.config.select, method="coverage", sides=sides, **given)
 
 
 @dataclass(frozen=True, kw_only=True)

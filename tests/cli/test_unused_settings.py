@@ -176,6 +176,7 @@ CASES = {
     (SelectConfig, "by"): {"method": "random", "by": "source"},
     (SelectConfig, "density"): {"method": "av", "density": 0.5},
     (SelectConfig, "seed"): {"seed": 2},
+    (SelectConfig, "temperature"): {"method": "te", "temperature": 0.3},
     (GateConfig, "silence"): {"mode": "gradient", "silence": "weights"},
     (GateConfig, "multiple_of"): {"multiple_of": 8},
     (GateConfig, "cache_bytes"): {"mode": "gradient", "cache_bytes": 1},

@@ -1,4 +1,4 @@
-"""The three rules against loops that spell the equations out."""
+"""The four rules against loops that spell the equations out."""
 
 from fractions import Fraction
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from nspec_hf.masks import allocate_by_importance, select_by_coverage, select_random
+from nspec_hf.core import ConfigError
+from nspec_hf.masks import allocate_by_importance, select_by_chance, select_by_coverage, select_random
 
 counts_of_a_site = st.lists(st.integers(0, 50), min_size=1, max_size=30)
 shares = st.floats(0, 1)
@@ -195,3 +196,53 @@ def test_every_neuron_has_the_same_chance_to_be_drawn():
 def test_a_draw_that_cannot_be_is_refused(width, density):
     with pytest.raises(ValueError, match=r"density is a share and must|width is"):
         select_random(width, density, torch.Generator())
+
+
+def by_chance(counts, coverage, temperature, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return select_by_chance(torch.tensor(counts), coverage, temperature, generator)
+
+
+@given(counts=counts_of_a_site, coverage=st.floats(0.01, 1), temperature=st.floats(0, 9))
+def test_chance_keeps_as_many_as_coverage_does_and_without_noise_the_same(counts, coverage, temperature):
+    kept = covered_by_loop(counts, coverage)
+    assert by_chance(counts, coverage, temperature).sum() == sum(kept)
+    assert by_chance(counts, coverage, 0.0).tolist() == kept
+
+
+@given(counts=counts_of_a_site, low=st.floats(0.01, 1), high=st.floats(0.01, 1))
+def test_more_coverage_never_drops_a_neuron_that_was_drawn(counts, low, high):
+    low, high = sorted((low, high))
+    few_F, many_F = (by_chance(counts, k, 0.3) for k in (low, high))
+    assert not (few_F & ~many_F).any()
+
+
+def drawn_without_replacement(shares, draws):
+    """Return the chance of every set that so many draws make, each in proportion to what is left."""
+    if not draws:
+        return {frozenset(): 1.0}
+    chances = {}
+    for first, share in enumerate(shares):
+        rest = [0 if each == first else value for each, value in enumerate(shares)]
+        for others, chance in drawn_without_replacement(rest, draws - 1).items():
+            key = others | {first}
+            chances[key] = chances.get(key, 0) + share / sum(shares) * chance
+    return chances
+
+
+def test_at_temperature_1_sets_are_drawn_without_replacement_in_proportion_to_activity():
+    counts, coverage, seeds = [40, 30, 20, 8, 2], 0.6, 4000  # two neurons cover 60 %
+    seen = {}
+    for seed in range(seeds):
+        key = frozenset(by_chance(counts, coverage, 1.0, seed).nonzero()[:, 0].tolist())
+        seen[key] = seen.get(key, 0) + 1
+    for key, chance in drawn_without_replacement(counts, 2).items():
+        # Five standard deviations, and two draws for sets that are hardly drawn.
+        room = 5 * (seeds * chance * (1 - chance)) ** 0.5 + 2
+        assert abs(seen.get(key, 0) - seeds * chance) <= room, sorted(key)
+
+
+@pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf"), True, "0.3"])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ConfigError, match="temperature is a number of at least 0"):
+        by_chance([1, 2], 0.5, temperature)

@@ -1,5 +1,7 @@
 """The rules applied to statistics: which rows, which sites, which groups, and what the recipe says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,6 +39,39 @@ def test_coverage_selects_each_pair_and_feed_forward_site_on_its_own():
         for name in masks.keep:
             assert torch.equal(masks.keep[name][row], select_by_coverage(stats[pair][name], 0.8))
     assert 0 < masks.keep[ENCODER].sum() < masks.keep[ENCODER].numel()
+
+
+@pytest.mark.parametrize("by", ["pair", "target", "separate"])
+def test_chance_draws_for_each_site_and_group_whatever_other_pairs_there_are(by):
+    config = SelectConfig(coverage=0.6, temperature=0.3, by=by)
+    masks, own = (
+        NeuronMasks.from_config(made_up_stats(), each) for each in (config, replace(config, temperature=0.0))
+    )
+    assert masks != own
+    for pair in PAIRS:
+        for site in masks.sites:
+            assert masks.density(pair, site.name) == own.density(pair, site.name)
+    for site in masks.sites:
+        for one in PAIRS:
+            for other in PAIRS:
+                if torch.equal(own[one][site.name], own[other][site.name]):  # a group shares its draw
+                    assert torch.equal(masks[one][site.name], masks[other][site.name])
+    assert NeuronMasks.from_config(made_up_stats(), replace(config, seed=2)) != masks
+    if by == "pair":
+        fewer = NeuronMasks.from_config(made_up_stats().subset(PAIRS[2:]), config)
+        assert all(
+            torch.equal(fewer[pair][site], masks[pair][site]) for pair in PAIRS[2:] for site in fewer.keep
+        )
+
+
+def test_the_recipe_says_what_was_left_to_chance():
+    plain = NeuronMasks.from_config(made_up_stats(), SelectConfig(coverage=0.6)).recipe.settings
+    assert not {"temperature", "seed"} & plain.keys()
+    drawn = NeuronMasks.from_config(made_up_stats(), SelectConfig(temperature=0.3, seed=4)).recipe.settings
+    assert (drawn["temperature"], drawn["seed"]) == (0.3, 4)
+    assert (
+        NeuronMasks.from_config(made_up_stats(), SelectConfig(method="random")).recipe.settings["seed"] == 1
+    )
 
 
 @pytest.mark.parametrize("method", ["coverage", "te", "random"])

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from recipes.bench import __main__ as bench, big_model
 from tests.helpers.tiny_experiment import RECIPES
 
 RESTARTS = ["restart_d64", "restart_d128", "restart_d192"]
-PARTS = ["tests", "quick", "full", "big", "low", "low_english", *RESTARTS, "bible", "d64", "d128", "d192"]
+SIZES = ["d64", "d128", "d192"]
+PARTS = ["tests", "quick", "full", "big", "low", "low_english", *RESTARTS, "bible_low", "bible", *SIZES]
+OWN = ("EXTRA", "JOBS", "ROWS", "MPS")
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or shutil.which("timeout") is None, reason="needs bash and timeout"
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 def gpu(*arguments, **environment):
     return subprocess.run(
         ["bash", str(RECIPES / "gpu.sh"), *map(str, arguments)],
-        env={name: value for name, value in os.environ.items() if name != "EXTRA"} | environment,
+        env={name: value for name, value in os.environ.items() if name not in OWN} | environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -66,7 +69,7 @@ def test_a_dry_run_shows_commands_that_the_recipes_understand_and_runs_none(tmp_
     lines = found.stdout.splitlines()
     assert [line[3:] for line in lines if line.startswith("== ")] == PARTS
     commands = [shlex.split(line)[1:] for line in lines if not line.startswith("== ")]
-    assert commands[0] == ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
+    assert commands[0] == ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     for command in commands[1:3]:
         assert command[:4] == ["-m", "recipes.bench", "--json", str(tmp_path / "out" / "bench.cuda.json")]
         options = bench.read_options(command[2:])
@@ -91,8 +94,8 @@ def test_a_dry_run_shows_commands_that_the_recipes_understand_and_runs_none(tmp_
         assert config.work.startswith(str(tmp_path / "out" / "work"))
         assert config.data.corpus.path in (str(tmp_path / "multi30k"), str(tmp_path / "bible"))
     restarts = [f"m30k_{name}" for name in RESTARTS]
-    sizes = ["multi30k_all_d64", "multi30k_all_d128", "multi30k_all_d192"]
-    experiments = ["m30k_low", "m30k_low_zs", *restarts, "bible", *sizes]
+    sizes = [f"multi30k_all_{size}" for size in SIZES]
+    experiments = ["m30k_low", "m30k_low_zs", *restarts, "bible_low", "bible", *sizes]
     assert names == [
         (f"recipes/{script}.py", name) for name in experiments for script in ("pretrain", "compare")
     ]
@@ -148,3 +151,44 @@ def test_more_arguments_reach_the_recipes(tmp_path):
     base, plan = calls(tmp_path)
     assert base.endswith(extra)
     assert plan.endswith(f"--jobs 7 {extra}")
+    (tmp_path / "calls").unlink()
+    gpu(tmp_path / "out", tmp_path, 1, "d64", PYTHON=stand_in(tmp_path), EXTRA=extra, ROWS="finetune ns*")
+    base, plan = calls(tmp_path)
+    assert base.endswith(extra)
+    assert "--rows" not in base
+    assert plan.endswith(f"--jobs 4 --rows finetune ns* {extra}")
+
+
+def test_all_gpu_tests_lie_in_the_file_that_it_runs():
+    """Other files need packages that a machine with a GPU may not have."""
+    folder = RECIPES.parent / "tests"
+    marked = [path for path in folder.rglob("*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
+    assert [str(path.relative_to(folder)) for path in marked if path.name != Path(__file__).name] == [
+        "test_gpu.py"
+    ]
+
+
+def test_the_multi_process_service_runs_while_parts_do(tmp_path):
+    service = tmp_path / "nvidia-cuda-mps-control"
+    service.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "$CUDA_MPS_PIPE_DIRECTORY: $* $([ $# -gt 0 ] || cat)" >> {tmp_path}/calls\n',
+        encoding="utf-8",
+    )
+    service.chmod(0o755)
+    python = stand_in(tmp_path, f'echo "$CUDA_MPS_PIPE_DIRECTORY" >> {tmp_path}/calls; exit 3')
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    found = gpu(tmp_path / "out", tmp_path, 1, "tests", PYTHON=python, PATH=path, MPS="1")
+    assert found.returncode == 1
+    started, command, seen, ended = calls(tmp_path)
+    folder = started.removesuffix(": -d ")
+    assert command.startswith("-m pytest")
+    assert seen == folder
+    assert ended == f"{folder}:  quit"
+    assert not Path(folder).exists()
+    (tmp_path / "calls").unlink()
+    service.write_text("#!/usr/bin/env bash\nexit 1\n", encoding="utf-8")
+    found = gpu(tmp_path / "out", tmp_path, 1, "tests", PYTHON=python, PATH=path, MPS="1")
+    assert found.returncode == 2
+    assert "nvidia-cuda-mps-control does not start" in found.stderr
+    assert not (tmp_path / "calls").exists()

@@ -163,9 +163,17 @@ def test_a_label_has_one_colour_in_all_panels_and_a_line_runs_from_left_to_right
         ]
     )
     left, right = figure.axes
+    assert left.get_position().y0 == right.get_position().y0
     drawn = next(line for line in left.lines if line.get_linestyle() == "-")
     assert list(drawn.get_xdata()) == [0.2, 0.8]
     assert list(drawn.get_ydata()) == [1.0, 2.0]
     assert drawn.get_color() == right.lines[0].get_color() != left.lines[0].get_color()
     assert any(set(line.get_ydata()) == {1.5} for line in left.lines)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dense", "masks"]
+
+
+def test_a_fourth_panel_begins_a_second_row():
+    panel = Panel(x="kept", y="BLEU", series=[Series(label="dense", x=[1], y=[3])])
+    figure = draw_tradeoffs([panel] * 4)
+    assert [axes.get_subplotspec().rowspan.start for axes in figure.axes] == [0, 0, 0, 1]
+    assert [axes.get_subplotspec().colspan.start for axes in figure.axes] == [0, 1, 2, 0]

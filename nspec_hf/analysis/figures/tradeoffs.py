@@ -49,11 +49,14 @@ class Panel:
 
 
 def draw_tradeoffs(panels: Sequence[Panel]) -> Figure:
-    """Draw panels side by side, with one legend below for the labels of all of them."""
-    figure = Figure(figsize=(1.0 + 4.6 * len(panels), 4.4), layout="constrained")
+    """Draw panels, up to three in a row, with one legend below for the labels of all of them."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.0 + 4.6 * columns, 0.7 + 3.7 * rows), layout="constrained")
+    places = [figure.add_subplot(rows, columns, number) for number in range(1, len(panels) + 1)]
     labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     entries = {}
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, panel in zip(places, panels, strict=True):
         for series in panel.series:
             order, place = np.argsort(series.x, kind="stable"), labels.index(series.label)
             axes.errorbar(
