@@ -22,6 +22,8 @@ _TAGS = ("neuron-masks", "neuron-specialization", "multilingual-translation")
 _METHODS = {
     "coverage": "the most active neurons of a site that together cover a share of its activations "
     "([Tan et al. 2024](https://aclanthology.org/2024.emnlp-main.374), Eq. 1)",
+    "chance": "as many neurons of a site as cover a share of its activations, drawn with chances that follow "
+    "how often they fired",
     "te": "allocation by importance, estimated with a Taylor expansion "
     "([Xie et al. 2021](https://aclanthology.org/2021.acl-long.445), Eq. 9)",
     "av": "allocation by importance, estimated by the absolute value "
@@ -148,7 +150,7 @@ def _recipe_table(masks: _Masks) -> str:
     recipe = masks.recipe
     total = sum(recipe.tokens.values())
     rows = {
-        "method": f"`{recipe.method}`: {_METHODS.get(recipe.method, 'made from given tensors')}",
+        "method": f"`{recipe.method}`: {_METHODS.get(recipe.rule, 'made from given tensors')}",
         **{f"setting `{name}`": f"`{json.dumps(value)}`" for name, value in recipe.settings.items()},
         "then": "; ".join(recipe.derived),
         "base model": recipe.base_model,

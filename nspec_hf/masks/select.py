@@ -66,6 +66,11 @@ class Recipe:
             value, kind = getattr(self, each.name), cast(type, get_origin(each.type) or each.type)
             require(isinstance(value, kind), f"{each.name} of a recipe is a {kind.__name__}, got {value!r}")
 
+    @property
+    def rule(self) -> str:
+        """The method, or `chance` where coverage says only how many neurons are drawn."""
+        return "chance" if self.method == "coverage" and self.settings.get("temperature") else self.method
+
 
 def choose(
     stats: ActivationStats, config: SelectConfig

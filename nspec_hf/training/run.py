@@ -30,6 +30,7 @@ from nspec_hf.core import (
     lock_folder,
     rank,
     read_json,
+    warn,
     world_size,
     write_json,
 )
@@ -124,8 +125,13 @@ def train(
     output, validation = Path(output), validation if validation is not None and len(validation) else None
     pairs = () if validation is None else validation.pairs
     arguments = training_arguments(config, output, validation is not None, pairs)
-    if config.elastic and make_trainer is SpecializationTrainer:
-        make_trainer = partial(ElasticTrainer, teacher=config.teacher)
+    if config.elastic:
+        if make_trainer is SpecializationTrainer:
+            make_trainer = partial(ElasticTrainer, teacher=config.teacher)
+        else:
+            warn(
+                "elastic and its teacher have no effect on a system that brings its own trainer; leave them out"
+            )
     if gate is not None:
         gate.attach()
     chooses = validation if config.patience or arguments.load_best_model_at_end else None

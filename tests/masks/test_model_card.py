@@ -55,6 +55,21 @@ def test_every_fact_of_the_recipe_stands_in_the_card(masks):
     assert not [fact for fact in facts if fact not in card]
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (SelectConfig(coverage=0.85), "the most active neurons of a site"),
+        (SelectConfig(coverage=0.85, temperature=0.3), "drawn with chances that follow how often they fired"),
+        (SelectConfig(method="random"), "drawn at random"),
+    ],
+)
+def test_the_card_says_how_neurons_were_chosen(config, says):
+    card = card_text(NeuronMasks.from_config(made_up_stats(base=BASE), config), repo="me/masks")
+    (line,) = (line for line in card.splitlines() if line.startswith("| method |"))
+    assert says in line
+    assert ("temperature" in card) == (config.temperature > 0)
+
+
 def test_the_tables_show_the_shares_that_were_kept():
     keep = {ENCODER: torch.zeros(2, 8, dtype=torch.bool), DECODER: torch.zeros(2, 4, dtype=torch.bool)}
     keep[ENCODER][0, :6] = True

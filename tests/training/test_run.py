@@ -187,6 +187,15 @@ def test_bf16_runs_on_a_cpu(tmp_path):
     assert result.updates == 2
 
 
+def test_settings_that_another_trainer_does_not_read_are_told(tmp_path):
+    class Own(SpecializationTrainer):
+        pass
+
+    settings = replace(config(steps=1), elastic=True)
+    with pytest.warns(UserWarning, match="elastic and its teacher have no effect on a system that brings"):
+        run(tmp_path, settings, make_trainer=Own)
+
+
 def test_without_masks_a_run_trains_all_neurons(tmp_path):
     network, result = run(tmp_path, config(steps=2), gated=False)
     assert not (tmp_path / "checkpoint-2" / MASKS_FOLDER).exists()

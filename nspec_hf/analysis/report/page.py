@@ -30,6 +30,7 @@ SCRIPTS = ("report_data.js", "report_map.js", "report_charts.js", "report_neuron
 _SECTIONS = ("overview", "gains", "overlap", "layers", "tree", "neurons", "efficiency", "recipe")
 _METHODS = {
     "coverage": "chosen by coverage of activations",
+    "chance": "drawn with chances that follow activity",
     "te": "allocated by importance (Taylor expansion)",
     "av": "allocated by importance (absolute value)",
     "random": "drawn at random",
@@ -134,7 +135,7 @@ def _embed(data: Mapping[str, Any]) -> Markup:
 
 def _lead(analysis: Analysis) -> str:
     pairs, sites = analysis.masks.pairs, analysis.masks.sites
-    method = _METHODS.get(analysis.masks.recipe.method, "given as masks")
+    method = _METHODS.get(analysis.masks.recipe.rule, "given as masks")
     languages = len(languages_of(pairs))
     return f"{len(pairs)} directions between {languages} languages at {len(sites)} sites; neurons {method}."
 
