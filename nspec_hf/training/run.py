@@ -129,9 +129,7 @@ def train(
         if make_trainer is SpecializationTrainer:
             make_trainer = partial(ElasticTrainer, teacher=config.teacher)
         else:
-            warn(
-                "elastic and its teacher have no effect on a system that brings its own trainer; leave them out"
-            )
+            warn("elastic and its teacher have no effect on what brings a trainer of its own; leave them out")
     if gate is not None:
         gate.attach()
     chooses = validation if config.patience or arguments.load_best_model_at_end else None

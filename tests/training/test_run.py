@@ -192,7 +192,7 @@ def test_settings_that_another_trainer_does_not_read_are_told(tmp_path):
         pass
 
     settings = replace(config(steps=1), elastic=True)
-    with pytest.warns(UserWarning, match="elastic and its teacher have no effect on a system that brings"):
+    with pytest.warns(UserWarning, match="elastic and its teacher have no effect on what brings"):
         run(tmp_path, settings, make_trainer=Own)
 
 
