@@ -21,13 +21,12 @@ import stat
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import yaml
 
-from nspec_hf.core.errors import ConfigError, CorpusError, NspecError
+from nspec_hf.core.errors import ConfigError, CorpusError, NspecError, warn
 
 PACKED = (".gz", ".xz", ".bz2")
 """Endings of files that are unpacked while they are read, and packed while they are written."""
@@ -172,6 +171,9 @@ def _indented(value: Any, depth: int = 0) -> str:
 def check_settings_files(arguments: Sequence[str]) -> set[str]:
     """Check the YAML files that a command line names behind `--config`, before a parser reads them.
 
+    The trap: fields of a later file change what they name, but `arguments` (of the Trainer) and `model` are
+    taken whole, so that a file with one of them drops all others that an earlier one set. A warning says so.
+
     Returns:
         The names that stand in them at the outermost level.
 
@@ -180,10 +182,15 @@ def check_settings_files(arguments: Sequence[str]) -> set[str]:
             (a few lines can stand for billions, which would be written out one by one).
         FileNotFoundError: If there is no such file.
     """
-    following = [path for flag, path in pairwise(arguments) if flag == "--config"]
-    given = [each.removeprefix("--config=") for each in arguments if each.startswith("--config=")]
+    following = zip(arguments, [*arguments[1:], ""], strict=True)
+    paths = [
+        path if flag == "--config" else flag.removeprefix("--config=")
+        for flag, path in following
+        if flag == "--config" or flag.startswith("--config=")
+    ]
     names: set[str] = set()
-    for path in following + given:
+    wholes: dict[str, tuple[str, set[str]]] = {}
+    for path in paths:
         try:
             root = yaml.compose(Path(path).read_bytes().decode(), yaml.SafeLoader)
             size = _yaml_size(root, {})
@@ -196,7 +203,36 @@ def check_settings_files(arguments: Sequence[str]) -> set[str]:
                 f"{path} stands for {size:,} values through its aliases; write out what is meant"
             )
         names |= {str(name.value) for name, _ in root.value}
+        for place, inner in _taken_whole(root):
+            earlier, before = wholes.get(place, ("", set()))
+            dropped = ", ".join(sorted(before - inner))
+            if dropped:
+                warn(
+                    f"{place} of {path} takes the place of that of {earlier}, and {dropped} with it: repeat "
+                    f"them, or set single ones on the command line, --{place}.NAME VALUE"
+                )
+            wholes[place] = (path, inner)
     return names
+
+
+def _taken_whole(node: yaml.MappingNode, above: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Yield each mapping that a file sets as a whole: its dotted place, and the names in it."""
+    for name, value in node.value:
+        if isinstance(value, yaml.MappingNode):
+            if name.value in ("arguments", "model"):
+                yield above + name.value, set(_names(value))
+            else:
+                yield from _taken_whole(value, f"{above}{name.value}.")
+
+
+def _names(node: yaml.Node) -> Iterator[str]:
+    """Yield the names of a mapping, those that `<<` brings in too."""
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if name.value == "<<":
+            for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                yield from _names(part)
+        else:
+            yield str(name.value)
 
 
 def _yaml_size(node: yaml.Node | None, known: dict[int, int]) -> int:

@@ -12,6 +12,7 @@ import re
 import stat
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,26 @@ def test_settings_that_stand_for_billions_of_values_are_refused_at_once(tmp_path
                 check_settings_files(arguments)
     (tmp_path / "fine.yaml").write_text("a: &a {b: 1}\nc: *a\n")
     check_settings_files(["--seed", "1", "--config", str(tmp_path / "fine.yaml")])
+
+
+def test_a_file_that_drops_what_an_earlier_one_set_is_told(tmp_path):
+    """`arguments` and `model` are taken whole, as `test_a_later_file_*` of the experiment shows."""
+    files = {
+        "one": "train: {arguments: &all {max_steps: 9, seed: 1}}\nmodel: {d_model: 8}\nb: {arguments: *all}",
+        "two": "train: {arguments: {bf16: true}}\nmodel: name",
+        "all": "train: {arguments: {<<: {seed: 1}, max_steps: 5, bf16: true}}\nmodel: {d_model: 4, bias: 0}",
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    one, two, whole = (str(tmp_path / f"{name}.yaml") for name in files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_settings_files(["--config", one, f"--config={whole}", "--seed", "1"])
+        check_settings_files(["--config", two])
+    said = rf"^train\.arguments of {two} takes the place of that of {one}, and max_steps, seed with it: "
+    for arguments in (["--config", one, "--config", two], [f"--config={one}", "--config", two]):
+        with pytest.warns(UserWarning, match=said):
+            check_settings_files(arguments)
 
 
 READING = r"splitlines\(|\bopen\(|\.(read_text|write_text|write_bytes)\(|sys\.stdin\.read|json\.dump\("

@@ -1,11 +1,14 @@
 """One YAML file is one experiment; the command line overrules any field; what is wrong is refused early."""
 
+import warnings
+
 import pytest
 import yaml
 
-from nspec_hf.core import ConfigError, Pair
+from nspec_hf.core import ConfigError, Pair, check_settings_files
 from nspec_hf.data import CorpusConfig
 from nspec_hf.systems import DataConfig, ExperimentConfig, read_settings
+from tests.helpers.tiny_experiment import RECIPES
 from tests.helpers.tiny_text import write_text
 
 
@@ -33,6 +36,39 @@ def test_a_file_gives_what_it_says_and_defaults_for_the_rest(file):
     assert config.data.tiers == {"de": "low"}
     assert config.select.coverage == 0.95
     assert config.specialize == type(config.specialize)()
+
+
+def test_a_later_file_changes_the_fields_it_names_and_arguments_as_a_whole(file, tmp_path):
+    later = tmp_path / "later.yaml"
+    later.write_text("pretrain: {arguments: {bf16: true}}\ndata: {languages: [en, fr]}")
+    with pytest.warns(UserWarning, match=r"pretrain\.arguments of .*, and learning_rate, max_steps with it"):
+        config, _ = read_settings(ExperimentConfig, [file, "--config", str(later)])
+    assert config.pretrain.arguments == {"bf16": True}
+    assert (config.pretrain.patience, config.data.languages) == (2, ["en", "fr"])
+    one = [file, "--pretrain.arguments.bf16", "true"]
+    assert read_settings(ExperimentConfig, one)[0].pretrain.arguments["max_steps"] == 3
+
+
+CONFIGS = RECIPES / "configs"
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        *(
+            [f"{later.parent.name}.yaml", f"{later.parent.name}/{later.name}"]
+            for later in CONFIGS.glob("*/*.yaml")
+        ),
+        ["multi30k_all.yaml", "multi30k_all/d64.yaml", "multi30k_all/restart.yaml"],
+        ["multi30k_all.yaml", "multi30k_all/low.yaml", "multi30k_all/low_english.yaml"],
+    ],
+    ids=lambda chain: chain[-1],
+)
+def test_no_file_of_the_recipes_drops_what_the_one_before_it_set(chain):
+    there = [str(CONFIGS / name) for name in chain if (CONFIGS / name).exists()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_settings_files([part for path in there for part in ("--config", path)])
 
 
 def test_the_command_line_overrules_the_file_field_by_field(file):
