@@ -170,6 +170,11 @@ def test_the_recipe_commands_of_a_page_run_one_after_the_other(page, tmp_path, m
     tiny_text.write_text(text, train=40, val=8, test_2016_flickr=4)
     for split in ("train", "val", "test_2016_flickr"):
         shutil.copy(text / f"{split}.de", text / f"{split}.cs")
+    verses = tmp_path / "data" / "bible"
+    tiny_text.write_text(verses, train=40, dev=8, test=4)
+    for split in ("train", "dev", "test"):
+        for code in "cs es he eo pl pt sv zh da hr nn no sl".split():
+            shutil.copy(verses / f"{split}.de", verses / f"{split}.{code}")
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL_EXPERIMENT), encoding="utf-8")
     for line in with_recipes(page):
         script, *arguments = shlex.split(line)[1:]

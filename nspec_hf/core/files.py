@@ -21,6 +21,7 @@ import stat
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -182,10 +183,9 @@ def check_settings_files(arguments: Sequence[str]) -> set[str]:
             (a few lines can stand for billions, which would be written out one by one).
         FileNotFoundError: If there is no such file.
     """
-    following = zip(arguments, [*arguments[1:], ""], strict=True)
     paths = [
         path if flag == "--config" else flag.removeprefix("--config=")
-        for flag, path in following
+        for flag, path in pairwise([*arguments, ""])
         if flag == "--config" or flag.startswith("--config=")
     ]
     names: set[str] = set()

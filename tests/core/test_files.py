@@ -247,6 +247,7 @@ def test_a_file_that_drops_what_an_earlier_one_set_is_told(tmp_path):
         warnings.simplefilter("error")
         check_settings_files(["--config", one, f"--config={whole}", "--seed", "1"])
         check_settings_files(["--config", two])
+        assert check_settings_files([]) == check_settings_files(["--seed"]) == set()
     said = rf"^train\.arguments of {two} takes the place of that of {one}, and max_steps, seed with it: "
     for arguments in (["--config", one, "--config", two], [f"--config={one}", "--config", two]):
         with pytest.warns(UserWarning, match=said):
