@@ -16,7 +16,7 @@ usage: recipes/gpu.sh [--dry] OUT DATA MINUTES [PART ...]
 
 Environment: PYTHON (python3), JOBS (runs of a comparison at a time: 4), ROWS (the rows to run: all), EXTRA (arguments for
 the recipes), MPS (1 starts NVIDIA's multi-process service while parts run, so that many small models share the GPU: 16 runs of
-1.4 M parameters made 480 updates a second on an H100 with it, 200 on an H200 without).
+0.5 and 1.4 M parameters made 470 updates a second on an H100 with it, of 1.4 M about 200 on an H200 without).
 A part that fails stops no other; the exit code is the number of parts that failed or were not finished.
 A comparison that was stopped has no tables: compare.py --tables-only makes them. No network is needed.
 END

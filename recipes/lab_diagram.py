@@ -137,7 +137,7 @@ def regimes_table(cells: Mapping[str, Any]) -> Table:
 
 def write_regimes(cells: Mapping[str, Any], path: Path) -> None:
     """Write the doctor's numbers, under the lines that its file begins with."""
-    gains = [of_regimes(cells, row, "finetune") for row in ("ns", "random", "sampled")]
+    gains = [of_regimes(cells, row, against) for row, against, _ in DRAWN]
     lines = [
         f"- {{least: {regime.least:g}, cells: {len(own)}, above: {sum(gain > 0 for gain in own)}, "
         f"own: {fmean(own):.1f}, random: {fmean(random):.1f}, drawn: {fmean(drawn):.1f}}}\n"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         warn as warn,
     )
     from nspec_hf.core.settings import (
+        check_settings_files as check_settings_files,
         holds as holds,
         needs as needs,
         unused as unused,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
         PACKED as PACKED,
         as_line as as_line,
         atomic_write as atomic_write,
-        check_settings_files as check_settings_files,
         decode_line as decode_line,
         digest as digest,
         file_digest as file_digest,

@@ -20,20 +20,16 @@ import re
 import stat
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import yaml
-
-from nspec_hf.core.errors import ConfigError, CorpusError, NspecError, warn
+from nspec_hf.core.errors import ConfigError, CorpusError, NspecError
 
 PACKED = (".gz", ".xz", ".bz2")
 """Endings of files that are unpacked while they are read, and packed while they are written."""
 
 _LIBRARIES: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".bz2": bz2}
-_MOST_SETTINGS = 100_000
 _MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ", ".bz2": b"BZh"}
 _LINE = 110
 
@@ -167,83 +163,6 @@ def _indented(value: Any, depth: int = 0) -> str:
         (first, last), inner = "[]", [_indented(part, depth + 1) for part in value]
     indent = "\n" + " " * (depth + 1)
     return f"{first}{indent}{f',{indent}'.join(inner)}{indent[:-1]}{last}"
-
-
-def check_settings_files(arguments: Sequence[str]) -> set[str]:
-    """Check the YAML files that a command line names behind `--config`, before a parser reads them.
-
-    The trap: fields of a later file change what they name, but `arguments` (of the Trainer) and `model` are
-    taken whole, so that a file with one of them drops all others that an earlier one set. A warning says so.
-
-    Returns:
-        The names that stand in them at the outermost level.
-
-    Raises:
-        ConfigError: If one is no YAML in UTF-8, or its aliases stand for more values than settings can have
-            (a few lines can stand for billions, which would be written out one by one).
-        FileNotFoundError: If there is no such file.
-    """
-    paths = [
-        path if flag == "--config" else flag.removeprefix("--config=")
-        for flag, path in pairwise([*arguments, ""])
-        if flag == "--config" or flag.startswith("--config=")
-    ]
-    names: set[str] = set()
-    wholes: dict[str, tuple[str, set[str]]] = {}
-    for path in paths:
-        try:
-            root = yaml.compose(Path(path).read_bytes().decode(), yaml.SafeLoader)
-            size = _yaml_size(root, {})
-        except (ValueError, RecursionError, yaml.YAMLError) as reason:
-            raise ConfigError(f"{path} is no readable YAML in UTF-8: {reason}") from None
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{path} holds no settings: expected lines of `name: value`")
-        if size > _MOST_SETTINGS:
-            raise ConfigError(
-                f"{path} stands for {size:,} values through its aliases; write out what is meant"
-            )
-        names |= {str(name.value) for name, _ in root.value}
-        for place, inner in _taken_whole(root):
-            earlier, before = wholes.get(place, ("", set()))
-            dropped = ", ".join(sorted(before - inner))
-            if dropped:
-                warn(
-                    f"{place} of {path} takes the place of that of {earlier}, and {dropped} with it: repeat "
-                    f"them, or set single ones on the command line, --{place}.NAME VALUE"
-                )
-            wholes[place] = (path, inner)
-    return names
-
-
-def _taken_whole(node: yaml.MappingNode, above: str = "") -> Iterator[tuple[str, set[str]]]:
-    """Yield each mapping that a file sets as a whole: its dotted place, and the names in it."""
-    for name, value in node.value:
-        if isinstance(value, yaml.MappingNode):
-            if name.value in ("arguments", "model"):
-                yield above + name.value, set(_names(value))
-            else:
-                yield from _taken_whole(value, f"{above}{name.value}.")
-
-
-def _names(node: yaml.Node) -> Iterator[str]:
-    """Yield the names of a mapping, those that `<<` brings in too."""
-    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        if name.value == "<<":
-            for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                yield from _names(part)
-        else:
-            yield str(name.value)
-
-
-def _yaml_size(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Return how many values a node stands for, aliases written out."""
-    if node is None or isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = _MOST_SETTINGS + 1  # what an alias to a node that holds it stands for
-        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
-        known[id(node)] = 1 + sum(_yaml_size(part, known) for part in parts)
-    return known[id(node)]
 
 
 @contextlib.contextmanager

@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from nspec_hf.core import require_weight
-from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import ActivationStats
+from nspec_hf.masks import SelectConfig
 from nspec_hf.systems.masked import NeuronSpecialization
 from nspec_hf.systems.run import Run
 
@@ -28,8 +27,6 @@ class SampledMasks(NeuronSpecialization):
         """Check the weight."""
         require_weight("temperature", self.temperature)
 
-    def select(self, stats: ActivationStats, run: Run) -> NeuronMasks:
-        """Return the masks, drawn with the run's seed."""
-        return NeuronMasks.from_config(
-            stats, replace(self.selection(run), temperature=self.temperature, seed=run.seed)
-        )
+    def selection(self, run: Run) -> SelectConfig:
+        """Return the rule that draws, with the run's seed."""
+        return replace(super().selection(run), temperature=self.temperature, seed=run.seed)
