@@ -85,10 +85,10 @@ def main(argv: list[str] | None = None) -> None:
         first = run.tests[0]
         text = PairText(first.pair, first.sources[: extra.timed], first.targets[: extra.timed])
         seconds = shares_of_time(model, run, by_coverage, text, extra.rounds)
-        whole = size(model)
+        whole = model.get_memory_footprint(return_buffers=False)
         for level, masks in zip(levels, by_coverage.values(), strict=True):
             level["time"] = seconds[level["coverage"]]
-            level["bytes"] = size(pruned(model, masks, text.pair)[0]) / whole
+            level["bytes"] = pruned(model, masks, text.pair)[0].get_memory_footprint(False) / whole
             print(
                 f"coverage {level['coverage']:g}, beside the dense model: {level['time']:.3f} of the time of "
                 f"decoding {text.pair}, {level['bytes']:.3f} of the bytes of its export"
@@ -117,11 +117,6 @@ def shares_of_time(
         for coverage, own in shares.items() if number else ():  # the first round warms up
             own.append(times[coverage] / times[None])
     return {coverage: statistics.median(own) for coverage, own in shares.items()}
-
-
-def size(model: PreTrainedModel) -> int:
-    """Return the bytes of a model's weights."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 if __name__ == "__main__":

@@ -323,7 +323,7 @@ def test_a_gate_from_before_the_move_does_what_one_from_after_it_does(device, mo
 
 
 class HostMasks(TorchDispatchMode):
-    """Counts the operations that are given booleans of the host and return something on the device."""
+    """Counts the operations that are given masks of the host and return something on the device."""
 
     def __init__(self, device):
         super().__init__()
@@ -332,8 +332,12 @@ class HostMasks(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
-        from_host = any(each.dtype == torch.bool and each.device.type == "cpu" for each in tensors)
-        if from_host and isinstance(out, torch.Tensor) and out.device.type != "cpu":
+        masks = [each for each in tensors if each.dtype in (torch.bool, torch.uint8)]
+        if (
+            any(each.device.type == "cpu" for each in masks)
+            and isinstance(out, torch.Tensor)
+            and out.device.type != "cpu"
+        ):
             self.found.append(func.name())
         return out
 

@@ -1,4 +1,4 @@
-"""Measurements of a trained model with its own masks: real densities, real text, and BLEU."""
+"""Measurements of a trained model with its own masks: real densities, real text, BLEU and size."""
 
 import dataclasses
 import itertools
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.data import CorpusConfig, PairCollator, PairText, load_tokenizer, read_corpus
 from nspec_hf.evaluation import TranslateConfig, Translator, score
+from nspec_hf.export import pruned
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import load_model
@@ -21,6 +22,7 @@ KEYS = (
     *(f"base_{what}_{way}_vs_dense" for what in ("train", "decode") for way in ("mask", "slice", "released")),
     "base_bleu_dense",
     "base_bleu_pruned",
+    "base_bytes_pruned_vs_dense",
 )
 
 
@@ -39,9 +41,9 @@ class Base:
 
 
 def trained(base: Base, bench: Bench) -> Found:
-    """Training and beam-5 decoding of real batches, and BLEU of each pair pruned without further training.
+    """Training and beam-5 decoding of real batches, and BLEU and size of each pair pruned.
 
-    The dense side of BLEU is the same model with all neurons.
+    The dense side of BLEU is the same model with all neurons, as if it had not been trained with its masks.
     """
     model = load_model(base.model, dtype=bench.dtype, for_training=True, device=bench.device)
     tokenizer = load_tokenizer(base.model)
@@ -52,6 +54,7 @@ def trained(base: Base, bench: Bench) -> Found:
     if bench.ways("base_train_{}_vs_dense") or bench.ways("base_decode_{}_vs_dense"):
         text = read_corpus(dataclasses.replace(corpus, max_lines=64), masks.pairs, "train")
         yield from _speed(bench, model, tokenizer, masks, text)
+    yield from _bytes(bench, model, masks)
     if bench.wants("base_bleu_dense") or bench.wants("base_bleu_pruned"):
         yield from _bleu(bench, model, tokenizer, masks, read_corpus(corpus, masks.pairs, base.split))
 
@@ -133,6 +136,17 @@ def flops_floor(
         for encoder, decoder in ((density["encoder"], density["decoder"]), (1.0, 1.0))
     )
     return sliced / dense
+
+
+def _bytes(bench: Bench, model: PreTrainedModel, masks: NeuronMasks) -> Found:
+    for pair in masks.pairs:
+        key = f"base_bytes_pruned_vs_dense.{pair}"
+        if bench.wants(key) and bench.due(key):
+            small, _ = pruned(model, masks, pair)
+            share = small.get_memory_footprint(return_buffers=False) / model.get_memory_footprint(
+                return_buffers=False
+            )
+            yield key, Measured.exactly(share, density=masks.density(pair))
 
 
 def _bleu(

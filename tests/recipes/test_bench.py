@@ -357,6 +357,7 @@ def test_a_trained_model_is_measured_with_its_own_masks_and_scored_with_all_and_
     folders = [str(tmp_path / name) for name in ("model", "masks", "data")]
     given = [word for pair in zip(("--base", "--masks", "--data"), folders, strict=True) for word in pair]
     only = "base_train_slice_vs_dense,base_decode_mask_vs_dense,base_bleu_dense,base_bleu_pruned"
+    only += ",base_bytes_pruned_vs_dense"
     arguments = ["--tiny", "--threads", THREADS, "--only", only, "--split", "test", "--json", str(path)]
     assert bench.main([*arguments, *given]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -364,7 +365,13 @@ def test_a_trained_model_is_measured_with_its_own_masks_and_scored_with_all_and_
         "base_train_slice_vs_dense",
         "base_decode_mask_vs_dense",
         *(f"base_bleu_{which}.{pair}" for which in ("dense", "pruned") for pair in tiny_text.PAIRS),
+        *(f"base_bytes_pruned_vs_dense.{pair}" for pair in tiny_text.PAIRS),
     }
+    # A neuron is a row of fc1 with its bias, and a column of fc2.
+    silent = sum(int((~keep_PF[0]).sum()) for keep_PF in masks.keep.values())
+    every = {weight.data_ptr(): weight.numel() for weight in model.state_dict(keep_vars=True).values()}
+    less = silent * (2 * model.config.d_model + 1) / sum(every.values())
+    assert found["base_bytes_pruned_vs_dense.en-de"]["median"] == pytest.approx(1 - less, abs=1e-9)
     assert str(tmp_path) not in path.read_text(encoding="utf-8")
     assert found["base_train_slice_vs_dense"]["setting"]["masks"] == masks.fingerprint()
     assert 0 < found["base_train_slice_vs_dense"]["setting"]["floor"]["flops"] < 1
