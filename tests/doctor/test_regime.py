@@ -138,9 +138,13 @@ def test_what_it_says_of_multi30k_is_what_the_results_have():
     gains = [f"{mean_gain('m30k_low_zs_h100', row):.2f}" for row in ("ns_06", "sampled_06", "random_06")]
     said = "gained {} BLEU by --coverage 0.6, {} with --select.temperature 0.3 and {} by random masks"
     assert said.format(*gains) in regime.REGIMES[1].advice
-    lost = [f"{-mean_gain(f'm30k_restart_{size}', 'ns_06'):.2f}" for size in ("d128", "d64")]
-    assert "lost {} and {} BLEU at coverage 0.6".format(*lost) in regime.REGIMES[2].advice
-    for size in ("d128", "d64"):
+    sizes = ("d192", "d128", "d64")
+    lost, random = (
+        [f"{-mean_gain(f'm30k_restart_{size}', row):.2f}" for size in sizes] for row in ("ns_06", "random_06")
+    )
+    assert "lost {}, {} and {} BLEU at coverage 0.6".format(*lost) in regime.REGIMES[2].advice
+    assert f"random ones {min(random)} to {max(random)}" in regime.REGIMES[2].advice
+    for size in sizes:
         density = read_json(RECIPES / "results" / f"m30k_restart_{size}.ns_06.s1.json")["extraction"][
             "density"
         ]

@@ -92,8 +92,25 @@ def test_a_stopped_laboratory_goes_on_with_the_row_that_is_missing(tmp_path, mon
     assert after["rows"].pop("random")["kept"] == before["rows"]["ns"]["kept"] < 1
     assert after == before
     assert after["rows"]["finetune"]["kept"] == 1
-    assert not (tmp_path / "work" / "s100-d32-p0" / "s1").exists()
     assert "1/1 rows" in capsys.readouterr().out
+
+
+def test_a_base_is_kept_until_the_last_of_all_rows_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "ROWS", {row: lab.ROWS[row] for row in ("finetune", "random")})
+    folder, seen = tmp_path / "work" / "s100-d32-p0" / "s1", []
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "lab.json"), *SMALL]
+    lab.main([*places, "--rows", "[finetune]"])
+    weights = folder / "base" / "model" / "model.safetensors"
+    before, whole = (weights.read_bytes(), weights.stat().st_mtime_ns), lab.run_system
+
+    def run(run, system):
+        seen.append((weights.read_bytes(), weights.stat().st_mtime_ns))
+        return whole(run, system)
+
+    monkeypatch.setattr(lab, "run_system", run)
+    lab.main([*places, "--rows", "[random]"])
+    assert seen == [before]
+    assert not folder.exists()
 
 
 def test_an_unknown_row_is_named():
