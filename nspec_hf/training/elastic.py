@@ -1,6 +1,6 @@
 """Train one model that runs with many masks: dense, and at every level of sparsity in between.
 
-Shape letters: B = samples, T = target tokens, V = vocabulary, N = target tokens that are no padding.
+Shape letters: B = samples, T = target tokens, V = vocabulary, n = the tokens of a block.
 
 Each micro-batch draws a level. With a teacher it is run twice: with the densest masks, and with the level's,
 which learns from the text and from the dense pass's distribution alike (the sandwich rule and in-place
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nspec_hf.core import ConfigError, require, require_share
 from nspec_hf.data import IGNORED
@@ -106,6 +107,10 @@ def all_levels(masks: NeuronMasks) -> list[NeuronMasks]:
     return [masks, *(masks.at(coverage) for coverage in masks.levels)]
 
 
+_BLOCK = 2**22
+"""Logits of a block."""
+
+
 def divergence(
     teacher_BTV: Tensor, student_BTV: Tensor, labels_BT: Tensor, tokens: Tensor | int | None = None
 ) -> Tensor:
@@ -114,7 +119,20 @@ def divergence(
     Summed over target tokens that are no padding and divided by `tokens`; None takes this batch's number.
     """
     seen_BT = labels_BT != IGNORED
-    student_NV = torch.log_softmax(student_BTV[seen_BT].float(), dim=-1)
-    teacher_NV = torch.log_softmax(teacher_BTV[seen_BT].float(), dim=-1)
-    total = nn.functional.kl_div(student_NV, teacher_NV, log_target=True, reduction="sum")
+    # By blocks that are computed anew on the way back: of a large vocabulary, float32 copies of both passes'
+    # logits would be most of the memory of an update.
+    size = max(1, _BLOCK // student_BTV.shape[-1])
+    blocks = (each.flatten(0, 1).split(size) for each in (teacher_BTV, student_BTV, seen_BT))
+    total = torch.stack(
+        [checkpoint(_divergence, *block, use_reentrant=False) for block in zip(*blocks, strict=True)]
+    ).sum()
     return total / (seen_BT.sum() if tokens is None else tokens)
+
+
+def _divergence(teacher_nV: Tensor, student_nV: Tensor, seen_n: Tensor) -> Tensor:
+    """Return the sum over the tokens of a block that are no padding."""
+    precision = torch.promote_types(student_nV.dtype, torch.float32)
+    student_nV, teacher_nV = (
+        torch.log_softmax(each[seen_n].to(precision), dim=-1) for each in (student_nV, teacher_nV)
+    )
+    return nn.functional.kl_div(student_nV, teacher_nV, log_target=True, reduction="sum")

@@ -12,7 +12,7 @@ from nspec_hf.data import PairCollator
 from nspec_hf.gating import NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
-from nspec_hf.training import ElasticTrainer, record_corpus, training_arguments
+from nspec_hf.training import ElasticTrainer, elastic, record_corpus, training_arguments
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.elastic import divergence
 from tests.helpers import tiny_text
@@ -67,6 +67,40 @@ def test_the_divergence_is_that_of_a_plain_loop_over_tokens():
         total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert divergence(teacher, student, labels).item() == pytest.approx(total / 3, rel=1e-5)
     assert divergence(teacher, student, labels, tokens=12).item() == pytest.approx(total / 12, rel=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 10, 64, 2**22])
+def test_a_divergence_by_blocks_has_the_value_and_the_gradient_of_the_whole(monkeypatch, block):
+    monkeypatch.setattr(elastic, "_BLOCK", block)
+    generator = torch.Generator().manual_seed(1)
+    teacher, student = torch.randn(2, 3, 7, 11, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 11, (3, 7), generator=generator)
+    labels[0, 4:] = labels[2] = -100
+    teacher[2], student[2] = math.inf, math.nan  # what a model says after the end
+    student.requires_grad_()
+    found = divergence(teacher, student, labels)
+    (grads,) = torch.autograd.grad(found, student)
+    seen = labels != -100
+    p, q = teacher[seen].softmax(-1), student.detach()[seen].softmax(-1)
+    assert found.item() == pytest.approx((p * (p / q).log()).sum().item() / 11, rel=1e-12)
+    assert torch.allclose(grads[seen], (q - p) / 11, rtol=1e-9, atol=1e-15)
+    assert not grads[~seen].any()
+
+
+def test_a_divergence_keeps_no_float32_copies_of_the_logits_for_its_way_back(monkeypatch):
+    monkeypatch.setattr(elastic, "_BLOCK", 4 * 1000)
+    teacher, student = torch.randn(2, 2, 50, 1000).bfloat16()
+    student.requires_grad_()
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        divergence(teacher, student, torch.zeros(2, 50, dtype=torch.long)).backward()
+    assert sum(kept.values()) < 1.1 * 2 * student.numel() * student.element_size()
 
 
 def drawn(trainer, step):
