@@ -19,6 +19,7 @@ from nspec_hf.core import ConfigError, as_pairs, english_centric, exit_status, r
 
 SYSTEMS = {
     "finetune": "fine-tuning",
+    "finetune_longer": "fine-tuning with more updates",
     "neuron_specialization": "each pair's own neurons",
     "random": "random neurons",
     "shared": "one mask for all pairs",
@@ -36,7 +37,7 @@ Point = tuple[float, float]
 def mean_score(scores: Any, metric: str, data: Any) -> float:
     """Return the mean over the trained directions of signed scores, as results hold them."""
     pairs = as_pairs(data["pairs"]) or english_centric(data["languages"], data["pivot"])
-    (by_pair,) = scores[metric].values()
+    by_pair = {pair: value for signed in scores[metric].values() for pair, value in signed.items()}
     return fmean(by_pair[str(pair)] for pair in pairs)
 
 
@@ -47,8 +48,9 @@ def read_points(folder: Path, name: str, metric: str) -> dict[str, dict[str, lis
         ConfigError: If the folder holds no result of that name.
     """
     found: dict[str, dict[str, list[Point]]] = {}
-    for path in sorted(folder.glob(f"{name}.*.s*.json")):
-        result = read_json(path)
+    results = {path: read_json(path) for path in sorted(folder.glob(f"{name}.*.s*.json"))}
+    usual = min((each["updates"] for each in results.values() if each["system"] == "finetune"), default=0)
+    for path, result in results.items():
         system, data = result["system"], result["recipe"]["config"]["data"]
         row = path.name.removeprefix(f"{name}.").partition(".")[0]
         settings = result["settings"]
@@ -57,6 +59,8 @@ def read_points(folder: Path, name: str, metric: str) -> dict[str, dict[str, lis
             continue
         if settings.get("teacher") is not None:
             system += "_teacher"
+        elif system == "finetune" and result["updates"] > usual:  # the control of a teacher's work
+            system += "_longer"
         kept = list(result.get("extraction", {}).get("density", {}).values())
         levels = result.get("levels") or [{"density": fmean(kept or [1.0]), "scores": result["scores"]}]
         for number, level in enumerate(levels):
