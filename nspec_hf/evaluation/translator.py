@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast, overload
 from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
@@ -98,6 +99,7 @@ class Translator:
             )
         self.gate = masks
         self.config = config or TranslateConfig()
+        self._fits: float = self.config.max_tokens
         # What the model was made for; None where it counts distances instead (T5).
         self._positions = longest_text(self.model)
 
@@ -131,7 +133,8 @@ class Translator:
             NotFiniteError: If the model's scores are NaN or infinite.
 
         Warns:
-            UserWarning: If a source is cut, or a translation reached its longest length without an end.
+            UserWarning: If a source is cut, a translation reached its longest length without an end, or
+                memory ran out and batches had to be smaller.
         """
         if isinstance(texts, str):
             return self.translate([texts], pair, **generation)[0]
@@ -140,7 +143,13 @@ class Translator:
         with _LOCKS_LOCK:
             lock = _LOCKS.setdefault(self.model, threading.RLock())
         with lock:  # which calls of all translators of a model take in turn
+            fits = self._fits
             results, unfinished = self._translate(texts, pairs, asked)
+        if self._fits < fits:
+            warn(
+                "memory ran out, and texts were translated in smaller batches; set max_tokens to what this "
+                f"took, {self._fits} (now {self.config.max_tokens})"
+            )
         if unfinished:
             warn(
                 f"{unfinished} of {len(texts)} translations reached their longest length without an end of "
@@ -170,11 +179,7 @@ class Translator:
         bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=hidden)
         with gate or nullcontext(), eval_mode(self.model), bar:
             for batch, counts in as_often(self.model, batches):
-                settings = self._settings(batch, asked)
-                if gate is not None:
-                    ids = [pair_ids[row.pair] for row in batch]
-                    settings["pair_ids"] = torch.tensor(ids, device=self.model.device)
-                outputs, ended = self._generate(batch, settings)
+                outputs, ended = self._translated(batch, asked, pair_ids if gate else None)
                 if not is_spread(self.model):  # else the other processes would wait for it
                     check.refuse()
                 if not counts:
@@ -240,6 +245,32 @@ class Translator:
             else:
                 batches.append([row])
         return batches
+
+    def _translated(
+        self, batch: list[_Row], asked: Mapping[str, Any], pair_ids: Mapping[Pair, int] | None
+    ) -> tuple[list[str], int]:
+        """Return what `_generate` does; of a batch that memory does not hold, half after half."""
+        tokens = (
+            len(batch) * max(len(row.ids) for row in batch) * asked.get("num_beams", self.config.num_beams)
+        )
+        # Processes that share weights run in step, and a function that sees all rows is to see them all.
+        whole = len(batch) == 1 or is_spread(self.model) or bool(sees_rows(asked))
+        if whole or tokens <= self._fits:
+            settings = self._settings(batch, asked)
+            if pair_ids is not None:
+                ids = [pair_ids[row.pair] for row in batch]
+                settings["pair_ids"] = torch.tensor(ids, device=self.model.device)
+            try:
+                return self._generate(batch, settings)
+            except RuntimeError as error:
+                if whole or not should_reduce_batch_size(error):
+                    raise
+            # Here and not above, where the error still holds on to what had been computed.
+            clear_device_cache(garbage_collection=True)
+            self._fits = tokens // 2
+        middle = len(batch) // 2
+        parts = [self._translated(part, asked, pair_ids) for part in (batch[:middle], batch[middle:])]
+        return [text for texts, _ in parts for text in texts], sum(ended for _, ended in parts)
 
     def _settings(self, batch: list[_Row], asked: Mapping[str, Any]) -> dict[str, Any]:
         settings: dict[str, Any] = {

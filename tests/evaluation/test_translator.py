@@ -311,3 +311,63 @@ def test_a_model_that_starts_from_the_language_needs_no_start_token(tmp_path):
         max_new_tokens=6,
     )
     assert found == spelled.decode(output[0], skip_special_tokens=True)
+
+
+def forgetful(network, most):
+    """Let `generate` run out of memory, as on a GPU, with too many rows; return the rows of each call."""
+    whole, calls = network.generate, []
+
+    def generate(input_ids, **settings):
+        calls.append(len(input_ids))
+        outputs = whole(input_ids=input_ids, **settings)
+        if len(input_ids) > most:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 162.00 MiB. GPU 0 has a total"
+            )
+        return outputs
+
+    network.generate = generate
+    return calls
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_batch_that_memory_does_not_hold_is_translated_in_parts(gate):
+    sources, pairs = mixed()
+    config = TranslateConfig(num_beams=3, length_ratio=1.0, length_extra=4, progress=False)
+    expected = Translator(model(), tokenizer(), masks(model()) if gate else None, config).translate(
+        sources, pairs
+    )
+    network = model()
+    calls = forgetful(network, 2)
+    translator = Translator(network, tokenizer(), masks(network) if gate else None, config)
+    with pytest.warns(UserWarning, match=r"memory ran out, .* took, \d+ \(now 4096\)") as told:
+        assert translator.translate(sources, pairs) == expected
+    assert len([each for each in told if "memory" in str(each.message)]) == 1
+    assert calls[0] == len(sources) > 2
+    assert sum(count for count in calls if count <= 2) == len(sources)
+    calls.clear()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*memory ran out")
+        assert translator.translate(sources, pairs) == expected  # what does not fit is known by now
+    assert max(calls) <= 2
+
+
+def test_one_text_that_memory_does_not_hold_and_other_errors_are_the_user_s():
+    network = model()
+    calls = forgetful(network, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        Translator(network, tokenizer(), None, BEAMS).translate(*mixed())
+    assert calls[-1] == 1
+    network.generate = lambda **settings: (_ for _ in ()).throw(RuntimeError("a device-side assert"))
+    with pytest.raises(RuntimeError, match="device-side"):
+        Translator(network, tokenizer(), None, BEAMS).translate(*mixed())
+
+
+def test_a_batch_whose_rows_a_function_tells_apart_is_not_parted():
+    network = model()
+    calls = forgetful(network, 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        Translator(network, tokenizer(), None, TranslateConfig(progress=False)).translate(
+            *mixed(1), logits_processor=[lambda ids, scores: scores]
+        )
+    assert calls == [len(PAIRS)]
