@@ -194,3 +194,10 @@ def test_a_fourth_panel_begins_a_second_row():
     figure = draw_tradeoffs([panel] * 4)
     assert [axes.get_subplotspec().rowspan.start for axes in figure.axes] == [0, 0, 0, 1]
     assert [axes.get_subplotspec().colspan.start for axes in figure.axes] == [0, 1, 2, 0]
+
+
+def test_nine_series_have_nine_colours():
+    series = [Series(label=f"system {number}", x=[1], y=[number]) for number in range(9)]
+    (axes,) = draw_tradeoffs([Panel(x="kept", y="BLEU", series=series)]).axes
+    colours = {line.get_color() for line in axes.lines if line.get_marker() in "os^Dv"}
+    assert len(colours) == 9

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from nspec_hf.analysis.figures.style import BELOW, INK, PALETTE
 
 _MARKERS = "os^Dv"
+_COLOURS = (*PALETTE, "black")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def draw_tradeoffs(panels: Sequence[Panel]) -> Figure:
                 np.asarray(series.x)[order],
                 np.asarray(series.y)[order],
                 yerr=None if series.spread is None else np.asarray(series.spread)[order],
-                color=PALETTE[place % len(PALETTE)],
+                color=_COLOURS[place % len(_COLOURS)],
                 marker=_MARKERS[place % len(_MARKERS)],
                 linestyle="-" if series.joined else "none",
                 markersize=5,
