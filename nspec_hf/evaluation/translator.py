@@ -225,8 +225,7 @@ class Translator:
         """Return batches by length, longest first, so that memory runs out at once or never."""
         beams, named = asked.get("num_beams", self.config.num_beams), sees_rows(asked)
         if named and rows:
-            tokens = len(rows) * max(len(row.ids) for row in rows) * beams
-            if len(rows) > 1 and tokens > self.config.max_tokens:
+            if len(rows) > 1 and self._tokens(rows, asked) > self.config.max_tokens:
                 raise ConfigError(
                     f"{', '.join(named)} may treat each row its own way, so all texts must be one batch in "
                     f"their order, and {len(rows)} texts are more than max_tokens={self.config.max_tokens}. "
@@ -246,13 +245,16 @@ class Translator:
                 batches.append([row])
         return batches
 
+    def _tokens(self, batch: list[_Row], asked: Mapping[str, Any]) -> int:
+        """Return what `max_tokens` bounds."""
+        beams = asked.get("num_beams", self.config.num_beams)
+        return len(batch) * max(len(row.ids) for row in batch) * beams
+
     def _translated(
         self, batch: list[_Row], asked: Mapping[str, Any], pair_ids: Mapping[Pair, int] | None
     ) -> tuple[list[str], int]:
         """Return what `_generate` does; of a batch that memory does not hold, half after half."""
-        tokens = (
-            len(batch) * max(len(row.ids) for row in batch) * asked.get("num_beams", self.config.num_beams)
-        )
+        tokens = self._tokens(batch, asked)
         # Processes that share weights run in step, and a function that sees all rows is to see them all.
         whole = len(batch) == 1 or is_spread(self.model) or bool(sees_rows(asked))
         if whole or tokens <= self._fits:

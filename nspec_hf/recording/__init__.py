@@ -29,7 +29,10 @@ if TYPE_CHECKING:
         weight_fingerprint as weight_fingerprint,
     )
     from nspec_hf.recording.stats import ActivationStats as ActivationStats
-    from nspec_hf.recording.cross_entropy import token_losses as token_losses
+    from nspec_hf.recording.cross_entropy import (
+        token_losses as token_losses,
+        tokens_of_block as tokens_of_block,
+    )
     from nspec_hf.recording.recorder import record as record
     from nspec_hf.recording.script_batches import (
         PairBatch as PairBatch,

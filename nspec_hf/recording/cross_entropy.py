@@ -65,9 +65,13 @@ class _TokenLosses(torch.autograd.Function):
         return grads_NV, None, None
 
 
+def tokens_of_block(logits: Tensor) -> int:
+    """Return of how many tokens the logits [..., V] stay in a core's cache, or fill a GPU."""
+    return max(1, (2**20 if logits.device.type == "cpu" else 2**26) // max(1, logits.shape[-1]))
+
+
 def _blocks(logits_NV: Tensor) -> Iterator[slice]:
-    """Cut the tokens so that a block stays in a core's cache, or fills a GPU."""
-    tokens = max(1, (2**20 if logits_NV.device.type == "cpu" else 2**26) // max(1, logits_NV.shape[1]))
+    tokens = tokens_of_block(logits_NV)
     return (slice(first, first + tokens) for first in range(0, len(logits_NV), tokens))
 
 

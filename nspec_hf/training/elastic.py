@@ -22,6 +22,7 @@ from nspec_hf.core import ConfigError, require, require_share
 from nspec_hf.data import IGNORED
 from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import tokens_of_block
 from nspec_hf.training.trainer import SpecializationTrainer
 
 
@@ -107,10 +108,6 @@ def all_levels(masks: NeuronMasks) -> list[NeuronMasks]:
     return [masks, *(masks.at(coverage) for coverage in masks.levels)]
 
 
-_BLOCK = 2**22
-"""Logits of a block."""
-
-
 def divergence(
     teacher_BTV: Tensor, student_BTV: Tensor, labels_BT: Tensor, tokens: Tensor | int | None = None
 ) -> Tensor:
@@ -121,7 +118,7 @@ def divergence(
     seen_BT = labels_BT != IGNORED
     # By blocks that are computed anew on the way back: of a large vocabulary, float32 copies of both passes'
     # logits would be most of the memory of an update.
-    size = max(1, _BLOCK // student_BTV.shape[-1])
+    size = tokens_of_block(student_BTV)
     blocks = (each.flatten(0, 1).split(size) for each in (teacher_BTV, student_BTV, seen_BT))
     total = torch.stack(
         [checkpoint(_divergence, *block, use_reentrant=False) for block in zip(*blocks, strict=True)]
