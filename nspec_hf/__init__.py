@@ -69,7 +69,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 ROOMS: dict[str, str] = {
-    "core": "errors lazy settings pairs tables files folders artifact distributed provenance invocation",
+    "core": "errors lazy settings pairs tables files folders artifact distributed provenance allocator "
+    "invocation",
     "data": "config moses tokenizer language_tags stored corpus dataset sampler collator translations "
     "sound_changes synthetic",
     "recording": "config weights model sites stats accumulator cross_entropy recorder script_batches",

@@ -20,15 +20,6 @@ from typing import IO
 
 from nspec_hf.core import try_lock
 
-# glibc hands large blocks back to the kernel when they are freed, at every step of a training on a CPU; kept,
-# steps are 1.2 to 1.9 times as fast.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-"""Environment of training on a CPU under glibc."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -70,7 +61,6 @@ def places(count: int | None, cores: int, gpus: Sequence[str], given: Mapping[st
     """
     count = count or max(1, len(gpus))
     chosen = {"OMP_NUM_THREADS": str(max(1, cores // count)), "TOKENIZERS_PARALLELISM": "false"}
-    chosen |= {} if gpus else MALLOC
     devices = [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {} for place in range(count)]
     return [{**chosen, **given, **device} for device in devices]
 

@@ -108,6 +108,7 @@ if TYPE_CHECKING:
         versions as versions,
         write_result as write_result,
     )
+    from nspec_hf.core.allocator import keep_freed_memory as keep_freed_memory
     from nspec_hf.core.invocation import (
         exit_status as exit_status,
         program as program,

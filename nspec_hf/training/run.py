@@ -27,6 +27,7 @@ from nspec_hf.core import (
     ArtifactError,
     EmptyPairError,
     claim_folder,
+    keep_freed_memory,
     lock_folder,
     rank,
     read_json,
@@ -286,6 +287,8 @@ def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
         load_weights(trainer.trained, best or Path(checkpoint))
         trainer.state = trainer.state.load_from_json(str(Path(checkpoint) / STATE_FILE))
         return state["stateful_callbacks"].get("RunClock", {}).get("args", {}).get("before", 0.0)
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
     trainer.train(resume_from_checkpoint=checkpoint)
     # Resuming puts another clock in the place of the one that was added.
     clocks = (one for one in trainer.callback_handler.callbacks if isinstance(one, RunClock))

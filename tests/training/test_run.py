@@ -54,6 +54,13 @@ def whole(tmp_path_factory):
     return folder, *run(folder)
 
 
+def test_training_on_a_cpu_keeps_the_memory_that_it_frees(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("nspec_hf.training.run.keep_freed_memory", lambda: told.append(True))
+    run(tmp_path)
+    assert told
+
+
 def test_a_run_leaves_a_model_its_tokenizer_and_its_log(whole):
     folder, network, result = whole
     assert result.updates == 4
