@@ -163,11 +163,11 @@ def test_the_picture_is_drawn_from_the_results_of_a_laboratory_that_still_runs(t
     lab_diagram.main([str(path)])
     assert (tmp_path / "lab.png").stat().st_size > 10_000
     said = capsys.readouterr().out
-    assert "neuron specialization − fine-tuning: 1 of 3 cells" in said
+    assert "own neurons − fine-tuning: 1 of 3 cells" in said
     # Overfitting of the three bases: 0.5 / 1.5, 0.25 / 1.25 and 0.1 / 1.1.
-    assert "| 50 % and more | 0 | – |" in said
-    assert "| 25 % and more | 1 | +1.50 (1 of 1) |" in said
-    assert "| less | 2 | −0.50 (0 of 2) |" in said
+    assert "| BLEU | 50 % and more | 25 % and more | less |" in said
+    assert "| own neurons − fine-tuning | – | +1.50 (1 of 1) | −0.50 (0 of 2) |" in said
+    assert "drawn by activity" not in said  # has not been run
 
 
 def test_a_label_has_one_colour_in_all_panels_and_a_line_runs_from_left_to_right():
