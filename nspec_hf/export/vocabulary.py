@@ -182,7 +182,13 @@ def _renumber(config: Any, new_id: Mapping[int, int]) -> None:
         if old:
             rows = [[new_id.get(number) for number in _as_list(each)] for each in old]
             known = [row for row in rows if None not in row]
-            setattr(config, name, known if name == "bad_words_ids" else [row[0] for row in known])
+            # None where nothing is left: generate refuses an empty list.
+            setattr(config, name, (known if name == "bad_words_ids" else [row[0] for row in known]) or None)
+    biased = getattr(config, "sequence_bias", None)
+    if biased:
+        each = biased.items() if isinstance(biased, Mapping) else biased
+        rows = [([new_id.get(number) for number in row], bias) for row, bias in each]
+        config.sequence_bias = [[row, bias] for row, bias in rows if None not in row] or None
     for name in ("vocab_size", "decoder_vocab_size"):
         if hasattr(config, name):
             setattr(config, name, len(new_id))

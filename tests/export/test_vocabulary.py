@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from nspec_hf.core import ConfigError, Pair, UnsupportedModelError
 from nspec_hf.data import LanguageTags, PairText
@@ -69,6 +69,7 @@ def test_ids_in_configs_get_their_new_numbers_and_words_that_are_gone_are_forgot
         forced_bos_token_id=40,
         bad_words_ids=[[5, 8], [6], [47]],
         suppress_tokens=[3, 14],
+        sequence_bias=[[[8, 9], -2.0], [[6], 3.0]],
     )
     cut_vocabulary(model, KEPT)
     generation = model.generation_config
@@ -77,7 +78,19 @@ def test_ids_in_configs_get_their_new_numbers_and_words_that_are_gone_are_forgot
     assert generation.forced_bos_token_id == 10
     assert generation.bad_words_ids == [[3, 4], [11]]
     assert generation.suppress_tokens == [6]
+    assert generation.sequence_bias == [[[4, 5], -2.0]]
     assert model.get_input_embeddings().padding_idx == 1
+
+
+def test_a_model_whose_forbidden_words_are_all_gone_generates_still():
+    model = SIX_ARCHITECTURES["m2m100"]()
+    model.generation_config.update(bad_words_ids=[[6]], suppress_tokens=[7], sequence_bias=[[[6], 3.0]])
+    cut_vocabulary(model, KEPT)
+    ids = torch.tensor([[3, 4, 2]])
+    written = model.generate(input_ids=ids, max_new_tokens=4)
+    special = {name: value for name, value in vars(model.generation_config).items() if "token_id" in name}
+    model.generation_config = GenerationConfig(**special)
+    assert torch.equal(model.generate(input_ids=ids, max_new_tokens=4), written)
 
 
 def test_models_of_more_than_one_vocabulary_are_refused():
