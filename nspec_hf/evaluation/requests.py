@@ -23,6 +23,8 @@ _OURS = {
     "inputs input_ids inputs_embeds attention_mask encoder_outputs decoder_attention_mask".split(),
     "they come from the texts",
 )
+_STARTS = ("decoder_start_token_id", "forced_bos_token_id")
+_COUNTS = ("num_beams", "max_new_tokens", "max_length")  # None is what is said where nothing is asked
 # Of transformers' own processors, those that hold rows of a batch; the others treat all rows alike.
 _WITH_ROWS = {
     "ClassifierFreeGuidanceLogitsProcessor",
@@ -86,10 +88,14 @@ def check_generation(model: PreTrainedModel, asked: Mapping[str, Any]) -> dict[s
         ConfigError: If a setting asks for several translations of a text, is the translator's own to make, or
             the settings contradict each other.
     """
-    asked = dict(asked)
+    asked = {name: value for name, value in asked.items() if value is not None or name not in _COUNTS}
     given = asked.pop("generation_config", None)
     if given is not None:
-        asked = {**given.to_diff_dict(), **asked}
+        held = given.to_diff_dict()
+        for name in _STARTS:  # a changed copy of the model's own has them as that has
+            if held.get(name) == getattr(model.generation_config, name):
+                held.pop(name, None)
+        asked = {**held, **asked}
         asked.pop("transformers_version", None)
     for name in sorted(_OURS.keys() & asked.keys()):
         raise ConfigError(f"a translator makes {name} itself: {_OURS[name]}; model.generate takes it")

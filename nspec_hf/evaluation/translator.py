@@ -121,9 +121,9 @@ class Translator:
             texts: A sentence or a list of sentences.
             pair: One pair for all, or one for each text.
             generation: Passed on to `model.generate`; overrules the settings. With `max_new_tokens` or
-                `max_length` all texts have that bound. `prefix_allowed_tokens_fn` is told the text's number
-                in the list; a `logits_processor` or `stopping_criteria` of your own sees all texts as the
-                rows of one batch, in their order.
+                `max_length` all texts have that bound, as far as the model has positions.
+                `prefix_allowed_tokens_fn` is told the text's number in the list; a `logits_processor` or
+                `stopping_criteria` of your own sees all texts as the rows of one batch, in their order.
 
         Raises:
             UnknownPairError: If masks hold no such pair and are not to be composed.
@@ -286,13 +286,16 @@ class Translator:
         allowed = settings.get("prefix_allowed_tokens_fn")
         if allowed is not None:  # it is told a text's number, not the row of the batch
             settings["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(batch[row].number, ids)
+        prompt = len(self.tags.decoder_prefix(batch[0].pair, 0))
         if not {"max_new_tokens", "max_length"} & asked.keys():
-            prompt = len(self.tags.decoder_prefix(batch[0].pair, 0))
             longest = [self._longest_output(row, prompt) for row in batch]
             row_length = _RowLength(torch.tensor(longest, device=self.model.device) + prompt)
             given = settings.get("stopping_criteria") or []
             settings |= {"max_new_tokens": max(longest), "max_length": None}
             settings["stopping_criteria"] = StoppingCriteriaList([*given, row_length])
+        elif self._positions is not None:  # beyond them is an index error, which no GPU recovers from
+            room = {"max_new_tokens": max(1, self._positions - prompt), "max_length": self._positions}
+            settings |= {name: min(asked[name], most) for name, most in room.items() if name in asked}
         return settings
 
     def _longest_output(self, row: _Row, prompt: int) -> int:

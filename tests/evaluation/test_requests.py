@@ -98,6 +98,20 @@ def test_a_generation_config_is_followed_as_its_settings_are():
     assert found != translator.translate(MIXED, "en-de", max_new_tokens=6)
 
 
+def test_a_changed_copy_of_the_models_own_generation_config_is_taken():
+    network = model()
+    network.generation_config.forced_bos_token_id = 7
+    translator = Translator(network, tokenizer(), config=BEAMS)
+    own = copy.deepcopy(network.generation_config)
+    own.repetition_penalty = 5.0
+    said = translator.translate("one two three", "en-de", generation_config=own)
+    assert said == translator.translate("one two three", "en-de", repetition_penalty=5.0)
+    assert said != translator.translate("one two three", "en-de")
+    own.decoder_start_token_id = 5
+    with pytest.raises(ConfigError, match="decoder_start_token_id"):
+        translator.translate("one two three", "en-de", generation_config=own)
+
+
 def broken_decoder(network):
     network.model.decoder.layers[0].fc1.weight.data[3] = float("nan")
 

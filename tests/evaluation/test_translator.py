@@ -12,7 +12,7 @@ from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks, Recipe
 from tests.helpers.gated import zeroed_copy
-from tests.helpers.models import tiny_mbart
+from tests.helpers.models import SIX_ARCHITECTURES, tiny_mbart
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
 from tests.helpers.tiny_tokenizers import make_tokenizer
 
@@ -194,6 +194,31 @@ def test_generation_settings_overrule_and_max_length_is_followed():
     before = translator.translate("one two three", "en-de")
     network.generation_config.return_dict_in_generate = True
     assert translator.translate("one two three", "en-de") == before
+
+
+@pytest.mark.parametrize("asked", [{"max_new_tokens": 99}, {"max_length": 99}])
+@pytest.mark.parametrize("name", ["m2m100", "marian"])
+def test_a_bound_that_is_asked_for_ends_at_the_models_positions(name, asked):
+    ids = tokenizer()
+    special = {f"{each}_token_id": getattr(ids, f"{each}_token_id") for each in ("pad", "bos", "eos")}
+    start = {"decoder_start_token_id": ids.eos_token_id}
+    network = SIX_ARCHITECTURES[name](
+        vocab_size=len(ids), max_position_embeddings=16, decoder_vocab_size=len(ids), **special, **start
+    )
+    seen = []
+    plain = network.generate
+    network.generate = lambda **settings: seen.append(plain(**settings)) or seen[-1]
+    Translator(network, ids, config=BEAMS).translate(
+        "one two three", "en-de", suppress_tokens=[ids.eos_token_id], **asked
+    )
+    assert seen[0].shape[1] == 16
+
+
+def test_a_setting_that_is_none_is_as_if_it_had_not_been_asked_for():
+    translator = Translator(model(), tokenizer(), config=BEAMS)
+    usual = translator.translate(["one two three", "four"], "en-de")
+    nothing = {"num_beams": None, "max_new_tokens": None, "max_length": None}
+    assert translator.translate(["one two three", "four"], "en-de", **nothing) == usual
 
 
 @pytest.mark.parametrize("training", [True, False])
