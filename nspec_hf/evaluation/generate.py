@@ -128,12 +128,19 @@ def _read_maker(folder: Path) -> dict[str, Any]:
 
 def _weights_digest(model: torch.nn.Module) -> str:
     """Return a hash of all weights, adapters and other additions included."""
-    return digest(
+    # Which of PEFT's adapters act, and how strongly, is in no weight.
+    acting = [
+        (name, list(part.active_adapters), part.disable_adapters, dict(getattr(part, "scaling", {})))
+        for name, part in model.named_modules()
+        if isinstance(getattr(part, "active_adapters", None), list)
+    ]
+    weights = (
         part
         for name, tensor in sorted(model.state_dict().items())
         # As bytes: NumPy has no bfloat16.
         for part in (name, tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     )
+    return digest(weights, *([acting] if acting else []))
 
 
 def _in_parts(texts: Sequence[PairText]) -> list[list[PairText]]:

@@ -5,6 +5,7 @@ import fcntl
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import decoders, normalizers
 
 from nspec_hf.core import FolderInUseError, Pair, UnknownPairError
@@ -197,3 +198,24 @@ def test_two_processes_do_not_translate_into_one_folder(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     translate_test_set(translator, texts(3), tmp_path)
     assert translator.asked == PAIRS
+
+
+def tuned(acting, factor=1.0):
+    """A model with two of PEFT's adapters that are not the identity, and the one that acts."""
+    torch.manual_seed(5)
+    config = LoraConfig(r=2, lora_alpha=2 * factor, target_modules=["fc1"], init_lora_weights=False)
+    network = get_peft_model(model(), config, adapter_name="one")
+    network.add_adapter("other", config)
+    network.set_adapter(acting)
+    return system(network)
+
+
+@pytest.mark.parametrize("other", [lambda: tuned("other"), lambda: tuned("one", factor=30.0)])
+def test_another_adapter_or_factor_of_the_same_weights_takes_nothing_that_lies_there(tmp_path, other):
+    said = texts(3)
+    translate_test_set(tuned("one"), said, tmp_path)
+    found = translate_test_set(other(), said, tmp_path)
+    assert found == translate_test_set(other(), said, tmp_path / "fresh")
+    again = other()
+    translate_test_set(again, said, tmp_path)
+    assert again.asked == []
