@@ -94,7 +94,7 @@ def evaluate(
         name or Path(hypotheses).name, outputs, gold, _listed(metric), sources=original, **about
     )
     if comet_in:
-        comet = evaluation.read_comet(comet_in)
+        comet = evaluation.read_comet(comet_in, outputs)
         rows = {pair: {**own, "comet": comet[pair]} for pair, own in scores.scores.items() if pair in comet}
         scores = replace(scores, scores={**scores.scores, **rows})
     tables = [scores.table(), *(evaluation.grouped_table([scores], one) for one in scores.metrics)]

@@ -82,15 +82,22 @@ def write_comet(
     return script
 
 
-def read_comet(folder: str | os.PathLike) -> dict[Pair, Score]:
+def read_comet(
+    folder: str | os.PathLike, hypotheses: Mapping[str, Sequence[str]] | None = None
+) -> dict[Pair, Score]:
     """Read the scores that comet-score wrote into a folder of `write_comet`.
+
+    Args:
+        folder: That folder.
+        hypotheses: The translations that the scores are to be of; None: those that lie in the folder.
 
     Returns:
         For each pair the mean over its sentences, times 100, as metric `comet`.
 
     Raises:
         ConfigError: If the folder was not written by `write_comet`, or a pair was not scored yet.
-        CorpusError: If scores are missing, or belong to other sentences than the folder's translations.
+        CorpusError: If scores are missing, or belong to other sentences than the folder's translations or
+            those that are given.
     """
     folder = Path(folder)
     try:
@@ -100,6 +107,11 @@ def read_comet(folder: str | os.PathLike) -> dict[Pair, Score]:
         raise ConfigError(f"{folder} was not written for COMET (comet.json: {error!r})") from None
     scores = {}
     for pair in map(Pair, pairs):
+        given = None if hypotheses is None else hypotheses.get(pair)
+        if given is not None and list(given) != read_lines(folder / f"{pair.file_name}.hyp"):
+            raise CorpusError(
+                f"{pair}: {folder} is of other translations than these; write them for COMET and score again"
+            )
         values = _read_values(folder, pair)
         scores[pair] = Score(
             metric="comet",

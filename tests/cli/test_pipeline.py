@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -237,7 +238,7 @@ def test_tiers_may_come_from_the_sizes_of_the_training_text(flow):
     assert "one-to-many low" in " ".join(text.split())
 
 
-def test_comet_scores_join_the_others_and_keep_how_they_were_made(flow):
+def test_comet_scores_join_the_others_and_keep_how_they_were_made(flow, monkeypatch, capsys):
     folder, _ = flow
     about = ["evaluate", "--hypotheses", "ours_out", "--corpus.path", "data", "--metric", "bleu"]
     main_output(folder, *about, "--comet-out", "comet2")
@@ -249,6 +250,11 @@ def test_comet_scores_join_the_others_and_keep_how_they_were_made(flow):
     scores = json.loads((folder / "comet.json").read_text(encoding="utf-8"))["scores"]
     assert all(scores[pair]["comet"]["value"] == pytest.approx(50.0) for pair in PAIRS)
     assert all("bleu" in scores[pair] for pair in PAIRS)
+    shutil.copytree(folder / "ours_out", folder / "newer_out")
+    (folder / "newer_out" / f"{PAIRS[0]}.txt").write_text("anew\n" * len(lines), encoding="utf-8")
+    monkeypatch.chdir(folder)
+    assert main(["evaluate", "--hypotheses", "newer_out", *about[3:], "--comet-in", "comet2"]) == 2
+    assert f"{PAIRS[0]}: comet2 is of other translations" in capsys.readouterr().err
 
 
 def test_probe_asks_the_model_about_ablation_stability_and_other_settings(flow):

@@ -82,6 +82,15 @@ def test_scores_of_other_translations_are_refused(folder):
         read_comet(folder)
 
 
+def test_scores_are_not_taken_for_those_of_translations_that_were_made_since(folder):
+    scored(folder)
+    kept = {"en-de": HYPOTHESES["en-de"]}
+    assert read_comet(folder, kept) == read_comet(folder)
+    for newer in (["ein Hund", "drei Katzen"], ["ein Hund"]):
+        with pytest.raises(CorpusError, match="is of other translations than these"):
+            read_comet(folder, {"en-de": newer})
+
+
 def test_writing_again_forgets_old_scores(folder):
     scored(folder)
     write_comet(folder, *({"en-de": texts["en-de"]} for texts in (HYPOTHESES, REFERENCES, SOURCES)))
