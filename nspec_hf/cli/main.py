@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 _LOUD = ("-v", "--verbose")
 _WITHOUT_MODELS = ("cli.evaluate",)
 _TRAININGS = ("train", "pretrain", "specialize")
+_OF_USERS = ("codes", "families", "tiers", "by_setting", "lines_by_language")
+"""Settings whose keys are the user's own: `--codes.pt-BR pt` is of the language pt-BR."""
 _OF_A_TRAINING = ("arguments", "batches", "patience", "elastic", "teacher")  # the fields of `TrainConfig`
 
 _EXAMPLES = """
@@ -165,7 +167,9 @@ def underscored(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    name = name[2:].replace("-", "_")
+    parts = name[2:].split(".")
+    until = 1 + next((n for n, part in enumerate(parts) if part.replace("-", "_") in _OF_USERS), len(parts))
+    name = ".".join([*(part.replace("-", "_") for part in parts[:until]), *parts[until:]])
     room, dot, rest = name.partition(".")
     if dot and room in _TRAININGS and rest.partition(".")[0] not in _OF_A_TRAINING:
         name = f"{room}.arguments.{rest}"

@@ -102,6 +102,10 @@ def test_a_setting_out_of_range_leaves_with_status_2_and_says_the_range(capsys, 
         ("--train", "--train"),
         ("--select.coverage", "--select.coverage"),
         ("en-de", "en-de"),
+        ("--codes.pt-BR", "--codes.pt-BR"),
+        ("--codes.pt-BR=pt-x", "--codes.pt-BR=pt-x"),
+        ("--data.codes.zh-CN", "--data.codes.zh-CN"),
+        ("--corpus.lines-by-language.pt-BR", "--corpus.lines_by_language.pt-BR"),
     ],
 )
 def test_an_argument_of_the_trainer_needs_no_name_of_what_holds_it(typed, meant):
