@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nspec_hf.analysis.general_specific import general_neurons, specific_neurons
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import Pair, pair_index, require_share
+from nspec_hf.core import Pair, as_pairs, pair_index, require_share
 from nspec_hf.masks import NeuronMasks
 
 GENERAL_SHARE = 0.2
@@ -84,7 +84,10 @@ class Ablation(Result):
         if not self.kinds[kind].startswith("of "):
             return score, change, None, None
         own = np.array([pair == self.kinds[kind].removeprefix("of ") for pair in self.pairs])
-        return score, change, float(self.change[kind][own].mean()), float(np.nanmean(self.change[kind][~own]))
+        others = self.change[kind][~own]
+        known = others[~np.isnan(others)]  # none where there is one pair
+        of_others = float(known.mean()) if len(known) else None
+        return score, change, float(self.change[kind][own].mean()), of_others
 
 
 def ablate(
@@ -105,7 +108,7 @@ def ablate(
         "nothing": masks,
         "general": erase_general(masks, seed=seed),
         "own": erase_specific(masks, seed=seed),
-        **{f"of {pair}": erase_specific(masks, of=pair, seed=seed) for pair in of},
+        **{f"of {pair}": erase_specific(masks, of=pair, seed=seed) for pair in as_pairs(of)},
     }
     scores = [score_masks(ablated) for ablated in given.values()]
     score_KP = np.array([[row.get(pair, np.nan) for pair in masks.pairs] for row in scores], dtype=float)

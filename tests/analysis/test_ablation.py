@@ -106,3 +106,14 @@ def test_a_share_out_of_range_is_refused(masks, share):
 def test_neurons_of_an_unknown_pair_cannot_be_erased(masks):
     with pytest.raises(UnknownPairError, match="en-xx"):
         erase_specific(masks, of="en-xx")
+
+
+def test_a_pair_that_is_spelled_otherwise_is_the_same_pair_and_the_others_may_be_none(masks):
+    def score(given):
+        return {pair: float(given[pair][NAMES[0]].sum()) for pair in given.pairs}
+
+    result = ablate(masks, score, of=["de->en"])
+    assert result.kinds[3] == "of de-en"
+    assert result.mean_change(3) == ablate(masks, score, of=["de-en"]).mean_change(3)
+    alone = ablate(masks.subset(["de-en"]), score, of=["de-en"])
+    assert alone.mean_change(3)[2:] == (alone.change[3, 0], None)
