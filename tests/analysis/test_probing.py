@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nspec_hf import ActivationStats, NeuronMasks
+from nspec_hf import ActivationStats, NeuronGate, NeuronMasks
 from nspec_hf.analysis import masked_gains, recordings, scorer, stability
 from nspec_hf.core import ConfigError
 from nspec_hf.data import LanguageTags, encode_corpus
@@ -53,6 +53,14 @@ def test_other_masks_score_otherwise_and_the_model_is_left_as_it_was(network):
     dense, sparse = ask(None), ask(masks(network, density=0.05))
     assert dense != sparse
     assert ask(None) == dense
+
+
+def test_a_gate_that_is_on_the_model_is_off_meanwhile(network):
+    ask = scorer(network, LanguageTags(tokenizer()), texts(8), "chrf", GREEDY)
+    dense, sparse = ask(None), ask(masks(network, density=0.05))
+    with NeuronGate(network, masks(network, density=0.3)) as gate:
+        assert (ask(None), ask(masks(network, density=0.05))) == (dense, sparse)
+        assert gate.attached
 
 
 def test_more_text_contains_the_counts_of_less(network):
