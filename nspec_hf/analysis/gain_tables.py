@@ -13,6 +13,7 @@ import numpy as np
 
 from nspec_hf.analysis.result import Result, axes
 from nspec_hf.core import ConfigError, Pair, UnknownPairError, as_pairs, packed_width, require
+from nspec_hf.evaluation import sacrebleu_metric
 from nspec_hf.masks import NeuronMasks
 
 
@@ -33,6 +34,8 @@ class Gains(Result):
     """Group of each pair: its direction, and its language's resource tier where tiers are known."""
     metric: str = ""
     """Which score; empty if it was not said."""
+    lower_is_better: bool = False
+    """Whether a smaller score is a better one, as of TER."""
 
     def by_group(self) -> "GroupedGains":
         """Return mean gain and the number of gains and losses in each group, and over all pairs."""
@@ -40,14 +43,15 @@ class Gains(Result):
         member_GP = np.array([[name in (group, "all") for group in self.groups] for name in names], dtype=int)
         scored_SP = ~np.isnan(self.change)
         change_SP = np.where(scored_SP, self.change, 0.0)
+        better_SP = -change_SP if self.lower_is_better else change_SP
         count = scored_SP.astype(int) @ member_GP.T
         total = change_SP @ member_GP.T
         return GroupedGains(
             systems=self.systems,
             groups=names,
             mean=np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0),
-            gained=(change_SP > 0).astype(int) @ member_GP.T,
-            lost=(change_SP < 0).astype(int) @ member_GP.T,
+            gained=(better_SP > 0).astype(int) @ member_GP.T,
+            lost=(better_SP < 0).astype(int) @ member_GP.T,
             pairs=count,
         )
 
@@ -61,9 +65,9 @@ class GroupedGains(Result):
     mean: np.ndarray = field(metadata=axes(system="systems", group="groups"))
     """Mean change of the score."""
     gained: np.ndarray = field(metadata=axes(system="systems", group="groups"))
-    """Pairs that score higher than the baseline (synergy)."""
+    """Pairs that score better than the baseline (synergy)."""
     lost: np.ndarray = field(metadata=axes(system="systems", group="groups"))
-    """Pairs that score lower than the baseline (interference)."""
+    """Pairs that score worse than the baseline (interference)."""
     pairs: np.ndarray = field(metadata=axes(system="systems", group="groups"))
     """Pairs with a score."""
 
@@ -100,6 +104,7 @@ def gains(
     reference_P = np.array([scores[baseline][pair] for pair in pairs], dtype=float)
     rows = [[scores[name].get(pair, np.nan) for pair in pairs] for name in systems]
     score_SP = np.array(rows, dtype=float).reshape(len(systems), len(pairs))
+    known = sacrebleu_metric(metric)
     return Gains(
         baseline=baseline,
         systems=systems,
@@ -109,6 +114,7 @@ def gains(
         reference=reference_P,
         groups=tuple(_group_of(pair, tiers or {}, pivot) for pair in pairs),
         metric=metric,
+        lower_is_better=known is not None and known.lower_is_better,
     )
 
 

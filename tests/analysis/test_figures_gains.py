@@ -78,6 +78,11 @@ def test_groups_and_zero_shot_and_ablation_and_stability_are_drawn():
     np.testing.assert_allclose([bar.get_height() for bar in bars], found.by_group().mean[0])
     labels = figures.draw_zero_shot(found, "specialized").axes[0].get_legend_handles_labels()[1]
     assert labels == ["better (1)", "not better (1)"]
+    lower = gains({**scores, "baseline": {**scores["baseline"], "fr-de": 9.0}}, "baseline", metric="ter")
+    labels = figures.draw_zero_shot(lower, "specialized").axes[0].get_legend_handles_labels()[1]
+    assert labels == ["better (1)", "not better (1)"]
+    shown = figures.draw_zero_shot(lower, "specialized").axes[0].lines[0]
+    assert (shown.get_xdata().tolist(), shown.get_ydata().tolist()) == ([9.0], [6.0])
     masks = kin_masks()
     erased = ablate(masks, lambda given: {p: given.density(p) for p in PAIRS}, of=["en-de"])
     panels = figures.draw_ablation(erased).axes

@@ -40,6 +40,15 @@ def test_interference_and_synergy_are_counted_by_direction_and_tier():
     assert math.isnan(table.loc[("specialized", "zero-shot high–low"), "mean"])
 
 
+def test_of_a_metric_whose_smaller_score_is_better_a_fall_is_a_gain():
+    falls = {"base": {"en-de": 60.0, "de-en": 50.0, "en-is": 40.0}}
+    falls["other"] = {"en-de": 55.0, "de-en": 52.0, "en-is": 40.0}
+    ter, bleu = (gains(falls, "base", metric=metric).by_group() for metric in ("ter", "bleu"))
+    assert (ter.gained[0, -1], ter.lost[0, -1]) == (1, 1) == (bleu.lost[0, -1], bleu.gained[0, -1])
+    assert ter.gained[0].tolist() == bleu.lost[0].tolist() == [1, 0, 1]
+    assert ter.mean.tolist() == bleu.mean.tolist()  # which says how the score changes
+
+
 def test_a_missing_baseline_or_a_stranger_is_refused():
     with pytest.raises(ConfigError, match="'base'"):
         gains(SCORES, "base")

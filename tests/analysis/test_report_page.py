@@ -90,6 +90,15 @@ def test_scores_without_a_test_are_shown_with_a_warning():
     assert "Verdict" not in page.split("<script")[0]
 
 
+@pytest.mark.parametrize(("metric", "best"), [("ter", "low"), ("chrf", "high")])
+def test_the_best_system_is_that_of_the_smallest_score_where_smaller_is_better(metric, best):
+    base = kin_scores()["baseline"]
+    scores = {name: {pair: value + by for pair, value in base.items()} for name, by in
+              (("base", 0), ("low", -2.0), ("high", 2.0))}  # fmt: skip
+    page = report_html(analyze(kin_masks(), scores=scores, families=FAMILIES, metric=metric))
+    assert f"mean gain of {best}" in page
+
+
 def test_scores_that_are_no_numbers_make_no_gain():
     scores = kin_scores()
     scores["specialized"] = dict.fromkeys(scores["specialized"], math.nan)

@@ -157,12 +157,16 @@ def draw_groups(result: Gains) -> Figure:
 
 
 def draw_zero_shot(result: Gains, system: str, pivot: str = "en") -> Figure:
-    """Draw zero-shot pairs' scores against the baseline's; above the line is better (Tan et al., Fig. 4)."""
+    """Draw zero-shot pairs' scores against the baseline's (Tan et al., Fig. 4).
+
+    Above the line is better, or below it where a smaller score is.
+    """
     row = result.systems.index(system)
     shown = np.array([pair.group(pivot) == ZERO_SHOT for pair in result.pairs])
     figure, axes = panel(4.8, 4.8)
     x, y = result.reference[shown], result.score[row][shown]
-    for name, of, marker, colour in (("better", y > x, "^", BLUE), ("not better", ~(y > x), "v", ORANGE)):
+    better = y < x if result.lower_is_better else y > x
+    for name, of, marker, colour in (("better", better, "^", BLUE), ("not better", ~better, "v", ORANGE)):
         axes.plot(x[of], y[of], marker, color=colour, ms=5, alpha=0.8, label=f"{name} ({of.sum()})")
     top = 1.05 * float(np.nanmax([*x, *y, 0.0])) or 1.0
     axes.plot([0, top], [0, top], color=INK, lw=0.8)

@@ -162,7 +162,7 @@ def _tiles(analysis: Analysis) -> list[tuple[str, str, str]]:
             note = f"{system} against {comparison.baseline_name}, p < {comparison.alpha}"
             tiles.append((value, f"{' / '.join(VERDICTS)}, {metric}", note))
     elif gains is not None and not np.isnan(means := gains.by_group().mean[:, -1]).all():
-        best = int(np.nanargmax(means))
+        best = int(np.nanargmax(-means if gains.lower_is_better else means))
         tiles.append((_signed(means[best]), f"mean gain of {gains.systems[best]}", f"over {gains.baseline}"))
     return tiles
 
