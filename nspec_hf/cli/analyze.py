@@ -95,6 +95,8 @@ def _analyzed(
     if model_width is not None:
         require_count("model_width", model_width)
     require(seconds is None or seconds >= 0, f"seconds is not negative, got {seconds}")
+    systems_of = [_read_scores(path, metric) for path in scores]
+    evaluation.require_names([name for name, _ in systems_of])
     held = masks_room.NeuronMasks.from_pretrained(masks)
     languages = sorted(languages_of(held.pairs))
     require(
@@ -103,7 +105,7 @@ def _analyzed(
     return analysis.analyze(
         held,
         recording.ActivationStats.load(stats) if stats else None,
-        dict(_read_scores(path, metric) for path in scores) or None,
+        dict(systems_of) or None,
         families,
         comparison=evaluation.Comparison.load(comparison) if comparison else None,
         baseline=baseline,

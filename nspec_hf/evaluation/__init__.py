@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nspec_hf.evaluation.system_scores import (
         SystemScores as SystemScores,
         notes_of as notes_of,
+        require_names as require_names,
         score_system as score_system,
     )
     from nspec_hf.evaluation.groups import (

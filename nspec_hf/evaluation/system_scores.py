@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from nspec_hf.core import ZERO_SHOT, Cell, ConfigError, Pair, Table, UnknownPairError
+from nspec_hf.core import ZERO_SHOT, Cell, ConfigError, Pair, Table, UnknownPairError, require
 from nspec_hf.evaluation.language_id import OffTarget
 from nspec_hf.evaluation.metrics import Score, score
 from nspec_hf.evaluation.saved import Saved
@@ -153,6 +153,20 @@ def score_system(
         said = None if sources is None else sources[pair]
         scores[pair] = {metric: score(sentences, wanted[pair], metric, pair, said) for metric in metrics}
     return SystemScores(name=name, scores=scores, **about)
+
+
+def require_names(names: Sequence[str]) -> None:
+    """Check that systems which are shown together have different names: else one takes another's place.
+
+    Raises:
+        ConfigError: If two have the same.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    require(
+        not twice,
+        f"several systems are called {', '.join(twice)}; score them under names of their own: nspec evaluate "
+        "--name NAME",
+    )
 
 
 def notes_of(systems: Sequence[SystemScores], metrics: Sequence[str]) -> tuple[str, ...]:

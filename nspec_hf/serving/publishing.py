@@ -22,7 +22,7 @@ from huggingface_hub import CommitInfo, EvalResult, ModelCard
 
 from nspec_hf.analysis import analyze, draw_overlap_layers, save_figure, write_report
 from nspec_hf.core import ConfigError, Pair, Table, as_pairs, read_json, require, write_json, write_text
-from nspec_hf.evaluation import Comparison, SystemScores
+from nspec_hf.evaluation import Comparison, SystemScores, require_names
 from nspec_hf.masks import (
     CONFIG_FILE,
     NeuronMasks,
@@ -90,6 +90,7 @@ def publish(
     masks, gate = loaded.masks, loaded.gate
     if masks is None or gate is None:
         raise ConfigError(f"{loaded.source} has no masks to publish")
+    require_names([re.sub(r"[^\w.-]", "_", each.name) for each in scores])  # as their files are called
     require(bool(dataset) or not scores, "scores need a dataset='NAME SPLIT' that they were made on")
     fingerprint = weight_fingerprint(loaded.model, find_sites(loaded.model))
     if model is None and fingerprint != masks.recipe.weight_fingerprint:

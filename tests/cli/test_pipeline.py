@@ -343,6 +343,8 @@ def test_analyze_and_report_write_tables_and_a_page(flow):
         (["evaluate", "--hypotheses", "ours_out"], "--references DIR"),
         (["analyze", "--masks", "nowhere"], "nowhere"),
         (["analyze", "--masks", "masks", "--by_setting", "{k: {high: ours.json}}"], "'high'"),
+        (["analyze", "--masks", "masks", "--scores", "[ours.json,dense.json,ours.json]"], "called ours;"),
+        (["report", "--masks", "masks", "--scores", "[ours.json,ours.json]"], "called ours;"),
         (["probe", "--masks", "masks", "--model", "nowhere", "--corpus.path", "data"], "nowhere"),
         (["probe", "--masks", "masks", "--model", "base", "--corpus.path", "data", "--coverages", "[1]"],
          "--stats FILE"),

@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 
-from nspec_hf.evaluation import compare, score_system
+from nspec_hf.core import ConfigError
+from nspec_hf.evaluation import SystemScores, compare, score_system
+from nspec_hf.serving import load, publish
 from tests.helpers.hub_stand_in import TOKEN, HubStandIn, run as run_program
 from tests.helpers.tiny_text import PAIRS, masks, model
 from tests.serving.test_loading import expected, mixed, named, put, save, trained_by
@@ -238,3 +241,13 @@ def test_an_interrupted_push_has_changed_nothing_and_is_done_again(made, tmp_pat
     assert pulled[2] == again != first
     assert pulled[0] == old[0] == expected(trained, chosen)
     assert old[2] == first
+
+
+def test_scores_that_would_lie_in_one_file_are_refused_before_anything_is_made(made):
+    folder, *_ = made
+    twice = SystemScores.load(folder / "specialized.json")
+    loaded = load(folder / "untrained", base=folder / "base")
+    for other in (twice, replace(twice, name="a b")):
+        named_alike = [other, replace(other, name=other.name.replace(" ", "/"))]
+        with pytest.raises(ConfigError, match="several systems are called"):
+            publish(loaded, "me/masks", scores=named_alike, dataset="toy test")
