@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from nspec_hf import __version__
+from nspec_hf.core import warn
 from nspec_hf.masks.select import LIBRARY
 from nspec_hf.recording import ActivationStats
 
@@ -37,9 +38,14 @@ def fetch(
     Raises:
         FileNotFoundError: If it is neither a folder nor a repository.
         huggingface_hub.errors.RevisionNotFoundError: If the repository has no such revision.
+
+    Warns:
+        UserWarning: If a revision is asked for of a folder.
     """
     folder, repo = Path(folder_or_repo), str(folder_or_repo)
     if folder.is_dir():
+        if revision is not None:
+            warn(f"{folder} is a folder here, which has no revisions; {revision} is not looked for")
         return folder / subfolder
     below = f"{subfolder}/" if subfolder else ""
     patterns = [f"{below}{name}" for name in (["*"] if files is None else files)]

@@ -261,6 +261,15 @@ def test_what_is_neither_folder_nor_repository_is_refused(name):
         NeuronMasks.from_pretrained(name)
 
 
+def test_a_revision_of_a_folder_is_told_to_be_none(masks, tmp_path):
+    masks.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="has no revisions; v2 is not looked for"):
+        assert NeuronMasks.from_pretrained(tmp_path, revision="v2") == masks
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NeuronMasks.from_pretrained(tmp_path)
+
+
 def test_a_folder_that_is_not_there_is_not_mistaken_for_a_fault_of_the_hub():
     with pytest.raises(FileNotFoundError, match="demo_out/masks is no folder here"):
         NeuronMasks.from_pretrained("demo_out/masks")
