@@ -17,7 +17,7 @@ from nspec_hf.core import ArtifactError, ConfigError, ExportError, Pair, as_pair
 from nspec_hf.data import LanguageTags, load_tokenizer
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import REPORT_FILE, exported_masks, load_pruned
-from nspec_hf.gating import GateConfig, NeuronGate
+from nspec_hf.gating import Attachment, GateConfig, NeuronGate
 from nspec_hf.masks import MASKS_FILE, NeuronMasks, fetch
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
 from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator
@@ -34,7 +34,7 @@ class LoadedModel:
     masks: NeuronMasks | None
     """None for a plain model and for an exported one, unless it was exported for several pairs."""
     gate: NeuronGate | None
-    """On the model already; None where there are no masks."""
+    """On the model already; None where there are no masks, and where pairs were added to a model."""
     translator: Translator | ConvertedTranslator
     source: str
     """What was loaded, as it was asked for."""
@@ -46,10 +46,15 @@ class LoadedModel:
     """Whether they are those that the masks go with, in words."""
 
     @property
+    def _acting(self) -> Attachment | None:
+        """What knows no pairs but those that it has neurons for; some may have been added to the masks'."""
+        return None if self.masks is None else getattr(self.translator, "gate", None)
+
+    @property
     def pairs(self) -> list[Pair] | None:
         """The pairs that have neurons of their own; None: all neurons run, for any pair of the tokenizer."""
-        if self.gate is not None:
-            return self.gate.pairs
+        if self._acting is not None:
+            return self._acting.pairs
         return getattr(self.translator, "pairs", None)
 
     @overload
@@ -69,8 +74,8 @@ class LoadedModel:
             UnknownPairError: If there are no neurons for it.
             UnknownLanguageError: If the tokenizer has no tag for a language.
         """
-        if self.gate is not None:
-            self.gate.include(pair)
+        if self._acting is not None:
+            self._acting.include(pair)
         elif isinstance(self.translator, ExportedTranslator | ConvertedTranslator):
             self.translator.check(pair)
         self.translator.tags.check(pair)

@@ -197,6 +197,25 @@ def test_a_plain_model_runs_all_its_neurons(network, tmp_path):
     assert (loaded.pairs, loaded.masks, loaded.gate) == (None, None, None)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_pairs_that_were_added_are_known_beside_those_of_the_masks(network, tmp_path, masked):
+    save(tmp_path / "base", network)
+    old, new = (masks(network, PAIRS[:2]) if masked else None), ["en-fr", "fr-en"]
+    layout = layout_for(network, new, AddConfig(), 0.5, about={"base": str(tmp_path / "base")})
+    other = copy.deepcopy(network)
+    added = AddedPairs(other, [Addition(other, layout).draw(other, 1, {})], old)
+    save_added(added, tmp_path / "added")
+    loaded = load(tmp_path / "added", translate=SHORT)
+    assert loaded.pairs == ([*new, *PAIRS[:2]] if masked else None)
+    for pair in [*new, *PAIRS[:2]]:
+        loaded.check(pair)
+    if masked:
+        with pytest.raises(UnknownPairError, match="de-fr"):
+            loaded.check("de-fr")
+    else:
+        loaded.check("de-fr")
+
+
 @pytest.mark.parametrize("form", ["zeroed", "pruned", "ctranslate2"])
 def test_an_exported_model_translates_its_pairs_as_the_gate_does_and_no_other(
     network, chosen, tmp_path, form
