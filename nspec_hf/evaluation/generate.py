@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -131,7 +131,7 @@ def _weights_digest(model: torch.nn.Module) -> str:
     # Which of PEFT's adapters act, and how strongly, is in no weight.
     acting = [
         (name, list(part.active_adapters), part.disable_adapters, dict(getattr(part, "scaling", {})))
-        for name, part in model.named_modules()
+        for name, part in cast(Any, model).named_modules()
         if isinstance(getattr(part, "active_adapters", None), list)
     ]
     weights = (
