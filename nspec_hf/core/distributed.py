@@ -135,12 +135,15 @@ def real_rows(loader: object, batch: Mapping[str, Tensor]) -> int | None:
 
     A loader that accelerate prepared fills up its last batches with rows from the front (`even_batches`),
     so that all processes get equally many. `loader.remainder` tells how many rows of the last step are
-    real; these come first in the order of the processes, as in `Accelerator.gather_for_metrics`.
+    real; these come first in the order of the processes, as in `Accelerator.gather_for_metrics`. One process
+    gets no duplicates, and a sampler whose batches differ in size a remainder that is not that of the last.
 
     Raises:
         ConfigError: If the loader shards an iterable data set, since then duplicates cannot be known.
     """
-    if type(getattr(loader, "dataset", None)).__name__ == "IterableDatasetShard" and world_size() > 1:
+    if world_size() == 1:
+        return None
+    if type(getattr(loader, "dataset", None)).__name__ == "IterableDatasetShard":
         raise ConfigError(
             "this loader shards an iterable data set by repeating examples, which would be counted twice; "
             "prepare it with DataLoaderConfiguration(dispatch_batches=True), or use PairBatchSampler"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from torch import distributed
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from nspec_hf.core import (
     ConfigError,
@@ -139,9 +139,26 @@ def test_alone_each_function_is_the_identity():
     assert real_rows(DataLoader(Sentences()), {"x": tensor}) is None
 
 
-def test_the_last_batch_of_a_prepared_loader_is_whole_in_one_process():
-    loader = prepared()
-    assert [real_rows(loader, batch) for batch in loader] == [None] * 6 + [1]
+class BatchesOfPairs(BatchSampler):
+    """Batches of one pair each, of up to three rows: the last of a pair may be smaller, that of all whole."""
+
+    def __init__(self):
+        super().__init__(range(ROWS), batch_size=3, drop_last=False)
+
+    def __iter__(self):
+        rows_of = [
+            [row for row, pair in enumerate(Sentences().batch["pair_ids"]) if pair == p] for p in (2, 1, 0)
+        ]
+        batches = [rows[first : first + 3] for rows in rows_of for first in range(0, len(rows), 3)]
+        yield from sorted(batches, key=len)
+
+
+def test_all_rows_of_a_prepared_loader_count_in_one_process():
+    by_pair = Accelerator(cpu=True).prepare(DataLoader(Sentences(), batch_sampler=BatchesOfPairs()))
+    assert [len(batch["pair_ids"]) for batch in by_pair][-1] == 3 != ROWS % 3
+    for loader in (prepared(), by_pair):
+        stats = record(model(), loader, PAIRS)
+        assert stats.sentence_counts.tolist() == Sentences().batch["pair_ids"].bincount().tolist()
 
 
 UNEVEN = ([0, 1, 2, 3], [4], [5, 6])
