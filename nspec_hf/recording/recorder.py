@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,9 +132,9 @@ class _Recorder:
         self.two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
         self.sums = Accumulator(len(pairs), self.two_sided, config.max_sentences)
         self.arguments = set(inspect.signature(type(model).forward).parameters)
-        embeddings = cast(Any, model.get_input_embeddings())
-        # Under ZeRO-3 the weight itself is empty.
-        self.vocabulary = getattr(embeddings, "num_embeddings", embeddings.weight.shape[0])
+        # Marian may have a vocabulary for each side.
+        decoder = model.get_decoder() if self.two_sided else model
+        self.vocabularies = {"encoder": _embeddings_of(model), "decoder": _embeddings_of(decoder)}
         self.limits = {side: position_limit(model, side) for side in SIDES}
         gate: Any = getattr(model, ATTACHED, None)
         numbers = None if gate is None else [pair_index(gate.pairs, pair, "gate") for pair in pairs]
@@ -212,7 +212,8 @@ class _Recorder:
         return inputs
 
     def _check_ids(self, name: str, ids: Tensor) -> None:
-        limit = self.limits["encoder" if self.two_sided and name == "input_ids" else "decoder"]
+        side = "encoder" if self.two_sided and name == "input_ids" else "decoder"
+        limit, vocabulary = self.limits[side], self.vocabularies[side]
         require(
             limit is None or ids.shape[1] <= limit,
             f"{name} of {ids.shape[1]} tokens do not fit into the model's {limit} positions; cut long texts",
@@ -221,8 +222,8 @@ class _Recorder:
         if ids.device.type == "cpu" and known.numel():  # on a GPU, looking would stop its queue at every step
             low, high = known.min().item(), known.max().item()
             require(
-                0 <= low and high < self.vocabulary,
-                f"{name} from {low} to {high} do not fit the model's {self.vocabulary} embeddings; is the "
+                0 <= low and high < vocabulary,
+                f"{name} from {low} to {high} do not fit the model's {vocabulary} embeddings; is the "
                 "tokenizer the model's own?",
             )
 
@@ -303,3 +304,10 @@ class _Recorder:
             loss.backward()
         finally:
             self.in_backward = False
+
+
+def _embeddings_of(part: Any) -> int:
+    """Return how many tokens a model, or its decoder, has embeddings of."""
+    embeddings = part.get_input_embeddings()
+    # Under ZeRO-3 the weight itself is empty.
+    return getattr(embeddings, "num_embeddings", embeddings.weight.shape[0])

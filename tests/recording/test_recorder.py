@@ -21,6 +21,7 @@ from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import KINDS, RecordConfig, find_sites, record, site_activation
 from tests.helpers.families import DECODERS, TWO_SIDED, audio_batch, tiny_llama, tiny_whisper
+from tests.helpers.gated import without_ids
 from tests.helpers.models import (
     VOCABULARY,
     random_batch,
@@ -606,3 +607,23 @@ def test_ids_that_the_model_has_no_embedding_for_are_refused(name, token):
         del batch["decoder_input_ids"]
     with pytest.raises(ConfigError, match=rf"{name} from .* do not fit the model's {VOCABULARY} embeddings"):
         record(tiny_m2m100(), [batch], PAIRS)
+
+
+def test_a_model_of_two_vocabularies_takes_the_ids_of_each():
+    model = tiny_marian(decoder_vocab_size=VOCABULARY + 8, share_encoder_decoder_embeddings=False)
+    batch = random_batch(rows=3)
+    batch["decoder_input_ids"][0, 1] = batch["labels"][0, 0] = VOCABULARY + 7
+    seen = []
+    with model.model.decoder.layers[0].fc2.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0] > 0)
+    ):
+        model(**without_ids(batch))
+    fired_BF = (seen[0] & (batch["labels"] != -100)[..., None]).sum(1)
+    counts = record(model, [batch], PAIRS).counts["model.decoder.layers.0.fc1"]
+    assert torch.equal(counts, fired_BF)
+    batch["input_ids"][0, 0] = VOCABULARY
+    with pytest.raises(ConfigError, match=rf"input_ids from .* the model's {VOCABULARY} embeddings"):
+        record(model, [batch], PAIRS)
+    batch["decoder_input_ids"][0, 1] = VOCABULARY + 8
+    with pytest.raises(ConfigError, match=rf"the model's {VOCABULARY + 8} embeddings"):
+        record(model, [{**batch, "input_ids": random_batch(rows=3)["input_ids"]}], PAIRS)
