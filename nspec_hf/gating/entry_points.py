@@ -180,14 +180,18 @@ class Entry(TakenOver):
         """Run `generate` with one more argument, `pair_ids` [B]: one route for all steps of all beams."""
         if self._check is not None:
             self._check()
+        original = self._taken[0].original
+        given = {"inputs": args[0]} if args else {}
+        # By name, the settings too: transformers takes a generation_config without one.
+        given |= dict(zip(inspect.signature(original).parameters, args, strict=False))
+        inputs = {**given, **kwargs}
         prompt: list[int] = []  # what every row's decoder starts from
         for name in ("decoder_start_token_id", "forced_bos_token_id"):
-            value = generation_setting(self.module, kwargs, name)
+            value = generation_setting(self.module, inputs, name)
             prompt += [] if value is None else torch.as_tensor(value).reshape(-1).tolist()
-        given = {"inputs": args[0]} if args else {}
-        inputs = {**given, **kwargs, "prompt": torch.tensor([prompt], dtype=torch.long)}
+        inputs["prompt"] = torch.tensor([prompt], dtype=torch.long)
         with self._routing.generation(pair_ids, inputs):
-            return generating(self.module, self._taken[0].original)(*args, **kwargs)
+            return generating(self.module, original)(*args, **kwargs)
 
     def _carry(self, route: Route | None, values: Any) -> None:
         """Let tensors set the route of a backward pass that reaches them; None: they come from outside."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from nspec_hf.core import ConfigError, Pair, RoutingError, UnknownLanguageError, UnknownPairError
 from nspec_hf.data import LanguageTags
@@ -350,6 +350,11 @@ def test_generation_reads_the_target_from_the_forced_token_or_the_prompt(model, 
         assert torch.equal(model.generate(source, decoder_input_ids=prompt, max_new_tokens=6), prompted)
         model.generation_config.forced_bos_token_id = FR
         assert torch.equal(model.generate(source, max_new_tokens=6, num_beams=2), forced)
+        # A config may come by its name or by its place, and is before the model's.
+        model.generation_config.forced_bos_token_id = DE
+        config = GenerationConfig(**settings)
+        assert torch.equal(model.generate(source, generation_config=config), forced)
+        assert torch.equal(model.generate(source, config), forced)
         model.generation_config.forced_bos_token_id = None
         with pytest.raises(RoutingError, match="forced_bos_token_id"):
             model.generate(source, max_new_tokens=6)
