@@ -191,7 +191,9 @@ def _recipe(stats: ActivationStats, config: SelectConfig) -> Recipe:
     settings = {name: value(name) for name, rule in BY_METHOD.items() if holds(rule, value)}
     if not config.temperature:
         settings.pop("temperature", None)  # as of masks that were made before there was any
-    counted = {"count": stats.config.count, "active_on": stats.config.active_on}
+    counted: dict[str, Any] = {"count": stats.config.count, "active_on": stats.config.active_on}
+    if config.method == "te" and stats.config.label_smoothing:
+        counted["label_smoothing"] = stats.config.label_smoothing
     return Recipe(
         method=config.method,
         settings={**settings, "sides": list(config.sides), **counted},

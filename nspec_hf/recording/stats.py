@@ -34,7 +34,7 @@ KIND = "nspec_stats"
 SCORES = ("av", "te")
 
 # What must agree before two statistics may be added: each of these changes what a number means.
-_MEANING = ("count", "active_on", "av", "te")
+_MEANING = ("count", "active_on", "av", "te", "label_smoothing")
 
 
 class ActivationStats:
@@ -166,7 +166,7 @@ class ActivationStats:
             raise SiteMismatchError(f"statistics of other sites cannot be added; not in both: {names}")
         for name in _MEANING:
             ours, theirs = getattr(self.config, name), getattr(other.config, name)
-            if ours != theirs:
+            if (ours or None) != (theirs or None):  # no smoothing is 0 too
                 raise ConfigError(f"statistics with {name}={ours!r} and {name}={theirs!r} cannot be added")
         if self.base.get("fingerprint") != other.base.get("fingerprint"):
             raise ConfigError(

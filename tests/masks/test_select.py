@@ -74,6 +74,14 @@ def test_the_recipe_says_what_was_left_to_chance():
     )
 
 
+def test_the_recipe_says_whether_importance_is_that_of_a_smoothed_loss():
+    stats = made_up_stats()
+    assert "label_smoothing" not in NeuronMasks.from_importance(stats).recipe.settings
+    stats.config = replace(stats.config, label_smoothing=0.1)
+    assert NeuronMasks.from_importance(stats).recipe.settings["label_smoothing"] == 0.1
+    assert "label_smoothing" not in NeuronMasks.from_importance(stats, score="av").recipe.settings
+
+
 @pytest.mark.parametrize("method", ["coverage", "te", "random"])
 def test_only_the_selected_sides_get_masks(method):
     masks = NeuronMasks.from_config(made_up_stats(), SelectConfig(method=method, sides=("encoder",)))

@@ -84,6 +84,11 @@ def test_merging_adds_every_number_in_place():
     assert equal(right, made_up(2))
 
 
+def test_no_label_smoothing_is_none_or_zero():
+    stats = made_up().merge(made_up(label_smoothing=0.0))
+    assert torch.equal(stats.sums["te"][FC1], 2 * made_up().sums["te"][FC1])
+
+
 def test_merging_with_itself_is_twice():
     stats = made_up()
     stats.merge(stats)
@@ -95,6 +100,7 @@ def test_merging_with_itself_is_twice():
     [
         (lambda: made_up(pairs=("zh-CN->en", "en-de")), ConfigError, "pairs"),
         (lambda: made_up(count="sentences"), ConfigError, "sentences"),
+        (lambda: made_up(label_smoothing=0.1), ConfigError, r"label_smoothing=None and label_smoothing=0\.1"),
         (lambda: ActivationStats(["en-de", "zh-CN->en"], {FC1: 6}), SiteMismatchError, "k_proj"),
     ],
 )
