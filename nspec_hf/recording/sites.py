@@ -33,6 +33,8 @@ _ATTENTIONS = (
     ("q", "k", "v", "o"),
 )
 _PROJECTIONS = {name for names in _ATTENTIONS for name in names}
+# Between activation and down projection, of BitNet, Kosmos-2 and Gemma 3n (where above 0): all neurons count.
+_MIXES = ("ffn_sub_norm", "ffn_layernorm", "activation_sparsity")
 _ACTIVATIONS = ("activation_fn", "act", "act_fn", "activation")
 
 _CROSS = re.compile(r"cross|encoder_att|encdec", re.IGNORECASE)
@@ -95,7 +97,7 @@ def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
     Raises:
         UnsupportedModelError: If a layer has no block of a known shape, or one that could only be gated
             wrongly: experts behind a router, time-first layers, one layer used twice, layers wrapped one
-            by one, an activation with σ(0) ≠ 0.
+            by one, an activation with σ(0) ≠ 0, or what scales or cuts off by all neurons of a token.
         ConfigError: If a kind is unknown.
     """
     kinds = as_names(kinds)
@@ -291,6 +293,12 @@ def _placed(model: nn.Module, name: str, width: int) -> Site:
 
 
 def _refuse_activation(model: nn.Module, site: Site) -> None:
+    parent = model.get_submodule(site.name.rpartition(".")[0])
+    for mixes in (name for name in _MIXES if getattr(parent, name, None)):
+        raise UnsupportedModelError(
+            f"{type(parent).__name__} at {site.name!r} has {mixes}, which scales or cuts off by all neurons "
+            "of a token, so what others say would depend on silenced ones, which may speak themselves"
+        )
     activation = site_activation(model, site)
     weights = list(activation.parameters()) if isinstance(activation, nn.Module) else []
     if any(weight.is_meta for weight in weights):

@@ -144,6 +144,13 @@ def test_seamless_speech_parts_are_left_out():
     assert "text_encoder.layers.0.ffn.fc1" in names
 
 
+def tiny_gemma3n(sparsity):
+    few = {"laurel_rank": 4, "altup_num_inputs": 2, "num_kv_shared_layers": 0, "sliding_window": 64}
+    inputs = {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 48}
+    shape = {**_LLM, **few, **inputs, "layer_types": ["full_attention"] * 2}
+    return hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**shape, activation_sparsity_pattern=sparsity))
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -153,12 +160,18 @@ def test_seamless_speech_parts_are_left_out():
         (lambda: tiny_m2m100().model.encoder, "whole model"),
         (lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=48, n_embd=16, n_layer=1, n_head=2)), "fc1/fc2"),
         (lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_LLM)), "gate_up_proj"),
+        (lambda: hf.BitNetForCausalLM(hf.BitNetConfig(**_LLM)), "ffn_sub_norm"),
+        (lambda: tiny_gemma3n([0.0, 0.5]), r"layers\.1\..* has activation_sparsity"),
     ],
-    ids=["fsmt", "nllb-moe", "sigmoid", "half", "gpt2", "phi3"],
+    ids=["fsmt", "nllb-moe", "sigmoid", "half", "gpt2", "phi3", "bitnet", "gemma-3n"],
 )
 def test_what_could_only_be_gated_wrongly_is_refused_with_the_reason(build, reason):
     with pytest.raises(UnsupportedModelError, match=reason):
         find_sites(build())
+
+
+def test_a_gemma_3n_whose_layers_cut_nothing_off_is_as_good_as_any():
+    assert [site.width for site in find_sites(tiny_gemma3n([0.0, 0.0]))] == [24, 24]
 
 
 def test_an_nllb_moe_without_experts_is_as_good_as_any():
