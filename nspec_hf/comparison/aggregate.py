@@ -75,7 +75,7 @@ class _Aggregation:
         ]
 
         def differs(other: PlannedRow) -> tuple[bool, bool]:
-            same_base = row.plan.base in (other.plan.base, other.name if row.plan.base else "")
+            same_base = row.plan.base == (other.plan.base or (row.plan.base and other.name))
             return not same_base, dict(other.plan.train) != dict(row.plan.train)
 
         return min(able, key=differs, default=None)

@@ -443,6 +443,28 @@ def test_a_row_on_a_base_of_another_shape_is_compared_with_that_shape(tmp_path):
     assert references["shallow"] == {"baseline": "baseline", "finetune": "finetune"}
 
 
+def test_a_row_on_the_experiment_s_base_is_compared_with_that_in_whatever_order_rows_stand(tmp_path):
+    plan = {
+        "shallow": RowPlan(seeds=[1]),
+        "shallow_base": RowPlan(system="baseline", base="shallow", seeds=[1]),
+        "shallow_tuned": RowPlan(system="finetune", base="shallow", seeds=[1]),
+        "baseline": RowPlan(seeds=[1]),
+        "finetune": RowPlan(seeds=[1]),
+        "ns": RowPlan(system="neuron_specialization", seeds=[1]),
+        "ns_shallow": RowPlan(system="neuron_specialization", base="shallow", seeds=[1]),
+    }
+    config = experiment(tmp_path, plan)
+    rows = planned_rows(config)
+    for row in rows:
+        finish(row.runs[0], 0.2)
+    against = {row.name: row.against for row in compare_rows(config, rows).rows}
+    references = {name: [each.reference for each in own.values()] for name, own in against.items()}
+    assert references["ns"] == ["baseline", "finetune"]
+    assert references["finetune"] == ["baseline"]
+    assert references["ns_shallow"][0] == "shallow_base"
+    assert references["ns_shallow"][1] in ("shallow", "shallow_tuned")
+
+
 def test_a_plan_of_which_nothing_was_run_has_a_table(tmp_path):
     config = experiment(tmp_path, PLAN)
     comparison = compare_rows(config, planned_rows(config))
