@@ -96,7 +96,7 @@ class SpecializationCallback(TrainerCallback):
                 self._check_resumed(args, state)
         self.remember(state)
         self.loss.label_smoothing = args.label_smoothing_factor
-        self.loss.calls = 0
+        self.loss.begin()
         self._checked_loss = False
         self.attach(kwargs.get("model"))
 

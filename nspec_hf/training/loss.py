@@ -103,6 +103,12 @@ class TokenLoss:
             if self.tally is not None and pair_ids_B is not None:
                 self.tally.add(losses_BT, labels_BT, pair_ids_B)
         tokens = (labels_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    def begin(self) -> None:
+        """Begin a training: what an earlier one has counted, and not logged, is none of it."""
+        self.calls = 0
+        if self.tally is not None:
+            self.tally.sums_P2.zero_()
+
         return losses_BT.sum() / tokens
 
     def take(self) -> dict[str, float]:

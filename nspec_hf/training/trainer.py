@@ -102,6 +102,8 @@ class SpecializationTrainer(HookedTrainer):
         self.resumed_from = Path(resume_from_checkpoint) if is_path else None
         if self.resumed_from is not None:
             refuse_integers(self.trained, self.resumed_from)
+        if self._token_loss is not None:
+            self._token_loss.begin()
         if self.gate is not None and self.resumed_from is not None:
             self.gate.shape_as(self.resumed_from)
             self.gate.check_beside(self.resumed_from)

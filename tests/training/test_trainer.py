@@ -161,6 +161,26 @@ def plain_with_callback(folder, data, network, **settings):
     )
 
 
+@pytest.mark.parametrize("kind", ["plain", "gated", "dense"])
+def test_the_losses_of_pairs_of_a_second_training_are_its_own(tmp_path, kind):
+    """The first training ends between two logs; nothing is learned, so both have the same losses."""
+    data, settings = corpus(count=12), {"max_steps": 5, "logging_steps": 3, "learning_rate": 0.0}
+    if kind == "plain":
+        trainer = plain_with_callback(tmp_path, data, model(), per_device_train_batch_size=4, **settings)
+    elif kind == "gated":
+        trainer = specialized(tmp_path, data, **settings)
+    else:
+        trainer = build(SpecializationTrainer, model(), tmp_path, data, None, **settings)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    trainer.train()
+    second = trainer.state.log_history[0]
+    assert "loss_en-de" in first
+    assert {name: value for name, value in second.items() if "loss" in name} == pytest.approx(
+        {name: value for name, value in first.items() if "loss" in name}, abs=1e-6
+    )
+
+
 def test_four_lines_make_a_plain_trainer_do_what_ours_does(tmp_path):
     data = Rows(corpus(count=12))
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
