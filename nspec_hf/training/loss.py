@@ -92,9 +92,7 @@ class TokenLoss:
                 f"labels {list(labels.shape)} are not those of logits {list(logits_BTV.shape)}: a decoder "
                 "needs one input for each label (decoder_input_ids, or input_ids in a decoder-only model)"
             )
-        labels_BT = labels.to(logits_BTV.device)
-        if self.shifts:
-            logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
+        labels_BT = predicted(labels.to(logits_BTV.device), self.shifts)
         training = torch.is_grad_enabled()
         losses_BT = token_losses(logits_BTV, labels_BT, self.label_smoothing if training else 0.0)
         if training:
@@ -103,13 +101,13 @@ class TokenLoss:
             if self.tally is not None and pair_ids_B is not None:
                 self.tally.add(losses_BT, labels_BT, pair_ids_B)
         tokens = (labels_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return losses_BT.sum() / tokens
+
     def begin(self) -> None:
         """Begin a training: what an earlier one has counted, and not logged, is none of it."""
         self.calls = 0
         if self.tally is not None:
             self.tally.sums_P2.zero_()
-
-        return losses_BT.sum() / tokens
 
     def take(self) -> dict[str, float]:
         """Return the mean loss of each pair since the last call, as a log names it; all processes call it.
@@ -125,6 +123,11 @@ class TokenLoss:
                 "warm up for longer, or train in float32"
             )
         return {f"loss_{pair}": round(loss, 4) for pair, loss in losses.items()}
+
+
+def predicted(labels_BT: Tensor, shifts: bool) -> Tensor:
+    """Return the label that the logits at each place predict: the one there, or, if it `shifts`, the next."""
+    return nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED) if shifts else labels_BT
 
 
 def shifts_labels(model: nn.Module) -> bool:

@@ -25,7 +25,7 @@ from nspec_hf.recording import eval_mode, refuse_integers, token_losses
 from nspec_hf.training.arguments import check_arguments, minimize_losses
 from nspec_hf.training.callback import SpecializationCallback
 from nspec_hf.training.checkpoints import last_checkpoint
-from nspec_hf.training.loss import PairTally, TokenLoss, shifts_labels
+from nspec_hf.training.loss import PairTally, TokenLoss, predicted, shifts_labels
 from nspec_hf.training.setup_checks import (
     check_decoder_inputs,
     check_finite,
@@ -287,7 +287,8 @@ class SpecializationTrainer(HookedTrainer):
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
             for batch in loader:
                 batch = self._prepare_inputs(batch)
-                pair_ids, labels_BT = batch["pair_ids"], batch.pop("labels")
+                pair_ids = batch["pair_ids"]
+                labels_BT = predicted(batch.pop("labels"), shifts_labels(self.network))
                 logits_BTV = self.trained(**self._for_model(batch)).logits
                 losses_BT = token_losses(logits_BTV, labels_BT)
                 tally.add(losses_BT, labels_BT, pair_ids)

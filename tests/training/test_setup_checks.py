@@ -203,6 +203,42 @@ def test_a_gated_decoder_only_model_learns_and_is_scored_by_the_next_token_too(t
     assert [log["loss_en-de"], log["loss_de-en"]] == pytest.approx(losses, abs=1e-4)
 
 
+def test_an_encoded_corpus_is_scored_by_the_next_token_too_in_a_decoder_only_model(tmp_path):
+    from tests.training.test_trainer import arguments
+
+    torch.manual_seed(0)
+    encoded, pad = corpus(count=6), tokenizer().pad_token_id
+    network = LlamaForCausalLM(LlamaConfig(**{**llama().config.to_dict(), "vocab_size": len(tokenizer())}))
+
+    def joined(rows):
+        both = [row["input_ids"] + row["labels"] for row in rows]
+        width = max(map(len, both))
+        ids = torch.tensor([one + [pad] * (width - len(one)) for one in both])
+        labels = torch.tensor(
+            [
+                [-100] * len(row["input_ids"]) + row["labels"] + [-100] * (width - len(one))
+                for row, one in zip(rows, both, strict=True)
+            ]
+        )
+        pair_ids = torch.tensor([PAIRS.index(row["pair"]) for row in rows])
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != pad).long(),
+            "labels": labels,
+            "pair_ids": pair_ids,
+        }
+
+    trainer = SpecializationTrainer(
+        model=network, args=arguments(tmp_path), eval_dataset=encoded, data_collator=joined
+    )
+    total = count = 0.0
+    for row in encoded:  # one by one, by the library's own loss
+        batch = joined([row])
+        loss = network.eval()(input_ids=batch["input_ids"], labels=batch["labels"]).loss.item()
+        total, count = total + loss * len(row["labels"]), count + len(row["labels"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / count, abs=1e-5)
+
+
 def test_labels_that_are_not_the_input_s_tokens_are_refused(tmp_path):
     from tests.training.test_trainer import arguments
 
