@@ -68,6 +68,11 @@ class ElasticTrainer(SpecializationTrainer):
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `SpecializationTrainer` does; the draws begin with an update, also after an interrupt."""
+        self.drawn = 0
+        return super().train(*args, **kwargs)
+
         """Train on one micro-batch; evaluation, checkpoints and translation see the gate's own masks."""
         final = self.masked.masks
         try:
@@ -99,7 +104,8 @@ class ElasticTrainer(SpecializationTrainer):
         """Return the next level; the draws depend on the seed and on how many came before alone."""
         # From the number of updates, so that a resumed run draws what an uninterrupted one would.
         step = self.state.global_step * self.args.gradient_accumulation_steps + self.drawn
-        self.drawn = (self.drawn + 1) % self.args.gradient_accumulation_steps
+        # The last update of an epoch may have fewer micro-batches than the others.
+        self.drawn = 0 if self.accelerator.sync_gradients else self.drawn + 1
         return self.levels[np.random.default_rng((self.args.seed, step)).integers(len(self.levels))]
 
 

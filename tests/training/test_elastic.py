@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from nspec_hf.core import ConfigError
-from nspec_hf.data import PairCollator
+from nspec_hf.data import BatchConfig, PairCollator
 from nspec_hf.gating import NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
@@ -36,6 +37,10 @@ def made(tmp_path):
     """Return what makes an elastic trainer of a small model, without dropout."""
     tokenizer = tiny_text.tokenizer()
 
+    return maker(tmp_path)
+
+
+def maker(folder):
     def make(dense=None, teacher=0.5, own=None, **arguments):
         torch.manual_seed(0)
         model = tiny_m2m100(vocab_size=len(tokenizer), dropout=0.0)
@@ -44,13 +49,14 @@ def made(tmp_path):
         settings = {"learning_rate": 1e-3, "max_steps": 3, "label_smoothing_factor": 0.0, **arguments}
         return ElasticTrainer(
             model=model,
-            args=training_arguments(TrainConfig(arguments=settings), tmp_path),
+            args=training_arguments(TrainConfig(arguments=settings), folder),
             train_dataset=tiny_text.corpus(),
             data_collator=PairCollator(tokenizer, tiny_text.PAIRS, model.config.decoder_start_token_id),
             processing_class=tokenizer,
             gate=gate,
             levels=levels,
             dense=None if dense is None else masks_of(model, dense),
+            batch_config=BatchConfig(max_tokens=60, max_length=60),
             teacher=None if dense is None and own is None else teacher,
         )
 
@@ -138,6 +144,85 @@ def test_gradients_are_those_of_the_dense_pass_and_of_the_level_that_learns_from
 
 def test_after_every_update_the_gate_has_its_own_masks_and_all_levels_weredrawn(made):
     trainer = made(max_steps=8)
+def trained_weights(folder, **arguments):
+    """Train two updates without momentum; return the weights."""
+    plain = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    trainer = maker(folder)(dense=0.9, teacher=0.8, max_steps=2, max_grad_norm=0.0, **plain, **arguments)
+    trainer.levels = trainer.levels[:1]
+    trainer.train()
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+def train_in_two(index, count, folder):
+    weights = trained_weights(folder)
+    if index == 0:
+        torch.save(weights, f"{folder}/weights.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_the_dense_pass_as_much_as_one(tmp_path):
+    run_in_processes(train_in_two, 2, tmp_path)
+    alone = trained_weights(tmp_path, gradient_accumulation_steps=2)
+    for name, weight in torch.load(tmp_path / "weights.pt").items():
+        torch.testing.assert_close(weight, alone[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_decoder_only_model_learns_from_the_dense_pass_where_its_labels_are_predicted(tmp_path):
+    model = tiny_llama()
+    pairs = ["en-de", "de-en"]
+    dense, level = (
+        NeuronMasks.random(find_sites(model), pairs, density=density, seed=3) for density in (0.9, 0.4)
+    )
+    trainer = ElasticTrainer(
+        model=model,
+        args=training_arguments(TrainConfig(arguments={"max_steps": 1}), tmp_path),
+        gate=NeuronGate(model, level).attach(),
+        levels=[level],
+        dense=dense,
+        teacher=1.0,
+    )
+    ids = torch.randint(3, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, :4] = -100  # a source of four tokens, a target of three
+    apart = copy.deepcopy(model)
+    batch = {"input_ids": ids, "labels": labels, "pair_ids": torch.tensor([0, 1])}
+    trainer.args.label_smoothing_factor = trainer.compute_loss_func.label_smoothing = 0.0
+    trainer.model.train()
+    trainer.training_step(trainer.model, dict(batch), torch.tensor(6))
+    # What is said at the places 3, 4 and 5 is what comes at 4, 5 and 6.
+    p = logits_of(apart, dense, batch)[:, 3:6].softmax(-1)
+    text = -p.gather(-1, ids[:, 4:, None]).log().sum() / 6
+    (text / 2).backward()
+    q = logits_of(apart, level, batch)[:, 3:6].softmax(-1)
+    ((p.detach() * (p.detach().log() - q.log())).sum() / 6 / 2).backward()
+    other = dict(apart.named_parameters())
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, other[name].grad, rtol=1e-4, atol=1e-6)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, update):
+        self.update = update
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_training_stop = state.global_step == self.update
+
+
+def test_a_run_that_goes_on_behind_a_shorter_last_update_draws_what_one_without_a_stop_draws(made, tmp_path):
+    settings = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 5, "warmup_steps": 1}
+    whole, stopped, resumed = (make(**settings) for make in (maker(tmp_path / "whole"), made, made))
+    for trainer in (whole, stopped, resumed):
+        trainer.levels = [masks_of(trainer.model, density) for density in (0.9, 0.7, 0.5, 0.3)]
+    batches = len(whole.get_train_dataloader())
+    assert batches % 5
+    whole.train()
+    stopped.add_callback(StopAt(-(-batches // 5)))
+    stopped.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step > stopped.state.global_step
+    assert tiny_text.same_weights(resumed.model, whole.model)
+
+
     own, used = trainer.gate.masks, []
     plain = trainer.gate.replace_masks
     trainer.gate.replace_masks = lambda masks: (used.append(masks), plain(masks))
