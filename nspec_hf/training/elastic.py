@@ -23,6 +23,7 @@ from nspec_hf.data import IGNORED
 from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import tokens_of_block
+from nspec_hf.training.loss import predicted, shifts_labels
 from nspec_hf.training.trainer import SpecializationTrainer
 
 
@@ -67,12 +68,12 @@ class ElasticTrainer(SpecializationTrainer):
             "together: levels=(1.0, 0.8), or nspec select --levels '[1.0, 0.8]'",
         )
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `SpecializationTrainer` does; the draws begin with an update, also after an interrupt."""
         self.drawn = 0
         return super().train(*args, **kwargs)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Train on one micro-batch; evaluation, checkpoints and translation see the gate's own masks."""
         final = self.masked.masks
         try:
@@ -95,7 +96,10 @@ class ElasticTrainer(SpecializationTrainer):
         self.accelerator.backward(dense_loss / 2)
         self.masked.replace_masks(level)
         loss, student = both(dict(inputs))
-        apart = divergence(teacher.logits.detach(), student.logits, inputs["labels"], items)
+        # The mean of the processes' gradients is taken, so each counts as many times over, as in the loss.
+        tokens = None if items is None else items / self.accelerator.num_processes
+        seen_BT = predicted(inputs["labels"], shifts_labels(self.network))
+        apart = divergence(teacher.logits.detach(), student.logits, seen_BT, tokens)
         # The dense half has gone back already; it is added for the log alone.
         total = (dense_loss.detach() + (1 - self.teacher) * loss + self.teacher * apart) / 2
         return (total, student) if kwargs.get("return_outputs") else total

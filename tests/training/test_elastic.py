@@ -17,7 +17,9 @@ from nspec_hf.training import ElasticTrainer, elastic, record_corpus, training_a
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.elastic import divergence
 from tests.helpers import tiny_text
-from tests.helpers.models import tiny_m2m100
+from tests.helpers.families import tiny_llama
+from tests.helpers.models import VOCABULARY, tiny_m2m100
+from tests.helpers.two_processes import run_in_processes
 
 
 def masks_of(model, density, seed=1):
@@ -35,12 +37,12 @@ def counted():
 @pytest.fixture
 def made(tmp_path):
     """Return what makes an elastic trainer of a small model, without dropout."""
-    tokenizer = tiny_text.tokenizer()
-
     return maker(tmp_path)
 
 
 def maker(folder):
+    tokenizer = tiny_text.tokenizer()
+
     def make(dense=None, teacher=0.5, own=None, **arguments):
         torch.manual_seed(0)
         model = tiny_m2m100(vocab_size=len(tokenizer), dropout=0.0)
@@ -54,9 +56,9 @@ def maker(folder):
             data_collator=PairCollator(tokenizer, tiny_text.PAIRS, model.config.decoder_start_token_id),
             processing_class=tokenizer,
             gate=gate,
+            batch_config=BatchConfig(max_tokens=60, max_length=60),
             levels=levels,
             dense=None if dense is None else masks_of(model, dense),
-            batch_config=BatchConfig(max_tokens=60, max_length=60),
             teacher=None if dense is None and own is None else teacher,
         )
 
@@ -142,8 +144,6 @@ def test_gradients_are_those_of_the_dense_pass_and_of_the_level_that_learns_from
         torch.testing.assert_close(ours[name], parameter.grad + other[name].grad, rtol=1e-4, atol=1e-6)
 
 
-def test_after_every_update_the_gate_has_its_own_masks_and_all_levels_weredrawn(made):
-    trainer = made(max_steps=8)
 def trained_weights(folder, **arguments):
     """Train two updates without momentum; return the weights."""
     plain = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 0}
@@ -223,6 +223,8 @@ def test_a_run_that_goes_on_behind_a_shorter_last_update_draws_what_one_without_
     assert tiny_text.same_weights(resumed.model, whole.model)
 
 
+def test_after_every_update_the_gate_has_its_own_masks_and_all_levels_weredrawn(made):
+    trainer = made(max_steps=8)
     own, used = trainer.gate.masks, []
     plain = trainer.gate.replace_masks
     trainer.gate.replace_masks = lambda masks: (used.append(masks), plain(masks))
