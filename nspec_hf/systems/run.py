@@ -100,6 +100,8 @@ class Run:
         return torch.device(join_processes().device or "cpu")
 
     def _encoded(self, split: str) -> EncodedCorpus:
+        if not split:  # none of every pair, so that a system can ask for one pair's
+            return EncodedCorpus(self.pairs)
         return encode_corpus(self.config.data.read(split), self.tags, self.budget().batches.max_length or 256)
 
     def base(self, **changes: Any) -> PreTrainedModel:

@@ -218,6 +218,15 @@ def test_a_run_fine_tunes_prunes_trains_and_scores_and_is_not_done_twice(based, 
     assert result(folder, "lass") == found
 
 
+@pytest.mark.parametrize("system", ["lass", "individual"])
+def test_without_validation_text_a_pair_s_own_training_has_none(based, tmp_path, system):
+    _, file = based
+    off = ["--data.valid_split", "", "--data.test_split", "", "--results", str(tmp_path / "results")]
+    recipe("specialize")([file, "--system", system, "--row", f"{system}_blind", *off])
+    found = json.loads((tmp_path / "results" / f"tiny.{system}_blind.s1.json").read_text())
+    assert found["updates"] > 0
+
+
 def test_each_pair_is_fine_tuned_on_its_own_text_from_the_base(based, tmp_path, monkeypatch):
     seen = []
 
