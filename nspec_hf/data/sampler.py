@@ -23,7 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from nspec_hf.core import ConfigError, is_number, require_count
+from nspec_hf.core import ConfigError, is_number, require_count, warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,9 @@ class BatchConfig:
     their sizes and sees every sentence once an epoch; larger values draw small pairs more often."""
 
     max_length: int | None = None
-    """Longest sentence in tokens, tags included; longer ones are left out and counted in a warning. None
-    takes 256, or `max_tokens` where that is less."""
+    """Longest sentence in tokens, tags included; longer ones are left out, and counted in a warning, where
+    text is encoded; of a corpus that was encoded with longer ones a warning tells. None takes 256, or
+    `max_tokens` where that is less."""
 
     seed: int = 1
     """Seed of the order, not negative."""
@@ -112,6 +113,12 @@ class PairBatchSampler:
         if longest_N.max() > self.config.max_tokens:
             raise ConfigError(
                 f"a sentence of {longest_N.max()} tokens exceeds max_tokens {self.config.max_tokens}"
+            )
+        if longest_N.max() > (self.config.max_length or self.config.max_tokens):
+            warn(
+                f"max_length={self.config.max_length} is not followed: there are sentences of up to "
+                f"{longest_N.max()} tokens; leave them out with encode_corpus(…, max_length="
+                f"{self.config.max_length}), or raise BatchConfig(max_length=…)"
             )
         temperature = self.config.temperature if shuffle else 1
         self._slots = _make_slots(_small(longest_N), _small(pair_ids), self.config, temperature)

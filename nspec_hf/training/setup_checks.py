@@ -178,7 +178,17 @@ def check_lengths(model: nn.Module, corpus: EncodedCorpus) -> None:
     if limit is not None and longest > limit:
         raise TrainingSetupError(
             f"a sentence of the corpus has {longest} tokens, but the model has {limit} positions; encode the "
-            f"text with encode_corpus(…, max_length={limit}), or set BatchConfig(max_length={limit})"
+            f"text with encode_corpus(…, max_length={limit}), in settings `batches.max_length: {limit}`"
+        )
+
+
+def check_forced_start(asked: object, prompts_BT: Tensor) -> None:
+    """Warn where `generate` is given a forced first token that is not followed: prompts end with another."""
+    begun = set(prompts_BT[:, -1].tolist())
+    if asked is not None and set(torch.as_tensor(asked).flatten().tolist()) != begun:
+        warn(
+            f"forced_bos_token_id={asked} is not followed: each row begins in its pair's target language, "
+            f"here with {', '.join(map(str, sorted(begun)))}; leave it out, or give other pairs"
         )
 
 

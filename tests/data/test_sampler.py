@@ -1,5 +1,7 @@
 """The plan of batches: nothing lost, nothing twice, nothing over budget, as many on every rank and epoch."""
 
+import warnings
+
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
@@ -233,3 +235,13 @@ def test_the_longest_sentence_is_256_tokens_or_what_the_budget_holds():
 def test_what_cannot_be_planned_is_refused(lengths, pair_ids, more, message):
     with pytest.raises(ConfigError, match=message):
         PairBatchSampler(lengths, pair_ids, BatchConfig(max_tokens=BUDGET), **more)
+
+
+def test_sentences_that_are_longer_than_the_longest_that_was_asked_for_are_told():
+    lengths, pair_ids = [[3, 9], [4, 4], [12, 2]], [0, 0, 1]
+    with pytest.warns(UserWarning, match=r"max_length=8 is not followed.*up to 12 tokens.*max_length=8"):
+        sampler = PairBatchSampler(lengths, pair_ids, BatchConfig(max_tokens=40, max_length=8))
+    assert sorted(number for batch in sampler for number in batch) == [0, 1, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PairBatchSampler(lengths, pair_ids, BatchConfig(max_tokens=40, max_length=12))
