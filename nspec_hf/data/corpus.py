@@ -225,6 +225,8 @@ def _text_lines(path: Path) -> Iterator[str | None]:
 def _tsv_rows(path: Path) -> Iterator[Mapping[str, str] | None]:
     lines = map(decode_line, raw_lines(path))
     names = [name.strip() for name in (next(lines, "") or "").split("\t")]
+    if len(set(names)) != len(names):
+        raise CorpusError(f"{path}: two columns have the same heading: {', '.join(names)}; rename one")
     for number, line in enumerate(lines, start=2):
         cells = line.split("\t") if line else [""] * len(names)
         if len(cells) != len(names):

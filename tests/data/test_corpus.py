@@ -385,3 +385,9 @@ def test_files_of_a_pair_whose_codes_have_hyphens_are_read_in_both_spellings(tmp
         (tmp_path / f"train.{name}.{code}").write_bytes(lines(text))
     (text,) = read(tmp_path, ["zh-CN->pt-BR"])
     assert (text.sources, text.targets) == (EN, DE)
+
+
+def test_a_table_with_the_same_heading_twice_is_refused(tmp_path):
+    (tmp_path / "train.tsv").write_text("en\tde\ten\nA\tB\tC\n")
+    with pytest.raises(CorpusError, match="two columns have the same heading: en, de, en"):
+        read_corpus(CorpusConfig(path=str(tmp_path)), ["en-de"], "train")
