@@ -25,7 +25,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
-from nspec_hf.core import ConfigError, Pair, TrainingSetupError, plain, rank, warn, warn_unused, write_json
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    TrainingSetupError,
+    pair_index,
+    plain,
+    rank,
+    warn,
+    warn_unused,
+    write_json,
+)
 from nspec_hf.data import LanguageTags, as_tags
 from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover, freeze_unsaved
 from nspec_hf.masks import BY_METHOD, NeuronMasks, SelectConfig
@@ -39,6 +49,7 @@ from nspec_hf.recording import (
     record,
 )
 from nspec_hf.training.checkpoints import MADE_BY_FILE
+from nspec_hf.training.setup_checks import check_forced_start
 from nspec_hf.training.trainer import SpecializationTrainer
 from nspec_hf.training.trainer_hooks import keep_ties
 
@@ -226,14 +237,29 @@ class Specialization:
     def _generate_pairs(self, *args: Any, pair_ids: Any = None, **kwargs: Any) -> Any:
         """Generate, each row in its pair's target language and with its neurons."""
         given = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-        pair_ids = pairs_of(given) if pair_ids is None else pair_ids
-        if pair_ids is None and self.rows.column is None and isinstance(given, Tensor):
-            pair_ids = torch.zeros(len(given), dtype=torch.long, device=given.device)
+        pair_ids = pairs_of(given) if pair_ids is None else self._numbers(pair_ids)
+        encoded = kwargs.get("encoder_outputs")
+        sources = (given, kwargs.get("inputs_embeds"), None if encoded is None else encoded[0])
+        rows = next((each for each in sources if isinstance(each, Tensor)), None)
+        if pair_ids is None and self.rows.column is None and rows is not None:
+            pair_ids = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
         if isinstance(pair_ids, Tensor) and kwargs.get("decoder_input_ids") is None:
-            kwargs |= self.rows.prompt_settings(pair_ids)
+            settings = self.rows.prompt_settings(pair_ids)
+            if settings:
+                check_forced_start(kwargs.get("forced_bos_token_id"), settings["decoder_input_ids"])
+            kwargs |= settings
         if self.gate is not None:
             kwargs["pair_ids"] = pair_ids
         return self._generate.original(*args, **kwargs)
+
+    def _numbers(self, pair_ids: Any) -> Any:
+        """Return pairs that are given in a list, by their names or numbers, as the tensor that others are."""
+        if not isinstance(pair_ids, (list, tuple)):
+            return pair_ids
+        known = [
+            pair_index(self.pairs, each, "pairs") if isinstance(each, str) else each for each in pair_ids
+        ]
+        return torch.tensor(known)
 
     def _save_both(self, *args: Any, **kwargs: Any) -> Any:
         """Save the model as it does itself, and the masks beside it."""

@@ -29,6 +29,7 @@ from nspec_hf.training.loss import PairTally, TokenLoss, predicted, shifts_label
 from nspec_hf.training.setup_checks import (
     check_decoder_inputs,
     check_finite,
+    check_forced_start,
     check_places,
     check_same_pairs,
     check_setup,
@@ -192,6 +193,7 @@ class SpecializationTrainer(HookedTrainer):
                 for i in inputs["pair_ids"].tolist()
             ]
             gen_kwargs["decoder_input_ids"] = torch.tensor(prompts, device=self.args.device)
+            check_forced_start(gen_kwargs.get("forced_bos_token_id"), gen_kwargs["decoder_input_ids"])
             # Else generate puts its own start token before a prompt that begins with a language (mBART-25).
             gen_kwargs["decoder_start_token_id"] = prompts[0][0]
             # Else a prompt of one token (mBART-25, Marian) would be followed by this one in every language.

@@ -392,6 +392,32 @@ def test_one_pair_needs_no_join_and_no_column():
     assert set(network.generate(batch["input_ids"], max_new_tokens=3)[:, 1].tolist()) == {tag}
 
 
+def test_generate_begins_in_the_pair_s_language_however_it_is_given_rows_and_pairs():
+    network, tag = model(), tokenizer().convert_tokens_to_ids
+    specialize = Specialization(network, tokenizer(), pair="en-de")
+    encoded = corpus(count=5).subset("en-de")
+    batch = PairCollator(tokenizer(), ["en-de"])([encoded[i] for i in range(5)])
+    batch.pop("pair_ids")
+    specialize.record([batch])
+    known = {"attention_mask": batch["attention_mask"], "max_new_tokens": 5}
+    wanted = network.generate(batch["input_ids"], **known)
+    assert (wanted[:, 1] == tag("__de__")).all()
+    encoder = network.get_encoder()
+    for given in (
+        {"inputs_embeds": encoder.embed_tokens(batch["input_ids"])},
+        {"encoder_outputs": encoder(batch["input_ids"], attention_mask=batch["attention_mask"])},
+        {"input_ids": batch["input_ids"], "pair_ids": ["en-de"] * 5},
+        {"input_ids": batch["input_ids"], "pair_ids": [0] * 5},
+    ):
+        assert network.generate(**given, **known).tolist() == wanted.tolist()
+    with pytest.warns(UserWarning, match=f"forced_bos_token_id={tag('__fr__')} is not followed"):
+        other = network.generate(batch["input_ids"], forced_bos_token_id=tag("__fr__"), **known)
+    assert other.tolist() == wanted.tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.generate(batch["input_ids"], forced_bos_token_id=tag("__de__"), **known)
+
+
 def test_a_loop_without_accelerate_takes_the_collator():
     network = model()
     specialize = Specialization(network, tokenizer(), column="pair")
