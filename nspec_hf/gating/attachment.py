@@ -51,6 +51,7 @@ class Attachment:
         self.model = plain_model(model)
         self.own = own
         self.routing = routing
+        routing.index_of = self.include_all
         # Entries first: the modules that they are on may be wrapped, the ones inside may not.
         self._parts: list[TakenOver] = [*entries_of(self.model, inside, routing, self.check_in_place), *parts]
         self._entered: list[bool] = []

@@ -14,7 +14,7 @@ was made by, and the backward pass takes the route over when it gets there.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +67,8 @@ class Routing:
         """Start with no route: a gated layer that runs now is an error."""
         self.pairs = pairs
         self.reader: TokenReader | None = None
+        self.index_of: Callable[[list[str]], list[int]] = self._own_index_of
+        """Returns the indices of pairs by name; an attachment's own also adds those that it can run."""
         self.lock = threading.RLock()
         """Held while pairs are added."""
         self._local = _Local()
@@ -280,12 +282,15 @@ class Routing:
                 f"pair_ids is one index a row, got {pair_ids!r}; gate.use takes one pair for all rows"
             )
         if isinstance(pair_ids, (list, tuple)) and all(isinstance(pair, str) for pair in pair_ids):
-            numbers = numbered(self.pairs)
-            pair_ids = [pair_index(numbers, pair, "masks") for pair in pair_ids]
+            pair_ids = self.index_of(list(pair_ids))
         try:
             return torch.as_tensor(pair_ids)
         except (TypeError, ValueError, RuntimeError) as error:
             raise RoutingError(f"pair_ids is one integer a row, shape [B], got {pair_ids!r}") from error
+
+    def _own_index_of(self, pairs: list[str]) -> list[int]:
+        numbers = numbered(self.pairs)
+        return [pair_index(numbers, pair, "masks") for pair in pairs]
 
     def _replayed(self) -> Route:
         route = self.last
@@ -302,12 +307,13 @@ class Routing:
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what was chosen; what runs now, runs on the model that is copied or pickled."""
-        return {"pairs": self.pairs, "reader": self.reader, "chosen": self.chosen}
+        kept = ("pairs", "reader", "index_of", "chosen")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start with that."""
         self.__init__(state["pairs"])
-        self.reader = state["reader"]
+        self.reader, self.index_of = state["reader"], state["index_of"]
         if state["chosen"] is not None:
             self.choose(state["chosen"])
 

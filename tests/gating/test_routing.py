@@ -1,5 +1,8 @@
 """Which pair each row belongs to: the order of the sources, and what is refused."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -8,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from nspec_hf.core import ConfigError, Pair, RoutingError, UnknownLanguageError, UnknownPairError
 from nspec_hf.data import LanguageTags
-from nspec_hf.gating import GateConfig, NeuronGate, Routing
+from nspec_hf.gating import GateConfig, NeuronGate, Routing, attachment_of
 from nspec_hf.gating.route import Route
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
@@ -184,6 +187,22 @@ def test_a_zero_shot_pair_is_composed_on_request(model, masks):
         assert not torch.allclose(model(**batch, pair_ids=torch.zeros(4, dtype=torch.long)).logits, expected)
         with pytest.raises(UnknownPairError, match="fr-en"):
             gate.use("fr-de")
+
+
+@pytest.mark.parametrize(
+    "duplicate", [lambda gated: gated, copy.deepcopy, lambda gated: pickle.loads(pickle.dumps(gated))]
+)
+def test_zero_shot_pairs_that_a_batch_names_are_composed_as_use_composes_them(model, masks, duplicate):
+    batch = without_ids(random_batch(rows=3))
+    with NeuronGate(model, masks.compose("de-fr", pivot="en")), torch.no_grad():
+        expected = model(**batch, pair_ids=torch.tensor([3, 0, 3])).logits
+    with NeuronGate(model, masks, GateConfig(zero_shot="compose")), torch.no_grad():
+        one = duplicate(model)
+        assert torch.equal(one(**batch, pair_ids=["de-fr", "en-de", "de-fr"]).logits, expected)
+        assert attachment_of(one).masks.pairs == [*PAIRS, "de-fr"]
+        assert one is model or attachment_of(model).masks.pairs == PAIRS
+        with pytest.raises(UnknownPairError, match="fr-en"):
+            one(**batch, pair_ids=["fr-de", "en-de", "de-fr"])
 
 
 def test_several_zero_shot_pairs_are_composed_together(model, monkeypatch):
