@@ -7,6 +7,7 @@ themselves. Whichever is entered first decides, the ones inside it follow (`Rout
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import MethodType
 from typing import Any
@@ -117,15 +118,17 @@ class TakenOver:
 class Entry(TakenOver):
     """One module that is called from outside: a hook before its forward, one behind it, and its `generate`.
 
-    The check is what the model itself has to pass before each forward pass; modules inside have none.
+    The check is what has to be passed before each forward pass. Only the model itself takes `generate`.
     """
 
-    def __init__(self, module: nn.Module, routing: Routing, check: Callable[[], None] | None) -> None:
+    def __init__(
+        self, module: nn.Module, routing: Routing, check: Callable[[], None], is_model: bool
+    ) -> None:
         """Remember the module; it is not touched before `attach`."""
         super().__init__()
         self.module = module
         self._routing = routing
-        self._check = check
+        self._check, self._is_model = check, is_model
         self._parameters = tuple(inspect.signature(module.forward).parameters)
         self._handles: list[RemovableHandle] = []
 
@@ -136,7 +139,7 @@ class Entry(TakenOver):
             # Also after a forward that raised, so that its route is not left behind.
             self.module.register_forward_hook(self.leave, always_call=True),
         ]
-        if self._check is not None and callable(getattr(self.module, "generate", None)):
+        if self._is_model and callable(getattr(self.module, "generate", None)):
             self._taken.append(Takeover(self.module, self.generate, "generate"))
 
     def detach(self) -> None:
@@ -158,12 +161,13 @@ class Entry(TakenOver):
                 "nn.DataParallel runs copies of the model in threads that share one gate, so rows would get "
                 "each other's pairs; start one process a device with `accelerate launch` or `torchrun`"
             )
-        # `generate` has asked once for all of its steps.
-        if self._check is not None and self._routing.here.kept is None and not torch.compiler.is_compiling():
-            self._check()
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         pair_ids = inputs.pop("pair_ids", None)
-        if self._routing.enter(self, pair_ids, inputs, outermost=self._check is not None):
+        frame = None if torch.compiler.is_compiling() else sys._getframe(1)
+        if self._routing.enter(self, pair_ids, inputs, self._is_model, frame):
+            # `generate` has asked once for all of its steps.
+            if not torch.compiler.is_compiling():
+                self._check()
             self._carry(None, inputs)
         return args, {name: value for name, value in kwargs.items() if name != "pair_ids"}
 
@@ -178,8 +182,7 @@ class Entry(TakenOver):
 
     def generate(self, *args: Any, pair_ids: Any = None, **kwargs: Any) -> Any:
         """Run `generate` with one more argument, `pair_ids` [B]: one route for all steps of all beams."""
-        if self._check is not None:
-            self._check()
+        self._check()
         original = self._taken[0].original
         given = {"inputs": args[0]} if args else {}
         # By name, the settings too: transformers takes a generation_config without one.
@@ -218,7 +221,7 @@ def entries_of(
     """
     names = list(inside)
     return [
-        Entry(module, routing, check if module is model else None)
+        Entry(module, routing, check, is_model=module is model)
         for path, module in model.named_modules()
         if module is model
         or (isinstance(module, PreTrainedModel) and any(name.startswith(f"{path}.") for name in names))

@@ -1,10 +1,12 @@
-"""What is reached of the insides of PyTorch, of FSDP and DeepSpeed, and of `generate`.
+"""What is reached of the insides of Python, of PyTorch, of FSDP and DeepSpeed, and of `generate`.
 
 All of it may change without a word, so it stands here alone; `tests/gating/test_internals.py` asks each
 question of the library itself and fails where a release answers it in another way.
 """
 
+import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -21,6 +23,16 @@ def backward_pass() -> int:
 def when_backward_ends(then: Callable[[], Any]) -> None:
     """Call a function at the end of the backward pass that this thread works at."""
     torch.autograd.Variable._execution_engine.queue_callback(then)
+
+
+def is_running(frame: FrameType | None) -> bool:
+    """Return whether a frame is on this thread's stack; where that cannot be asked, it is."""
+    if frame is None or torch.compiler.is_compiling():
+        return True
+    here: FrameType | None = sys._getframe()
+    while here is not None and here is not frame:
+        here = here.f_back
+    return here is frame
 
 
 def is_replica(module: nn.Module) -> bool:

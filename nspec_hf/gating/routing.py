@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from nspec_hf.core import Pair, RoutingError, UnknownPairError, in_short, numbered, pair_index
-from nspec_hf.gating.internals import WeakTensorKeyDictionary, backward_pass, when_backward_ends
+from nspec_hf.gating.internals import WeakTensorKeyDictionary, backward_pass, is_running, when_backward_ends
 from nspec_hf.gating.route import HOW_TO_ROUTE, Route, TokenReader, first_of
 
 GENERATION = "generate"
@@ -41,6 +42,8 @@ class Thread:
     """The route of the call that it is in."""
     decider: object = None
     """Who decided it."""
+    frame: FrameType | None = None
+    """What called who decided; None where that ends its call come what may."""
     last: Route | None = None
     """Its latest route."""
     chosen: Route | None = None
@@ -92,7 +95,7 @@ class Routing:
         """
         self.here.chosen = route
         # Nobody chooses inside a running call, so what is left of one was interrupted.
-        self.here.running = self.here.decider = None
+        self.here.running = self.here.decider = self.here.frame = None
         with self.lock:
             self._choices.pop(threading.current_thread(), None)
             if route is not None:
@@ -136,7 +139,12 @@ class Routing:
         return route
 
     def enter(
-        self, caller: object, pair_ids: Any, inputs: Mapping[str, Any], outermost: bool = False
+        self,
+        caller: object,
+        pair_ids: Any,
+        inputs: Mapping[str, Any],
+        outermost: bool = False,
+        frame: FrameType | None = None,
     ) -> bool:
         """Decide the route where `caller` is the outermost call; inside another call, follow that one.
 
@@ -148,23 +156,25 @@ class Routing:
             inputs: The call's arguments by name.
             outermost: Whether only `generate` can be around this caller. Then a route that an interrupted
                 call left behind is dropped.
+            frame: Of what calls the caller. Off the stack, the call is over, though KeyboardInterrupt runs no
+                hook that could tell.
         """
         here = self.here
-        inside = here.decider is not None and here.decider is not caller
+        inside = here.decider is not None and here.decider is not caller and is_running(here.frame)
         if inside and (here.decider is GENERATION or not outermost):
             if pair_ids is not None:
                 raise RoutingError(
                     "pair_ids were given again inside a call that has a route; give them once, outside"
                 )
             return False
-        here.decider = here.running = None
+        here.decider = here.running = here.frame = None
         route = self._decide(pair_ids, inputs)
         if not torch.compiler.is_compiling():
             self._callers.add(threading.current_thread())
             if inputs.get("past_key_values") is not None:
                 self._check_cache(inputs["past_key_values"], route)
         here.running = here.last = self._latest = route
-        here.decider = caller
+        here.decider, here.frame = caller, frame
         return True
 
     def leave(self, caller: object) -> Route | None:
@@ -172,7 +182,7 @@ class Routing:
         here = self.here
         if here.decider is not caller:
             return None
-        route, here.running, here.decider = here.running, None, None
+        route, here.running, here.decider, here.frame = here.running, None, None, None
         return route
 
     @contextmanager

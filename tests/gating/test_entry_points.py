@@ -189,8 +189,34 @@ def test_the_base_model_takes_pair_ids_and_positional_arguments():
 
 
 class _Stumbling(nn.Module):
+    def __init__(self, error=ArithmeticError):
+        super().__init__()
+        self.error = error
+
     def forward(self, *args, **kwargs):
-        raise ArithmeticError("a layer that fails")
+        raise self.error("a layer that fails")
+
+
+@pytest.mark.parametrize("error", [ArithmeticError, torch.OutOfMemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("whole", [True, False], ids=["model", "decoder"])
+def test_a_part_called_after_an_interrupted_forward_follows_the_chosen_pair_and_not_the_old_one(error, whole):
+    """KeyboardInterrupt runs no hook behind a forward; while its traceback lives, so do its frames."""
+    model, batch = tiny_m2m100(), random_batch()
+    ids, broken = batch["input_ids"], _Stumbling(error)
+    with NeuronGate(model, random_masks(model)) as gate:
+        gate.use("en-de")
+        expected = model.get_encoder()(ids).last_hidden_state
+        model.model.decoder.layers[1].fc2, norm = broken, model.model.decoder.layers[1].fc2
+        with pytest.raises(error) as traceback:
+            if whole:
+                model(**{**batch, "pair_ids": torch.full((4,), 1)})
+            else:
+                model.get_decoder()(input_ids=ids, pair_ids=torch.full((4,), 1))
+        model.model.decoder.layers[1].fc2 = norm
+        assert traceback.tb
+        assert torch.equal(model.get_encoder()(ids).last_hidden_state, expected)
+        other = model.get_encoder()(ids, pair_ids=torch.full((4,), 1)).last_hidden_state
+        assert not torch.equal(other, expected)
 
 
 def test_a_forward_that_raises_leaves_hooks_weights_and_outputs_as_they_were():
@@ -279,6 +305,9 @@ def test_lora_that_is_put_on_gated_layers_later_is_refused_and_not_left_unsilenc
         lora(**batch)
     with pytest.raises(UnsupportedModelError, match=reason):
         lora.generate(input_ids=batch["input_ids"], pair_ids=ids, max_new_tokens=2)
+    for part, given in ((model.model, batch), (model.get_encoder(), {"input_ids": batch["input_ids"]})):
+        with pytest.raises(UnsupportedModelError, match=reason):
+            part(**{**{k: v for k, v in given.items() if k != "labels"}, "pair_ids": ids})
     model = lora.unload()
     assert torch.equal(model(**batch).logits, expected)
     # Elsewhere it may come at any time.
