@@ -207,11 +207,9 @@ def test_a_part_called_after_an_interrupted_forward_follows_the_chosen_pair_and_
         gate.use("en-de")
         expected = model.get_encoder()(ids).last_hidden_state
         model.model.decoder.layers[1].fc2, norm = broken, model.model.decoder.layers[1].fc2
+        part, given = (model, batch) if whole else (model.get_decoder(), {"input_ids": ids})
         with pytest.raises(error) as traceback:
-            if whole:
-                model(**{**batch, "pair_ids": torch.full((4,), 1)})
-            else:
-                model.get_decoder()(input_ids=ids, pair_ids=torch.full((4,), 1))
+            part(**{**given, "pair_ids": torch.full((4,), 1)})
         model.model.decoder.layers[1].fc2 = norm
         assert traceback.tb
         assert torch.equal(model.get_encoder()(ids).last_hidden_state, expected)
