@@ -77,7 +77,8 @@ def _dropout(network: PreTrainedModel) -> Iterator[Finding]:
 
 
 def _decoding(network: PreTrainedModel) -> Iterator[Finding]:
-    rows = cast(nn.Embedding, network.get_input_embeddings()).num_embeddings
+    # Marian may have a vocabulary for each side.
+    rows = cast(nn.Embedding, network.get_decoder().get_input_embeddings()).num_embeddings
     try:
         start = decoder_start_token(network)
         if not 0 <= start < rows:

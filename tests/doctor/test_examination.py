@@ -13,6 +13,7 @@ from nspec_hf.doctor import CHECKS, Finding, Report, Setup, examine
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.training import TrainConfig
 from tests.helpers import tiny_text
+from tests.helpers.models import tiny_marian
 
 PAIRS = ("en-de", "de-en")
 
@@ -125,6 +126,18 @@ def test_a_start_token_that_the_model_has_no_embedding_for_is_wrong(tmp_path):
     rows = len(model.get_input_embeddings().weight)
     expected = f"decoding starts from token 58100, but the model has embeddings for {rows}"
     assert findings("model", model=str(tmp_path)) == [expected]
+
+
+def test_a_start_token_is_looked_for_among_the_decoders_embeddings(tmp_path):
+    """Marian may have a vocabulary for each side."""
+    sizes = {"vocab_size": 20, "decoder_vocab_size": 40, "share_encoder_decoder_embeddings": False}
+    for start, wrong in (
+        (39, []),
+        (40, ["decoding starts from token 40, but the model has embeddings for 40"]),
+    ):
+        model = tiny_marian(**sizes, tie_word_embeddings=False, decoder_start_token_id=start, dropout=0.1)
+        model.save_pretrained(tmp_path)
+        assert findings("model", model=str(tmp_path)) == wrong
 
 
 def test_several_translations_a_sentence_are_wrong(tmp_path):
