@@ -116,8 +116,16 @@ def last_part(name: str) -> str:
 
 
 def facts_without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return facts whose texts that are paths of this machine are their last part."""
-    return {name: last_part(value) if isinstance(value, str) else value for name, value in facts.items()}
+    """Return facts whose texts that are paths of this machine are their last part, also further inside."""
+    return {name: _without_paths(value) for name, value in facts.items()}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return facts_without_paths(value)
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(each) for each in value]
+    return last_part(value) if isinstance(value, str) else value
 
 
 def stats_without_paths(stats: ActivationStats) -> ActivationStats:

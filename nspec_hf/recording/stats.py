@@ -153,6 +153,8 @@ class ActivationStats:
     def merge(self, other: "ActivationStats") -> "ActivationStats":
         """Add the other's numbers to these, in place, and return these.
 
+        Where their texts differ, `corpus` becomes a list of them: `{"merged": [{…}, {…}]}`.
+
         Raises:
             ConfigError: If the pairs, or how they were counted, differ.
             SiteMismatchError: If the sites differ.
@@ -173,6 +175,7 @@ class ActivationStats:
                 f"statistics of two models cannot be added: their weights have the fingerprints "
                 f"{self.base.get('fingerprint')} and {other.base.get('fingerprint')}"
             )
+        self.corpus = _together(self.corpus, other.corpus)
         theirs = other.tensors()
         for name, tensor in self.tensors().items():
             tensor += theirs[name].to(tensor.device)
@@ -261,3 +264,13 @@ class ActivationStats:
 
     def _row(self, pair: str) -> int:
         return pair_index(self.pairs, Pair(pair), "statistics")
+
+
+def _together(*corpora: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what says of several texts what each was, and of one, or of one again, what that says."""
+    texts: list[Any] = []
+    for corpus in corpora:
+        merged = corpus.get("merged") if len(corpus) == 1 else None
+        these = merged if isinstance(merged, list) else [corpus]
+        texts += [each for each in these if each and each not in texts]
+    return {"merged": texts} if len(texts) > 1 else dict(*texts)

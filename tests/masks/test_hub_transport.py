@@ -166,6 +166,8 @@ def test_paths_of_this_machine_are_not_published(hub, tmp_path, model):
     base, text = tmp_path / "secret-project" / "base", tmp_path / "secret-project" / "dev-text"
     sites = find_sites(tiny_m2m100())
     stats = ActivationStats(PAIRS, sites, base={"id": str(base)}, corpus={"path": str(text), "split": "dev"})
+    # Of another text, and named further inside.
+    stats.merge(ActivationStats(PAIRS, sites, base={"id": str(base)}, corpus={"files": [str(text)]}))
     stats.save(tmp_path / "stats")
     keep = NeuronMasks.random(sites, PAIRS).keep
     recipe = Recipe(method="coverage", base_model=str(base), corpus=stats.corpus)

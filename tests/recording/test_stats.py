@@ -127,6 +127,18 @@ def test_a_subset_holds_those_pairs_in_the_order_asked_for():
     assert equal(stats, made_up(pairs=("en-de", "de-en", "en-fr")))
 
 
+def test_merged_statistics_say_of_each_text_what_it_was_and_of_one_text_what_it_was(tmp_path):
+    first, again, second, nameless = (made_up() for _ in range(4))
+    first.corpus, again.corpus, second.corpus = {"name": "a"}, {"name": "a"}, {"name": "b", "files": ["x"]}
+    assert first.merge(again).merge(nameless).corpus == {"name": "a"}
+    first.merge(second)
+    first.save(tmp_path / "stats")
+    back = ActivationStats.load(tmp_path / "stats")
+    assert back.merge(second).corpus == {"merged": [{"name": "a"}, {"name": "b", "files": ["x"]}]}
+    assert nameless.merge(back).corpus == back.corpus
+    assert made_up().merge(second).corpus == second.corpus == {"name": "b", "files": ["x"]}
+
+
 def test_what_is_saved_is_read_back_exactly(tmp_path):
     stats = made_up(count="sentences", max_sentences=7)
     stats.corpus = {"name": "bible ünïcode", "lines": 3}
