@@ -9,6 +9,7 @@ code. Here each of these is an error or an argument.
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -37,6 +38,9 @@ from nspec_hf.recording.weights import refuse_integers, refuse_unfit
 
 ATTACHED = "_nspec_attachment"
 """Attribute under which a model holds what is attached to it (a gate, adapters …); it has `pairs`."""
+
+OTHER_PARTS = re.compile(r"t2u|vocoder|speech_encoder|vision|visual|image|audio|adapter|lora", re.IGNORECASE)
+"""Names of parts that no text token passes through, and of small modules that were added to a model."""
 
 _LFS_POINTER = b"version https://git-lfs"
 _LAYERDROP = ("encoder_layerdrop", "decoder_layerdrop")
@@ -234,6 +238,7 @@ def position_limit(model: nn.Module, side: str | None = None) -> int | None:
         if "position" in name.rpartition(".")[2]
         and isinstance(module, nn.Embedding)  # M2M-100's is none, and grows
         and side in (None, "encoder" if "encoder" in name else "decoder")
+        and not OTHER_PARTS.search(name)
     ]
     return min(tables, default=None)
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, SiteMismatchError, UnsupportedModelError, as_names, digest, whole
 from nspec_hf.recording.config import KINDS
+from nspec_hf.recording.model import OTHER_PARTS
 
 # Gated linear → (ungated linear, down projection), all children of one module.
 _BLOCKS = {
@@ -38,8 +39,6 @@ _MIXES = ("ffn_sub_norm", "ffn_layernorm", "activation_sparsity")
 _ACTIVATIONS = ("activation_fn", "act", "act_fn", "activation")
 
 _CROSS = re.compile(r"cross|encoder_att|encdec", re.IGNORECASE)
-# Parts that no text token passes through, and small modules that were added to a model.
-_OTHER_PARTS = re.compile(r"t2u|vocoder|speech_encoder|vision|visual|image|audio|adapter|lora", re.IGNORECASE)
 _EXPERTS = re.compile(r"^(experts?|router|shared_experts?|block_sparse_moe)$")
 _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 _REFUSED_TYPES = {
@@ -111,7 +110,7 @@ def find_sites(model: nn.Module, kinds: Iterable[str] = ("ffn",)) -> list[Site]:
     _refuse_model(model)
     sites: list[Site] = []
     for name, module in model.named_modules():
-        if _OTHER_PARTS.search(name):
+        if OTHER_PARTS.search(name):
             continue
         if "attention" in kinds:
             sites += _attention_sites(name, module)
@@ -238,7 +237,7 @@ def _refuse_model(model: nn.Module) -> None:
         raise UnsupportedModelError(f"{class_name} is not supported: {_REFUSED_TYPES[model_type]}")
     for name, _ in model.named_modules():
         parts = name.split(".")
-        if not _OTHER_PARTS.search(name) and any(_EXPERTS.match(part) for part in parts):
+        if not OTHER_PARTS.search(name) and any(_EXPERTS.match(part) for part in parts):
             raise UnsupportedModelError(
                 f"{class_name} has experts behind a router ({name!r}): an expert sees loose tokens, so its "
                 "neurons cannot be tied to the rows of a batch; use a dense model"

@@ -50,6 +50,24 @@ def tiny_t5gemma(seed=0):
     return _make(hf.T5GemmaForConditionalGeneration, config, seed)
 
 
+def tiny_t5gemma2(seed=0):
+    """A model that looks at pictures too, by a tower with a table of four positions."""
+    text = {**_LLM, "layer_types": ["full_attention"] * 2}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = {"text_config": text, "vision_config": {**vision, "image_size": 28, "patch_size": 14}}
+    config = hf.T5Gemma2Config(
+        encoder={**encoder, "mm_tokens_per_image": 4}, decoder=text, image_token_index=47
+    )
+    return _make(hf.T5Gemma2ForConditionalGeneration, config, seed)
+
+
+def tiny_led(seed=0, **changes):
+    """A model that fills its source up to a multiple of its window; its sides have other positions."""
+    sizes = {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 32}
+    config = hf.LEDConfig(**{**_SHAPE, "attention_window": 8, **sizes, **changes})
+    return _make(hf.LEDForConditionalGeneration, config, seed)
+
+
 def tiny_seamless(seed=0):
     return _make(hf.SeamlessM4TForTextToText, hf.SeamlessM4TConfig(**_SEAMLESS), seed)
 

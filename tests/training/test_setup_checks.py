@@ -30,6 +30,7 @@ from nspec_hf.training.setup_checks import (
     check_schedule,
     freeze_unsaved,
 )
+from tests.helpers.families import tiny_t5gemma2
 from tests.helpers.gated import without_ids
 from tests.helpers.models import random_batch, tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_t5
 from tests.helpers.tiny_text import PAIRS, corpus, model, tokenizer
@@ -78,6 +79,13 @@ def test_the_limit_of_positions_is_where_the_model_fails(make):
     network(input_ids=ids, decoder_input_ids=ids[:, :2])
     with pytest.raises(IndexError):
         network(input_ids=torch.full((1, limit + 1), 5), decoder_input_ids=ids[:, :2])
+
+
+def test_the_positions_of_a_picture_are_no_limit_of_text():
+    network = tiny_t5gemma2()
+    ids = torch.full((1, 9), 5)
+    assert network(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
+    assert position_limit(network) is longest_text(network, "encoder") is None
 
 
 @pytest.mark.parametrize("updates", [1, 19, 20])
