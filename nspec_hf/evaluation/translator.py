@@ -26,7 +26,7 @@ from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import ScoreCheck, check_generation, check_texts, sees_rows, shortened
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import decoder_prompt, eval_mode, longest_text, plain_model
+from nspec_hf.recording import SIDES, decoder_prompt, eval_mode, longest_text, plain_model
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -101,7 +101,7 @@ class Translator:
         self.config = config or TranslateConfig()
         self._fits: float = self.config.max_tokens
         # What the model was made for; None where it counts distances instead (T5).
-        self._positions = longest_text(self.model)
+        self._source_positions, self._positions = (longest_text(self.model, side) for side in SIDES)
 
     @property
     def acting_gate(self) -> Attachment | None:
@@ -219,7 +219,7 @@ class Translator:
     @property
     def limit(self) -> int | None:
         """Tokens of a source beyond which it is cut; None where nothing says so (T5 counts distances)."""
-        return min(filter(None, (self.config.max_source, self._positions)), default=None)
+        return min(filter(None, (self.config.max_source, self._source_positions)), default=None)
 
     def _batches(self, rows: list[_Row], asked: Mapping[str, Any], one_pair: bool) -> list[list[_Row]]:
         """Return batches by length, longest first, so that memory runs out at once or never."""

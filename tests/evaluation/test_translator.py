@@ -11,6 +11,7 @@ from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks, Recipe
+from tests.helpers.families import tiny_led
 from tests.helpers.gated import zeroed_copy
 from tests.helpers.models import SIX_ARCHITECTURES, tiny_mbart
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
@@ -146,6 +147,20 @@ def test_a_text_that_is_too_long_is_cut_between_its_tags_and_warned_about():
         row = translator._shortened(translator._encode([long], [Pair("en-de")]))[0]
     whole = LanguageTags(tokenizer()).encode_source([long], "en-de")[0]
     assert row.ids == [*whole[:19], whole[-1]]
+
+
+def test_a_source_is_cut_at_the_encoders_positions_and_an_output_at_the_decoders():
+    ids = tokenizer()
+    special = {f"{each}_token_id": getattr(ids, f"{each}_token_id") for each in ("pad", "bos", "eos")}
+    network, seen = tiny_led(vocab_size=len(ids), decoder_start_token_id=ids.eos_token_id, **special), []
+    plain = network.generate
+    network.generate = lambda **given: seen.append((given["input_ids"], plain(**given))) or seen[-1][1]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*texts are longer")
+        Translator(network, ids, config=BEAMS).translate(
+            "one two three four " * 10, "en-de", suppress_tokens=[ids.eos_token_id]
+        )
+    assert [[each.shape[1] for each in both] for both in seen] == [[42, 32]]
 
 
 def test_a_limit_of_ones_own_cuts_earlier():
