@@ -181,9 +181,13 @@ class Accumulator:
         rows, length = mask_BL.shape
         # Some models run their feed-forward blocks on [B·L, D].
         if tuple(values.shape[:-1]) not in ((rows, length), (rows * length,)):
+            # LED and others fill up what they are given to a multiple of the window that they attend to.
+            padded = values.dim() == 3 and len(values) == rows and values.shape[1] > length
+            hint = "; or, where the model pads to a window, PairCollator(…, pad_to_multiple_of=WINDOW)"
             raise SiteMismatchError(
                 f"{site.name!r} saw activations of shape {list(values.shape)}, but the tokens of the "
                 f"{site.positions} have shape {[rows, length]}; check attention_mask and labels"
+                f"{hint if padded else ''}"
             )
         return values.reshape(rows, length, site.width), mask_BL
 

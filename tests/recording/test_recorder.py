@@ -20,7 +20,7 @@ from nspec_hf.core import (
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import KINDS, RecordConfig, find_sites, record, site_activation
-from tests.helpers.families import DECODERS, TWO_SIDED, audio_batch, tiny_llama, tiny_whisper
+from tests.helpers.families import DECODERS, TWO_SIDED, audio_batch, tiny_led, tiny_llama, tiny_whisper
 from tests.helpers.gated import without_ids
 from tests.helpers.models import (
     VOCABULARY,
@@ -471,6 +471,26 @@ def test_a_batch_that_cannot_be_counted_is_refused(change, error, reason):
     batch = {name: value for name, value in {**random_batch(), **change}.items() if value is not None}
     with pytest.raises(error, match=reason):
         record(tiny_m2m100(), [batch], PAIRS)
+
+
+def test_a_model_that_fills_up_to_its_window_is_recorded_on_what_is_filled_up_and_the_refusal_says_so():
+    model, batch = tiny_led(), random_batch(pairs=3)
+    with pytest.raises(SiteMismatchError, match=r"\[4, 8, 24\].*\[4, 7\].*pad_to_multiple_of"):
+        record(model, [batch], PAIRS)
+    full = {
+        **batch,
+        "input_ids": functional.pad(batch["input_ids"], (0, 1), value=1),
+        "attention_mask": functional.pad(batch["attention_mask"], (0, 1)),
+    }
+    found, seen, sites = record(model, [full], PAIRS), {}, find_sites(model)
+    expected = {site.name: torch.zeros(len(PAIRS), site.width) for site in sites}
+    watch(model, sites, seen)
+    for pair, inputs, _ in sentences_in([batch]):
+        model(**inputs)
+        for site in sites:
+            tokens = inputs["input_ids" if site.side == "encoder" else "decoder_input_ids"].shape[1]
+            expected[site.name][pair] += (seen[site.name][0, :tokens] > 0).sum(0)
+    assert same(found.counts, expected)
 
 
 def test_importance_without_labels_is_refused():
