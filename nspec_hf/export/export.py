@@ -40,7 +40,7 @@ from nspec_hf.export.trim import Trimmed, expected_tokens, measure, trim
 from nspec_hf.export.verify import Tokens, gated_tokens, prompts, samples, within_positions
 from nspec_hf.export.vocabulary import cut_vocabulary
 from nspec_hf.masks import MASKS_FILE, NeuronMasks
-from nspec_hf.recording import longest_text, plain_model, refuse_unfit
+from nspec_hf.recording import find_sites, longest_text, plain_model, refuse_unfit
 
 
 def export_model(
@@ -205,7 +205,7 @@ class _Work:
 
         Returns:
             The exported model, that of the last pair where each has one; the widths of its sites, where it is
-            one and they were cut; how many parameters there are.
+            one and its config does not say them; how many parameters there are.
         """
         own, chosen, config = self.own, self.chosen, self.config
         parts: list[tuple[NeuronMasks | None, Sequence[Pair], Path]] = [(chosen, self.pairs, folder)]
@@ -216,6 +216,8 @@ class _Work:
             last = release and number == len(parts)
             if masks is None:
                 made, widths = plain_copy(self.model), {}
+                if config.format == "pruned":
+                    widths = {site.name: site.width for site in find_sites(made)}
                 if last:
                     give_up(self.model)
             else:

@@ -68,13 +68,17 @@ def baked(
         raise ConfigError(f"silence is 'neuron' or 'weights', got {silence!r}")
     plain, keep = plain_model(model), masks[pair]
     blocks = [] if form == "zeroed" else find_sites(plain)
-    widths = {site.name: _rounded(keep[site.name], multiple_of) for site in blocks if site.name in keep}
+    # Also of sites without masks: a model that was pruned before has other widths than its config says.
+    widths = {
+        site.name: _rounded(keep[site.name], multiple_of) if site.name in keep else site.width
+        for site in blocks
+    }
     widest: dict[str, int] = {}
     if form == "padded":
         fields = {site.name: _width_field(plain, site) for site in blocks}
         for site in blocks:
-            own, field = widths.get(site.name, site.width), fields[site.name]
-            widest[field] = max(own, widest.get(field, 0))
+            field = fields[site.name]
+            widest[field] = max(widths[site.name], widest.get(field, 0))
         widths = {name: widest[fields[name]] for name in widths}
     sites = find_sites(plain, {site.kind for site in masks.sites})
     masks.check_model(sites)

@@ -38,8 +38,8 @@ class ExportReport:
     masks: str
     """Fingerprint of their masks; empty where all neurons stay."""
     widths: Mapping[str, int]
-    """Feed-forward sites that were cut: name → neurons left. Empty for `zeroed` and `padded`, and where each
-    pair has a model."""
+    """Feed-forward sites, which may be narrower than the config says: name → neurons left. Empty for `zeroed`
+    and `padded`, and where each pair has a model."""
     density: float
     """Share of neurons kept."""
     parameters: int

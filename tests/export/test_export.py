@@ -27,6 +27,7 @@ from nspec_hf.export.prune import baked
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites
+from tests.helpers.gated import without_ids, zeroed_copy
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch
 from tests.helpers.tiny_tokenizers import make_tokenizer
 
@@ -70,7 +71,10 @@ def gated_logits(model, masks, pair, silence):
 
 
 def plain_logits(model):
-    batch = {key: value for key, value in random_batch().items() if key != "pair_ids"}
+    batch = without_ids(random_batch())
+    del batch["labels"]
+    for name in ("input_ids", "decoder_input_ids"):
+        batch[name] = batch[name].clamp(max=model.config.vocab_size - 1)
     with torch.no_grad():
         return model(**batch).logits
 
@@ -164,6 +168,28 @@ def test_the_pruned_checkpoint_is_smaller_by_exactly_its_silenced_neurons(name, 
     loaded.save_pretrained(tmp_path / "again")
     half = load_pruned(tmp_path / "out", dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("sides", [("encoder", "decoder"), ("encoder",), ()])
+def test_a_pruned_model_is_pruned_again_also_by_masks_of_one_side_or_none(sides, tokenizer, tmp_path):
+    """Where masks say nothing the layers are still narrower than the config says."""
+    model, config = make("mt5", tokenizer), ExportConfig(format="pruned", max_new_tokens=6, sample=2)
+    group = NeuronMasks.random(find_sites(model), PAIRS, 0.4, 3)
+    export_model(model, tokenizer, group.subset(PAIRS[:1]), "en-de", tmp_path / "first", config)
+    first = load_pruned(tmp_path / "first")
+    sites = [site for site in find_sites(first) if site.side in sides]
+    again = NeuronMasks.random(sites, ["en-de"], 0.5, 4) if sides else None
+    export_model(first, tokenizer, again, "en-de", tmp_path / "second", config)
+    second = load_pruned(tmp_path / "second")
+    assert (second.num_parameters() < first.num_parameters()) == bool(sides)
+    expected = zeroed_copy(model, group, "en-de")
+    for (
+        site
+    ) in sites:  # the neurons of the first that are off in the second, by their place in the whole model
+        left = group["en-de"][site.name].nonzero()[:, 0]
+        expected.get_submodule(site.name).weight.data[left[~again["en-de"][site.name]]] = 0
+    torch.testing.assert_close(plain_logits(second), plain_logits(expected), rtol=0, atol=1e-5)
+    assert not torch.allclose(plain_logits(second), plain_logits(model), atol=1e-2)
 
 
 @pytest.mark.parametrize("silence", ["neuron", "weights"])
