@@ -313,6 +313,36 @@ def test_lora_that_is_put_on_gated_layers_later_is_refused_and_not_left_unsilenc
     assert not torch.equal(other(**batch).logits, expected)
 
 
+class _Wrapped(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.inner = layer
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["mask", "slice", "gradient"])
+@pytest.mark.parametrize("what", ["layer", "encoder"])
+def test_a_layer_that_takes_the_place_of_a_gated_one_is_refused_and_one_that_wraps_it_is_not(what, mode):
+    model, batch = tiny_m2m100(), random_batch()
+    gate = NeuronGate(model, random_masks(model), GateConfig(mode=mode)).attach()
+    expected, layers = model(**batch).logits, model.get_encoder().layers
+    layers[0] = _Wrapped(layers[0])
+    assert torch.equal(model(**batch).logits, expected)
+    assert gate.status().in_place == gate.status().expected
+    if what == "layer":
+        layers[0] = copy.deepcopy(tiny_m2m100().get_encoder().layers[0])
+    else:
+        model.model.encoder = tiny_m2m100().get_encoder()
+    with pytest.raises(UnsupportedModelError, match=r"replaced: model.encoder.layers.0.fc1"):
+        model(**batch)
+    assert gate.status().in_place < gate.status().expected
+    gate.detach()
+    plain = {name: value for name, value in batch.items() if name != "pair_ids"}
+    assert model(**plain).logits.isfinite().all()
+
+
 def test_a_generate_that_was_wrapped_by_others_stays_theirs_and_lets_everything_pass():
     model = tiny_m2m100()
     gate = NeuronGate(model, random_masks(model)).attach()
