@@ -29,10 +29,10 @@ from nspec_hf.analysis.general_specific import (
     recorded_importance,
 )
 from nspec_hf.analysis.language_families import (
-    FAMILIES,
     FamilyAgreement,
     LanguageTree,
     family_agreement,
+    known_families,
     language_tree,
 )
 from nspec_hf.analysis.mask_overlap import (
@@ -59,6 +59,8 @@ from nspec_hf.recording import ActivationStats
 
 Scores = Mapping[str, float]
 """Pair → score."""
+
+_FAMILY_OF = "family of"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,7 @@ class Analysis:
             "in the decoder",
             f"p: share of {dealt} ways to deal out the family names in which families overlap as much",
         )
+        notes += tuple(f"no {name}: {why}" for name, why in self.notes.items() if name.startswith(_FAMILY_OF))
         title = f"Overlap of {len(self.pairs)} pairs"
         return Table(title=title, columns=columns, rows=rows, notes=notes, digits=4)
 
@@ -189,7 +192,8 @@ def analyze(
         masks: The masks.
         stats: What they were selected from; adds sweeps, and importance curves where importance was recorded.
         scores: System → pair → score; adds gains over the baseline.
-        families: Language → family; None takes `language_families.FAMILIES`.
+        families: Language → family; None takes those that `language_families.FAMILIES`
+            has.
         comparison: Significance of the gains, shown beside them.
         baseline: Which system of `scores` the others are compared with; None takes the first.
         metric: The name of the scores.
@@ -206,11 +210,17 @@ def analyze(
         ConfigError: If the scores lack the baseline, or there are settings' scores without it.
     """
     pivot = pivot or find_pivot(masks.pairs)
-    known = FAMILIES if families is None else families
-    families = {code: known[code] for code in sorted(languages_of(masks.pairs)) if code in known}
+    languages = sorted(languages_of(masks.pairs))
+    known = known_families(languages) if families is None else families
+    families = {code: known[code] for code in languages if code in known}
     overlaps = overlap(masks)
     course = progression(overlaps).without([pivot] if pivot else [])
     notes: dict[str, str] = {}
+    nameless = [code for code in course.languages if code not in families]
+    if nameless:
+        notes[f"{_FAMILY_OF} {', '.join(nameless)}"] = (
+            "none is known or given, so they are in no family's mean"
+        )
     reference = baseline or next(iter(scores or {}), "")
     gained = None
     if scores and (baseline is not None or len(scores) > 1):

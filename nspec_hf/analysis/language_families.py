@@ -9,8 +9,9 @@ dealt out anew.
 """
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,31 +25,48 @@ from nspec_hf.core import ConfigError
 from nspec_hf.recording import Site
 
 _MEMBERS = {
-    "Germanic": "af da de en fo is lb nl nn nb no sv yi fy",
-    "Romance": "ca es fr gl it oc pt ro ast",
-    "Slavic": "be bg bs cs hr mk pl ru sk sl sr uk",
-    "Baltic": "lt lv",
-    "Celtic": "br cy ga gd",
-    "Indo-Aryan": "bn gu hi mr ne or pa sd si ur as",
-    "Iranian": "fa ku ps tg",
-    "Afro-Asiatic": "am ar ha he mt ti so",
-    "Dravidian": "kn ml ta te",
-    "Turkic": "az ba kk ky tr tt uz",
-    "Uralic": "et fi hu",
-    "Austronesian": "ceb id ilo jv mg ms su tl",
-    "Sino-Tibetan": "my zh",
-    "Niger-Congo": "ff ig lg ln ns rw sn ss sw tn wo xh yo zu",
-    "Austroasiatic": "km vi",
-    "Tai-Kadai": "lo th",
-    "Japonic": "ja",
-    "Koreanic": "ko",
-    "Constructed": "eo",
+    "Germanic": "af da de en fo is lb nl nn nb no sv yi fy "
+    "afr dan deu eng fao fry isl lim ltz nld nno nob nor swe ydd",
+    "Romance": "ca es fr gl it oc pt ro ast cat fra fur glg ita lij lmo oci por ron scn spa srd vec",
+    "Slavic": "be bg bs cs hr mk pl ru sk sl sr uk bel bos bul ces hrv mkd pol rus slk slv srp szl ukr",
+    "Baltic": "lt lv lav lit ltg lvs",
+    "Celtic": "br cy ga gd bre cym gla gle",
+    "Indo-Aryan": "bn gu hi mr ne or pa sd si ur as "
+    "asm awa ben bho guj hin hne kas mag mai mar nep npi ori ory pan san sin snd urd",
+    "Iranian": "fa ku ps tg ckb fas kmr kur pbt pes prs pus tgk",
+    "Afro-Asiatic": "am ar ha he mt ti so acm acq aeb ajp amh apc ara arb ars ary arz gaz hau heb kab mlt "
+    "som taq tir tzm",
+    "Dravidian": "kn ml ta te kan mal tam tel",
+    "Turkic": "az ba kk ky tr tt uz azb aze azj bak crh kaz kir tat tuk tur uig uzb uzn",
+    "Uralic": "et fi hu est fin hun",
+    "Austronesian": "ceb id ilo jv mg ms su tl ace ban bjn bug fij ind jav min mlg mri msa pag plt smo sun "
+    "tgl war zsm",
+    "Sino-Tibetan": "my zh bod cmn dzo kac lus mni mya yue zho",
+    "Niger-Congo": "ff ig lg ln ns rw sn ss sw tn wo xh yo zu aka bam bem cjk dyu ewe fon ful fuv ibo kam "
+    "kbp kik kin kmb kon lin lua lug mos nso nya run sag sna sot ssw swa swh tsn tso tum twi umb wol xho yor "
+    "zul",
+    "Nilo-Saharan": "dik knc luo nus",
+    "Austroasiatic": "km vi khm sat vie",
+    "Tai-Kadai": "lo th lao shn tha",
+    "Japonic": "ja jpn",
+    "Koreanic": "ko kor",
+    "Constructed": "eo epo",
 }
 FAMILIES: dict[str, str] = {code: family for family, codes in _MEMBERS.items() for code in codes.split()}
-"""Family of each language by its two-letter code; Indo-European by branch, as in Tan et al., Table 7."""
+"""Family of each language by its code of two or three letters; Indo-European by branch, as in Tan et al.,
+Table 7."""
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999")
 """Okabe and Ito's colours, the ones that are easiest to tell apart first."""
+
+
+def known_families(languages: Iterable[str]) -> dict[str, str]:
+    """Return the families of those languages that `FAMILIES` has, however a tokenizer spells them.
+
+    What follows the language in a code is its script or region: `deu_Latn`, `de_DE` and `de-AT` are German.
+    """
+    spoken = {code: re.split("[-_]", code)[0].lower() for code in languages}
+    return {code: FAMILIES[language] for code, language in spoken.items() if language in FAMILIES}
 
 
 def family_colours(families: Mapping[str, str]) -> dict[str, str]:

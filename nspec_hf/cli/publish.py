@@ -43,7 +43,8 @@ def publish(
         comparison: JSON file that `nspec compare --output` wrote.
         dataset: What the scores were made on: 'multi30k test_2016_flickr'.
         stats: File of the statistics that the masks were selected from, to be uploaded beside them.
-        families: Language → family, for the heat map; null takes a table of 60 languages.
+        families: Language → family, for the heat map; null takes those known of the
+            languages of M2M-100, mBART and NLLB.
         private: Whether a new repository is private; null: the account's default.
         revision: A branch, made where there is none; null: main.
         message: Of the commit.

@@ -73,7 +73,8 @@ def publish(
         comparison: Significance of the gains.
         dataset: What the scores were made on, for their metadata: `multi30k test_2016_flickr`.
         stats: What the masks were selected from; uploaded beside them.
-        families: Language → family, for the figure; None takes a table of 60 languages.
+        families: Language → family, for the figure; None takes those known of the
+            languages of M2M-100, mBART and NLLB.
         private: Whether a new repository is private; the account's default if not given.
         token: Of the Hub; the one that is logged in if not given.
         revision: A branch, made where there is none; main if not given.

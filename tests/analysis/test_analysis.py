@@ -5,7 +5,7 @@ import pytest
 
 from nspec_hf.analysis import analyze, draw_all
 from nspec_hf.analysis.analysis import general_share
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, Pair
 from nspec_hf.masks import NeuronMasks
 from tests.helpers.kin import FAMILIES, kin_comparison, kin_masks, kin_scores, kin_stats
 
@@ -57,6 +57,36 @@ def test_families_that_share_neurons_are_found():
             frozenset({"de", "nl", "sv"}),
             frozenset({"es", "fr", "it"}),
         }
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "eng_Latn deu_Latn nld_Latn swe_Latn spa_Latn fra_Latn ita_Latn",
+        "en_XX de_DE nl_XX sv_SE es_XX fr_XX it_IT",
+        "en-US de-AT nl-BE sv-SE es-MX fr-CA it-CH",
+    ],
+)
+def test_families_are_known_however_a_tokenizer_spells_its_languages(spelled):
+    code = dict(zip(["en", *FAMILIES], spelled.split(), strict=True))
+    masks = kin_masks()
+    pairs = [Pair(code[pair.source], code[pair.target]) for pair in masks.pairs]
+    found, wanted = analyze(NeuronMasks(pairs, masks.keep)), analyze(masks, families=FAMILIES)
+    assert found.families == {code[each]: family for each, family in FAMILIES.items()} | {
+        code["en"]: "Germanic"
+    }
+    for name in ("within", "across", "p_value"):
+        np.testing.assert_allclose(getattr(found.agreement, name), getattr(wanted.agreement, name))
+
+
+def test_a_language_whose_family_nobody_knows_is_named_beside_the_dashes():
+    masks = kin_masks()
+    pairs = [Pair(f"x{pair.source}", f"x{pair.target}") for pair in masks.pairs]
+    analysis = analyze(NeuronMasks(pairs, masks.keep))
+    assert np.isnan(analysis.agreement.within).all()
+    named = "family of xde, xes, xfr, xit, xnl, xsv"
+    assert named in analysis.notes
+    assert named in analysis.agreement_table().render("text")
 
 
 def test_random_masks_show_no_families():
