@@ -52,7 +52,17 @@ from nspec_hf.analysis.sweeps import (
     allocation_sweep,
     coverage_sweep,
 )
-from nspec_hf.core import ConfigError, Pair, Table, languages_of, plain, require, write_json, write_text
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    Table,
+    languages_of,
+    pivot_of,
+    plain,
+    require,
+    write_json,
+    write_text,
+)
 from nspec_hf.evaluation import Comparison
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
@@ -209,7 +219,7 @@ def analyze(
     Raises:
         ConfigError: If the scores lack the baseline, or there are settings' scores without it.
     """
-    pivot = pivot or find_pivot(masks.pairs)
+    pivot = pivot_of(languages_of(masks.pairs), pivot) if pivot else find_pivot(masks.pairs)
     languages = sorted(languages_of(masks.pairs))
     known = known_families(languages) if families is None else families
     families = {code: known[code] for code in languages if code in known}

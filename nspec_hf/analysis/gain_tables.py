@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import ConfigError, Pair, UnknownPairError, as_pairs, packed_width, require
+from nspec_hf.core import (
+    ConfigError,
+    Pair,
+    UnknownPairError,
+    as_pairs,
+    languages_of,
+    packed_width,
+    pivot_of,
+    require,
+)
 from nspec_hf.evaluation import sacrebleu_metric
 from nspec_hf.masks import NeuronMasks
 
@@ -97,6 +106,7 @@ def gains(
     if not scores.get(baseline):
         raise ConfigError(f"no scores of the baseline {baseline!r}; there are scores of: {', '.join(scores)}")
     pairs = tuple(as_pairs(scores[baseline]))
+    pivot = pivot_of(languages_of(pairs), pivot)
     systems = tuple(name for name in scores if name != baseline)
     for name in systems:
         if not set(scores[name]) & set(pairs):

@@ -18,6 +18,7 @@ from nspec_hf.core import (
     join_tables,
     languages_of,
     needs,
+    pivot_of,
     require,
     require_writable,
 )
@@ -75,6 +76,7 @@ def evaluate(
         require_writable(output)
     outputs = _read(hypotheses)
     languages = sorted(languages_of(as_pairs(outputs)))
+    pivot = pivot_of(languages, pivot)
     require(
         pivot in ("en", *languages),
         f"pivot {pivot!r} is no language of the translations; they hold {', '.join(languages)}",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         languages_of as languages_of,
         numbered as numbered,
         pair_index as pair_index,
+        pivot_of as pivot_of,
         zero_shot as zero_shot,
     )
     from nspec_hf.core.tables import (

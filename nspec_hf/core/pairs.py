@@ -4,6 +4,7 @@ A `Pair` is a string, its printed name, so it can stand wherever `"en-de"` can: 
 in a file name. All functions of this package take either.
 """
 
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -69,6 +70,7 @@ class Pair(str):
 
     def group(self, pivot: str = "en") -> str:
         """Return `one-to-many` (out of the pivot), `many-to-one` (into it) or `zero-shot` (without it)."""
+        pivot = pivot_of((self.source, self.target), pivot)
         if self.source == pivot:
             return ONE_TO_MANY
         return MANY_TO_ONE if self.target == pivot else ZERO_SHOT
@@ -151,13 +153,27 @@ def languages_of(pairs: Iterable[Pair]) -> list[str]:
     return list(dict.fromkeys(code for pair in pairs for code in (pair.source, pair.target)))
 
 
+def pivot_of(languages: Iterable[str], pivot: str = "en") -> str:
+    """Return the pivot as these languages spell it: `en` is NLLB's `eng_Latn`, mBART's `en_XX`, or `en-US`.
+
+    One that is among them stays as it is, and so does any other than English, or where two codes are English.
+    """
+    languages = set(languages)
+    english = [code for code in languages if re.split("[-_]", code)[0] in ("en", "eng")]
+    return english[0] if pivot == "en" and pivot not in languages and len(english) == 1 else pivot
+
+
 def english_centric(languages: Iterable[str], pivot: str = "en") -> list[Pair]:
     """Return all directions out of and into the pivot: `en-de, de-en, en-fr, fr-en, …` in the order given."""
+    languages = list(languages)
+    pivot = pivot_of(languages, pivot)
     others = [code for code in languages if code != pivot]
     return [pair for code in others for pair in (Pair(pivot, code), Pair(code, pivot))]
 
 
 def zero_shot(languages: Iterable[str], pivot: str = "en") -> list[Pair]:
     """Return all directions between two languages other than the pivot."""
+    languages = list(languages)
+    pivot = pivot_of(languages, pivot)
     others = [code for code in languages if code != pivot]
     return [Pair(source, target) for source in others for target in others if source != target]

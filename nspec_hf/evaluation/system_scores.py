@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from nspec_hf.core import ZERO_SHOT, Cell, ConfigError, Pair, Table, UnknownPairError, require
+from nspec_hf.core import (
+    ZERO_SHOT,
+    Cell,
+    ConfigError,
+    Pair,
+    Table,
+    UnknownPairError,
+    languages_of,
+    pivot_of,
+    require,
+)
 from nspec_hf.evaluation.language_id import OffTarget
 from nspec_hf.evaluation.metrics import Score, score
 from nspec_hf.evaluation.saved import Saved
@@ -35,6 +45,10 @@ class SystemScores(Saved):
     """Language → resource tier; empty: no tiers. The pivot needs none."""
     off_target: Mapping[Pair, OffTarget] = field(default_factory=dict)
     """Shares of output in the wrong language, where they were looked for."""
+
+    def __post_init__(self) -> None:
+        """Spell the pivot as the pairs do."""
+        object.__setattr__(self, "pivot", pivot_of(languages_of(self.scores), self.pivot))
 
     @property
     def pairs(self) -> list[Pair]:

@@ -16,7 +16,16 @@ from typing import Any, get_args
 
 from torch import nn
 
-from nspec_hf.core import ArtifactError, ConfigError, Pair, TrainingSetupError, UnknownPairError, in_short
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    Pair,
+    TrainingSetupError,
+    UnknownPairError,
+    in_short,
+    languages_of,
+    pivot_of,
+)
 from nspec_hf.gating.attachment import Attachment
 from nspec_hf.gating.config import GateConfig, GateMode
 from nspec_hf.gating.entry_points import TakenOver
@@ -147,7 +156,7 @@ class NeuronGate(Attachment):
         """Return whether the pair has masks, or they can and may be composed."""
         if pair in self.masks or self.config.zero_shot != "compose":
             return pair in self.masks
-        pair, pivot = Pair(pair), self.config.pivot
+        pair, pivot = Pair(pair), pivot_of(languages_of(self.masks.pairs), self.config.pivot)
         return all(part in self.masks for part in (Pair(pair.source, pivot), Pair(pivot, pair.target)))
 
     def include(self, pair: str) -> int:

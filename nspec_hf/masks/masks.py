@@ -21,8 +21,10 @@ from nspec_hf.core import (
     as_names,
     as_pairs,
     in_short,
+    languages_of,
     numbered,
     pair_index,
+    pivot_of,
     require,
     require_count,
 )
@@ -237,11 +239,9 @@ class NeuronMasks(SavedMasks):
             ConfigError: If a pair has masks of its own.
         """
         new = as_pairs(as_names(pairs))
-        encoders, decoders = [], []
+        encoders, decoders, pivot = [], [], pivot_of(languages_of(self.pairs), pivot)
         for pair in new:
-            require(
-                pair not in self, f"pair {str(pair)!r} has masks of its own; compose pairs that have none"
-            )
+            require(pair not in self, f"pair '{pair}' has masks of its own; compose pairs that have none")
             parts = Pair(pair.source, pivot), Pair(pivot, pair.target)
             missing = [str(part) for part in parts if part not in self]
             if missing:

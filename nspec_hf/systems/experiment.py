@@ -17,6 +17,8 @@ from nspec_hf.core import (
     Pair,
     check_settings_files,
     english_centric,
+    languages_of,
+    pivot_of,
     plain,
     require,
     translation_pairs,
@@ -79,17 +81,25 @@ class DataConfig:
     families: Mapping[str, str] = field(default_factory=dict)
     """Language → family, for the analysis."""
 
+    def __post_init__(self) -> None:
+        """Spell the pivot as the languages do."""
+        languages = [*self.languages, *languages_of(map(Pair, self._named_pairs()))]
+        object.__setattr__(self, "pivot", pivot_of(languages, self.pivot))
+
     def trained_pairs(self) -> list[Pair]:
         """Return the directions to train, in the order that `pair_ids` indexes.
 
         Raises:
             ConfigError: If neither languages nor pairs are named.
         """
-        named = self.pairs.split(",") if isinstance(self.pairs, str) and self.pairs else self.pairs
-        pairs = translation_pairs(named or ()) or english_centric(self.languages, self.pivot)
+        pairs = translation_pairs(self._named_pairs()) or english_centric(self.languages, self.pivot)
         if not pairs:
             raise ConfigError("data names no directions; give languages (de fr cs) or pairs (en-de de-en)")
         return pairs
+
+    def _named_pairs(self) -> Sequence[str]:
+        named = self.pairs.split(",") if isinstance(self.pairs, str) and self.pairs else self.pairs
+        return named or ()
 
     def zero_shot_pairs(self) -> list[Pair]:
         """Return the directions that are only tested."""

@@ -24,6 +24,18 @@ def test_gains_are_scores_minus_the_baselines():
             assert result.change[row, column] == pytest.approx(wanted, nan_ok=True)
 
 
+def test_groups_and_tiers_are_the_same_in_the_codes_of_mbart():
+    code = {"en": "en_XX", "de": "de_DE", "is": "is_IS"}
+    spelled = {
+        system: {"-".join(code[part] for part in pair.split("-")): value for pair, value in scores.items()}
+        for system, scores in SCORES.items()
+    }
+    # A tier of English itself counts for no pair with it.
+    tiers = {"en": "high", "de": "high", "is": "low"}
+    of_mbart = gains(spelled, "bilingual", tiers={code[each]: tier for each, tier in tiers.items()})
+    assert of_mbart.groups == gains(SCORES, "bilingual", tiers=tiers).groups
+
+
 def test_interference_and_synergy_are_counted_by_direction_and_tier():
     result = gains(SCORES, "bilingual", tiers={"de": "high", "is": "low"})
     assert result.groups == ("one-to-many high", "many-to-one high", "one-to-many low", "zero-shot high–low")

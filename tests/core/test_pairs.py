@@ -17,6 +17,7 @@ from nspec_hf.core import (
     as_pairs,
     english_centric,
     pair_index,
+    pivot_of,
     translation_pairs,
     zero_shot,
 )
@@ -78,6 +79,22 @@ def test_directions_come_in_the_order_of_their_languages():
     assert english_centric(["de", "en", "fr"]) == ["en-de", "de-en", "en-fr", "fr-en"]
     assert zero_shot(["de", "en", "fr"]) == ["de-fr", "fr-de"]
     assert english_centric(["a", "b"], pivot="b") == ["b-a", "a-b"]
+
+
+@pytest.mark.parametrize("english", ["eng_Latn", "en_XX", "eng", "en-US"])
+def test_the_usual_pivot_is_english_however_it_is_spelled(english):
+    assert Pair(english, "deu_Latn").group() == ONE_TO_MANY
+    assert Pair("deu_Latn", english).group() == MANY_TO_ONE
+    assert english_centric(["deu_Latn", english]) == [Pair(english, "deu_Latn"), Pair("deu_Latn", english)]
+    assert zero_shot(["deu_Latn", english, "fra_Latn"]) == ["deu_Latn-fra_Latn", "fra_Latn-deu_Latn"]
+
+
+def test_a_pivot_that_is_there_or_is_not_english_or_not_clear_stays_as_it_is():
+    assert pivot_of(["de", "en", "en_GB"]) == "en"
+    assert pivot_of(["deu_Latn", "eng_Latn"], "deu") == "deu"
+    assert pivot_of(["en_GB", "en_US", "de"]) == "en"
+    assert pivot_of(["enf_Latn", "english", "de"]) == "en"
+    assert Pair("fra_Latn-deu_Latn").group() == ZERO_SHOT
 
 
 def test_a_list_of_pairs_holds_each_once():

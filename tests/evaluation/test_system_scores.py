@@ -34,6 +34,18 @@ def test_groups_and_tiers_select_directions():
     assert board(pivot="de").select("one-to-many") == ["de-en", "de-da"]
 
 
+def test_groups_and_tiers_are_the_same_in_the_codes_of_nllb():
+    code = {"en": "eng_Latn", "de": "deu_Latn", "da": "dan_Latn"}
+    spelled = {pair: Pair(code[Pair(pair).source], code[Pair(pair).target]) for pair in VALUES}
+    tiers = {code[language]: tier for language, tier in TIERS.items()}
+    usual = board(tiers=TIERS)
+    nllb = board(values={spelled[pair]: value for pair, value in VALUES.items()}, tiers=tiers)
+    for group in ("one-to-many", "many-to-one", "zero-shot"):
+        assert nllb.select(group) == [spelled[pair] for pair in usual.select(group)]
+    assert [nllb.tier(spelled[pair]) for pair in VALUES] == [usual.tier(pair) for pair in VALUES]
+    assert SystemScores.from_json(nllb.to_json()) == nllb
+
+
 def test_averages_count_every_direction_once():
     tiered = board(tiers=TIERS)
     assert tiered.average("bleu") == pytest.approx((30 + 34 + 10 + 12 + 4 + 6) / 6)

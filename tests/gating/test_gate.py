@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForSeq2SeqLM
 
-from nspec_hf.core import ConfigError, RoutingError, SiteMismatchError
+from nspec_hf.core import ConfigError, Pair, RoutingError, SiteMismatchError
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
-from nspec_hf.recording import weight_fingerprint
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import find_sites, weight_fingerprint
 from tests.helpers.gated import PAIRS, random_masks, without_ids
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_marian, tiny_t5
 
@@ -535,3 +536,15 @@ def test_a_compiled_training_step_has_the_gradients_of_an_eager_one(counter):
         expected = gradients(model)
         torch.compile(model, backend="aot_eager")(**batch).loss.backward()
     assert_same(gradients(model), expected)
+
+
+def test_a_gate_composes_pairs_of_mbart_through_its_english():
+    model, code = tiny_m2m100(), {"en": "en_XX", "de": "de_DE", "fr": "fr_XX"}
+    usual = NeuronMasks.random(find_sites(model), ["en-de", "de-en", "en-fr"], density=0.5, seed=2)
+    masks = NeuronMasks([Pair(code[pair.source], code[pair.target]) for pair in usual.pairs], usual.keep)
+    gate = NeuronGate(model, masks, GateConfig(zero_shot="compose"))
+    assert gate.knows("de_DE-fr_XX")
+    assert not gate.knows("fr_XX-de_DE")
+    assert gate.include("de_DE-fr_XX") == 3
+    for site, keep_F in usual.compose("de-fr")["de-fr"].items():
+        assert torch.equal(gate.masks["de_DE-fr_XX"][site], keep_F)

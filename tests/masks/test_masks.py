@@ -95,6 +95,15 @@ def test_a_composed_pair_has_the_encoder_of_its_source_and_the_decoder_of_its_ta
     assert composed.recipe.derived == ("de-fr composed through en",)
 
 
+def test_pairs_of_nllb_are_composed_through_its_english(masks):
+    code = {"en": "eng_Latn", "de": "deu_Latn", "fr": "fra_Latn"}
+    nllb = NeuronMasks([Pair(code[pair.source], code[pair.target]) for pair in masks.pairs], masks.keep)
+    composed, usual = nllb.compose("deu_Latn-fra_Latn"), masks.compose("de-fr")
+    assert composed.recipe.derived == ("deu_Latn-fra_Latn composed through eng_Latn",)
+    for site in (ENCODER, DECODER):
+        assert torch.equal(composed["deu_Latn-fra_Latn"][site], usual["de-fr"][site])
+
+
 def test_pairs_composed_together_are_those_composed_one_by_one(masks):
     together, one_by_one = masks.compose(["de-fr", "fr-de"]), masks.compose("de-fr").compose("fr-de")
     assert together == one_by_one

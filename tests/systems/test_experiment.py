@@ -5,9 +5,11 @@ import warnings
 import pytest
 import yaml
 
+from nspec_hf.comparison.table_data import blocks_of
 from nspec_hf.core import ConfigError, Pair, check_settings_files
 from nspec_hf.data import CorpusConfig
 from nspec_hf.systems import DataConfig, ExperimentConfig, read_settings
+from nspec_hf.systems.parts.zero_shot import StandIns
 from tests.helpers.tiny_experiment import RECIPES
 from tests.helpers.tiny_text import write_text
 
@@ -27,6 +29,18 @@ def file(tmp_path):
     }
     path.write_text(yaml.safe_dump(content))
     return str(path)
+
+
+@pytest.mark.parametrize("named", ["languages", "pairs"])
+def test_directions_of_nllb_go_out_of_and_into_its_english(named):
+    pairs = ["eng_Latn-deu_Latn", "deu_Latn-eng_Latn", "eng_Latn-fra_Latn", "fra_Latn-eng_Latn"]
+    given = {"languages": ["deu_Latn", "eng_Latn", "fra_Latn"], "pairs": ",".join(pairs)}
+    config = data(**{"languages": (), named: given[named]})
+    assert config.pivot == "eng_Latn"
+    assert config.trained_pairs() == pairs
+    assert blocks_of(config)["one-to-many"] == (pairs[0], pairs[2])
+    stand_ins = StandIns(config.trained_pairs())
+    assert [stand_ins.at("deu_Latn-fra_Latn", side) for side in ("encoder", "decoder")] == [1, 2]
 
 
 def test_a_file_gives_what_it_says_and_defaults_for_the_rest(file):

@@ -7,7 +7,7 @@ the encoder included, as for pivot → target.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nspec_hf.core import Pair, UnknownPairError
+from nspec_hf.core import Pair, UnknownPairError, languages_of, pivot_of
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class StandIns:
 
     pivot: str = "en"
     """The language that they share."""
+
+    def __post_init__(self) -> None:
+        """Spell the pivot as the pairs do."""
+        object.__setattr__(self, "pivot", pivot_of(languages_of(self.trained), self.pivot))
 
     def at(self, pair: str, side: str) -> int:
         """Return the number of the trained pair whose weights a pair uses as `encoder` or `decoder`.
