@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nspec_hf.analysis.general_specific import general_neurons, specific_neurons
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import Pair, as_pairs, pair_index, require_share
+from nspec_hf.core import Pair, as_pairs, by_pair, pair_index, require_share
 from nspec_hf.masks import NeuronMasks
 
 GENERAL_SHARE = 0.2
@@ -110,7 +110,7 @@ def ablate(
         "own": erase_specific(masks, seed=seed),
         **{f"of {pair}": erase_specific(masks, of=pair, seed=seed) for pair in as_pairs(of)},
     }
-    scores = [score_masks(ablated) for ablated in given.values()]
+    scores = [by_pair(score_masks(ablated)) for ablated in given.values()]
     score_KP = np.array([[row.get(pair, np.nan) for pair in masks.pairs] for row in scores], dtype=float)
     return Ablation(
         kinds=tuple(given),

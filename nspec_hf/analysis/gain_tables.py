@@ -16,7 +16,7 @@ from nspec_hf.core import (
     ConfigError,
     Pair,
     UnknownPairError,
-    as_pairs,
+    by_pair,
     languages_of,
     packed_width,
     pivot_of,
@@ -105,14 +105,15 @@ def gains(
     """
     if not scores.get(baseline):
         raise ConfigError(f"no scores of the baseline {baseline!r}; there are scores of: {', '.join(scores)}")
-    pairs = tuple(as_pairs(scores[baseline]))
+    named = {name: by_pair(own) for name, own in scores.items()}
+    pairs = tuple(named[baseline])
     pivot = pivot_of(languages_of(pairs), pivot)
     systems = tuple(name for name in scores if name != baseline)
     for name in systems:
-        if not set(scores[name]) & set(pairs):
+        if not named[name].keys() & named[baseline].keys():
             raise UnknownPairError(f"{name!r} and the baseline {baseline!r} have no pair in common")
-    reference_P = np.array([scores[baseline][pair] for pair in pairs], dtype=float)
-    rows = [[scores[name].get(pair, np.nan) for pair in pairs] for name in systems]
+    reference_P = np.array([named[baseline][pair] for pair in pairs], dtype=float)
+    rows = [[named[name].get(pair, np.nan) for pair in pairs] for name in systems]
     score_SP = np.array(rows, dtype=float).reshape(len(systems), len(pairs))
     known = sacrebleu_metric(metric)
     return Gains(

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         ZERO_SHOT as ZERO_SHOT,
         Pair as Pair,
         as_pairs as as_pairs,
+        by_pair as by_pair,
         translation_pairs as translation_pairs,
         english_centric as english_centric,
         in_short as in_short,

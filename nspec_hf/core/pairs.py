@@ -7,12 +7,15 @@ in a file name. All functions of this package take either.
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from nspec_hf.core.errors import ConfigError, UnknownPairError
 
 ONE_TO_MANY = "one-to-many"
 MANY_TO_ONE = "many-to-one"
 ZERO_SHOT = "zero-shot"
+
+_Value = TypeVar("_Value")
 
 
 class Pair(str):
@@ -102,6 +105,15 @@ def as_pairs(pairs: Iterable[str]) -> list[Pair]:
         twice = sorted({pair for pair in named if named.count(pair) > 1})
         raise ConfigError(f"each pair may be named once; named again: {', '.join(twice)}")
     return named
+
+
+def by_pair(values: Mapping[str, _Value]) -> dict[Pair, _Value]:
+    """Return what is given by pair, `{"en->de": …}` or `{"en-de": …}`, in the order given.
+
+    Raises:
+        ConfigError: If a pair is named twice, in two ways.
+    """
+    return dict(zip(as_pairs(values), values.values(), strict=True))
 
 
 def translation_pairs(pairs: Iterable[str]) -> list[Pair]:

@@ -22,6 +22,7 @@ from nspec_hf.core import (
     CorpusError,
     Pair,
     UnknownPairError,
+    by_pair,
     read_json,
     read_lines,
     write_json,
@@ -58,16 +59,17 @@ def write_comet(
         UnknownPairError: If a direction has no sources or references.
         CorpusError: If line counts differ or a sentence holds a line break.
     """
-    folder = Path(folder)
-    sides = {"src": sources, "hyp": hypotheses} | ({} if references is None else {"ref": references})
+    folder, translated = Path(folder), by_pair(hypotheses)
+    given = {"src": sources, "hyp": hypotheses, "ref": references}
+    sides = {side: by_pair(texts) for side, texts in given.items() if texts is not None}
     flags = {"src": "-s", "hyp": "-t", "ref": "-r"}
     commands = []
-    for pair in map(Pair, hypotheses):
+    for pair in translated:
         for side, texts in sides.items():
             if pair not in texts:
                 held = ", ".join(texts) or "none"
                 raise UnknownPairError(f"{pair} has no sentences for .{side}; there are those of: {held}")
-            require_parallel(pair, hypotheses[pair], texts[pair])
+            require_parallel(pair, translated[pair], texts[pair])
             write_lines(folder / f"{pair.file_name}.{side}", texts[pair], pair)
         # Scores of earlier translations must not be taken for those of these.
         (folder / f"{pair.file_name}.scores.json").unlink(missing_ok=True)
@@ -75,7 +77,7 @@ def write_comet(
         target = shlex.quote(f"{pair.file_name}.scores.json")
         # Further arguments come first, so that they cannot make the scores those of another model or text.
         commands.append(f'comet-score "$@" {files} --model {shlex.quote(model)} --to_json {target} --quiet')
-    manifest = {"model": model, "pairs": {str(pair): len(lines) for pair, lines in hypotheses.items()}}
+    manifest = {"model": model, "pairs": {str(pair): len(lines) for pair, lines in translated.items()}}
     write_json(folder / "comet.json", manifest)
     script = folder / "comet.sh"
     write_text(script, "\n".join(["#!/bin/sh", "set -e", 'cd "$(dirname "$0")"', *commands, ""]))
@@ -99,7 +101,7 @@ def read_comet(
         CorpusError: If scores are missing, or belong to other sentences than the folder's translations or
             those that are given.
     """
-    folder = Path(folder)
+    folder, translations = Path(folder), by_pair(hypotheses or {})
     try:
         manifest = read_json(folder / "comet.json")
         model, pairs = manifest["model"], manifest["pairs"]
@@ -107,7 +109,7 @@ def read_comet(
         raise ConfigError(f"{folder} was not written for COMET (comet.json: {error!r})") from None
     scores = {}
     for pair in map(Pair, pairs):
-        given = None if hypotheses is None else hypotheses.get(pair)
+        given = translations.get(pair)
         if given is not None and list(given) != read_lines(folder / f"{pair.file_name}.hyp"):
             raise CorpusError(
                 f"{pair}: {folder} is of other translations than these; write them for COMET and score again"

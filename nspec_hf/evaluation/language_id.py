@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from nspec_hf.core import ConfigError, Pair, optional, warn
+from nspec_hf.core import ConfigError, Pair, by_pair, optional, warn
 from nspec_hf.data import require_parallel
 
 # Codes of M2M-100, NLLB and mBART for languages that lingua lists under other codes.
@@ -66,10 +66,9 @@ def off_target(
         UserWarning: If lingua does not know a language; it is named.
     """
     identifier = _Identifier(languages)
-    results = {}
-    for name, sentences in outputs.items():
-        pair = Pair(name)
-        wanted = list(references[pair]) if references is not None and pair in references else None
+    results, gold = {}, by_pair(references or {})
+    for pair, sentences in by_pair(outputs).items():
+        wanted = list(gold[pair]) if pair in gold else None
         require_parallel(pair, sentences, sentences if wanted is None else wanted)
         target = identifier.codes_of(pair.target)
         names = identifier(sentences)

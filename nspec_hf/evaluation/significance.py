@@ -20,7 +20,7 @@ from nspec_hf.core import (
     Pair,
     Table,
     UnknownPairError,
-    as_pairs,
+    by_pair,
     optional,
     require,
     require_count,
@@ -286,7 +286,7 @@ def _with_statistics(name: str, pair: Pair) -> SacrebleuMetric:
 
 
 def _by_pair(texts: Mapping[str, Sequence[str]]) -> Outputs:
-    return dict(zip(as_pairs(texts), map(list, texts.values()), strict=True))
+    return {pair: list(lines) for pair, lines in by_pair(texts).items()}
 
 
 def _check_settings(metrics: Sequence[str], n_samples: int, n_jobs: int | None) -> None:

@@ -17,6 +17,7 @@ from nspec_hf.core import (
     Pair,
     Table,
     UnknownPairError,
+    by_pair,
     languages_of,
     pivot_of,
     require,
@@ -158,13 +159,13 @@ def score_system(
         CorpusError: If line counts differ; the message names the pair and both counts.
     """
     scores = {}
-    wanted = {Pair(pair): lines for pair, lines in references.items()}
-    for pair, sentences in ((Pair(pair), lines) for pair, lines in outputs.items()):
+    wanted, original = by_pair(references), None if sources is None else by_pair(sources)
+    for pair, sentences in by_pair(outputs).items():
         if pair not in wanted:
             raise UnknownPairError(
                 f"{pair} has no references; there are those of: {', '.join(wanted) or 'none'}"
             )
-        said = None if sources is None else sources[pair]
+        said = None if original is None else original[pair]
         scores[pair] = {metric: score(sentences, wanted[pair], metric, pair, said) for metric in metrics}
     return SystemScores(name=name, scores=scores, **about)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.core import ConfigError, Pair, warn
+from nspec_hf.core import ConfigError, Pair, by_pair, warn
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
@@ -57,7 +57,7 @@ def samples(
         ConfigError: If texts are given, but none for one of the pairs.
     """
     if texts is not None:
-        given = {Pair(pair): list(each) for pair, each in texts.items()}
+        given = {pair: list(each) for pair, each in by_pair(texts).items()}
         missing = [str(pair) for pair in pairs if not given.get(pair)]
         if missing:
             raise ConfigError(f"no sample text for {', '.join(missing)}")

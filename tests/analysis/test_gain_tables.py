@@ -24,6 +24,21 @@ def test_gains_are_scores_minus_the_baselines():
             assert result.change[row, column] == pytest.approx(wanted, nan_ok=True)
 
 
+@pytest.mark.parametrize("separator", ["->", "--"])
+def test_pairs_of_scores_may_be_spelled_in_any_way(separator):
+    spelled = {
+        name: {pair.replace("-", separator): value for pair, value in scores.items()}
+        for name, scores in SCORES.items()
+    }
+    usual = gains(SCORES, "bilingual").to_json()
+    assert gains(spelled, "bilingual").to_json() == usual
+    assert gains({**SCORES, "specialized": spelled["specialized"]}, "bilingual").to_json() == usual
+    of_setting = setting_gains("k", {0.9: spelled["specialized"]}, BILINGUAL)
+    assert of_setting.to_json() == setting_gains("k", {0.9: SCORES["specialized"]}, BILINGUAL).to_json()
+    with pytest.raises(ConfigError, match="named again: en-de"):
+        gains({**SCORES, "twice": {"en-de": 1.0, "en->de": 2.0}}, "bilingual")
+
+
 def test_groups_and_tiers_are_the_same_in_the_codes_of_mbart():
     code = {"en": "en_XX", "de": "de_DE", "is": "is_IS"}
     spelled = {

@@ -123,3 +123,11 @@ def test_unparallel_text_is_refused(tmp_path):
         write_comet(tmp_path, {"de-en": ["a"]}, {"de-en": ["a"]}, {"en-de": ["a"]})
     with pytest.raises(CorpusError, match="line break"):
         write_comet(tmp_path, {"en-de": ["a\nb"]}, {"en-de": ["a"]}, {"en-de": ["a"]})
+
+
+def test_a_pair_may_be_spelled_in_any_way(tmp_path):
+    write_comet(tmp_path, {"en->de": HYPOTHESES["en-de"]}, {"en--de": REFERENCES["en-de"]}, SOURCES)
+    scored(tmp_path)
+    assert read_comet(tmp_path, {"en->de": HYPOTHESES["en-de"]})["en-de"].value == pytest.approx(70)
+    with pytest.raises(CorpusError, match="of other translations"):
+        read_comet(tmp_path, {"en->de": ["noch ein Hund", "zwei Katzen "]})

@@ -39,6 +39,11 @@ def test_references_show_how_much_of_it_is_the_identifiers_own_error():
     assert found["en-de"].floor == pytest.approx(1 / 3)
 
 
+def test_references_of_a_pair_may_be_spelled_otherwise():
+    found = off_target({"en-de": [*ENGLISH, GERMAN[0]]}, {"en->de": [*GERMAN, CZECH[0]]}, ["de", "en", "cs"])
+    assert found["en-de"].floor == pytest.approx(1 / 3)
+
+
 def test_sentences_without_a_language_are_counted_apart():
     result = off_target({"en-de": ["", "123 !", GERMAN[0], ENGLISH[0]]}, languages=["de", "en"])["en-de"]
     assert result.undecided == 2

@@ -46,6 +46,14 @@ def test_groups_and_tiers_are_the_same_in_the_codes_of_nllb():
     assert SystemScores.from_json(nllb.to_json()) == nllb
 
 
+def test_outputs_references_and_sources_may_spell_a_pair_differently():
+    lines = {"zh-en": ["a dog"], "zh->en": ["the dog"], "zh--en": ["狗"]}
+    outputs, references, sources = ({name: each} for name, each in lines.items())
+    scores = score_system("mine", outputs, references, ["chrf"], sources=sources)
+    assert scores.pairs == ["zh-en"]
+    assert scores.value("zh->en", "chrf") == score(["a dog"], ["the dog"], "chrf").value
+
+
 def test_averages_count_every_direction_once():
     tiered = board(tiers=TIERS)
     assert tiered.average("bleu") == pytest.approx((30 + 34 + 10 + 12 + 4 + 6) / 6)
