@@ -40,7 +40,7 @@ from nspec_hf.core import (
 )
 from nspec_hf.masks.bits import PackedMasks, check_booleans
 from nspec_hf.masks.model_card import card_text
-from nspec_hf.masks.readable import CONFIG_FILE, MASKS_FILE, warn_of_other_copy, write_texts
+from nspec_hf.masks.readable import CONFIG_FILE, MASKS_FILE, warn_of_older, warn_of_other_copy, write_texts
 from nspec_hf.masks.repository import (
     facts_without_paths,
     fetch,
@@ -152,7 +152,8 @@ class SavedMasks:
     ) -> None:
         """Write the folder that `from_pretrained` reads.
 
-        A `config.json` or README.md of something else (a model that lies there) is kept, with a warning.
+        A `config.json` or README.md of something else (a model that lies there) is kept, with a warning; so
+        are statistics and figures that lie there beside other masks.
 
         Args:
             folder: Made where it does not exist.
@@ -174,6 +175,9 @@ class SavedMasks:
         if len(images) < len(figures):
             raise ConfigError(f"two figures have one file name: {', '.join(map(str, figures))}")
         card = card_text(self, repo=repo or folder.resolve().name, model=model, figures=list(images))
+        others = sorted({*folder.glob(f"{FIGURES}/*")} - {folder / name for name in images})
+        statistics = folder / STATS_FILE if stats is None else None
+        warn_of_older(folder, self.fingerprint(), self.recipe, statistics, others)
         self.save(folder / MASKS_FILE)
         same = {"fingerprint": self.fingerprint(), "file": file_digest(folder / MASKS_FILE)}
         write_texts(folder, {**same, **self._described()}, card, {"model": model, **(use or {})})
@@ -248,8 +252,9 @@ class SavedMasks:
     ) -> CommitInfo:
         """Upload what `save_pretrained` writes in one commit; the repository is made where there is none.
 
-        Paths of this machine stay here: a folder that the recipe or the statistics name goes by its last
-        part. Only the base that the card's snippet has to load keeps its path, with a warning; give `model`.
+        Statistics and figures of earlier masks go. Paths of this machine stay here: a folder that the recipe
+        or the statistics name goes by its last part. Only the base that the card's snippet has to load keeps
+        its path, with a warning; give `model`.
 
         Args:
             repo: Its id, `user/name`.
@@ -280,6 +285,7 @@ class SavedMasks:
                 token=token,
                 revision=revision,
                 message=message,
+                replaces=(STATS_FILE, f"{FIGURES}/*"),
             )
 
     def without_paths(self, model: str | None = None) -> Self:

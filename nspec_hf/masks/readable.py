@@ -4,13 +4,14 @@ They can be lost: the file of the bits is the truth.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nspec_hf import __version__
-from nspec_hf.core import FORMAT, ArtifactError, file_digest, read_json, warn, write_text
-from nspec_hf.masks.select import LIBRARY
+from nspec_hf.core import FORMAT, ArtifactError, file_digest, read_artifact, read_json, warn, write_text
+from nspec_hf.masks.select import LIBRARY, Recipe
+from nspec_hf.recording.stats import KIND as STATISTICS
 
 MASKS_FILE = "nspec_masks.safetensors"
 COPY_FILE = "nspec_config.json"
@@ -39,6 +40,36 @@ def warn_of_other_copy(masks: Path) -> None:
             f"{path.name} and the card in {path.parent} are of other masks than {MASKS_FILE}, which counts; "
             "a save was broken off: call save_pretrained again"
         )
+
+
+def warn_of_older(
+    folder: Path, fingerprint: str, recipe: Recipe, statistics: Path | None, figures: Iterable[Path]
+) -> None:
+    """Warn of statistics and figures that lie in the folder beside other masks than are saved now.
+
+    Statistics of the same weights, text and pairs pass: they may be the only copy of what was counted.
+    """
+    try:
+        before = read_json(folder / COPY_FILE, ArtifactError)["fingerprint"]
+    except (OSError, ArtifactError, KeyError, TypeError):
+        return  # nothing was saved here
+    older = [str(figure.relative_to(folder)) for figure in figures]
+    if statistics and statistics.is_file() and not _of_recipe(statistics, recipe):
+        older.append(statistics.name)
+    if older and before != fingerprint:
+        warn(
+            f"{', '.join(older)} in {folder} lay there beside other masks ({before}) and stay; "
+            "delete them, or save into a folder of their own"
+        )
+
+
+def _of_recipe(statistics: Path, recipe: Recipe) -> bool:
+    try:
+        stated = read_artifact(statistics, STATISTICS, mapped=True)[1]
+    except ArtifactError:
+        return False
+    counted = stated["base"].get("fingerprint") or "", stated["corpus"], stated["pairs"]
+    return counted == (recipe.weight_fingerprint, recipe.corpus, list(recipe.tokens))
 
 
 def replace_own(path: Path, text: str, mark: str) -> None:

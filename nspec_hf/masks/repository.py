@@ -96,7 +96,8 @@ def upload(
     """Upload a folder's files in one commit; for arguments see `NeuronMasks.push_to_hub`.
 
     `prepare` returns repository and parent, the commit that this one follows; where another has come since,
-    it is refused. `replaces` are patterns of files that go where the folder has none of that name.
+    it is refused. `replaces` are patterns of files, in `subfolder`, that go where the folder has none of
+    that name.
     """
     return HfApi(token=token, **_OURS).upload_folder(
         repo_id=repo,

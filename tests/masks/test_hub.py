@@ -84,6 +84,23 @@ def test_the_folder_holds_the_files_that_the_design_names(masks, tmp_path):
     assert torch.equal(ActivationStats.load(saved / STATS_FILE).counts[ENCODER], stats.counts[ENCODER])
 
 
+def test_statistics_and_figures_of_other_masks_are_named_where_new_ones_are_saved(tmp_path):
+    stats, figure, folder = made_up_stats(), tmp_path / "map.png", tmp_path / "masks"
+    figure.write_bytes(b"an image")
+    sparse, dense = (NeuronMasks.from_coverage(stats, coverage) for coverage in (0.5, 0.9))
+    sparse.save_pretrained(folder, stats=stats, figures=[figure])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparse.save_pretrained(folder)
+        dense.save_pretrained(folder, figures=[figure])  # the statistics are those of both
+        sparse.save_pretrained(folder, stats=stats, figures=[figure])
+    with pytest.warns(UserWarning, match=r"^figures/map.png in .*masks lay there beside other masks"):
+        dense.save_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"^figures/map.png, nspec_stats.safetensors in .* other masks"):
+        NeuronMasks.random(WIDTHS, PAIRS, density=0.6).save_pretrained(folder)
+    assert torch.equal(ActivationStats.load(folder / STATS_FILE).counts[ENCODER], stats.counts[ENCODER])
+
+
 def test_equal_masks_are_equal_bytes(masks, tmp_path):
     masks.save(tmp_path / "a")
     masks.subset(PAIRS).subset(PAIRS)

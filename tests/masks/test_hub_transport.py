@@ -74,6 +74,33 @@ def test_pulled_masks_are_the_pushed_ones_at_every_revision(hub, tmp_path):
     assert hub.downloads[REPO] > 0
 
 
+PUSH_WITHOUT_STATISTICS = """
+import json, sys
+from nspec_hf.masks import NeuronMasks
+from nspec_hf.recording import ActivationStats
+
+repo, first, second, stats, figure = sys.argv[1:]
+more = {"stats": ActivationStats.load(stats), "figures": [figure]}
+for subfolder in ("", "set"):
+    NeuronMasks.from_pretrained(first).push_to_hub(repo, subfolder=subfolder, **more)
+NeuronMasks.from_pretrained(second).push_to_hub(repo, subfolder="set")
+print(json.dumps([]))
+"""
+
+
+def test_statistics_and_figures_of_earlier_masks_go_when_others_are_pushed(hub, tmp_path):
+    sites = find_sites(tiny_m2m100())
+    for seed in (1, 2):
+        NeuronMasks.random(sites, PAIRS, density=0.6, seed=seed).save_pretrained(tmp_path / str(seed))
+    ActivationStats(PAIRS, sites).save(tmp_path / "stats")
+    (tmp_path / "map.png").write_bytes(b"an image")
+    paths = [tmp_path / name for name in ("1", "2", "stats", "map.png")]
+    run(hub, tmp_path / "home", PUSH_WITHOUT_STATISTICS, REPO, *paths)
+    before, after = (set(hub.commits[REPO][number][1]) for number in (-2, -1))
+    assert before - after == {f"set/{STATS_FILE}", "set/figures/map.png"}
+    assert {STATS_FILE, "figures/map.png"} < after
+
+
 RUN_THE_CARD = """
 import contextlib, io, json, re, sys
 from pathlib import Path
