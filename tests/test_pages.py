@@ -17,6 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from nspec_hf.cli.main import COMMANDS, main, spelled_out, underscored
+from nspec_hf.core import with_lists
 from nspec_hf.systems import ExperimentConfig, read_settings
 from recipes.bench import __main__ as bench, big_model, processes, text_scale
 from tests.helpers import tiny_text
@@ -118,7 +119,8 @@ def test_every_nspec_command_has_these_settings(line):
     if "--config" in arguments:  # its file is run below; here, what stands beside it
         parser.add_argument("--config")
         arguments += ["--data.corpus.path", "data"] if name == "run" else []
-    parser.parse_args(spelled_out(function, [underscored(argument) for argument in arguments]))
+    typed = spelled_out(function, [underscored(argument) for argument in arguments])
+    parser.parse_args(with_lists(parser, typed))
 
 
 @pytest.mark.parametrize("line", every("python"))

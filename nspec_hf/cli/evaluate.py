@@ -17,6 +17,7 @@ from nspec_hf.core import (
     as_pairs,
     join_tables,
     languages_of,
+    listed,
     needs,
     pivot_of,
     require,
@@ -131,7 +132,7 @@ def compare(
 
     Args:
         baseline: Folder of the baseline's translations, one file a pair: en-de.txt, de-en.hyp.xz …
-        system: Folder of a system's translations, or several folders: `[DIR,DIR]`.
+        system: Folder of a system's translations, or several with commas.
         references: Folder of references, one file a pair; or give --corpus.path.
         corpus: Parallel text that holds the references: --corpus.path DIR with DIR/test.en, DIR/test.de …
         split: Which split of the corpus was translated.
@@ -162,7 +163,7 @@ def compare(
 
 
 def _listed(metrics: str | Sequence[str]) -> tuple[str, ...]:
-    return tuple(metrics.split(",") if isinstance(metrics, str) else metrics)
+    return tuple(listed(metrics) if isinstance(metrics, str) else metrics)
 
 
 def _tiers(corpus: data.CorpusConfig | None, pairs: Iterable[str], split: str, pivot: str) -> dict[str, str]:

@@ -15,7 +15,15 @@ from itertools import zip_longest
 from typing import Any
 
 from nspec_hf import __version__
-from nspec_hf.core import ConfigError, check_settings_files, exit_status, quiet_libraries, unused, warn
+from nspec_hf.core import (
+    ConfigError,
+    check_settings_files,
+    exit_status,
+    quiet_libraries,
+    unused,
+    warn,
+    with_lists,
+)
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cli.run", "do it all from one file: record, select, train, translate, evaluate, report"),
@@ -113,7 +121,7 @@ def _run(name: str, arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-") and first.default is first.empty:
         arguments = [f"--{first.name}", *arguments]  # `nspec inspect masks`
     parser = jsonargparse.auto_parser(function, as_positional=False, **said)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(with_lists(parser, arguments))
     settings = parser.instantiate(parsed)
     settings.pop("config", None)
     with contextlib.nullcontext() if loud else _quiet(name):

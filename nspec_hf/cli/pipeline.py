@@ -20,6 +20,7 @@ from nspec_hf.core import (
     Pair,
     Table,
     as_pairs,
+    listed,
     needs,
     program,
     require,
@@ -90,7 +91,7 @@ def select(
         coverage: Share of a layer's activations that the kept neurons cover, in (0, 1]; lower keeps fewer. Or
             `paper` (0.95), `sparse` (0.6).
         select: The rule.
-        levels: Further coverages that the folder keeps, `[1.0, 0.8]`: for `nspec translate --coverage`.
+        levels: Further coverages that the folder keeps, `1.0,0.8`: for `nspec translate --coverage`.
     """
     if coverage is not None:
         require(select.method == "coverage", f"method {select.method} has no coverage")
@@ -280,7 +281,7 @@ def _only_for_models(kinds: Sequence[str]) -> None:
 
 def directions(pairs: str | Sequence[str]) -> list[Pair]:
     """Return pairs that were given with commas between them, or as a list."""
-    return as_pairs(pairs.split(",") if isinstance(pairs, str) else pairs)
+    return as_pairs(listed(pairs) if isinstance(pairs, str) else pairs)
 
 
 def load(

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from nspec_hf.core.settings import (
         check_settings_files as check_settings_files,
         holds as holds,
+        listed as listed,
         needs as needs,
         unused as unused,
         warn_unused as warn_unused,
+        with_lists as with_lists,
     )
     from nspec_hf.core.pairs import (
         MANY_TO_ONE as MANY_TO_ONE,

@@ -6,11 +6,13 @@ A rule names a setting and what it needs. `{"quantization": "format=ctranslate2"
 checked here too, before a parser reads them: one that a later file drops is told as well.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 
@@ -74,6 +76,47 @@ def _in_words(rule: str, value: Callable[[str], Any], names: str) -> str:
     if not equals:
         return f"without {' or '.join(names + each for each in rest.split(' or '))}"
     return f"with {names}{name} {value(name)}, but with {' or '.join(wanted.split('|'))}"
+
+
+def listed(text: str) -> list[str]:
+    """Return what stands between the commas of a text, without spaces around it."""
+    return [part.strip() for part in text.split(",")]
+
+
+def with_lists(parser: Any, arguments: Sequence[str]) -> list[str]:
+    """Return a command line whose lists, `--levels 1.0,0.8`, stand as jsonargparse reads them, `[1.0,0.8]`.
+
+    Lists in brackets, and `null`, stay as they are.
+    """
+    kinds: dict[str, Any] = {}
+    for action in parser._actions:
+        sequence = _sequence(getattr(action, "_typehint", None))
+        kinds |= dict.fromkeys(action.option_strings if sequence else (), sequence)
+    written: list[str] = []
+    for before, argument in pairwise(["", *arguments]):
+        name, equals, value = argument.partition("=")
+        if name in kinds and equals:
+            written.append(f"{name}={_in_brackets(value, kinds[name])}")
+        else:
+            is_value = before in kinds and not argument.startswith("--")
+            written.append(_in_brackets(argument, kinds[before]) if is_value else argument)
+    return written
+
+
+def _sequence(kind: Any) -> Any:
+    """Return the type among some that holds several values, `Sequence[str]` of `str | Sequence[str]`."""
+    if get_origin(kind) in (list, tuple, Sequence):
+        return kind
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return next(filter(None, map(_sequence, options)), None)
+
+
+def _in_brackets(value: str, kind: Any) -> str:
+    if not value or value == "null" or value.startswith("["):
+        return value
+    # Quoted, since to YAML the language no is false.
+    numbers = get_args(kind)[0] in (int, float)
+    return f"[{','.join(part if numbers else json.dumps(part) for part in listed(value))}]"
 
 
 def check_settings_files(arguments: Sequence[str]) -> set[str]:

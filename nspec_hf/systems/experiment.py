@@ -18,10 +18,12 @@ from nspec_hf.core import (
     check_settings_files,
     english_centric,
     languages_of,
+    listed,
     pivot_of,
     plain,
     require,
     translation_pairs,
+    with_lists,
     zero_shot,
 )
 from nspec_hf.data import CorpusConfig, PairText, VocabularyConfig, read_corpus
@@ -98,7 +100,7 @@ class DataConfig:
         return pairs
 
     def _named_pairs(self) -> Sequence[str]:
-        named = self.pairs.split(",") if isinstance(self.pairs, str) and self.pairs else self.pairs
+        named = listed(self.pairs) if isinstance(self.pairs, str) and self.pairs else self.pairs
         return named or ()
 
     def zero_shot_pairs(self) -> list[Pair]:
@@ -242,7 +244,7 @@ def read_settings(
     if arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--config")
     check_settings_files(arguments)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(with_lists(parser, arguments))
     rest = jsonargparse.Namespace({name: parsed.pop(name) for name in extra})
     parsed.pop("config")
     return settings(**vars(parser.instantiate_classes(parsed))), rest

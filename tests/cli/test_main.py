@@ -246,3 +246,14 @@ def test_a_folder_that_is_read_only_is_named_before_the_work_and_stays_as_it_is(
         assert re.search(r"cannot be written.*closed/result", said)
         assert len(said.splitlines()) == 1
         assert not list((folder / "closed").iterdir())
+
+
+def test_lists_need_no_brackets_on_the_command_line(tmp_path, capsys):
+    for folder in ("ours", "gold"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "eng_Latn-deu_Latn.txt").write_text("ein Hund rennt\n", encoding="utf-8")
+    told = ["--hypotheses", f"{tmp_path}/ours", "--references", f"{tmp_path}/gold"]
+    assert main(["evaluate", *told, "--metric", "ter, chrf++", "--style", "json"]) == 0
+    # Out of English, as NLLB spells it.
+    row = {"pair": "eng_Latn-deu_Latn", "group": "one-to-many", "ter": 0.0, "chrf++": 100.0}
+    assert json.loads(capsys.readouterr().out)[0]["rows"] == [row]

@@ -1,10 +1,13 @@
 """Rules of settings that need others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import jsonargparse
 import pytest
 
-from nspec_hf.core import unused, warn_unused
+from nspec_hf.core import unused, warn_unused, with_lists
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,48 @@ def test_a_rule_tells_what_has_no_effect_and_why(given, rules, told):
 def test_it_is_told_with_the_names_that_the_user_gave():
     with pytest.warns(UserWarning, match=r"^part\.width has no effect without part\.folder"):
         warn_unused(Settings(width=2), {"width": "folder"}, "part.")
+
+
+@dataclass(frozen=True)
+class Lists:
+    levels: Sequence[float] = ()
+    sizes: Sequence[int] = (100,)
+    scores: Sequence[str] = ()
+    metric: str | Sequence[str] = ("bleu",)
+    zero_shot: Sequence[str] | None = None
+    sides: tuple[str, ...] = ("encoder",)
+    copies: Sequence[Literal["norms", "ffn"]] = ()
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "meant"),
+    [
+        (["--levels", "1.0,0.8"], "levels", [1.0, 0.8]),
+        (["--levels", "0.5"], "levels", [0.5]),
+        (["--levels", "[1.0, 0.8]"], "levels", [1.0, 0.8]),
+        (["--sizes=1, 2"], "sizes", [1, 2]),
+        (["--scores", "a.json"], "scores", ["a.json"]),
+        (["--scores", "a.json,b c.json"], "scores", ["a.json", "b c.json"]),
+        (["--scores", "[a.json,b.json]"], "scores", ["a.json", "b.json"]),
+        (["--scores", "no,on,1"], "scores", ["no", "on", "1"]),
+        (["--metric", "bleu, chrf++"], "metric", ["bleu", "chrf++"]),
+        (["--metric", "[bleu]"], "metric", ["bleu"]),
+        (["--zero_shot", "zh-CN->en,de-en"], "zero_shot", ["zh-CN->en", "de-en"]),
+        (["--zero_shot", "null"], "zero_shot", None),
+        (["--sides", "encoder,decoder"], "sides", ("encoder", "decoder")),
+        (["--copies", "ffn, norms"], "copies", ["ffn", "norms"]),
+        (["--name", "a,b"], "name", "a,b"),
+        (["--levels", "--name", "a"], None, None),
+    ],
+)
+def test_every_list_may_stand_with_commas_alone(typed, name, meant):
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Lists, "of")
+    typed = [each.replace("--", "--of.", 1) for each in typed]
+    if name is None:
+        assert with_lists(parser, typed) == typed
+        return
+    read = parser.parse_args(with_lists(parser, typed)).of[name]
+    assert read == meant
+    assert type(read) is type(meant)
