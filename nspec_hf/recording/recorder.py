@@ -66,9 +66,9 @@ def record(
     Args:
         model: A Hugging Face model, plain or wrapped. With a gate attached, its pairs are recorded as gated.
         batches: Dicts with `input_ids` and `attention_mask` [B, S], `pair_ids` [B] (index into `pairs`)
-            and, for encoder-decoder models, `labels` (-100 = padding) and `decoder_input_ids` [B, T].
-            Without labels, `decoder_attention_mask` [B, T] tells the padding. What the model does not take
-            is left out.
+            and, for encoder-decoder models, `labels` (-100 or the pad token = padding) and
+            `decoder_input_ids` [B, T]. Without labels, `decoder_attention_mask` [B, T] tells the padding.
+            What the model does not take is left out.
         pairs: What `pair_ids` indexes.
         config: What to count; see `RecordConfig`.
         corpus: What text this is, kept with the statistics; anything that JSON can hold.
@@ -175,6 +175,10 @@ class _Recorder:
             }
             # What was made in inference mode cannot be kept for a backward pass.
             batch = {name: each.clone() if each.is_inference() else each for name, each in tensors.items()}
+            pad, end = (getattr(self.model.config, f"{name}_token_id", None) for name in ("pad", "eos"))
+            if "labels" in batch and pad not in (None, end):
+                # A script may pad them with what pads its text; that would count as tokens.
+                batch["labels"] = batch["labels"].masked_fill(batch["labels"] == pad, IGNORED)
         self.sums.begin(batch, rows)
         self.read = set()
         inputs = self._inputs(batch)

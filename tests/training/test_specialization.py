@@ -418,6 +418,19 @@ def test_generate_begins_in_the_pair_s_language_however_it_is_given_rows_and_pai
         network.generate(batch["input_ids"], forced_bos_token_id=tag("__de__"), **known)
 
 
+@pytest.mark.parametrize("pair", ["en-de", None])
+def test_labels_that_a_script_pads_with_the_pad_token_are_no_tokens(pair):
+    network, pairs = model(), PAIRS[:1] if pair else PAIRS
+    padded = DataCollatorForSeq2Seq(tokenizer(), network, label_pad_token_id=tokenizer().pad_token_id)
+    specialize = Specialization(network, tokenizer(), pair=pair, column=None if pair else "pair")
+    data = [{name: row[name] for name in row if pair is None or name != "pair"} for row in rows(pairs=pairs)]
+    found = specialize.record(loader(network, data, specialize.collator(padded)))
+    collate = PairCollator(tokenizer(), specialize.pairs)
+    alone = record(model(), [collate([row]) for row in rows(pairs=pairs)], specialize.pairs)
+    assert found.recipe.tokens == {each: alone.tokens(each) for each in specialize.pairs}
+    assert found == NeuronMasks.from_coverage(alone)
+
+
 def test_a_loop_without_accelerate_takes_the_collator():
     network = model()
     specialize = Specialization(network, tokenizer(), column="pair")
