@@ -175,8 +175,8 @@ class _Recorder:
             }
             # What was made in inference mode cannot be kept for a backward pass.
             batch = {name: each.clone() if each.is_inference() else each for name, each in tensors.items()}
-            pad, end = (getattr(self.model.config, f"{name}_token_id", None) for name in ("pad", "eos"))
-            if "labels" in batch and pad not in (None, end):
+            pad, ends = (getattr(self.model.config, f"{name}_token_id", None) for name in ("pad", "eos"))
+            if "labels" in batch and pad not in (None, *(ends if isinstance(ends, list) else [ends])):
                 # A script may pad them with what pads its text; that would count as tokens.
                 batch["labels"] = batch["labels"].masked_fill(batch["labels"] == pad, IGNORED)
         self.sums.begin(batch, rows)

@@ -577,6 +577,18 @@ def test_a_text_of_any_length_fits_where_positions_are_computed(make):
     record(make(), [random_batch(source_length=90, target_length=80)], PAIRS)
 
 
+@pytest.mark.parametrize("ends", [2, [2, 3], [2, 1]])
+def test_the_pad_token_is_padding_in_labels_unless_it_also_ends_texts(ends):
+    model, batch = tiny_m2m100(), random_batch()
+    model.config.eos_token_id, model.config.pad_token_id = ends, 1
+    batch["labels"][0, 0] = 1
+    is_token = batch["labels"] != -100
+    is_token[0, 0] = ends == [2, 1]
+    stats = record(model, [batch], PAIRS)
+    for number, pair in enumerate(PAIRS):
+        assert stats.tokens(pair, "decoder") == is_token[batch["pair_ids"] == number].sum()
+
+
 @pytest.mark.parametrize("make", [tiny_t5, tiny_m2m100])
 def test_a_config_without_a_start_token_is_refused_before_the_pass(make):
     model, batch = make(), random_batch()
