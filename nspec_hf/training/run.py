@@ -281,8 +281,8 @@ def _collator(
 def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
     """Train, from a checkpoint where there is one; return the seconds over all sittings."""
     state = _read(Path(checkpoint) / STATE_FILE) if checkpoint else {}
-    if checkpoint and 0 < trainer.args.max_steps <= state["global_step"]:
-        # Killed after its last checkpoint: the Trainer would make one more update.
+    if checkpoint and _has_ended(trainer, state):
+        # Killed after its last checkpoint: the Trainer would go on to one more update, or evaluation.
         best = best_checkpoint(Path(checkpoint)) if trainer.args.load_best_model_at_end else None
         load_weights(trainer.trained, best or Path(checkpoint))
         trainer.state = trainer.state.load_from_json(str(Path(checkpoint) / STATE_FILE))
@@ -293,6 +293,16 @@ def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
     # Resuming puts another clock in the place of the one that was added.
     clocks = (one for one in trainer.callback_handler.callbacks if isinstance(one, RunClock))
     return next(clocks).seconds
+
+
+def _has_ended(trainer: SpecializationTrainer, state: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is a run's last: all updates are made, or its patience is at an end."""
+    if 0 < trainer.args.max_steps <= state["global_step"]:
+        return True
+    stops = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    kept = state["stateful_callbacks"].get(type(stops[0]).__name__) if len(stops) == 1 else None
+    counted = kept["attributes"].get("early_stopping_patience_counter", 0) if isinstance(kept, dict) else 0
+    return bool(stops) and counted >= stops[0].early_stopping_patience
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:

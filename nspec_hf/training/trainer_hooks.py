@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from nspec_hf.recording import plain_model
@@ -135,6 +135,11 @@ class HookedTrainer(Seq2SeqTrainer):
     def _load_callback_state(self) -> None:
         states: Any = self.state.stateful_callbacks
         own = states.pop(STATE_NAME, None)  # no callback's, so the library would warn of it
+        for callback in self.callback_handler.callbacks:
+            kept = states.get(type(callback).__name__)
+            if isinstance(callback, EarlyStoppingCallback) and isinstance(kept, dict):
+                # What was counted is the checkpoint's; how long to wait may have been changed since.
+                kept["args"] = callback.state()["args"]
         super()._load_callback_state()
         if own is not None:
             states[STATE_NAME] = own

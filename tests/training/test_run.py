@@ -25,6 +25,10 @@ from tests.helpers.tiny_experiment import Killed
 from tests.helpers.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
 
 
+GROWING = {"learning_rate": 5.0, "lr_scheduler_type": "constant", "warmup_steps": 0}
+"""The learning rate is so high that the loss grows from the first evaluation on."""
+
+
 def config(steps=4, patience=None, **changes):
     arguments = {
         "max_steps": steps,
@@ -144,8 +148,7 @@ def test_a_checkpoint_made_without_our_callbacks_is_gone_on_from(tmp_path):
 
 
 def test_early_stopping_keeps_the_best_and_counts_on_after_a_stop(tmp_path, monkeypatch):
-    # The learning rate is so high that the loss grows from the first evaluation on.
-    settings = config(steps=20, patience=2, learning_rate=5.0, lr_scheduler_type="constant", warmup_steps=0)
+    settings = config(steps=20, patience=2, **GROWING)
     network, result = run(tmp_path / "a", settings)
     losses = result.facts()["validation_loss"]
     best = min(losses, key=losses.get)
@@ -159,6 +162,28 @@ def test_early_stopping_keeps_the_best_and_counts_on_after_a_stop(tmp_path, monk
     monkeypatch.undo()
     again, resumed = run(tmp_path / "b", settings)
     assert resumed.updates == result.updates
+    assert same_weights(again, network)
+
+
+def test_a_run_killed_after_its_patience_ended_makes_no_further_update(tmp_path, monkeypatch):
+    settings = config(steps=20, patience=2, **GROWING)
+    network, result = run(tmp_path / "a", settings)
+    kill(monkeypatch, "_finalize_training", step=result.updates)
+    with pytest.raises(Killed):
+        run(tmp_path / "b", settings)
+    monkeypatch.undo()
+    again, resumed = run(tmp_path / "b", settings)
+    assert resumed.updates == result.updates < 20
+    assert same_weights(again, network)
+    assert run(tmp_path / "b", settings)[1].had_ended
+
+
+def test_a_run_whose_patience_was_raised_waits_as_long_as_one_that_had_it_at_once(tmp_path):
+    network, result = run(tmp_path / "at once", config(steps=20, patience=4, **GROWING))
+    assert run(tmp_path / "raised", config(steps=20, patience=2, **GROWING))[1].updates < result.updates
+    again, raised = run(tmp_path / "raised", config(steps=20, patience=4, **GROWING))
+    assert raised.updates == result.updates < 20
+    assert raised.facts()["validation_loss"] == result.facts()["validation_loss"]
     assert same_weights(again, network)
 
 
