@@ -39,14 +39,16 @@ class SpecializationCallback(TrainerCallback):
 
     It logs `density` and, with `compute_loss_func=callback.loss`, the training loss of every pair
     (`loss_en-de`). The gate is on the model from the making of the Trainer and stays after training, so that
-    every evaluation uses it; `gate.detach()` takes it off.
+    every evaluation uses it; `gate.detach()` takes it off. Added to a Trainer that was made already, it puts
+    the gate on when training begins, and refuses to evaluate with all neurons before.
 
     Args:
         gate: The gate of the model that is trained, or what else makes its rows run as their pairs do.
 
     Raises:
         TrainingSetupError: When training begins (or before the first update), if the arguments would
-            silently train another model than asked for.
+            silently train another model than asked for; in an evaluation before, if the gate is not on the
+            model.
 
     Attributes:
         loss: The exact loss, for the Trainer's `compute_loss_func`.
@@ -61,7 +63,7 @@ class SpecializationCallback(TrainerCallback):
         shifts = shifts_labels(gate.model)
         self.loss = TokenLoss(tally=PairTally(gate.pairs), pair_ids=last_rows, shifts=shifts)
         self.in_plain_trainer = True
-        self._checked_loss = False
+        self._checked_loss, self._met_model = False, False
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -99,6 +101,20 @@ class SpecializationCallback(TrainerCallback):
         self.loss.begin()
         self._checked_loss = False
         self.attach(kwargs.get("model"))
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse an evaluation with all neurons; what is added to a Trainer later hears of it only here."""
+        if self._met_model:
+            return
+        self._check_model(kwargs.get("model"))
+        if not self.gate.attached:
+            raise TrainingSetupError(
+                "this evaluation runs with all neurons, since the callback was added to a Trainer that was "
+                "made before and has not trained since; give the Trainer callbacks=[callback], or call "
+                "callback.gate.attach() first"
+            )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -161,12 +177,17 @@ class SpecializationCallback(TrainerCallback):
         Raises:
             TrainingSetupError: If it is another object.
         """
+        self._check_model(model)
+        self._met_model = True
+        self.gate.attach()
+
+    def _check_model(self, model: nn.Module | None) -> None:
+        """Refuse a model that is not the gate's."""
         if model is not None and all(module is not self.gate.model for module in model.modules()):
             raise TrainingSetupError(
                 "the gate is for another model object than the Trainer trains, so that would train with all "
                 "neurons; make both from the same object (and without model_init, which makes a new one)"
             )
-        self.gate.attach()
 
     def remember(self, state: TrainerState) -> None:
         """Put what the gate is into the state, which the library saves with a checkpoint and reads again."""

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -487,6 +488,38 @@ def test_nothing_is_evaluated_densely_before_training(tmp_path):
     ] == pytest.approx(expected, abs=1e-4)
     plain = plain_with_callback(tmp_path, Rows(encoded), model(), **rows)
     assert plain.evaluate(Rows(encoded))["eval_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Seq2SeqTrainer, SpecializationTrainer])
+@pytest.mark.parametrize("way", ["evaluate", "predict"])
+def test_a_callback_that_is_added_later_lets_nothing_be_evaluated_densely(kind, way, tmp_path):
+    network, encoded = model(), corpus(count=3)
+    gate = NeuronGate(network, masks(network))
+    expected, dense = plain_loss(network, gate, encoded), plain_loss(network, nullcontext(), encoded)
+    assert abs(expected - dense) > 1e-3
+    trainer = build(kind, network, tmp_path, per_device_eval_batch_size=12)
+    callback = SpecializationCallback(gate)
+    trainer.add_callback(callback)
+    with pytest.raises(TrainingSetupError, match="runs with all neurons"):
+        getattr(trainer, way)(Rows(encoded))
+    if kind is Seq2SeqTrainer:
+        gate.attach()
+        found = getattr(trainer, way)(Rows(encoded))
+        metrics = found if way == "evaluate" else found.metrics
+        assert metrics["eval_loss" if way == "evaluate" else "test_loss"] == pytest.approx(expected, abs=1e-4)
+        # The user's word: what was on the model when training began may be taken off.
+        callback.attach(network)
+        gate.detach()
+        assert trainer.evaluate(Rows(encoded))["eval_loss"] == pytest.approx(dense, abs=1e-4)
+
+
+def test_a_callback_that_is_added_later_for_another_model_is_refused_in_an_evaluation(tmp_path):
+    other, network = model(), model()
+    gate = NeuronGate(other, masks(other)).attach()
+    trainer = build(Seq2SeqTrainer, network, tmp_path)
+    trainer.add_callback(SpecializationCallback(gate))
+    with pytest.raises(TrainingSetupError, match="another model object"):
+        trainer.evaluate(Rows(corpus(count=3)))
 
 
 def test_our_trainer_keeps_the_columns_of_pairs(tmp_path):
