@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nspec_hf.core import ConfigError, require, require_share
+from nspec_hf.core import ConfigError, TrainingSetupError, require, require_share
 from nspec_hf.data import IGNORED
 from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
@@ -69,7 +69,17 @@ class ElasticTrainer(SpecializationTrainer):
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `SpecializationTrainer` does; the draws begin with an update, also after an interrupt."""
+        """Train as `SpecializationTrainer` does; the draws begin with an update, also after an interrupt.
+
+        Raises:
+            TrainingSetupError: Also if there is a teacher under DeepSpeed, where the dense pass would make an
+                update of its own.
+        """
+        if self.teacher is not None and self.is_deepspeed_enabled:
+            raise TrainingSetupError(
+                "elastic training with a teacher goes back twice in a micro-batch, and DeepSpeed would make "
+                "an update each time; train under DDP or FSDP, or without the teacher"
+            )
         self.drawn = 0
         return super().train(*args, **kwargs)
 

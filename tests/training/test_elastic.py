@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, TrainingSetupError
 from nspec_hf.data import BatchConfig, PairCollator
 from nspec_hf.gating import NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
@@ -256,6 +256,15 @@ def test_a_weight_out_of_range_is_refused(made, teacher):
         made(dense=0.9, teacher=teacher)
     with pytest.raises(ConfigError, match="teacher"):
         TrainConfig(elastic=True, teacher=teacher)
+
+
+def test_a_teacher_is_refused_under_deepspeed_which_would_make_two_updates(made):
+    trainer = made(dense=0.9)
+    trainer.is_deepspeed_enabled = True  # as where it is installed and configured
+    before = copy.deepcopy(trainer.model)
+    with pytest.raises(TrainingSetupError, match="DeepSpeed would make an update"):
+        trainer.train()
+    assert tiny_text.same_weights(trainer.model, before)
 
 
 def test_without_levels_a_teacher_s_pupil_or_masks_it_is_refused(made):

@@ -24,7 +24,6 @@ from tests.helpers.models import SIX_ARCHITECTURES, tiny_marian
 from tests.helpers.tiny_experiment import Killed
 from tests.helpers.tiny_text import PAIRS, corpus, masks, model, same_weights, tokenizer
 
-
 GROWING = {"learning_rate": 5.0, "lr_scheduler_type": "constant", "warmup_steps": 0}
 """The learning rate is so high that the loss grows from the first evaluation on."""
 
