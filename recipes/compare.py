@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     experiment = _of_the_experiment(arguments)
     # Before the work, so that its result has a place and what is there is not lost.
     require_writable(table_file(config))
-    earlier_tests(table_file(config))
+    earlier_table(table_file(config))
     failures: list[Failure] = []
     if not chosen.tables_only:
         failures = run_all(runs, experiment, chosen.jobs)
@@ -84,7 +84,7 @@ def write_tables(
     config: ExperimentConfig, rows: Sequence[PlannedRow], command: str, experiment: Sequence[str]
 ) -> None:
     """Compare all rows of the plan as far as they have been run; print and keep the tables."""
-    path, kept = table_file(config), earlier_tests(table_file(config))
+    path, kept = table_file(config), earlier_table(table_file(config))
     with tqdm(desc="paired tests", disable=not sys.stderr.isatty()) as bar:
         comparison = compare_rows(config, rows, experiment, show=lambda line: bar.update(), kept=kept)
     write_json(path, comparison.content())
@@ -102,8 +102,8 @@ def table_file(config: ExperimentConfig) -> Path:
     return Path(config.results) / f"{config.name}.{config.compare.table}.json"
 
 
-def earlier_tests(path: Path) -> dict[str, Any]:
-    """Return the verdicts of an earlier table, for runs whose translations are gone.
+def earlier_table(path: Path) -> dict[str, Any]:
+    """Return what an earlier table kept: its verdicts, for runs whose translations are gone.
 
     Raises:
         ConfigError: If the file is something else.
@@ -111,7 +111,7 @@ def earlier_tests(path: Path) -> dict[str, Any]:
     content = read_json(path) if path.is_file() else {"tests": {}}
     if not isinstance(content, dict) or not isinstance(content.get("tests"), dict):
         raise ConfigError(f"{path} keeps no paired tests; delete it, to test again")
-    return content["tests"]
+    return content
 
 
 def run_all(runs: Sequence[PlannedRun], experiment: Sequence[str], count: int | None) -> list[Failure]:

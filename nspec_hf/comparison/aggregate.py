@@ -39,6 +39,7 @@ class _Aggregation:
     results: Mapping[str, RunResult]
     """Name of a run → its result, of those that have one."""
     tests: dict[str, Tests] = field(default_factory=dict)
+    trials: dict[str, int] = field(default_factory=dict)
 
     def row(self, row: PlannedRow) -> RowResult:
         done = [run for run in row.runs if run.name in self.results]
@@ -98,8 +99,9 @@ class _Aggregation:
         tests = paired_tests(one, two, self.targets)
         if tests is not None:
             return tests
-        kept, results = read_tests(self.kept.get(name, {})), (self.results[one.name], self.results[two.name])
-        return {
+        kept = read_tests(self.kept.get("tests", {}).get(name, {}))
+        results = (self.results[one.name], self.results[two.name])
+        still = {
             metric: {
                 pair: test
                 for pair, test in by_pair.items()
@@ -108,6 +110,10 @@ class _Aggregation:
             }
             for metric, by_pair in kept.items()
         }
+        trials = self.kept.get("trials", {}).get(name, self.kept.get("n_samples"))
+        if any(still.values()) and trials not in (None, self.config.compare.n_samples):
+            self.trials[name] = trials
+        return still
 
 
 def compare_rows(
@@ -125,8 +131,8 @@ def compare_rows(
         experiment: The arguments of the command line that say which experiment it is, for the commands of
             runs that are missing.
         show: Called with a line of text before each paired test.
-        kept: Paired tests of an earlier comparison, as `SystemsComparison.content` has them, for runs whose
-            translations are gone.
+        kept: An earlier comparison, as `SystemsComparison.content` has it, whose paired tests stand for runs
+            whose translations are gone.
     """
     outcomes = {run.name: run.outcome() for row in rows for run in row.runs}
     results = {name: result for name, result in outcomes.items() if result is not None}
@@ -149,6 +155,7 @@ def compare_rows(
         experiment=tuple(experiment),
         tests=aggregation.tests,
         n_samples=config.compare.n_samples,
+        trials=aggregation.trials,
         notes=_notes(list(results.values())),
     )
 

@@ -109,13 +109,16 @@ class SystemsComparison:
     """`RUN against RUN` → paired tests, of both references."""
     n_samples: int
     """Trials of the paired tests."""
+    trials: Mapping[str, int]
+    """As in `tests` → another number, that an earlier comparison had: translations are gone."""
     notes: tuple[str, ...]
     """Signatures of the metrics, decoding, hardware."""
 
     def content(self) -> dict[str, Any]:
         """Return what is kept as JSON: all that the results of the runs do not say."""
         seeds = {row.name: tuple(row.results) for row in self.rows}
-        return {"name": self.name, "seeds": seeds, "n_samples": self.n_samples, "tests": self.tests}
+        kept = {"name": self.name, "seeds": seeds, "n_samples": self.n_samples, "tests": self.tests}
+        return {**kept, "trials": self.trials} if self.trials else kept
 
     def row(self, name: str) -> RowResult | None:
         """Return a row that has been run with any seed, by its name."""

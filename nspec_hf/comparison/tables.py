@@ -190,6 +190,10 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
         f"b / w / n: better, worse, not significant; paired randomization, {comparison.n_samples} trials"
     ]
     notes += [
+        f"{name}: {trials} trials, of an earlier comparison, since translations are gone"
+        for name, trials in comparison.trials.items()
+    ]
+    notes += [
         f"{row.name}: its own training ("
         + ", ".join(f"{name}={value}" for name, value in row.plan.train.items())
         + f"), compared with {row.against['finetune'].reference if 'finetune' in row.against else 'no row'}"

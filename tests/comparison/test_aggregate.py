@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ PLAN = {
     "random": RowPlan(),
     "individual": RowPlan(seeds=[1]),
 }
+NS = RowPlan(system="neuron_specialization")
 SHARES = {"baseline": 0.4, "finetune": 0.35, "ns": 0.15, "individual": 0.2}
 TIERS = {"de": "high", "fr": "low"}
 
@@ -350,18 +353,39 @@ def test_without_translations_there_are_scores_but_no_verdicts(made, tmp_path):
 
 def test_verdicts_outlive_the_translations_but_not_the_scores(made, tmp_path):
     config, _, comparison, _, _ = made
-    kept = json.loads(json.dumps(plain(comparison.content())))["tests"]
+    kept = json.loads(json.dumps(plain(comparison.content())))
     elsewhere = planned_rows(dataclasses.replace(config, work=str(tmp_path / "elsewhere")))
     again = compare_rows(elsewhere[0].runs[0].config, elsewhere, ["FILE.yaml"], kept=kept)
     assert markdown(again, "x") == markdown(comparison, "x")
     assert again.content() == comparison.content()
     # Another run's scores: what was tested is not what is there now.
     for name in ("ns s1 against finetune s1", "ns s2 against finetune s2"):
-        kept[name]["bleu"]["en-de"][0] += 0.01
+        kept["tests"][name]["bleu"]["en-de"][0] += 0.01
     changed = compare_rows(elsewhere[0].runs[0].config, elsewhere, kept=kept).row("ns").against["finetune"]
     assert not any("en-de" in tests["bleu"] for tests in changed.tests)
     kept_tests = [tests["chrf++"] for tests in changed.tests]
     assert kept_tests == [tests["chrf++"] for tests in comparison.row("ns").against["finetune"].tests]
+
+
+def test_verdicts_whose_translations_are_gone_keep_the_number_of_their_own_trials(tmp_path):
+    config = experiment(tmp_path, {"baseline": RowPlan(seeds=[1]), "finetune": RowPlan(), "ns_x": NS})
+    rows = planned_rows(config)
+    for row, share in zip(rows, (0.4, 0.35, 0.15), strict=True):
+        for run in row.runs:
+            finish(run, share)
+    kept = json.loads(json.dumps(plain(compare_rows(config, rows).content())))
+    # Only one run has lost its translations when more trials are asked for, and it keeps that through tables.
+    shutil.rmtree(rows[2].runs[1].folder)
+    gone = {f"ns_x s2 against {name}" for name in ("baseline s1", "finetune s2")}
+    for trials in (TRIALS + 100, TRIALS + 200, TRIALS):
+        more = replace(config, compare=replace(config.compare, n_samples=trials))
+        again = compare_rows(more, planned_rows(more), kept=kept)
+        assert again.trials == ({} if trials == TRIALS else dict.fromkeys(gone, TRIALS))
+        notes = averages_table(again, "bleu").notes
+        assert f"paired randomization, {trials} trials" in notes[0]
+        told = {note.partition(":")[0] for note in notes if f": {TRIALS} trials" in note}
+        assert told == again.trials.keys()
+        kept = json.loads(json.dumps(plain(again.content())))
 
 
 @pytest.mark.parametrize(
