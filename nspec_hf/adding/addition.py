@@ -77,7 +77,13 @@ class Addition(nn.Module):
         self.own_rows = self._make_rows(model) if layout.ids else None
         self.requires_grad_(True)
 
-    def draw(self, model: PreTrainedModel, seed: int, begins_as: Mapping[int, Sequence[int]]) -> "Addition":
+    def draw(
+        self,
+        model: PreTrainedModel,
+        seed: int,
+        begins_as: Mapping[int, Sequence[int]],
+        earlier: Sequence["Addition"] = (),
+    ) -> "Addition":
         """Give fresh weights; returns itself.
 
         Args:
@@ -85,6 +91,7 @@ class Addition(nn.Module):
             seed: Of new neurons and low-rank changes.
             begins_as: Id that the model has no embedding for, or a poor one → ids whose mean it begins as.
                 Every other id begins as it is in the model.
+            earlier: Additions that brought ids which the model has no embedding for.
         """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -104,7 +111,8 @@ class Addition(nn.Module):
                 for which, old in row_weights(model).items():
                     rows = self.own_rows.of(which)
                     for place, number in enumerate(self.own_rows.ids):
-                        rows[place] = old[list(begins_as.get(number, [number]))].mean(dim=0)
+                        like = [_row(n, which, old, earlier) for n in begins_as.get(number, [number])]
+                        rows[place] = torch.stack(like).mean(dim=0)
         return self
 
     def neurons_at(self, site: str) -> NewNeurons:
@@ -231,6 +239,14 @@ def output_of(model: PreTrainedModel) -> tuple[str, Any]:
         if layer is not None and module is layer:
             return name, layer
     raise UnsupportedModelError(f"{type(model).__name__} does not show its output layer")
+
+
+def _row(number: int, which: Which, old: Tensor, earlier: Sequence[Addition]) -> Tensor:
+    """Return an id's embedding: the model's, or that of the addition which brought it."""
+    if number < len(old):
+        return old[number]
+    own = next(one.own_rows for one in earlier if one.own_rows and number in one.own_rows.ids)
+    return own.of(which)[own.ids.index(number)]
 
 
 def _block(model: nn.Module, site: Site) -> dict[str, nn.Linear]:

@@ -130,7 +130,7 @@ def add_pairs(
         vocabulary=vocabulary,
         about=about,
     )
-    addition = Addition(model, layout).draw(model, config.seed, words.begins_as)
+    addition = Addition(model, layout).draw(model, config.seed, words.begins_as, earlier)
     if before:
         masks, gate_config = masks or before.masks, gate_config or before.gate_config
     added = AddedPairs(model, [*earlier, addition], masks, gate_config)

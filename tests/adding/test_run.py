@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,6 +117,22 @@ def test_a_run_that_had_ended_is_loaded(twice):
     ours, theirs = again.added.own.state_dict(), first.added.own.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_tag_begins_as_that_of_a_language_that_was_added_before(twice, tmp_path):
+    _folder, model, _before, first, second = twice
+    new = tiny_text.texts(6, pairs=NEW)
+    yy = [PairText(Pair(str(text.pair).replace("fr", "yy")), text.sources, text.targets) for text in new]
+    still = replace(RUN, arguments={**RUN.arguments, "max_steps": 1, "learning_rate": 0.0})
+    third = add_pairs(
+        model, first.tags, yy, AddConfig(width=0, lora=1, kin="zz"), still, tmp_path, before=second.added
+    )
+    rows, before = (each.added.additions[-1].own_rows for each in (third, second))
+    number, kin = third.tags.tag_id("yy"), third.tags.tag_id("zz")
+    assert kin == second.tags.tag_id("zz") >= model.get_input_embeddings().num_embeddings
+    expected = before.embeddings[before.ids.index(kin)]
+    for each in (number, kin):
+        assert torch.allclose(rows.embeddings[rows.ids.index(each)], expected, atol=1e-6)
 
 
 def test_replay_repeats_the_new_text_to_be_about_as_much_as_the_old(tmp_path, monkeypatch):
