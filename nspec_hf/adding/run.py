@@ -121,6 +121,9 @@ def add_pairs(
     width = auto_width(lines) if config.width == "auto" else config.width
     about = {"base": base, "lines": {str(text.pair): len(text) for text in texts}, "width": width}
     layout = layout_for(
+    # How its weights begin decides what comes out of a run, and is seen nowhere else in the layout.
+    usual, begins = AddConfig(), {"seed": config.seed, "kin": config.kin}
+    about |= {name: value for name, value in begins.items() if value != getattr(usual, name)}
         model,
         [text.pair for text in texts],
         config,

@@ -119,6 +119,23 @@ def test_a_run_that_had_ended_is_loaded(twice):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("changes", [{"seed": 7}, {"kin": "de"}])
+def test_a_run_that_began_otherwise_is_not_taken_for_this_one(changes, tmp_path):
+    new, once = (
+        as_zz(tiny_text.texts(6, pairs=NEW)),
+        replace(RUN, arguments={**RUN.arguments, "max_steps": 1}),
+    )
+
+    def made(**settings):
+        tags = LanguageTags(tiny_text.tokenizer())
+        return add_pairs(tiny_text.model(), tags, new, AddConfig(width=0.5, **settings), once, tmp_path)
+
+    made()
+    assert made().result.had_ended
+    with pytest.raises(ConfigError, match="other settings"):
+        made(**changes)
+
+
 def test_a_tag_begins_as_that_of_a_language_that_was_added_before(twice, tmp_path):
     _folder, model, _before, first, second = twice
     new = tiny_text.texts(6, pairs=NEW)
