@@ -17,7 +17,7 @@ from nspec_hf.adding.addition import Addition, embedding_of, layout_for, row_wei
 from nspec_hf.adding.config import AddConfig, auto_width
 from nspec_hf.adding.languages import NewWords, find_words
 from nspec_hf.adding.saved import save_added
-from nspec_hf.core import Pair, TrainingSetupError, as_pairs, digest
+from nspec_hf.core import Pair, TrainingSetupError, UnknownPairError, as_pairs, digest
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairCollator, PairText, encode_corpus
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
@@ -106,6 +106,7 @@ def add_pairs(
 
     Raises:
         TrainingSetupError: If weights of the base moved, or logits of old pairs differ.
+        UnknownPairError: If there is text of old pairs, but no masks among those of the others.
         ConfigError, UnknownLanguageError: What `find_words` and `train` raise.
     """
     earlier = before.additions if before else []
@@ -120,10 +121,10 @@ def add_pairs(
     lines = max(map(len, texts))
     width = auto_width(lines) if config.width == "auto" else config.width
     about = {"base": base, "lines": {str(text.pair): len(text) for text in texts}, "width": width}
-    layout = layout_for(
     # How its weights begin decides what comes out of a run, and is seen nowhere else in the layout.
     usual, begins = AddConfig(), {"seed": config.seed, "kin": config.kin}
     about |= {name: value for name, value in begins.items() if value != getattr(usual, name)}
+    layout = layout_for(
         model,
         [text.pair for text in texts],
         config,
@@ -137,6 +138,12 @@ def add_pairs(
     if before:
         masks, gate_config = masks or before.masks, gate_config or before.gate_config
     added = AddedPairs(model, [*earlier, addition], masks, gate_config)
+    unknown = [str(text.pair) for text in old if not added.knows(text.pair)]
+    if unknown:
+        raise UnknownPairError(
+            f"old text of {', '.join(unknown)} proves nothing, since the masks of the old pairs hold none of "
+            "them; leave it out"
+        )
     frozen = _frozen_digest(added)
     added.attach().freeze()
     corpus = _encoded(texts, words.tags, run, added.pairs)

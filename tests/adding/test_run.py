@@ -10,7 +10,7 @@ import torch
 from nspec_hf import load
 from nspec_hf.adding import AddConfig, add_pairs, load_added, prove_untouched, retrain
 from nspec_hf.cli.main import main
-from nspec_hf.core import ConfigError, EmptyPairError, Pair
+from nspec_hf.core import ConfigError, EmptyPairError, Pair, UnknownPairError
 from nspec_hf.data import BatchConfig, LanguageTags, PairText
 from nspec_hf.evaluation import Translator
 from nspec_hf.training import TrainConfig
@@ -150,6 +150,16 @@ def test_a_tag_begins_as_that_of_a_language_that_was_added_before(twice, tmp_pat
     expected = before.embeddings[before.ids.index(kin)]
     for each in (number, kin):
         assert torch.allclose(rows.embeddings[rows.ids.index(each)], expected, atol=1e-6)
+
+
+def test_old_text_of_a_pair_without_masks_is_refused_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("nspec_hf.adding.run.train", None)
+    model, tags = tiny_text.model(), LanguageTags(tiny_text.tokenizer())
+    masks, new = tiny_text.masks(model).subset(["en-de"]), as_zz(tiny_text.texts(6, pairs=NEW))
+    with pytest.raises(UnknownPairError, match="old text of de-en proves nothing"):
+        add_pairs(
+            model, tags, new, AddConfig(), RUN, tmp_path, old=tiny_text.texts(6, pairs=OLD), masks=masks
+        )
 
 
 def test_replay_repeats_the_new_text_to_be_about_as_much_as_the_old(tmp_path, monkeypatch):
