@@ -11,7 +11,7 @@ from typing import Any
 from nspec_hf import __version__
 from nspec_hf.core import FORMAT, ArtifactError, file_digest, read_artifact, read_json, warn, write_text
 from nspec_hf.masks.select import LIBRARY, Recipe
-from nspec_hf.recording.stats import KIND as STATISTICS
+from nspec_hf.recording import STATS_KIND
 
 MASKS_FILE = "nspec_masks.safetensors"
 COPY_FILE = "nspec_config.json"
@@ -65,7 +65,7 @@ def warn_of_older(
 
 def _of_recipe(statistics: Path, recipe: Recipe) -> bool:
     try:
-        stated = read_artifact(statistics, STATISTICS, mapped=True)[1]
+        stated = read_artifact(statistics, STATS_KIND, mapped=True)[1]
     except ArtifactError:
         return False
     counted = stated["base"].get("fingerprint") or "", stated["corpus"], stated["pairs"]

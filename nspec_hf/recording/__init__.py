@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         site_from_name as site_from_name,
         weight_fingerprint as weight_fingerprint,
     )
-    from nspec_hf.recording.stats import ActivationStats as ActivationStats
+    from nspec_hf.recording.stats import STATS_KIND as STATS_KIND, ActivationStats as ActivationStats
     from nspec_hf.recording.cross_entropy import (
         token_losses as token_losses,
         tokens_of_block as tokens_of_block,

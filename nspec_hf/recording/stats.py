@@ -30,7 +30,7 @@ from nspec_hf.core import (
 from nspec_hf.recording.config import SIDES, RecordConfig
 from nspec_hf.recording.sites import Site, as_sites, site_from_name
 
-KIND = "nspec_stats"
+STATS_KIND = "nspec_stats"
 SCORES = ("av", "te")
 
 # What must agree before two statistics may be added: each of these changes what a number means.
@@ -211,7 +211,7 @@ class ActivationStats:
             "base": self.base,
             "corpus": self.corpus,
         }
-        write_artifact(path, self.tensors(), metadata, KIND)
+        write_artifact(path, self.tensors(), metadata, STATS_KIND)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ActivationStats":
@@ -221,7 +221,7 @@ class ActivationStats:
             ArtifactError: If the file is cut off, altered, of another kind or of a newer format.
             FileNotFoundError: If there is no such file.
         """
-        tensors, metadata = read_artifact(path, KIND)
+        tensors, metadata = read_artifact(path, STATS_KIND)
         try:
             sites = [Site(**site) for site in metadata["sites"]]
             shapes = {f"counts/{site.name}": (len(metadata["pairs"]), site.width) for site in sites}
