@@ -8,11 +8,14 @@ neurons (fine-tune), with each direction's own (neuron specialization), and with
 experiment for the recipes and `accelerate launch`.
 """
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from nspec_hf.analysis import analyze, draw_overlap_layers, save_figure, write_report
 from nspec_hf.core import MANY_TO_ONE, ONE_TO_MANY, ConfigError, claim_folder, lock_folder, program
@@ -101,6 +104,9 @@ def tour(
         trials: Of the significance test.
         random_masks: Whether to train the control with random masks too.
     """
+    if "OMP_NUM_THREADS" not in os.environ:
+        # So small a model has nothing to share out: threads wait for each other, long where a core is busy.
+        torch.set_num_threads(1)
     world = LanguageFamilies(synthetic)
     config, speaker = demo_experiment(world, output, updates, more_updates), Speaker()
     with lock_folder(output), quiet_loading(), warnings.catch_warnings():
