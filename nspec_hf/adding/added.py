@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.adding.addition import Addition, row_weights
 from nspec_hf.core import ConfigError, UnknownLanguageError, digest
-from nspec_hf.gating import Attachment, GateConfig, NeuronGate, Routing, TakenOver, add_neurons
+from nspec_hf.gating import Attachment, GateConfig, NeuronGate, Routing, TakenOver, add_neurons, set_aside
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites, linear_at, plain_model
 
@@ -115,13 +115,8 @@ class AddedPairs(Attachment):
         """
         if self.masks is not None:
             raise ConfigError("a base with masks cannot be merged; its neurons are silenced by pair")
-        was_attached = self.attached
-        self.detach()
-        try:
+        with set_aside(self.model):
             model = copy.deepcopy(self.model)
-        finally:
-            if was_attached:
-                self.attach()
         addition = copy.deepcopy(self.additions[number]).to(next(model.parameters()).device)
         for name, copied in zip(addition.layout.copied, addition.copies.values(), strict=True):
             model.set_submodule(name, copied)

@@ -18,7 +18,7 @@ from nspec_hf.analysis.general_specific import recorded_importance
 from nspec_hf.core import ConfigError
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairText
 from nspec_hf.evaluation import TranslateConfig, Translator, score
-from nspec_hf.gating import GateConfig, attachment_of
+from nspec_hf.gating import GateConfig, set_aside
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats, RecordConfig
 from nspec_hf.training import record_corpus
@@ -41,14 +41,8 @@ def scorer(
 
     def scores(masks: NeuronMasks | None) -> dict[str, float]:
         how = None if masks is None else GateConfig(zero_shot="compose")
-        other = attachment_of(model)
-        if other is not None:
-            other.detach()
-        try:
+        with set_aside(model):
             outputs = Translator(model, tags, masks, config, how).translate_corpus(texts)
-        finally:
-            if other is not None:
-                other.attach()
         return {text.pair: score(outputs[text.pair], text.targets, metric, text.pair).value for text in texts}
 
     return scores

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nspec_hf.core import ConfigError, Pair, by_pair, warn
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.config import ExportConfig
-from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
+from nspec_hf.gating import GateConfig, NeuronGate, set_aside
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_prompt, eval_mode, longest_text
 
@@ -111,10 +111,7 @@ def gated_tokens(
         max_new_tokens: Longest translation.
         forbidden: Tokens that are not written.
     """
-    other = attachment_of(model)
-    if other is not None:
-        other.detach()
-    try:
+    with set_aside(model):
         gate = None if masks is None else NeuronGate(model, masks, GateConfig(silence=silence))
         found: Tokens = {}
         with eval_mode(model), gate or nullcontext():
@@ -122,10 +119,7 @@ def gated_tokens(
                 if gate is not None and masks is not None:
                     gate.use(pair if pair in masks else masks.pairs[0])
                 found[pair] = greedy(model, tags, pair, rows, max_new_tokens, forbidden)
-        return found
-    finally:
-        if other is not None:
-            other.attach()
+    return found
 
 
 def greedy(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         OWN_WEIGHTS as OWN_WEIGHTS,
         Attachment as Attachment,
         attachment_of as attachment_of,
+        set_aside as set_aside,
         freeze_unsaved as freeze_unsaved,
     )
     from nspec_hf.gating.linears import refuse_changed_linears as refuse_changed_linears, resize as resize

@@ -5,7 +5,8 @@ systems are others (`systems/`). All of them share what stands here: where `pair
 exact removal. What happens inside the layers is the business of an attachment's parts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -253,3 +254,16 @@ def freeze_unsaved(model: nn.Module) -> list[nn.Parameter]:
 def attachment_of(model: nn.Module) -> Attachment | None:
     """Return what is on a model, or None; a deep copy of a model that has one has one of its own."""
     return vars(plain_model(model)).get(ATTACHED)
+
+
+@contextmanager
+def set_aside(model: nn.Module) -> Iterator[None]:
+    """Take what is on a model off, and put it on again in the end."""
+    other = attachment_of(model)
+    if other is not None:
+        other.detach()
+    try:
+        yield
+    finally:
+        if other is not None:
+            other.attach()
