@@ -1,6 +1,5 @@
 """Languages that are new to a model: which they are, their tags, and the subwords that they use."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -8,7 +7,7 @@ from typing import Any, cast
 
 from nspec_hf.adding.added import with_tokens
 from nspec_hf.adding.config import AddConfig
-from nspec_hf.core import ConfigError, UnknownLanguageError, as_pairs
+from nspec_hf.core import ConfigError, UnknownLanguageError, as_pairs, is_english
 from nspec_hf.data import LanguageTags, PairText
 
 _SPELLED = {
@@ -22,8 +21,6 @@ _SPELLED = {
     "mbart": "{}",
 }
 """How a family spells a tag."""
-
-_ENGLISH = re.compile(r"(en|eng)([_-]\w+)?|english", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ def new_languages(
     unknown = [code for code in named if code not in all_]
     if unknown:
         raise ConfigError(f"no new pair has the language {', '.join(unknown)}; they have: {', '.join(all_)}")
-    others = [code for code in all_ if not _ENGLISH.fullmatch((codes or {}).get(code, code))]
+    spelled = {code: (codes or {}).get(code, code) for code in all_}
+    others = [code for code, own in spelled.items() if not is_english(own) and own.lower() != "english"]
     common = [code for code in others if all(code in own for own in languages)]
     if len(common) > 1 and not named:
         raise ConfigError(

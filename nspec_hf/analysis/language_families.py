@@ -9,7 +9,6 @@ dealt out anew.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from scipy.spatial.distance import squareform
 
 from nspec_hf.analysis.mask_overlap import Progression
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ConfigError, main_language
 from nspec_hf.recording import Site
 
 _MEMBERS = {
@@ -65,7 +64,7 @@ def known_families(languages: Iterable[str]) -> dict[str, str]:
 
     What follows the language in a code is its script or region: `deu_Latn`, `de_DE` and `de-AT` are German.
     """
-    spoken = {code: re.split("[-_]", code)[0].lower() for code in languages}
+    spoken = {code: main_language(code) for code in languages}
     return {code: FAMILIES[language] for code, language in spoken.items() if language in FAMILIES}
 
 

@@ -165,14 +165,26 @@ def languages_of(pairs: Iterable[Pair]) -> list[str]:
     return list(dict.fromkeys(code for pair in pairs for code in (pair.source, pair.target)))
 
 
+def main_language(code: str) -> str:
+    """Return a code without script and region, in small letters: `de` of `de_DE`, `deu` of `deu_Latn`."""
+    return re.split("[-_]", code)[0].lower()
+
+
+def is_english(code: str) -> bool:
+    """Return whether a code is of English, as any tokenizer spells it."""
+    return main_language(code) in ("en", "eng")
+
+
 def pivot_of(languages: Iterable[str], pivot: str = "en") -> str:
     """Return the pivot as these languages spell it: `en` is NLLB's `eng_Latn`, mBART's `en_XX`, or `en-US`.
 
     One that is among them stays as it is, and so does any other than English, or where two codes are English.
     """
     languages = set(languages)
-    english = [code for code in languages if re.split("[-_]", code)[0] in ("en", "eng")]
-    return english[0] if pivot == "en" and pivot not in languages and len(english) == 1 else pivot
+    if pivot != "en" or pivot in languages:
+        return pivot
+    english = list(filter(is_english, languages))
+    return english[0] if len(english) == 1 else pivot
 
 
 def english_centric(languages: Iterable[str], pivot: str = "en") -> list[Pair]:

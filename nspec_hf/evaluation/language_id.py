@@ -7,13 +7,12 @@ sentences in which it finds no language are counted by themselves, and a target 
 know has no share at all, with a warning.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from nspec_hf.core import ConfigError, Pair, by_pair, optional, warn
+from nspec_hf.core import ConfigError, Pair, by_pair, main_language, optional, warn
 from nspec_hf.data import require_parallel
 
 # Codes of M2M-100, NLLB and mBART for languages that lingua lists under other codes.
@@ -127,8 +126,7 @@ class _Identifier:
     def codes_of(self, language: str) -> frozenset[str]:
         """Return the codes under which lingua finds a language; none if it does not know it."""
         # The script that some codes carry (zho_Hans) is not told apart.
-        main = re.split("[-_]", language.lower())[0]
-        return self.known.get(main, frozenset()) & self.chosen
+        return self.known.get(main_language(language), frozenset()) & self.chosen
 
     def _choose(self, languages: list[str]) -> frozenset[str]:
         codes = {language: self.codes_of(language) for language in languages}

@@ -17,7 +17,6 @@ authors.
 
 import inspect
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from nspec_hf.core import ConfigError, Pair, digest, optional, warn
+from nspec_hf.core import ConfigError, Pair, digest, main_language, optional, warn
 from nspec_hf.data import require_parallel
 
 # By the first part of a code, so that zh, zh-CN, zh_CN and zho_Hans are all Chinese.
@@ -164,7 +163,7 @@ def score(
 
 def _language(pair: str | None) -> str:
     """Return the target language, without script and region; empty if there is no pair."""
-    return re.split("[-_]", Pair(pair).target.lower())[0] if pair else ""
+    return main_language(Pair(pair).target) if pair else ""
 
 
 def _choose_tokenizer(language: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
-from nspec_hf.core import Pair, languages_of
+from nspec_hf.core import Pair, languages_of, main_language
 from nspec_hf.masks.bits import PackedMasks
 from nspec_hf.masks.select import LIBRARY, Recipe
 
@@ -34,7 +34,7 @@ _METHODS = {
 
 def iso_codes(pairs: Iterable[Pair]) -> list[str]:
     """Return the sorted ISO 639 codes of the pairs' languages, as the Hub wants them (`deu_Latn` → `deu`)."""
-    codes = {re.split("[-_]", code)[0].lower() for code in languages_of(pairs)}
+    codes = {main_language(code) for code in languages_of(pairs)}
     return sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code))
 
 
