@@ -1,0 +1,67 @@
+"""Cut multi-way text so that no English sentence stands in two pairs.
+
+    python recipes/disjoint_english.py data/multi30k data/multi30k_disjoint --lines 8000
+
+Multi30k has every caption in all of its languages, so that a model sees an English sentence once a language.
+Here the first language beside English gets the first lines, the second the next ones, and so on: as many rows
+a pair, three times the English. Validation and test text stay as they are.
+`recipes/configs/multi30k_all/disjoint.yaml` trains on it what `overfit.yaml` trains on repeated English.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nspec_hf.core import CorpusError, Pair, exit_status, read_lines, write_lines
+
+LANGUAGES = ("de", "fr", "cs")
+EVALUATED = ("val", "test_2016_flickr", "test_2018_flickr")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe."""
+    first_line, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=first_line, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="Folder of multi-way text: train.en.xz, train.de.xz …")
+    parser.add_argument("output", type=Path, help="Folder that is written.")
+    parser.add_argument("--lines", type=int, default=8000, help="Rows of training text a pair.")
+    parser.add_argument("--languages", nargs="+", default=LANGUAGES, help="Languages beside English.")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, lines in disjoint(args.source, args.languages, args.lines):
+        write_lines(args.output / name, lines)
+
+
+def disjoint(source: Path, languages: Sequence[str], count: int) -> Iterator[tuple[str, list[str]]]:
+    """Return the files' names and their lines, two training files a pair and one a language and other split.
+
+    Raises:
+        CorpusError: If there is less text than `count` lines for each language.
+    """
+    english = _lines(source, "train", "en")
+    if len(english) < count * len(languages):
+        raise CorpusError(
+            f"{source} has {len(english)} lines of English: {len(languages)} times {count} need "
+            f"{count * len(languages)}"
+        )
+    for index, code in enumerate(languages):
+        rows, pair = slice(index * count, (index + 1) * count), Pair("en", code)
+        yield f"train.{pair}.en", english[rows]
+        yield f"train.{pair}.{code}", _lines(source, "train", code)[rows]
+    for split in EVALUATED:
+        for code in ("en", *languages):
+            yield f"{split}.{code}", _lines(source, split, code)
+
+
+def _lines(folder: Path, split: str, code: str) -> list[str]:
+    found = [path for end in ("", ".xz", ".gz") if (path := folder / f"{split}.{code}{end}").is_file()]
+    if not found:
+        raise CorpusError(f"{folder} has no {split}.{code}")
+    return read_lines(found[0])
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status("disjoint_english.py", main))
