@@ -64,7 +64,7 @@ class _Aggregation:
     def _reference(self, row: PlannedRow, system: str) -> PlannedRow | None:
         """Return the row that a row is compared with: of that system, with the same base and training if any.
 
-        A row of another shape has gone on with training, as fine-tuning does.
+        A row of another shape has gone on with training, as fine-tuning does. Dropout is a part of training.
         """
         if row.system.name in ("baseline", system):
             return None
@@ -75,9 +75,10 @@ class _Aggregation:
             and any(run.name in self.results for run in other.runs)
         ]
 
-        def differs(other: PlannedRow) -> tuple[bool, bool]:
+        def differs(other: PlannedRow) -> tuple[bool, bool, bool]:
             same_base = row.plan.base == (other.plan.base or (row.plan.base and other.name))
-            return not same_base, dict(other.plan.train) != dict(row.plan.train)
+            other_dropout = other.system.continued_dropout != row.system.continued_dropout
+            return not same_base, dict(other.plan.train) != dict(row.plan.train), other_dropout
 
         return min(able, key=differs, default=None)
 

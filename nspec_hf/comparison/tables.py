@@ -193,12 +193,16 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
         f"{name}: {trials} trials, of an earlier comparison, since translations are gone"
         for name, trials in comparison.trials.items()
     ]
+    own = {row.name: dict(row.plan.train) for row in comparison.rows}
+    for row in comparison.rows:
+        if row.system.continued_dropout is not None:
+            own[row.name]["continued_dropout"] = row.system.continued_dropout
     notes += [
         f"{row.name}: its own training ("
-        + ", ".join(f"{name}={value}" for name, value in row.plan.train.items())
+        + ", ".join(f"{name}={value}" for name, value in own[row.name].items())
         + f"), compared with {row.against['finetune'].reference if 'finetune' in row.against else 'no row'}"
         for row in comparison.rows
-        if row.plan.train
+        if own[row.name]
     ]
     doubts = [
         f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"
