@@ -1,8 +1,9 @@
 """Compare the systems of a plan: read what their runs left, and set them side by side.
 
 Scores come from the results of the runs; verdicts from the translations that they kept or, where these are
-gone, from an earlier comparison. A difference is taken seed by seed before it is averaged, so that what two
-runs of one seed share does not count; a base has one run, which is the same for every seed.
+gone or are not those that were scored, from an earlier comparison. A difference is taken seed by seed before
+it is averaged, so that what two runs of one seed share does not count; a base has one run, which is the same
+for every seed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ class _Aggregation:
     """Name of a run → its result, of those that have one."""
     tests: dict[str, Tests] = field(default_factory=dict)
     trials: dict[str, int] = field(default_factory=dict)
+    not_scored: list[str] = field(default_factory=list)
+    """`RUN against RUN` whose folders hold other translations than those of their scores."""
 
     def row(self, row: PlannedRow) -> RowResult:
         done = [run for run in row.runs if run.name in self.results]
@@ -94,27 +97,55 @@ class _Aggregation:
         )
 
     def _tested(self, one: PlannedRun, two: PlannedRun) -> Tests:
-        """Return the tests of two runs; without translations, earlier ones whose differences still hold."""
+        """Return the tests of two runs; without the translations that were scored, earlier ones that hold."""
         name = f"{one.name} against {two.name}"
         self.show(name)
-        tests = paired_tests(one, two, self.targets)
-        if tests is not None:
-            return tests
-        kept = read_tests(self.kept.get("tests", {}).get(name, {}))
+        made = paired_tests(one, two, self.targets)
+        if made is not None:
+            tests = self._of_the_scores(made, one, two)
+            if tests != made:
+                self.not_scored.append(name)
+            if tests == made or any(tests.values()):
+                return tests
+        tests = self._of_the_scores(read_tests(self.kept.get("tests", {}).get(name, {})), one, two)
+        trials = self.kept.get("trials", {}).get(name, self.kept.get("n_samples"))
+        if any(tests.values()) and trials not in (None, self.config.compare.n_samples):
+            self.trials[name] = trials
+        return tests
+
+    def _of_the_scores(self, tests: Tests, one: PlannedRun, two: PlannedRun) -> Tests:
+        """Return those tests whose differences are those of the two results."""
         results = (self.results[one.name], self.results[two.name])
-        still = {
+        return {
             metric: {
                 pair: test
                 for pair, test in by_pair.items()
                 if (delta := difference(*results, metric, [pair])) is not None
                 and abs(delta - test.delta) < _SAME
             }
-            for metric, by_pair in kept.items()
+            for metric, by_pair in tests.items()
         }
-        trials = self.kept.get("trials", {}).get(name, self.kept.get("n_samples"))
-        if any(still.values()) and trials not in (None, self.config.compare.n_samples):
-            self.trials[name] = trials
-        return still
+
+    def doubts(self) -> tuple[str, ...]:
+        """Say what is not compared on equal terms, as far as the results tell."""
+        doubts, bases = [], dict[str, list[str]]()
+        runs = [
+            run for row in self.rows if not (row.plan.base or row.system.from_scratch) for run in row.runs
+        ]
+        for run in runs:
+            weights = self.results[run.name].facts.get("base_weights") if run.name in self.results else None
+            if weights is not None:
+                bases.setdefault(weights, []).append(run.name)
+        if len(bases) > 1:
+            told = "; ".join(f"{weights}: {', '.join(names)}" for weights, names in bases.items())
+            doubts.append(f"runs go on from different weights of the base, which differ too ({told})")
+        if self.not_scored:
+            shown = "; ".join(self.not_scored[:3]) + (" …" if self.not_scored[3:] else "")
+            doubts.append(
+                f"{len(self.not_scored)} comparisons lack tests, since the translations in the runs' folders "
+                f"are not those that were scored: {shown}"
+            )
+        return tuple(doubts)
 
 
 def compare_rows(
@@ -146,17 +177,19 @@ def compare_rows(
         targets={text.pair: text.targets for text in tests},
         results=results,
     )
+    compared = tuple(aggregation.row(row) for row in rows)
     return SystemsComparison(
         name=config.name,
         metrics=tuple(config.metrics),
         pairs=tuple(text.pair for text in tests),
         blocks=blocks_of(config.data),
         tiers=tiers_of(config.data),
-        rows=tuple(aggregation.row(row) for row in rows),
+        rows=compared,
         experiment=tuple(experiment),
         tests=aggregation.tests,
         n_samples=config.compare.n_samples,
         trials=aggregation.trials,
+        doubts=aggregation.doubts(),
         notes=_notes(list(results.values())),
     )
 

@@ -111,6 +111,8 @@ class SystemsComparison:
     """Trials of the paired tests."""
     trials: Mapping[str, int]
     """As in `tests` → another number, that an earlier comparison had: translations are gone."""
+    doubts: tuple[str, ...]
+    """What is not on equal terms: different bases, translations that are not those of the scores."""
     notes: tuple[str, ...]
     """Signatures of the metrics, decoding, hardware."""
 

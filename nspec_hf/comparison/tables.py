@@ -204,6 +204,7 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
         for row in comparison.rows
         if own[row.name]
     ]
+    notes += comparison.doubts
     doubts = [
         f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"
         for name, tests in comparison.tests.items()

@@ -113,8 +113,10 @@ def _one_writer(folder: Path, result: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(run: Run, system: System) -> Iterator[None]:
-    """Hold the run's folder for this system; one of other settings, or of another base, is refused.
+def claimed(run: Run, system: System) -> Iterator[str]:
+    """Hold the run's folder for this system, and give the fingerprint of the base's weights.
+
+    A folder of other settings, or of another base, is refused.
 
     Raises:
         ConfigError: If the folder holds one, or the system cannot work, or an argument of its training
@@ -125,10 +127,10 @@ def claimed(run: Run, system: System) -> Iterator[None]:
     with _one_writer(run.folder, run.result_file):
         base, begun_with = run.base(), run.config.begun_with("base", "record", "select", "gate")
         begun_with |= {"system": system.name, "settings": dataclasses.asdict(system), "seed": run.seed}
-        begun_with |= {"base_weights": weight_fingerprint(base, find_sites(base))}
-        claim_folder(run.folder, begun_with)
+        weights = weight_fingerprint(base, find_sites(base))
+        claim_folder(run.folder, begun_with | {"base_weights": weights})
         system.check(run)
-        yield
+        yield weights
 
 
 def run_system(run: Run, system: System) -> SystemScores | None:
@@ -141,7 +143,7 @@ def run_system(run: Run, system: System) -> SystemScores | None:
         ConfigError: If the folder holds a run with other settings, or the system cannot work.
         FolderInUseError: If another process writes into the folder.
     """
-    with claimed(run, system):
+    with claimed(run, system) as weights:
         # Read before training, so that a file that is missing is missed now.
         tests = run.tests
         facts = system.train(run)
@@ -154,7 +156,7 @@ def run_system(run: Run, system: System) -> SystemScores | None:
         facts["decoding_seconds"] = decoding["seconds"]
         scores = run.score(outputs) if tests else None
         about: dict[str, Any] = {"name": run.row, "system": system.name, "source": system.source}
-        about |= {"settings": dataclasses.asdict(system), "seed": run.seed}
+        about |= {"settings": dataclasses.asdict(system), "seed": run.seed, "base_weights": weights}
         config = dataclasses.replace(run.config, specialize=run.budget())
         write_scores(run.result_file, {**about, **facts}, scores, config)
     return scores
