@@ -41,6 +41,11 @@ def mean_score(scores: Any, metric: str, data: Any) -> float:
     return fmean(by_pair[str(pair)] for pair in pairs)
 
 
+def planned(result: Any) -> int:
+    """Return the updates that a run was to make; with `patience`, each seed ends at another one."""
+    return result["recipe"]["config"]["specialize"]["arguments"].get("max_steps", result["updates"])
+
+
 def read_points(folder: Path, name: str, metric: str) -> dict[str, dict[str, list[Point]]]:
     """Return system → row (and level) → its points, one a seed.
 
@@ -49,7 +54,7 @@ def read_points(folder: Path, name: str, metric: str) -> dict[str, dict[str, lis
     """
     found: dict[str, dict[str, list[Point]]] = {}
     results = {path: read_json(path) for path in sorted(folder.glob(f"{name}.*.s*.json"))}
-    usual = min((each["updates"] for each in results.values() if each["system"] == "finetune"), default=0)
+    usual = min((planned(each) for each in results.values() if each["system"] == "finetune"), default=0)
     for path, result in results.items():
         system, data = result["system"], result["recipe"]["config"]["data"]
         row = path.name.removeprefix(f"{name}.").partition(".")[0]
@@ -59,7 +64,7 @@ def read_points(folder: Path, name: str, metric: str) -> dict[str, dict[str, lis
             continue
         if settings.get("teacher") is not None:
             system += "_teacher"
-        elif system == "finetune" and result["updates"] > usual:  # the control of a teacher's work
+        elif system == "finetune" and planned(result) > usual:  # the control of a teacher's work
             system += "_longer"
         kept = list(result.get("extraction", {}).get("density", {}).values())
         levels = result.get("levels") or [{"density": fmean(kept or [1.0]), "scores": result["scores"]}]

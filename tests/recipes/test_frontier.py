@@ -14,8 +14,11 @@ def result(folder, row, seed, system, kept, bleu, **more):
     # Chinese, say, has a tokenization of its own, and so a signature.
     scores = {"bleu": {"13a": {"en-de": bleu - 1, "de-fr": 0.0}, "zh": {"de-en": bleu + 1}}}
     data = {"pairs": [], "languages": ["en", "de"], "pivot": "en"}
-    content = {"system": system, "settings": {}, "scores": scores, "recipe": {"config": {"data": data}}}
-    content["updates"] = 300
+    budget = {"arguments": {"max_steps": more.pop("max_steps", 300)}}
+    config = {"data": data, "specialize": budget}
+    content = {"system": system, "settings": {}, "scores": scores, "recipe": {"config": config}}
+    # Patience ends each seed at another update.
+    content["updates"] = 100 + 10 * seed
     if kept:
         content["extraction"] = {"density": {"encoder": kept - 0.1, "decoder": kept + 0.1}}
     path = folder / f"tiny.{row}.s{seed}{'.dial' if 'levels' in more else ''}.json"
@@ -30,7 +33,7 @@ def folder(tmp_path):
         result(tmp_path, "ns_06", seed, "neuron_specialization", 0.4, bleu + 0.5)
     scores = result(tmp_path, "ns_08", 1, "neuron_specialization", 0.6, 25.0)
     result(tmp_path, "finetune_d03", 1, "finetune", 0, 9.0, settings={"continued_dropout": 0.3})
-    result(tmp_path, "finetune_600", 1, "finetune", 0, 23.0, updates=600)
+    result(tmp_path, "finetune_600", 1, "finetune", 0, 23.0, max_steps=600)
     result(tmp_path, "adapters", 1, "pair_adapters", 0, 9.0)
     result(tmp_path, "elastic", 1, "elastic", 0.4, 9.0)
     levels = [{"density": density, "scores": scores} for density in (1.0, 0.3)]
