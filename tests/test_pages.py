@@ -105,6 +105,15 @@ def test_links_and_paths_lead_somewhere(page):
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_options_of_a_recipe_that_a_sentence_names_are_its_own(page):
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for script, rest in re.findall(r"`(?:python )?(recipes/\w+\.py)([^`]*)`", prose):
+        for option in re.findall(r"--([\w-]+)", rest):
+            text = (ROOT / script).read_text(encoding="utf-8")
+            assert re.search(rf"\b{option.replace('-', '_')}\b", text), f"{script} --{option}"
+
+
 @pytest.mark.parametrize("line", every("make"))
 def test_every_make_command_is_a_target(line):
     assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
