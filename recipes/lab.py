@@ -31,7 +31,9 @@ from nspec_hf.core import (
     ONE_TO_MANY,
     ConfigError,
     exit_status,
+    plain,
     read_json,
+    require,
     write_lines,
     write_result,
 )
@@ -220,8 +222,7 @@ def write_world(world: LanguageFamilies, cell: Cell, folder: Path, held_out: int
     texts, start = world.sentences("train", sum(counts)), 0
     for code, count in zip(others, counts, strict=True):
         for side in (world.pivot, code):
-            lines = texts[side][start : start + count]
-            write_lines(folder / f"train.{world.pivot}-{code}.{side}", lines)
+            write_lines(folder / f"train.{world.pivot}-{code}.{side}", texts[side][start : start + count])
         start += count
 
 
@@ -236,11 +237,10 @@ def run_cell(lab: LabConfig, name: str, seed: int, rows: Sequence[str], known: d
     if "base" not in line:
         line["base"] = base_line(Run.of(config, "base", seed), base, cell)
     for row in rows:
-        system, settings = ROWS[row]
         run = Run.of(config, row, seed, bar=TrainerCallback())
-        scores = run_system(run, make_system(system, settings))
+        scores = run_system(run, make_system(*ROWS[row]))
         line["rows"][row] = row_line(read_json(run.result_file), scores)
-        keep(lab, known)
+        write_result(lab.results, {"cells": known}, settings_of(lab))
     if not set(ROWS) - set(line["rows"]):  # a row that was not asked for may be asked for next
         shutil.rmtree(folder)
 
@@ -283,12 +283,21 @@ def means(scores: SystemScores) -> dict[str, float]:
     return {"bleu": mean("bleu"), "chrf++": mean("chrf++"), **sides}
 
 
-def keep(lab: LabConfig, known: Mapping[str, Any]) -> None:
-    """Write all results, whole or not at all."""
+def settings_of(lab: LabConfig) -> dict[str, Any]:
+    """Return the settings that a file of results was made with."""
     settings = dataclasses.asdict(replace(lab, work="", results="", cells="*", rows=tuple(ROWS)))
-    write_result(
-        lab.results, {"cells": known}, settings | {"rows": {row: [*what] for row, what in ROWS.items()}}
-    )
+    return plain(settings | {"rows": {row: [*what] for row, what in ROWS.items()}})
+
+
+def kept(lab: LabConfig) -> dict[str, Any]:
+    """Return the results that there are; those of other settings are refused, but for new rows and seeds."""
+    path, now = Path(lab.results), settings_of(lab)
+    content = read_json(path) if path.is_file() else {"cells": {}, "recipe": {"config": now}}
+    then = now | content["recipe"]["config"] | {"seeds": now["seeds"]}
+    then["rows"] = now["rows"] | then["rows"]
+    other = [f"{name} (then {then[name]})" for name in now if then[name] != now[name]]
+    require(not other, f"{path} was made with other {', '.join(other)}; name another file with --results")
+    return content["cells"]
 
 
 def plan(lab: LabConfig, known: Mapping[str, Any]) -> list[tuple[str, int, list[str]]]:
@@ -323,9 +332,8 @@ def read_options(argv: Sequence[str] | None) -> LabConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
-    lab = read_options(argv)
-    path, started = Path(lab.results), time.monotonic()
-    known: dict[str, Any] = read_json(path)["cells"] if path.is_file() else {}
+    lab, started = read_options(argv), time.monotonic()
+    known = kept(lab)
     missing = plan(lab, known)
     runs, done = sum(len(rows) for _, _, rows in missing), 0
     logging.disable_progress_bar()

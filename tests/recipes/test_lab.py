@@ -51,6 +51,25 @@ def test_what_is_known_is_not_planned_again():
     assert order[0] == (name, 1, ["finetune"])
 
 
+def test_results_of_other_settings_are_refused_and_further_rows_and_seeds_are_not(tmp_path, monkeypatch):
+    path, cells = tmp_path / "lab.json", {"s100-d64-p0.s1": {"rows": {"ns": {}}}}
+    rows = {row: [name, {**settings}] for row, (name, settings) in lab.ROWS.items()}
+    then = {"work": "", "results": "", "cells": "*", "rows": rows, "seeds": [1], "base_updates": 500}
+    then |= {"updates": 200, "rate": 5e-3, "max_tokens": 400, "held_out": 50}
+    path.write_text(json.dumps({"cells": cells, "recipe": {"config": then}}), encoding="utf-8")
+    assert lab.kept(lab.LabConfig(results=str(path), seeds=(1, 2, 3), rows=("ns",), cells="s100*")) == cells
+    monkeypatch.setitem(lab.ROWS, "another", ("shared", {"coverage": 0.5}))
+    assert lab.kept(lab.LabConfig(results=str(path))) == cells
+    monkeypatch.setattr(lab, "run_cell", None)  # it is refused before any work
+    for option, told in (("--updates", "updates .then 200."), ("--held_out", "held_out .then 50.")):
+        with pytest.raises(ConfigError, match=told):
+            lab.main(["--results", str(path), option, "60"])
+    monkeypatch.setitem(lab.ROWS, "ns", ("neuron_specialization", {"coverage": 0.8}))
+    with pytest.raises(ConfigError, match="other rows"):
+        lab.main(["--results", str(path)])
+    assert lab.kept(lab.LabConfig(results=str(tmp_path / "new.json"))) == {}
+
+
 def test_each_language_has_its_own_sentences_and_the_first_of_a_family_more(tmp_path):
     cell = lab.Cell(sentences=6, imbalance=3)
     world = LanguageFamilies(SyntheticConfig(families=2, languages=2, nouns=12))
