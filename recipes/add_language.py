@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nspec_hf.adding import AddConfig, add_pairs, retrain
-from nspec_hf.core import Pair, exit_status, plain, read_json, read_lines, require, write_result
+from nspec_hf.core import Pair, exit_status, plain, read_json, read_lines, require, warn, write_result
 from nspec_hf.data import LanguageTags, PairText, VocabularyConfig, load_tokenizer
 from nspec_hf.evaluation import (
     Comparison,
@@ -77,7 +77,7 @@ def measure(config: Adding, row: str, lines: int, seed: int, updates: int, sente
     tests = [as_unseen(text, unseen) for text in cut(data.read(data.test_split), sentences)]
     old = cut(data.read(data.train_split, config.old_pairs), 4000)
     old_tests = cut(data.read(data.test_split, config.old_pairs), sentences // 2)
-    own = {"max_steps": settings.get("updates", updates), "seed": seed, **settings.get("arguments", {})}
+    own = {"max_steps": updates_of(settings, updates), "seed": seed, **settings.get("arguments", {})}
     run = replace(
         config.train,
         arguments={**config.train.arguments, **own},
@@ -85,7 +85,11 @@ def measure(config: Adding, row: str, lines: int, seed: int, updates: int, sente
     )
     add = AddConfig(**{"seed": seed, **settings.get("add", {})})
     place, way = Path(config.work) / f"{lines}" / f"{row}.s{seed}", settings.get("way", "beside")
-    found: dict[str, Any] = {"row": row, "way": way, "lines": lines, "seed": seed, "settings": dict(settings)}
+    found: dict[str, Any] = {"row": row, "way": way, "lines": lines, "seed": seed} | {
+        "settings": dict(settings),
+        "max_steps": own["max_steps"],
+        "sentences": sentences,
+    }
     whole, gate = model.num_parameters(), None
     if way == "beside":
         made = add_pairs(model, tags, new, add, run, place, validation=watched, old=old, base=base)
@@ -142,8 +146,17 @@ def scores_of(
     return {metric: {**of, "mean": sum(of.values()) / len(of)} for metric, of in values.items()}
 
 
+def updates_of(settings: Mapping[str, Any], updates: int) -> int:
+    """Return how many updates a row is to make, where all others make `updates`."""
+    return settings.get("arguments", {}).get("max_steps", settings.get("updates", updates))
+
+
 def row_of(config: Adding, row: str, lines: int, seed: int, updates: int, sentences: int) -> dict[str, Any]:
-    """Return what a row came to, which is measured where it has not been."""
+    """Return what a row came to, which is measured where it has not been.
+
+    Warns:
+        UserWarning: If it has been measured with other settings, updates or sentences.
+    """
     path = Path(config.results) / f"{config.name}.{lines}.{row}.s{seed}.json"
     if not path.is_file():
         found = measure(config, row, lines, seed, updates, sentences)
@@ -151,7 +164,21 @@ def row_of(config: Adding, row: str, lines: int, seed: int, updates: int, senten
         mean = {metric: round(of["mean"], 2) for metric, of in found["new"].items()}
         old = f", old pairs {found['old']['bleu']['mean']:.2f}" if "old" in found else ""
         print(f"{lines} lines, {row}, seed {seed}: {mean}{old}", flush=True)
-    return read_json(path)
+    found, settings = read_json(path), config.rows[row]
+    asked = {"settings": settings, "max_steps": updates_of(settings, updates), "sentences": sentences}
+    other = [
+        name
+        for name, value in asked.items()
+        if name in found and written_out(found[name]) != written_out(value)
+    ]
+    if other:
+        warn(f"{path} was measured with other {', '.join(other)}, and stands; delete it to measure anew")
+    return found
+
+
+def written_out(value: Any) -> Any:
+    """Return the settings of a row with those of the addition that it leaves out; anything else as it is."""
+    return {**value, "add": AddConfig(**value.get("add", {}))} if isinstance(value, Mapping) else value
 
 
 def search(config: Adding, lines: int, updates: int, sentences: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from nspec_hf.data import CorpusConfig
 from nspec_hf.systems import DataConfig
 from tests.helpers import tiny_text
+from tests.helpers.pages import ROOT
 from tests.test_pages import loaded
 
 LOSSES = {"a": 3.0, "b": 2.0, "c": 2.5, "d": 4.0}
@@ -57,6 +58,45 @@ def test_the_least_validation_loss_chooses_and_every_seed_is_tested(config, tmp_
     asked.clear()
     recipe.search(replace(config, seeds=(1,)), 500, 2, 30)
     assert asked == []  # nothing is measured twice
+
+
+def test_what_was_measured_with_other_settings_is_told_and_with_the_same_in_other_words_is_not(
+    config, tmp_path, recwarn
+):
+    recipe, path = loaded("add_language"), tmp_path / "results" / "tiny.500.a.s1.json"
+    path.parent.mkdir()
+    config = replace(config, rows={"a": {"add": {"width": 0.5}}})
+    measured = {"settings": {"add": {"width": 0.5, "pieces": "all"}}, "max_steps": 300, "sentences": 9}
+    path.write_text(json.dumps(measured), encoding="utf-8")
+    assert recipe.row_of(config, "a", 500, 1, 300, 9) == measured
+    assert not recwarn
+    for changed, updates, sentences, told in (
+        ({"add": {"width": 0.4}}, 300, 9, "with other settings, and"),
+        ({"add": {"width": 0.5}, "updates": 800}, 300, 9, "with other settings, max_steps, and"),
+        ({"add": {"width": 0.5}}, 800, 9, "with other max_steps, and"),
+        ({"add": {"width": 0.5}}, 300, 10, "with other sentences, and"),
+    ):
+        with pytest.warns(UserWarning, match=told):
+            found = recipe.row_of(replace(config, rows={"a": changed}), "a", 500, 1, updates, sentences)
+        assert found == measured
+
+
+def test_the_results_that_are_kept_were_made_with_the_settings_that_the_file_has_today():
+    recipe = loaded("add_language")
+    rows = recipe.read_options([str(ROOT / "recipes/configs/multi30k_add/czech.yaml")])[0].rows
+    kept = [
+        path
+        for path in (ROOT / "recipes/results").glob("multi30k_add.*.s?.json")
+        if "against" not in path.name
+    ]
+    assert len(kept) > 60
+    for path in kept:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert recipe.written_out(found["settings"]) == recipe.written_out(rows[found["row"]]), path.name
+        added = recipe.added(found) if found["way"] == "beside" else ""
+        # So many of its first 500 and 4,000 sentences' pieces no other language uses.
+        few = found.get("words", "").startswith(("396 embeddings", "430 embeddings"))
+        assert ("new pieces" in added) == few, path.name
 
 
 def test_joint_training_begins_from_new_weights_with_all_text_and_its_own_count_of_updates(
