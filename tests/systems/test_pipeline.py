@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nspec_hf.core import FolderInUseError, NspecError
+from nspec_hf.recording import find_sites, load_model, weight_fingerprint
 from nspec_hf.systems import ExperimentConfig, Run, make_system, pretrain, read_settings, run_system
 from nspec_hf.training import SpecializationTrainer
 from tests.helpers.tiny_experiment import experiment, result, scored
@@ -30,6 +31,15 @@ def test_of_two_processes_in_one_folder_the_second_is_refused_and_the_first_goes
     assert [path.name for path in run.folder.iterdir()] == [".lock"]
     assert run_system(run, make_system("finetune")) is not None
     assert scored(result(tmp_path, "finetune")) == {*PAIRS, "de-fr", "fr-de"}
+
+
+def test_a_result_says_which_weights_it_goes_on_from(based, tmp_path):
+    folder, file = based
+    base = folder / "work" / "base" / "model"
+    config = config_of(file, "--base", base, "--work", tmp_path, "--results", tmp_path / "results")
+    run_system(Run.of(config, "finetune"), make_system("finetune", {"continued_dropout": 0.0}))
+    model = load_model(base)
+    assert result(tmp_path, "finetune")["base_weights"] == weight_fingerprint(model, find_sites(model))
 
 
 def test_a_base_is_trained_by_one_process_at_a_time(tmp_path):
