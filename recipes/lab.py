@@ -327,7 +327,7 @@ def report(line: Mapping[str, Any]) -> str:
 
 def read_options(argv: Sequence[str] | None) -> LabConfig:
     """Read the command line."""
-    return read_settings(LabConfig, argv, description=__doc__)[0]
+    return read_settings(LabConfig, argv, description=__doc__ or "")[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
