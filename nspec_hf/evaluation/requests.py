@@ -23,7 +23,7 @@ _OURS = {
     "inputs input_ids inputs_embeds attention_mask encoder_outputs decoder_attention_mask".split(),
     "they come from the texts",
 )
-_STARTS = ("decoder_start_token_id", "forced_bos_token_id")
+_FORCED = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 _COUNTS = ("num_beams", "max_new_tokens", "max_length")  # None is what is said where nothing is asked
 # Of transformers' own processors, those that hold rows of a batch; the others treat all rows alike.
 _WITH_ROWS = {
@@ -92,7 +92,7 @@ def check_generation(model: PreTrainedModel, asked: Mapping[str, Any]) -> dict[s
     given = asked.pop("generation_config", None)
     if given is not None:
         held = given.to_diff_dict()
-        for name in _STARTS:  # a changed copy of the model's own has them as that has
+        for name in _FORCED:  # a changed copy of the model's own has them as that has
             if held.get(name) == getattr(model.generation_config, name):
                 held.pop(name, None)
         asked = {**held, **asked}

@@ -281,6 +281,7 @@ class Translator:
             "do_sample": False,
             "return_dict_in_generate": False,
             "forced_bos_token_id": None,
+            "forced_eos_token_id": None,  # at the batch's longest length, so in some of its rows alone
             **asked,
         }
         allowed = settings.get("prefix_allowed_tokens_fn")

@@ -189,6 +189,16 @@ def test_a_translation_without_an_end_is_counted_and_warned_about():
         translator.translate("one", "en-de", forced_eos_token_id=tokenizer().eos_token_id)
 
 
+def test_an_end_that_a_model_forces_at_the_longest_length_is_none_of_a_neighbours():
+    network, (sources, pairs) = model(), mixed()
+    expected = [by_hand(network, text, pair, BEAMS) for text, pair in zip(sources, pairs, strict=True)]
+    network.generation_config.forced_eos_token_id = tokenizer().eos_token_id  # as Marian's and mBART-50's
+    translator, own = Translator(network, tokenizer(), None, BEAMS), copy.deepcopy(network.generation_config)
+    for asked in ({}, {"generation_config": own}):
+        with pytest.warns(UserWarning, match=f"{len(sources)} of {len(sources)} translations reached"):
+            assert translator.translate(sources, pairs, **asked) == expected
+
+
 def test_generation_settings_overrule_and_max_length_is_followed():
     network = model()
     network.generation_config.forced_bos_token_id = 7
