@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nspec_hf.adding.addition import Addition, row_weights
+from nspec_hf.adding.addition import Addition, embedding_of, row_weights
 from nspec_hf.core import ConfigError, UnknownLanguageError, digest
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, Routing, TakenOver, add_neurons, set_aside
 from nspec_hf.masks import NeuronMasks
@@ -126,7 +126,7 @@ class AddedPairs(Attachment):
         _widen(model, addition)
         own = addition.own_rows
         if own is not None:  # in the place of the old ones, and behind them
-            if own.whole > own.size:
+            if own.whole > len(embedding_of(model)):  # an addition before may have brought the further ids
                 model.resize_token_embeddings(own.whole, mean_resizing=False)
             for which, weight in row_weights(model).items():
                 weight.data[own.ids] = own.of(which).data

@@ -73,9 +73,10 @@ class InputRows(Branch):
         rows, own = self._whose.rows(ids_RL), self._own
         if rows is False:
             return self._taken[0].original(ids_RL)
-        # What the model has no row for stands for any id here, and is replaced below.
-        old = self._taken[0].original(ids_RL.where(ids_RL < own.size, 0) if own.whole > own.size else ids_RL)
-        slots_rL = own.slots[of_rows(ids_RL, rows)]
+        ids_rL = of_rows(ids_RL, rows)
+        slots_rL = own.slots[ids_rL]
+        # What is replaced below stands for any id there: what is beneath may have no row for it.
+        old = self._taken[0].original(put_into(ids_RL, rows, ids_rL.where(slots_rL < 0, 0)))
         new = embedding(slots_rL.clamp(min=0), own.of(self._which)) * self._scale
         return put_into(
             old, rows, torch.where(slots_rL[..., None] >= 0, new.to(old.dtype), of_rows(old, rows))

@@ -209,6 +209,26 @@ def test_a_second_language_after_the_first_leaves_it_and_the_base_alone():
     assert not any(p.requires_grad for p in first.parameters())
 
 
+def test_pairs_that_come_later_read_and_write_a_tag_that_an_addition_before_brought():
+    model = tiny_m2m100()
+    first = addition(model, ["en-lb"], ids=[5, VOCABULARY], tokens={"__lb__": VOCABULARY})
+    second = addition(model, ["lb-de", "de-lb"], ids=[9, VOCABULARY], vocabulary=VOCABULARY + 1)
+    added = AddedPairs(model, [first, second])
+    batch, _, _ = mixed(rows=4)
+    batch["input_ids"][0, 0] = VOCABULARY
+    batch["decoder_input_ids"][1:3, 1] = VOCABULARY
+    names = ["lb-de", "de-lb", "en-lb", "en-de"]
+    merged = [added.merged(1), added.merged(1), added.merged(0)]
+    with added:
+        together = logits(model, **batch, pair_ids=ids_of(added, names))
+        for row, reference in enumerate(merged):
+            one = {name: value[[row]] for name, value in batch.items()}
+            expected = logits(reference, **one)
+            alone = logits(model, **one, pair_ids=ids_of(added, [names[row]]))
+            torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(together[[row]], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_beams_and_a_mixed_generate_translate_each_row_as_it_is_alone():
     model = tiny_m2m100()
     added = AddedPairs(model, [addition(model)])
