@@ -16,7 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.adding.addition import Addition, embedding_of, row_weights
 from nspec_hf.core import ConfigError, UnknownLanguageError, digest
-from nspec_hf.gating import Attachment, GateConfig, NeuronGate, Routing, TakenOver, add_neurons, set_aside
+from nspec_hf.gating import (
+    Attachment,
+    GateConfig,
+    NeuronGate,
+    Routing,
+    TakenOver,
+    add_neurons,
+    composes,
+    set_aside,
+)
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites, linear_at, plain_model
 
@@ -32,7 +41,8 @@ class AddedPairs(Attachment):
         additions: In the order in which they were made.
         masks: Those of the old pairs, where the base is a model with masks; then only these pairs, and the
             new ones, are known. The new pairs keep all old neurons.
-        gate_config: How the masks act.
+        gate_config: How the masks act; with `zero_shot="compose"`, pairs that they lack are composed of those
+            of the old pairs.
 
     Raises:
         ConfigError: If two additions, or one and the masks, hold the same pair.
@@ -56,11 +66,12 @@ class AddedPairs(Attachment):
                 f"each pair is added once, and there is one at least; twice: {', '.join(twice)}"
             )
         self.masks, self.gate_config = masks, gate_config
+        self._gate: NeuronGate | None = None
         routing, parts = Routing(pairs), list[tuple[str, TakenOver]]()
         if masks is not None:
             whole = {name: torch.ones(len(new), keep.shape[1]).bool() for name, keep in masks.keep.items()}
             keep = {name: torch.cat([whole[name], keep_PF]) for name, keep_PF in masks.keep.items()}
-            gate = NeuronGate(plain, NeuronMasks(pairs, keep, recipe=masks.recipe), gate_config)
+            self._gate = gate = NeuronGate(plain, NeuronMasks(pairs, keep, recipe=masks.recipe), gate_config)
             routing, parts = gate.routing, gate.parts_by_site
         parts += [part for addition in self.additions for part in addition.parts(plain, routing)]
         names, acting = [name for name, _ in parts], [part for _, part in parts]
@@ -68,7 +79,16 @@ class AddedPairs(Attachment):
 
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run: any, by the base, unless masks say which it has."""
-        return self.masks is None or super().knows(pair)
+        if self.masks is None or super().knows(pair):
+            return True
+        # What was added for a new pair is no half of another one, so only old ones are composed.
+        return self.gate_config is not None and composes(self.masks, pair, self.gate_config)
+
+    def include(self, pair: str) -> int:
+        """Return the index of a pair, once its masks are composed where that is wanted."""
+        if self._gate is not None and pair not in self.pairs and self.knows(pair):
+            self._gate.include(pair)
+        return super().include(pair)
 
     def freeze(self) -> None:
         """Switch all gradients off but those of the last addition."""

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
         freeze_unsaved as freeze_unsaved,
     )
     from nspec_hf.gating.linears import refuse_changed_linears as refuse_changed_linears, resize as resize
-    from nspec_hf.gating.gate import MASKS_FOLDER as MASKS_FOLDER, NeuronGate as NeuronGate
+    from nspec_hf.gating.gate import (
+        MASKS_FOLDER as MASKS_FOLDER,
+        NeuronGate as NeuronGate,
+        composes as composes,
+    )
     from nspec_hf.gating.widen import add_neurons as add_neurons, drawn_rows as drawn_rows
 
 __getattr__, __dir__, __all__ = attach(__name__)

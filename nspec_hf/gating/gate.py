@@ -154,10 +154,7 @@ class NeuronGate(Attachment):
 
     def knows(self, pair: str) -> bool:
         """Return whether the pair has masks, or they can and may be composed."""
-        if pair in self.masks or self.config.zero_shot != "compose":
-            return pair in self.masks
-        pair, pivot = Pair(pair), pivot_of(languages_of(self.masks.pairs), self.config.pivot)
-        return all(part in self.masks for part in (Pair(pair.source, pivot), Pair(pivot, pair.target)))
+        return pair in self.masks or composes(self.masks, pair, self.config)
 
     def include(self, pair: str) -> int:
         """Return the index of a pair, once its masks are composed where that is wanted."""
@@ -239,3 +236,10 @@ class NeuronGate(Attachment):
         if now == counted:
             return f"as counted ({counted})"
         return f"changed since the masks were counted ({counted}, now {now}), as training does"
+
+
+def composes(masks: NeuronMasks, pair: str, config: GateConfig) -> bool:
+    """Return whether a pair that masks lack is to be composed, and they hold both halves of it."""
+    pair, pivot = Pair(pair), pivot_of(languages_of(masks.pairs), config.pivot)
+    halves = Pair(pair.source, pivot), Pair(pivot, pair.target)
+    return config.zero_shot == "compose" and all(half in masks for half in halves)

@@ -104,7 +104,9 @@ def make_app(
     @app.get("/pairs")
     async def pairs() -> dict[str, Any]:
         """Return the pairs with neurons of their own; null where all neurons run for any pair."""
-        composes = loaded.gate is not None and loaded.gate.config.zero_shot == "compose"
+        acting = getattr(loaded.translator, "gate", None)
+        config = getattr(acting, "config", None) or getattr(acting, "gate_config", None)  # of added pairs
+        composes = config is not None and config.zero_shot == "compose"
         return {"pairs": loaded.pairs, "others_are_composed": composes}
 
     @app.get("/health")

@@ -335,6 +335,32 @@ def test_a_base_with_masks_runs_its_pairs_as_its_gate_does(silence, tmp_path):
         added.include("fr-de")
 
 
+def test_pairs_that_masks_of_old_ones_lack_are_composed_of_these_alone():
+    model, how = tiny_m2m100(), GateConfig(zero_shot="compose")
+    old = [*OLD, "en-fr", "fr-en"]
+    masks = NeuronMasks.random({site.name: site.width for site in find_sites(model)}, old, density=0.6)
+    batch, _, _ = mixed(rows=3)
+    halves = {"encoder": masks["de-en"], "decoder": masks["en-fr"]}
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for site in find_sites(reference):
+            keep_F, linear = halves[site.side][site.name], site.linear(reference)
+            linear.weight[~keep_F] = linear.bias[~keep_F] = 0
+    expected = logits(reference, **batch)
+    with AddedPairs(model, [addition(model)], masks, how) as added:
+        added.use("en-cs")
+        new = logits(model, **batch)
+        added.use(None)
+        together = logits(model, **batch, pair_ids=ids_of(added, ["de-fr", "en-cs", "de-fr"]))
+        torch.testing.assert_close(together[[0, 2]], expected[[0, 2]], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together[1], new[1], rtol=1e-4, atol=1e-4)
+        for pair in ("cs-de", "de-cs"):  # what was added for cs is no half
+            with pytest.raises(UnknownPairError):
+                added.include(pair)
+    plain = AddedPairs(model, [addition(model)], masks)
+    assert not plain.knows("de-fr")
+
+
 def test_a_copied_model_has_additions_of_its_own():
     model = tiny_m2m100()
     batch, names, _ = mixed()
