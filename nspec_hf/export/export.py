@@ -33,7 +33,7 @@ from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import convert, require_ctranslate2
 from nspec_hf.export.group import Sharing, kept_levels, renumbered, sharing_of
 from nspec_hf.export.memory import a_side_at_a_time, let_go, page_out
-from nspec_hf.export.prune import baked, give_up, plain_copy
+from nspec_hf.export.prune import baked, give_up, plain_copy, refuse_unwritable
 from nspec_hf.export.reading import exported_tokens
 from nspec_hf.export.report import ExportReport
 from nspec_hf.export.trim import Trimmed, expected_tokens, measure, trim
@@ -80,11 +80,13 @@ def export_model(
         ExportError: If the written model does not translate the sample as the gate does, or a trimmed
             tokenizer does not split text as before.
         UnknownPairError: If masks hold no such pair.
-        UnsupportedModelError: If the model cannot be baked, trimmed or converted.
+        UnsupportedModelError: If the model cannot be baked, trimmed or converted, has adapters of PEFT, or
+            was cut before and is not to be `pruned`.
         ArtifactError: If a weight is not finite.
         ConfigError: If the folder is not empty, or texts cannot be used; before the work.
     """
     model, tags = plain_model(model), LanguageTags(tokenizer, codes)
+    refuse_unwritable(model, config.format)
     refuse_unfit(model, type(model).__name__, checked=page_out if release else None)
     if config.format == "ctranslate2":
         require_ctranslate2()

@@ -106,13 +106,45 @@ def _rounded(keep_F: Tensor, multiple_of: int) -> int:
 
 def _width_field(model: PreTrainedModel, site: Site) -> str:
     """Return the name under which the config says a site's width."""
-    for field in (f"{site.side}_ffn_dim", "d_ff"):
-        if getattr(model.config, field, None) == site.width:
+    for field, width in _stated_widths(model, site).items():
+        if width == site.width:
             return field
     raise UnsupportedModelError(
         f"the config of a {type(model).__name__} does not say the width of {site.name!r} under a name that "
         "is known; export it as 'pruned'"
     )
+
+
+def _stated_widths(model: PreTrainedModel, site: Site) -> dict[str, int]:
+    """Return what the config says that may be a site's width, by name."""
+    fields = (f"{site.side}_ffn_dim", "d_ff")
+    return {field: width for field in fields if (width := getattr(model.config, field, None)) is not None}
+
+
+def refuse_unwritable(model: PreTrainedModel, form: str) -> None:
+    """Refuse a model of which other weights would be written than those that it computes with.
+
+    Args:
+        model: The plain model.
+        form: As in `ExportConfig`.
+
+    Raises:
+        UnsupportedModelError: If adapters of PEFT are in it, or, where plain classes are to load what is
+            written, its layers are narrower than its config says.
+    """
+    for name, part in model.named_modules():
+        if type(part).__module__.startswith("peft."):
+            raise UnsupportedModelError(
+                f"{name!r} is a {type(part).__name__} of PEFT, whose weights are not among those of a plain "
+                "model; merge it (merge_and_unload) and export what that returns"
+            )
+    for site in find_sites(model) if form in ("zeroed", "padded") else []:
+        stated = _stated_widths(model, site)
+        if stated and site.width not in stated.values():
+            raise UnsupportedModelError(
+                f"{site.name!r} has {site.width} neurons, and the config says {max(stated.values())}: the "
+                f"model was cut before, and plain classes cannot load it; export it as 'pruned', not {form!r}"
+            )
 
 
 def left_neurons(keep_F: Tensor, width: int) -> Tensor:

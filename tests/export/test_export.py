@@ -1,5 +1,6 @@
 """Export: a pair's own model says what the gate says, in all three forms, and is as small as its masks."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -358,6 +359,30 @@ def test_layers_that_are_no_plain_linears_are_refused():
     model.get_submodule(masks.sites[0].name).__class__ = Doubled
     with pytest.raises(UnsupportedModelError, match=r"layers\.0\.fc1.*Doubled.*merge"):
         zeroed(model, masks, "en-de")
+
+
+@pytest.mark.parametrize("form", ["pruned", "ctranslate2"])
+def test_adapters_outside_the_sites_are_refused_and_once_merged_they_act(form, tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(make("m2m100", tokenizer), lora)
+    quantization = "int8" if form == "ctranslate2" else "float32"
+    config = ExportConfig(format=form, quantization=quantization)
+    with pytest.raises(UnsupportedModelError, match=r"[qv]_proj' is a Linear of PEFT.*merge_and_unload"):
+        export_model(adapted, tokenizer, None, "en-de", tmp_path / "adapted", config)
+    assert not (tmp_path / "adapted").exists()
+    merged = adapted.merge_and_unload()
+    config = dataclasses.replace(config, quantization="float32", max_new_tokens=4)
+    assert export_model(merged, tokenizer, None, "en-de", tmp_path / "merged", config).same == 1
+
+
+@pytest.mark.parametrize("form", ["zeroed", "padded"])
+def test_a_model_that_was_cut_is_refused_where_plain_classes_are_to_load_it(form, tokenizer, tmp_path):
+    model = make("m2m100", tokenizer)
+    narrow, _ = pruned(model, random_masks(model), "en-de")
+    for masks in (None, random_masks(narrow)):
+        with pytest.raises(UnsupportedModelError, match=r"12 neurons.*config says 24.*as 'pruned'"):
+            export_model(narrow, tokenizer, masks, "en-de", tmp_path / "out", ExportConfig(format=form))
 
 
 @pytest.mark.parametrize(
