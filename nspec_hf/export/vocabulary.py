@@ -45,7 +45,7 @@ def kept_tokens(
         folder: What the tokenizer's `save_pretrained` wrote.
 
     Raises:
-        ConfigError: If there is no text.
+        ConfigError: If there is no text, or the model has no row for a token that was added.
         UnsupportedModelError: If the tokenizer cannot be cut.
     """
     counts: Counter[int] = Counter()
@@ -67,6 +67,13 @@ def kept_tokens(
     if not counts.keys() - around:
         raise ConfigError("there is no text whose subwords could be kept; trimming counts them on a corpus")
     ids, added = vocabularies(tags.tokenizer)
+    size = token_count(model)
+    beyond = sorted(token for token, number in added.items() if number >= size)
+    if beyond:
+        raise ConfigError(
+            f"the tokenizer has tokens beyond the {size} of the model ({', '.join(beyond[:3])}), which it "
+            "can neither read nor write; give it rows for them: model.resize_token_embeddings(len(tokenizer))"
+        )
     always = {*around, *added.values(), *tags.tokenizer.all_special_ids, *_named(model)}
     bytewise = "Ġ" in ids  # letters of such a vocabulary stand for bytes
     tokens = {
@@ -77,7 +84,6 @@ def kept_tokens(
         or _BYTE.fullmatch(token)
         or (len(token) == 1 and (bytewise or not token.isalpha() or _script(token) in scripts))
     }
-    size = token_count(model)
     return sorted(number for token in reachable(folder, tokens) if (number := ids.get(token, size)) < size)
 
 

@@ -168,6 +168,16 @@ def test_rare_subwords_go_where_more_occurrences_are_asked_for(tmp_path):
     )  # the one of the lowest score
 
 
+def test_a_token_that_the_model_has_no_row_for_is_named(tmp_path):
+    tokenizer = make("recipe_unigram", tmp_path)
+    model = tiny_m2m100(vocab_size=len(tokenizer))
+    tokenizer.add_tokens(["<late>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    texts = [PairText(Pair("en-de"), sentences("en"), sentences("de"))]
+    with pytest.raises(ConfigError, match=r"<late>.*resize_token_embeddings"):
+        kept_tokens(model, LanguageTags(tokenizer), texts, 1, tmp_path)
+
+
 @pytest.mark.parametrize("lines", [[], ["", " "]])
 def test_no_text_keeps_no_vocabulary(lines, tmp_path):
     with pytest.raises(ConfigError, match="counts them on a corpus"):
