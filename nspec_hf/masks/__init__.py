@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         facts_without_paths as facts_without_paths,
         fetch as fetch,
         prepare as prepare,
+        pull as pull,
         stats_without_paths as stats_without_paths,
         upload as upload,
     )

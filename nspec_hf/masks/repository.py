@@ -42,11 +42,25 @@ def fetch(
     Warns:
         UserWarning: If a revision is asked for of a folder.
     """
-    folder, repo = Path(folder_or_repo), str(folder_or_repo)
+    folder = Path(folder_or_repo)
     if folder.is_dir():
         if revision is not None:
             warn(f"{folder} is a folder here, which has no revisions; {revision} is not looked for")
         return folder / subfolder
+    return pull(str(folder_or_repo), files, revision, subfolder, download)
+
+
+def pull(
+    repo: str,
+    files: Sequence[str] | None,
+    revision: str | None = None,
+    subfolder: str = "",
+    download: Mapping[str, Any] | None = None,
+) -> Path:
+    """Return the folder in the cache that holds a repository's files, also where a folder here has its name.
+
+    For arguments and errors see `fetch`.
+    """
     below = f"{subfolder}/" if subfolder else ""
     patterns = [f"{below}{name}" for name in (["*"] if files is None else files)]
     try:

@@ -28,9 +28,9 @@ from nspec_hf.masks import (
     NeuronMasks,
     card_text,
     facts_without_paths,
-    fetch,
     front_matter,
     prepare,
+    pull,
     stats_without_paths,
     upload,
 )
@@ -204,7 +204,7 @@ def _index(root: Path, repo: str, parent: str, subfolder: str, token: str | bool
 
     Other sets stay as in the commit `parent`; `subfolder` is empty where the set is the repository's own.
     """
-    there = fetch(repo, [CONFIG_FILE], parent, download={"token": token}) / CONFIG_FILE
+    there = pull(repo, [CONFIG_FILE], parent, download={"token": token}) / CONFIG_FILE
     old = read_json(there) if there.is_file() else {}
     sets = dict(old.get(_SETS, {}))
     if not subfolder:

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 pytestmark = [pytest.mark.filterwarnings("ignore:.*reached their longest length"), pytest.mark.medium]
 
 PUBLISH = """
-import json, sys, time, warnings
+import json, os, sys, time, warnings
 from huggingface_hub.errors import HfHubHTTPError
 from nspec_hf import NeuronMasks, load
 from nspec_hf.evaluation import Comparison, SystemScores, TranslateConfig
@@ -35,6 +35,8 @@ for call, given in json.loads(sys.argv[2]):
             if "comparison" in given:
                 given["comparison"] = Comparison.load(given["comparison"])
             found.append(publish(load(given.pop("folder")), **given).oid)
+        elif call == "chdir":
+            found.append(os.chdir(given["folder"]))
         elif call == "push":
             found.append(NeuronMasks.from_pretrained(given.pop("folder")).push_to_hub(**given).oid)
         else:
@@ -163,6 +165,9 @@ def test_several_sets_share_a_repository_and_its_page_lists_them(made, tmp_path)
     save(tmp_path / "run" / "model", trained)
     named(base, few, "some/base").save_pretrained(tmp_path / "run" / "masks")
     trained_by(tmp_path / "run" / "model", few)
+    alike = tmp_path / "here" / "me" / "masks"  # called as the repository is
+    alike.mkdir(parents=True)
+    (alike / "config.json").write_text('{"masks": "mine", "sets": {"mine": {"pairs": []}}}')
     with HubStandIn() as hub:
         put(hub, "me/trained", folder / "run" / "model")
         about = {"repo": "me/masks", "model": "me/trained"}
@@ -171,7 +176,9 @@ def test_several_sets_share_a_repository_and_its_page_lists_them(made, tmp_path)
             tmp_path / "home",
             [
                 ["publish", {"folder": str(folder / "run"), "subfolder": "k60", **about}],
+                ["chdir", {"folder": str(tmp_path / "here")}],
                 ["publish", {"folder": str(tmp_path / "run"), "subfolder": "sets/k30", **about}],
+                ["chdir", {"folder": str(tmp_path)}],
                 ["load", {"repo_or_folder": "me/masks", "subfolder": "k60"}],
                 ["load", {"repo_or_folder": "me/masks", "subfolder": "sets/k30"}],
                 ["load", {"repo_or_folder": "me/masks"}],
@@ -180,6 +187,7 @@ def test_several_sets_share_a_repository_and_its_page_lists_them(made, tmp_path)
                 ["load", {"repo_or_folder": "me/masks", "subfolder": "sets/k30"}],
             ],
         )
+        del found[1:4:2]  # of the changes of the working directory
         first, both, all_three = (files for _, files in hub.commits["me/masks"][1:])
     assert [each[0] for each in (found[2], found[3])] == [expected(trained, chosen), expected(trained, few)]
     assert "several sets of masks; give subfolder=, one of: k60, sets/k30" in found[4]
@@ -190,6 +198,7 @@ def test_several_sets_share_a_repository_and_its_page_lists_them(made, tmp_path)
     assert "[sets/k30](sets/k30/README.md)" in card
     assert front(card)["language"] == ["de", "en", "fr"]
     assert "sets/k30" not in first["README.md"].decode()
+    assert set(json.loads(both["config.json"])["sets"]) == {"k60", "sets/k30"}
     assert json.loads(both["config.json"])["sets"]["sets/k30"]["fingerprint"] == few.fingerprint()
     assert set(json.loads(all_three["config.json"])["sets"]) == {"k60", "sets/k30"}
     assert "How they were made" in all_three["README.md"].decode()
