@@ -59,9 +59,12 @@ def refuse_unfit(
     ]
     if wrong:
         hint = f"; it holds others under {unexpected[0]!r}, …" if missing and unexpected else ""
+        pruned = "; one that was exported as 'pruned' is read by load_pruned alone, 'padded' by all" * bool(
+            others
+        )
         raise ArtifactError(
             f"the weights of {name} do not fit its config: {'; '.join(wrong)}{hint}. Loaded as they are, the "
-            "model would be partly random; save it again with save_pretrained of the plain model"
+            f"model would be partly random; save it again with save_pretrained of the plain model{pruned}"
         )
     broken = []
     for key, weight in chain(model.named_parameters(), model.named_buffers()):

@@ -27,7 +27,7 @@ from nspec_hf.export import (
 from nspec_hf.export.prune import baked
 from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import find_sites
+from nspec_hf.recording import find_sites, load_model
 from tests.helpers.gated import without_ids, zeroed_copy
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch
 from tests.helpers.tiny_tokenizers import make_tokenizer
@@ -346,6 +346,14 @@ def test_only_pruned_folders_load_as_such(tokenizer, tmp_path):
     )
     with pytest.raises(ArtifactError, match="not exported as 'pruned'"):
         load_pruned(tmp_path / "out")
+
+
+def test_who_loads_a_pruned_folder_as_a_plain_one_is_told_what_reads_it(tokenizer, tmp_path):
+    model = make("m2m100", tokenizer)
+    config = ExportConfig(format="pruned", max_new_tokens=4, sample=2)
+    export_model(model, tokenizer, random_masks(model), "en-de", tmp_path / "out", config)
+    with pytest.raises(ArtifactError, match=r"another shape.*as 'pruned' is read by load_pruned"):
+        load_model(tmp_path / "out")
 
 
 def test_layers_that_are_no_plain_linears_are_refused():
