@@ -140,7 +140,7 @@ class ConvertedTranslator(_OfPairs):
 
     def _options(self, generation: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
         asked = {"num_beams": self.config.num_beams, "length_penalty": self.config.length_penalty}
-        asked |= generation
+        asked |= {name: value for name, value in generation.items() if value is not None}  # as not asked for
         longest = asked.pop("max_new_tokens", None)
         unknown = sorted(asked.keys() - _OPTIONS.keys())
         if unknown:

@@ -275,6 +275,9 @@ def test_a_converted_model_refuses_settings_that_its_library_does_not_have(netwo
     export_model(network, tokenizer(), chosen, "en-de", tmp_path / "ct2", ExportConfig(format="ctranslate2"))
     with pytest.raises(ConfigError, match="CTranslate2 is not told do_sample"):
         load(tmp_path / "ct2").translate("one", "en-de", do_sample=True)
+    loaded = load(tmp_path / "ct2")
+    nothing = dict.fromkeys(["num_beams", "length_penalty", "no_repeat_ngram_size", "max_new_tokens"])
+    assert loaded.translate("one two", "en-de", **nothing) == loaded.translate("one two", "en-de")
 
 
 def test_what_cannot_be_loaded_is_refused_by_name(network, chosen, tmp_path):
