@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         main_language as main_language,
         numbered as numbered,
         pair_index as pair_index,
+        pair_or_both as pair_or_both,
         pivot_of as pivot_of,
         zero_shot as zero_shot,
     )

@@ -91,6 +91,12 @@ def _split(text: str) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
+def pair_or_both(name: str) -> Pair:
+    """Return the pair of that name; a name without a second language stands for both sides."""
+    whole = not isinstance(name, str) or isinstance(name, Pair) or "-" in name
+    return Pair(name) if whole else Pair(name, name)
+
+
 def as_pairs(pairs: Iterable[str]) -> list[Pair]:
     """Return a list of pairs in the order given.
 

@@ -24,6 +24,7 @@ from nspec_hf.core import (
     UnknownPairError,
     in_short,
     languages_of,
+    pair_or_both,
     pivot_of,
 )
 from nspec_hf.gating.attachment import Attachment
@@ -162,7 +163,7 @@ class NeuronGate(Attachment):
 
     def include_all(self, pairs: Iterable[str]) -> list[int]:
         """Return the indices of pairs; the masks of those that have none are composed together."""
-        pairs = list(pairs)
+        pairs = [pair_or_both(pair) for pair in pairs]  # one that is named in two ways is composed once
         with self.routing.lock:
             new = [pair for pair in dict.fromkeys(pairs) if pair not in self.masks]
             if new and self.config.zero_shot == "compose":

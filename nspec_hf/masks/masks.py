@@ -24,6 +24,7 @@ from nspec_hf.core import (
     languages_of,
     numbered,
     pair_index,
+    pair_or_both,
     pivot_of,
     require,
     require_count,
@@ -167,8 +168,11 @@ class NeuronMasks(SavedMasks):
         return iter(self.pairs)
 
     def __contains__(self, pair: object) -> bool:
-        """Return whether a pair has masks."""
-        return pair in self._numbers
+        """Return whether a pair has masks, by any of the names that `masks[pair]` takes."""
+        try:
+            return isinstance(pair, str) and pair_or_both(pair) in self._numbers
+        except ConfigError:  # no name of a pair
+            return False
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -187,7 +191,7 @@ class NeuronMasks(SavedMasks):
         Raises:
             UnknownPairError: If the pair has no masks; the message lists those that have.
         """
-        return pair_index(self._numbers, _named(pair), "masks")
+        return pair_index(self._numbers, pair_or_both(pair), "masks")
 
     def at(self, coverage: float) -> Self:
         """Return the masks of one of the levels, with the others beside it; these where it is their coverage.
@@ -275,7 +279,7 @@ class NeuronMasks(SavedMasks):
         For a model that serves a group: `masks.subset(group).union("mul-en")`. A name without a second
         language stands for both sides: `"all"` is the pair `all-all`.
         """
-        return self._derived([_named(name)], PackedMasks.union, f"union of {', '.join(self.pairs)}")
+        return self._derived([pair_or_both(name)], PackedMasks.union, f"union of {', '.join(self.pairs)}")
 
     def density(self, pair: str | None = None, site: str | None = None) -> float:
         """Return the share of neurons kept: over everything, or by one pair, at one site, or both.
@@ -341,9 +345,3 @@ class NeuronMasks(SavedMasks):
     @cached_property
     def _numbers(self) -> dict[Pair, int]:
         return numbered(self.pairs)
-
-
-def _named(name: str) -> Pair:
-    """Return the pair of that name; a name without a second language stands for both sides."""
-    whole = not isinstance(name, str) or isinstance(name, Pair) or "-" in name
-    return Pair(name) if whole else Pair(name, name)

@@ -189,6 +189,12 @@ def test_a_zero_shot_pair_is_composed_on_request(model, masks):
             gate.use("fr-de")
 
 
+def test_a_pair_that_is_named_in_several_ways_is_one_pair_where_others_are_composed(model, masks):
+    gate = NeuronGate(model, masks, GateConfig(zero_shot="compose"))
+    assert gate.include_all(["en->de", "de->fr", "de-fr", "de--fr"]) == [masks.index("en-de"), 3, 3, 3]
+    assert gate.masks.pairs == [*PAIRS, "de-fr"]
+
+
 @pytest.mark.parametrize(
     "duplicate", [lambda gated: gated, copy.deepcopy, lambda gated: pickle.loads(pickle.dumps(gated))]
 )

@@ -36,6 +36,14 @@ def test_masks_are_found_by_pair_and_by_site(masks):
     assert len(masks) == 4
 
 
+def test_a_pair_is_held_by_every_name_that_its_masks_are_found_by(masks):
+    for name in ("en->de", "en--de", " en - de", Pair("en", "de")):
+        assert torch.equal(masks[name][DECODER], masks["en-de"][DECODER])
+        assert name in masks
+    assert "all" in masks.union("all")
+    assert not any(name in masks for name in ("all", "de->fr", "en-de-fr", "", 1, None))
+
+
 def test_a_pair_without_masks_is_refused_with_those_that_have_some(masks):
     with pytest.raises(UnknownPairError, match=r"'en-xx'.*masks hold: de-en, en-de, en-fr, fr-en"):
         masks["en-xx"]
