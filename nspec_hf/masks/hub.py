@@ -342,4 +342,8 @@ class SavedMasks:
 
 
 def _packed(keep: Mapping[str, Tensor], pairs: int) -> PackedMasks:
-    return keep if isinstance(keep, PackedMasks) else PackedMasks.of(keep.items(), pairs)
+    if not isinstance(keep, PackedMasks):
+        return PackedMasks.of(keep.items(), pairs)
+    rows = {count for count, _ in keep.shapes().values()}
+    require(rows == {pairs}, f"keep has masks of {rows.pop()} pairs, but {pairs} are named; see `subset`")
+    return keep

@@ -44,6 +44,13 @@ def test_a_pair_is_held_by_every_name_that_its_masks_are_found_by(masks):
     assert not any(name in masks for name in ("all", "de->fr", "en-de-fr", "", 1, None))
 
 
+def test_masks_of_more_or_fewer_pairs_than_are_named_are_refused(masks):
+    assert NeuronMasks(PAIRS, masks.keep) == masks
+    for named in (PAIRS[:1], [*PAIRS, "de-fr"]):
+        with pytest.raises(ConfigError, match=rf"of 4 pairs, but {len(named)} are named"):
+            NeuronMasks(named, masks.keep)
+
+
 def test_a_pair_without_masks_is_refused_with_those_that_have_some(masks):
     with pytest.raises(UnknownPairError, match=r"'en-xx'.*masks hold: de-en, en-de, en-fr, fr-en"):
         masks["en-xx"]
