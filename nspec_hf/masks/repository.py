@@ -126,8 +126,9 @@ def upload(
 
 def last_part(name: str) -> str:
     """Return the last part of a path of this machine; anything else, a repository's id say, as it is."""
-    path = Path(name).expanduser()
-    return path.name if name and (path.is_absolute() or path.exists()) else name
+    # Of `os.path`, since a Path of a text that cannot be a file's name, being too long, raises when asked.
+    path = os.path.expanduser(name)
+    return Path(path).name if name and (os.path.isabs(path) or os.path.exists(path)) else name
 
 
 def facts_without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:

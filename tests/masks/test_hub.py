@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -268,6 +269,13 @@ def test_two_figures_of_one_name_are_refused(masks, tmp_path):
         (tmp_path / folder_name / "map.png").write_bytes(folder_name.encode())
     with pytest.raises(ConfigError, match="one file name"):
         masks.save_pretrained(tmp_path / "masks", figures=[tmp_path / "a/map.png", tmp_path / "b/map.png"])
+
+
+def test_a_text_that_can_be_no_path_is_published_as_it_stands(masks, tmp_path):
+    told = {"path": str(tmp_path), "about": "The first thousand lines. " * 200, "by": "~nobody-of-that-name"}
+    recipe = replace(masks.recipe, corpus=told)
+    published = NeuronMasks(masks.pairs, masks.keep, recipe=recipe).without_paths("a/b").recipe.corpus
+    assert published == {**told, "path": tmp_path.name}
 
 
 @pytest.mark.parametrize(
