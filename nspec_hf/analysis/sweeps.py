@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nspec_hf.analysis.mask_overlap import couples, iou
 from nspec_hf.analysis.result import Result, axes
-from nspec_hf.core import Pair, SiteMismatchError, require, require_share
-from nspec_hf.masks import allocate_by_importance, select_by_coverage
+from nspec_hf.core import Pair, SiteMismatchError, require
+from nspec_hf.masks import allocate_by_importance, select_by_coverage, select_by_coverages
 from nspec_hf.recording import ActivationStats, Site
 
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99, 1.0)
@@ -43,10 +42,8 @@ def coverage_sweep(stats: ActivationStats, coverages: Sequence[float] = COVERAGE
     Raises:
         ConfigError: If a coverage lies outside (0, 1].
     """
-    for coverage in coverages:
-        require_share("coverage", coverage, above_zero=True)
     sites = _ffn_sites(stats)
-    keep_SKPF = [_covered(stats.counts[site.name], coverages) for site in sites]
+    keep_SKPF = [select_by_coverages(stats.counts[site.name], coverages) for site in sites]
     density_SK = [[keep_PF.double().mean().item() for keep_PF in keep_KPF] for keep_KPF in keep_SKPF]
     overlap_SK = [[_mean(couples(iou(keep_PF))) for keep_PF in keep_KPF] for keep_KPF in keep_SKPF]
     return CoverageSweep(
@@ -55,16 +52,6 @@ def coverage_sweep(stats: ActivationStats, coverages: Sequence[float] = COVERAGE
         density=np.array(density_SK).T,
         overlap=np.array(overlap_SK).T,
     )
-
-
-def _covered(counts_PF: Tensor, coverages: Sequence[float]) -> list[Tensor]:
-    # `select_by_coverage` at every k, but each row is sorted once for all of them.
-    sorted_PF, order_PF = torch.sort(counts_PF.double(), dim=-1, descending=True, stable=True)
-    before_PF = sorted_PF.cumsum(dim=-1) - sorted_PF
-    total_P1 = sorted_PF.sum(dim=-1, keepdim=True)
-    # In the neurons' own order: what was counted before this neuron's turn.
-    before_PF = torch.empty_like(before_PF).scatter(-1, order_PF, before_PF)
-    return [(before_PF < k * total_P1) & (counts_PF > 0) for k in coverages]
 
 
 @dataclass(frozen=True, kw_only=True)

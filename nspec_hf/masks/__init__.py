@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         allocate_by_importance as allocate_by_importance,
         select_by_chance as select_by_chance,
         select_by_coverage as select_by_coverage,
+        select_by_coverages as select_by_coverages,
         select_random as select_random,
     )
     from nspec_hf.masks.bits import Held as Held, PackedMasks as PackedMasks, SiteBits as SiteBits

@@ -10,6 +10,7 @@ and that control.
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate
 
@@ -35,23 +36,30 @@ def select_by_coverage(counts_F: Tensor, coverage: float) -> Tensor:
     Raises:
         ConfigError: If `coverage` lies outside (0, 1] or a count is negative or not finite.
     """
-    require_share("coverage", coverage, above_zero=True)
+    return select_by_coverages(counts_F, [coverage])[0]
+
+
+def select_by_coverages(counts_F: Tensor, coverages: Sequence[float]) -> list[Tensor]:
+    """Return what `select_by_coverage` does at each of several coverages; the counts are sorted once."""
+    for coverage in coverages:
+        require_share("coverage", coverage, above_zero=True)
     _require_not_negative("counts", counts_F)
-    share = Fraction(repr(float(coverage)))
+    shares = [Fraction(repr(float(coverage))) for coverage in coverages]
     # Stable, so that neurons with equal counts are taken in index order on every machine.
     sorted_F, order_F = torch.sort(counts_F, dim=-1, descending=True, stable=True)
-    lengths = [_shortest_prefix(row, share) for row in sorted_F.reshape(-1, sorted_F.shape[-1]).tolist()]
-    lengths_F = torch.tensor(lengths, device=order_F.device).reshape(*order_F.shape[:-1], 1)
-    keep_sorted_F = torch.arange(order_F.shape[-1], device=order_F.device) < lengths_F
-    return torch.zeros_like(keep_sorted_F).scatter(-1, order_F, keep_sorted_F)
+    rows = sorted_F.reshape(-1, sorted_F.shape[-1]).tolist()
+    lengths = [_shortest_prefixes(row, shares) for row in rows]
+    lengths_FK = torch.tensor(lengths, device=order_F.device).reshape(*order_F.shape[:-1], 1, len(shares))
+    places_F = torch.arange(order_F.shape[-1], device=order_F.device).expand_as(order_F)
+    place_F = torch.empty_like(order_F).scatter(-1, order_F, places_F)
+    return [place_F < length_F for length_F in lengths_FK.unbind(-1)]
 
 
-def _shortest_prefix(counts: list[int] | list[float], share: Fraction) -> int:
-    """Return how many of the counts, from the first, reach a share of their sum; nothing is rounded."""
+def _shortest_prefixes(counts: list[int] | list[float], shares: Sequence[Fraction]) -> list[int]:
+    """Return how many of the counts, from the first, reach each share of their sum; nothing is rounded."""
     exact = counts if all(type(count) is int for count in counts) else map(Fraction, counts)
     sums = list(accumulate(exact))
-    needed = share * sums[-1]
-    return bisect_left(sums, needed) + 1 if needed else 0
+    return [bisect_left(sums, share * sums[-1]) + 1 if sums[-1] else 0 for share in shares]
 
 
 def select_by_chance(

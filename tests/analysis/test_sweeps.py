@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from nspec_hf.analysis import overlap, stability
-from nspec_hf.analysis.sweeps import _covered, allocation_sweep, coverage_sweep
+from nspec_hf.analysis.sweeps import allocation_sweep, coverage_sweep
 from nspec_hf.core import ConfigError, SiteMismatchError
-from nspec_hf.masks import NeuronMasks, select_by_coverage
+from nspec_hf.masks import NeuronMasks, select_by_coverage, select_by_coverages
 from nspec_hf.recording import ActivationStats, RecordConfig
 
 PAIRS = ["en-de", "de-en", "en-fr"]
@@ -32,8 +32,16 @@ def recorded(seed, sites=SITES, pairs=PAIRS):
 @settings(max_examples=40, deadline=None)
 def test_sorting_once_selects_what_the_rule_selects_at_every_coverage(counts, coverages):
     counts_PF = torch.tensor(counts)
-    for keep_PF, coverage in zip(_covered(counts_PF, coverages), coverages, strict=True):
+    for keep_PF, coverage in zip(select_by_coverages(counts_PF, coverages), coverages, strict=True):
         assert torch.equal(keep_PF, select_by_coverage(counts_PF, coverage))
+
+
+def test_a_coverage_that_no_float_is_sweeps_as_it_selects():
+    stats = recorded(1, {"model.encoder.layers.0.fc1": 100}, ["en-de"])
+    stats.counts["model.encoder.layers.0.fc1"][:] = 1
+    coverages = [number / 100 for number in range(1, 101)]
+    # 0.55 · 100 is a little more than 55 in floats; 55 of 100 reach 0.55.
+    assert coverage_sweep(stats, coverages).density[:, 0].tolist() == coverages
 
 
 def test_the_coverage_sweep_is_that_of_masks_made_one_by_one():
