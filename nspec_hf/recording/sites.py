@@ -42,7 +42,8 @@ _CROSS = re.compile(r"cross|encoder_att|encdec", re.IGNORECASE)
 _EXPERTS = re.compile(r"^(experts?|router|shared_experts?|block_sparse_moe)$")
 _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 _REFUSED_TYPES = {
-    "fsmt": "its layers run time-first ([L, B, D]), so the rows of a batch are not the first axis"
+    "fsmt": "its layers run time-first ([L, B, D]), so the rows of a batch are not the first axis",
+    "pegasus_x": "its encoder's blocks run a second time, on global tokens that stand for no text",
 }
 
 

@@ -20,7 +20,7 @@ from tests.helpers.families import (
     tiny_nllb_moe,
     tiny_whisper,
 )
-from tests.helpers.models import random_batch, tiny_bart, tiny_m2m100, tiny_t5
+from tests.helpers.models import _SHAPE, random_batch, tiny_bart, tiny_m2m100, tiny_t5
 
 ALL = {**TWO_SIDED, **DECODERS, "whisper": tiny_whisper}
 
@@ -155,6 +155,7 @@ def tiny_gemma3n(sparsity):
     ("build", "reason"),
     [
         (tiny_fsmt, "time-first"),
+        (lambda: hf.PegasusXForConditionalGeneration(hf.PegasusXConfig(**_SHAPE)), "global tokens"),
         (lambda: tiny_nllb_moe(2), "experts"),
         (lambda: tiny_bart(activation_function="sigmoid"), "0.5 at 0"),
         (lambda: tiny_m2m100().model.encoder, "whole model"),
@@ -163,7 +164,7 @@ def tiny_gemma3n(sparsity):
         (lambda: hf.BitNetForCausalLM(hf.BitNetConfig(**_LLM)), "ffn_sub_norm"),
         (lambda: tiny_gemma3n([0.0, 0.5]), r"layers\.1\..* has activation_sparsity"),
     ],
-    ids=["fsmt", "nllb-moe", "sigmoid", "half", "gpt2", "phi3", "bitnet", "gemma-3n"],
+    ids=["fsmt", "pegasus-x", "nllb-moe", "sigmoid", "half", "gpt2", "phi3", "bitnet", "gemma-3n"],
 )
 def test_what_could_only_be_gated_wrongly_is_refused_with_the_reason(build, reason):
     with pytest.raises(UnsupportedModelError, match=reason):
