@@ -33,7 +33,7 @@ from nspec_hf.core import (
 )
 from nspec_hf.gating import OWN_WEIGHTS, GateConfig
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks, fetch, front_matter, prepare, upload
-from nspec_hf.recording import find_sites, plain_model, weight_fingerprint
+from nspec_hf.recording import plain_model, weight_fingerprint
 
 KIND = "nspec_added"
 ADDED_FILE = "nspec_added.safetensors"
@@ -56,7 +56,7 @@ def save_added(added: AddedPairs, folder: str | os.PathLike, *, repo: str | None
         for number, addition in enumerate(added.additions)
         for name, weight in addition.state_dict().items()
     }
-    base = weight_fingerprint(added.model, find_sites(added.model))
+    base = weight_fingerprint(added.model)
     layouts = [plain(asdict(addition.layout)) for addition in added.additions]
     if added.masks is not None:
         added.masks.save(folder / MASKS_FILE)
@@ -124,7 +124,7 @@ def load_added(
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / ADDED_FILE} does not describe additions ({error!r})") from error
     plain_one = plain_model(model)
-    now = weight_fingerprint(plain_one, find_sites(plain_one))
+    now = weight_fingerprint(plain_one)
     if now == base and stated.get("all_weights"):  # not in older ones
         base, now = stated["all_weights"], _digest_of_all(plain_one)
     if now != base:

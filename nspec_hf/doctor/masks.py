@@ -74,7 +74,7 @@ def _sites(setup: Setup) -> Iterator[Finding]:
         )
         return
     counted = held.recipe.weight_fingerprint
-    if counted and counted != weight_fingerprint(setup.network, find_sites(setup.network)):
+    if counted and counted != weight_fingerprint(setup.network):
         yield note(
             what="the model's feed-forward weights are not those that were counted",
             why="after continued training that is right; otherwise the neurons were chosen for another model",

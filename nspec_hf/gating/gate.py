@@ -233,7 +233,7 @@ class NeuronGate(Attachment):
         counted = self.masks.recipe.weight_fingerprint
         if not counted:
             return "the masks do not say which weights they were counted on"
-        now = weight_fingerprint(self.model, find_sites(self.model))
+        now = weight_fingerprint(self.model)
         if now == counted:
             return f"as counted ({counted})"
         return f"changed since the masks were counted ({counted}, now {now}), as training does"

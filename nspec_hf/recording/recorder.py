@@ -103,7 +103,7 @@ def record(
     base = {
         "id": getattr(plain.config, "_name_or_path", "") or type(plain).__name__,
         "revision": getattr(plain.config, "_commit_hash", None),
-        "fingerprint": weight_fingerprint(plain, sites),
+        "fingerprint": weight_fingerprint(plain),
     }
     stats = ActivationStats(pairs, sites, config, base, corpus)
     recorder = _Recorder(plain, sites, pairs, config)

@@ -19,7 +19,7 @@ from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import REPORT_FILE, exported_masks, load_pruned
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate
 from nspec_hf.masks import MASKS_FILE, NeuronMasks, fetch
-from nspec_hf.recording import find_sites, load_model, weight_fingerprint
+from nspec_hf.recording import load_model, weight_fingerprint
 from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator
 from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, recognized
 
@@ -179,7 +179,7 @@ def _compared(model: Any, parts: Parts) -> str:
     """Say whether a model's weights are those that its masks go with, and warn where they are not."""
     if not parts.fingerprint:
         return "nothing says which weights the masks go with" if parts.masks else "all neurons run"
-    now = weight_fingerprint(model, find_sites(model))
+    now = weight_fingerprint(model)
     if now == parts.fingerprint:
         return f"as stated ({now})"
     warn(

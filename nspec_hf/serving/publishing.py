@@ -34,7 +34,7 @@ from nspec_hf.masks import (
     stats_without_paths,
     upload,
 )
-from nspec_hf.recording import ActivationStats, find_sites, weight_fingerprint
+from nspec_hf.recording import ActivationStats, weight_fingerprint
 from nspec_hf.serving.loading import LoadedModel
 
 _SETS = "sets"
@@ -93,7 +93,7 @@ def publish(
         raise ConfigError(f"{loaded.source} has no masks to publish")
     require_names([re.sub(r"[^\w.-]", "_", each.name) for each in scores])  # as their files are called
     require(bool(dataset) or not scores, "scores need a dataset='NAME SPLIT' that they were made on")
-    fingerprint = weight_fingerprint(loaded.model, find_sites(loaded.model))
+    fingerprint = weight_fingerprint(loaded.model)
     if model is None and fingerprint != masks.recipe.weight_fingerprint:
         raise ConfigError(
             f"the weights of {loaded.base} ({fingerprint}) are not those that the masks were counted on "

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from nspec_hf.core import claim_folder, lock_folder, require_writable
 from nspec_hf.data import LanguageTags, encode_corpus
 from nspec_hf.evaluation import SystemScores
-from nspec_hf.recording import find_sites, load_model, weight_fingerprint
+from nspec_hf.recording import load_model, weight_fingerprint
 from nspec_hf.systems.experiment import ExperimentConfig
 from nspec_hf.systems.result import write_scores
 from nspec_hf.systems.run import Run
@@ -127,7 +127,7 @@ def claimed(run: Run, system: System) -> Iterator[str]:
     with _one_writer(run.folder, run.result_file):
         base, begun_with = run.base(), run.config.begun_with("base", "record", "select", "gate")
         begun_with |= {"system": system.name, "settings": dataclasses.asdict(system), "seed": run.seed}
-        weights = weight_fingerprint(base, find_sites(base))
+        weights = weight_fingerprint(base)
         claim_folder(run.folder, begun_with | {"base_weights": weights})
         system.check(run)
         yield weights

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM
 from nspec_hf.core import ConfigError, Pair, RoutingError, SiteMismatchError
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import find_sites, weight_fingerprint
+from nspec_hf.recording import RecordConfig, find_sites, record, weight_fingerprint
 from tests.helpers.gated import PAIRS, random_masks, without_ids
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_marian, tiny_t5
 
@@ -239,6 +239,16 @@ def test_status_counts_what_is_in_place_and_says_whether_the_weights_are_those_c
         assert part in text
     gate.detach()
     masks.recipe = type(masks.recipe)(weight_fingerprint=weight_fingerprint(model, masks.sites))
+    assert "as counted" in gate.status().weights
+    model.model.encoder.layers[0].fc1.weight.data.add_(1)
+    assert "changed" in gate.status().weights
+
+
+@pytest.mark.parametrize("kinds", [("ffn",), ("ffn", "attention"), ("attention",)])
+def test_the_weights_are_as_counted_whatever_kinds_of_sites_were_recorded(kinds):
+    model = tiny_m2m100()
+    stats = record(model, [random_batch()], PAIRS, RecordConfig(kinds=kinds, av=True))
+    gate = NeuronGate(model, NeuronMasks.from_importance(stats, "av"))
     assert "as counted" in gate.status().weights
     model.model.encoder.layers[0].fc1.weight.data.add_(1)
     assert "changed" in gate.status().weights
