@@ -98,8 +98,10 @@ def probe(
             )
     if sizes:
         encoded = data.encode_corpus(data.read_corpus(corpus, held.pairs, split), tags)
-        count = recording.RecordConfig(count=recorded.config.count if recorded else "tokens")
-        samples = analysis.recordings(network, tags, encoded, sizes, seeds, count)
+        told = vars(recorded.config) if recorded else held.recipe.settings
+        counted = {name: told[name] for name in ("count", "active_on") if name in told}
+        as_counted = recording.RecordConfig(**counted)
+        samples = analysis.recordings(network, tags, encoded, sizes, seeds, as_counted)
         stability = analysis.stability(samples, held.recipe.settings.get("coverage", 0.95))
         results["stability"] = stability, analysis.draw_stability(stability)
     paths = [path for name, (result, _) in results.items() for path in result.save(output, name)]

@@ -1,6 +1,7 @@
 """The commands in one flow on tiny files, each compared with what the functions behind it return."""
 
 import bz2
+import dataclasses
 import gzip
 import io
 import json
@@ -14,11 +15,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from nspec_hf import ActivationStats, LanguageTags, NeuronMasks, Translator, encode_corpus
+from nspec_hf.analysis import recordings, stability as stability_of
 from nspec_hf.cli.evaluate import _names
 from nspec_hf.cli.main import main
-from nspec_hf.data import PairCollator
+from nspec_hf.data import CorpusConfig, PairCollator, load_tokenizer, read_corpus
 from nspec_hf.evaluation import score
-from nspec_hf.recording import record
+from nspec_hf.recording import RecordConfig, load_model, record
 from tests.helpers import tiny_text
 
 PAIRS = [str(pair) for pair in tiny_text.PAIRS]
@@ -281,6 +283,21 @@ def test_probe_asks_the_model_about_ablation_stability_and_other_settings(flow):
     stability = json.loads((folder / "asked" / "stability.json").read_text(encoding="utf-8"))
     assert stability["recordings"] == ["6", "all", "6, seed 1"]
     assert stability["coverage"] == 0.8
+    # Masks say how they were counted, where no statistics do.
+    sentences = NeuronMasks.from_pretrained(folder / "masks")
+    how = {**sentences.recipe.settings, "count": "sentences"}
+    sentences.recipe = dataclasses.replace(sentences.recipe, settings=how)
+    sentences.save_pretrained(folder / "by_sentences")
+    about = ["probe", "--masks", "by_sentences", *about[3:7], "--sizes", "[6]", "--seeds", "[1]"]
+    main_output(folder, *about, "--erase", "false", "--figures", "false", "--output", "again")
+    network = load_model(folder / "ours" / "model")
+    tags = LanguageTags(load_tokenizer(folder / "ours" / "model"))
+    text = read_corpus(CorpusConfig(path=str(folder / "data")), sentences.pairs, "valid")
+    encoded = encode_corpus(text, tags)
+    samples = recordings(network, tags, encoded, [6], [1], RecordConfig(count="sentences"))
+    wanted = stability_of(samples, 0.8).to_dict()["iou"]
+    found = json.loads((folder / "again" / "stability.json").read_text(encoding="utf-8"))["iou"]
+    assert found == wanted != stability["iou"]
     untrained = (folder / "asked" / "gains_against_coverage_k_without_training.json").read_text(
         encoding="utf-8"
     )
