@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, TrainingArguments
 from nspec_hf.core import NotFiniteError, Pair, TrainingSetupError, add_up, is_spread, part, warn
 from nspec_hf.data import IGNORED, EncodedCorpus, LanguageTags, PairCollator
 from nspec_hf.gating import freeze_unsaved
-from nspec_hf.recording import position_limit
+from nspec_hf.recording import SIDES, position_limit
 
 
 def check_setup(model: nn.Module, args: TrainingArguments, data: object, collator: object) -> None:
@@ -174,12 +174,14 @@ def check_places(batch: Mapping[str, Tensor]) -> None:
 
 def check_lengths(model: nn.Module, corpus: EncodedCorpus) -> None:
     """Refuse sentences that are longer than a model's table of positions (Marian, BART, mBART …)."""
-    limit, longest = position_limit(model), int(corpus.lengths.max(initial=0))
-    if limit is not None and longest > limit:
-        raise TrainingSetupError(
-            f"a sentence of the corpus has {longest} tokens, but the model has {limit} positions; encode the "
-            f"text with encode_corpus(…, max_length={limit}), in settings `batches.max_length: {limit}`"
-        )
+    limits = [position_limit(model, side) for side in SIDES]  # LED's are of two sizes
+    for limit, longest in zip(limits, corpus.lengths.max(axis=0, initial=0).tolist(), strict=True):
+        if limit is not None and longest > limit:
+            raise TrainingSetupError(
+                f"a sentence of the corpus has {longest} tokens, but the model has {limit} positions; encode "
+                f"the text with encode_corpus(…, max_length={limit}), in settings "
+                f"`batches.max_length: {limit}`"
+            )
 
 
 def check_forced_start(asked: object, prompts_BT: Tensor) -> None:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from nspec_hf.core import NotFiniteError, TrainingSetupError
-from nspec_hf.data import PairCollator
+from nspec_hf.data import EncodedCorpus, PairCollator
 from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import find_sites, longest_text, position_limit
@@ -30,7 +30,7 @@ from nspec_hf.training.setup_checks import (
     check_schedule,
     freeze_unsaved,
 )
-from tests.helpers.families import tiny_t5gemma2
+from tests.helpers.families import tiny_led, tiny_t5gemma2
 from tests.helpers.gated import without_ids
 from tests.helpers.models import random_batch, tiny_bart, tiny_m2m100, tiny_marian, tiny_mbart, tiny_t5
 from tests.helpers.tiny_text import PAIRS, corpus, model, tokenizer
@@ -126,6 +126,17 @@ def test_text_longer_than_the_positions_is_refused_with_the_limit():
     check_lengths(tiny_marian(max_position_embeddings=longest), corpus())
     with pytest.raises(TrainingSetupError, match=rf"has {longest} tokens, but the model has 5 positions.*=5"):
         check_lengths(tiny_marian(max_position_embeddings=5), corpus())
+
+
+def test_each_side_of_the_text_is_held_to_the_positions_of_its_own_side():
+    text = EncodedCorpus(["en-de"])
+    text.add("en-de", [[5] * 60], [[5] * 30])
+    check_lengths(tiny_led(), text)  # 64 and 32
+    for source, target, found in ((65, 3, "65 tokens.* 64"), (3, 33, "33 tokens.* 32")):
+        text = EncodedCorpus(["en-de"])
+        text.add("en-de", [[5] * source], [[5] * target])
+        with pytest.raises(TrainingSetupError, match=found):
+            check_lengths(tiny_led(), text)
 
 
 def test_a_model_that_could_be_trained_but_not_translate_is_refused():
