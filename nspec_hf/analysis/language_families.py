@@ -55,6 +55,8 @@ FAMILIES: dict[str, str] = {code: family for family, codes in _MEMBERS.items() f
 """Family of each language by its code of two or three letters; Indo-European by branch, as in Tan et al.,
 Table 7."""
 
+_AT_ONCE = 2**20  # couples of relabeled languages that are compared at a time
+
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999")
 """Okabe and Ito's colours, the ones that are easiest to tell apart first."""
 
@@ -226,7 +228,10 @@ def permutation_test(
     else:
         dealt_NL = np.random.default_rng(seed).permuted(np.tile(codes, (limit, 1)), axis=1)
     observed = float(couples[codes[upper[0]] == codes[upper[1]]].sum())
-    within_N = (dealt_NL[:, upper[0]] == dealt_NL[:, upper[1]]) @ couples
+    # Some at a time: all relabelings of 200 languages are 200 million couples.
+    parts = range(0, len(dealt_NL), max(1, _AT_ONCE // len(couples)))
+    dealt = (dealt_NL[start : start + parts.step] for start in parts)
+    within_N = np.concatenate([(each[:, upper[0]] == each[:, upper[1]]) @ couples for each in dealt])
     # Relabelings that only rename families give the same sum in another order of addition.
     hits = int((within_N >= observed - 1e-9).sum())
     return (hits / total, total, True) if exact else ((1 + hits) / (1 + limit), limit, False)

@@ -1,12 +1,13 @@
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import leaves_list, linkage
 from transformers import M2M100Config, M2M100ForConditionalGeneration, set_seed
 
-from nspec_hf.analysis import analyze, language_tree
+from nspec_hf.analysis import analyze, language_families, language_tree
 from nspec_hf.analysis.language_families import FAMILIES, family_agreement, permutation_test
 from nspec_hf.analysis.mask_overlap import Progression
 from nspec_hf.core import ConfigError
@@ -105,6 +106,18 @@ def test_many_languages_are_relabeled_at_random_and_p_is_never_zero():
     assert p_value == pytest.approx(1 / 1000)
     unrelated = np.where(same, 0.0, 0.0) + noise + noise.T
     assert permutation_test(unrelated, labels, limit=999)[0] > 0.01
+
+
+def test_relabelings_are_compared_some_at_a_time_and_all_of_them(monkeypatch):
+    drawn = np.random.default_rng(5).random((9, 9))
+    matrix, labels = drawn + drawn.T, list("aaabbbccc")
+    at_once = permutation_test(matrix, labels), permutation_test(matrix, labels, limit=100)
+    tracemalloc.start()
+    permutation_test(np.random.default_rng(6).random((40, 40)), [f"{i % 5}" for i in range(40)])
+    assert tracemalloc.get_traced_memory()[1] < 60e6  # all at once, 780 couples 10,000 times, took 195e6
+    tracemalloc.stop()
+    monkeypatch.setattr(language_families, "_AT_ONCE", 100)  # three of the couples of nine languages
+    assert (permutation_test(matrix, labels), permutation_test(matrix, labels, limit=100)) == at_once
 
 
 def test_drawn_relabelings_agree_with_all_of_them():
