@@ -83,6 +83,9 @@ def test_groups_and_zero_shot_and_ablation_and_stability_are_drawn():
     assert labels == ["better (1)", "not better (1)"]
     shown = figures.draw_zero_shot(lower, "specialized").axes[0].lines[0]
     assert (shown.get_xdata().tolist(), shown.get_ydata().tolist()) == ([9.0], [6.0])
+    del scores["specialized"]["fr-de"]  # a pair without a score is neither
+    labels = figures.draw_zero_shot(gains(scores, "baseline"), "specialized").axes[0]
+    assert labels.get_legend_handles_labels()[1] == ["better (1)", "not better (0)"]
     masks = kin_masks()
     erased = ablate(masks, lambda given: {p: given.density(p) for p in PAIRS}, of=["en-de"])
     panels = figures.draw_ablation(erased).axes

@@ -163,6 +163,7 @@ def draw_zero_shot(result: Gains, system: str, pivot: str = "en") -> Figure:
     """
     row = result.systems.index(system)
     shown = np.array([pair.group(pivot) == ZERO_SHOT for pair in result.pairs])
+    shown &= ~np.isnan(result.change[row])  # a pair without a score is neither better nor not
     figure, axes = panel(4.8, 4.8)
     x, y = result.reference[shown], result.score[row][shown]
     better = y < x if result.lower_is_better else y > x
