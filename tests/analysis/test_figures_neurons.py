@@ -1,13 +1,15 @@
+import warnings
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from nspec_hf.analysis import analyze
 from nspec_hf.analysis.figures import neurons as figures
 from nspec_hf.analysis.figures.style import save_figure, side_panels
-from nspec_hf.analysis.general_specific import MScore
+from nspec_hf.analysis.general_specific import MScore, ownership
 from nspec_hf.analysis.language_families import family_colours
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import site_from_name
@@ -83,6 +85,44 @@ def test_sparsity_is_drawn_by_direction(analysis):
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
     rows = [i for i, pair in enumerate(analysis.pairs) if pair.source == "en"]
     np.testing.assert_allclose(lines["one-to-many (6)"], 1 - analysis.density.density[:2, rows].mean(axis=1))
+
+
+def apart(texts) -> bool:
+    boxes = sorted((text.get_window_extent() for text in texts), key=lambda box: box.x0)
+    return len(boxes) > 1 and all(left.x1 <= right.x0 for left, right in pairwise(boxes))
+
+
+def test_what_is_said_of_24_layers_does_not_lie_on_each_other():
+    sites = {f"model.{side}.layers.{n}.fc1": 24 for side in ("encoder", "decoder") for n in range(24)}
+    pairs = [pair for code in FAMILIES for pair in (f"en-{code}", f"{code}-en")]
+    found = analyze(NeuronMasks.random(sites, pairs, 0.5), families=FAMILIES)
+    figure = figures.draw_progression(found.progression, found.agreement)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        p_values = [text for text in axes.texts if text.get_text().startswith("p ")]
+        assert len(p_values) == 24
+        assert apart(p_values)
+        assert apart(axes.get_xticklabels())
+
+
+def test_the_legend_of_a_model_without_an_encoder_is_not_cut_off():
+    sites = {f"model.layers.{n}.mlp.gate_proj": 24 for n in range(2)}
+    figure = figures.draw_ownership(ownership(NeuronMasks.random(sites, ["en-de", "en-fr", "en-cs"], 0.5)))
+    figure.draw_without_rendering()
+    box, legend = figure.bbox, figure.legends[0].get_window_extent()
+    assert box.x0 <= legend.x0 < legend.x1 <= box.x1
+
+
+def test_where_all_have_the_same_neurons_all_maps_have_one_colour_and_the_tree_is_drawn():
+    sites = {f"model.decoder.layers.{n}.fc1": 8 for n in range(2)}
+    keep = {name: torch.arange(8).lt(5).expand(4, 8) for name in sites}
+    found = analyze(NeuronMasks(["en-de", "en-nl", "en-es", "en-fr"], keep), families=FAMILIES)
+    figure = figures.draw_overlap_layers(found.progression, FAMILIES)
+    figure.draw_without_rendering()
+    assert {axes.images[0].get_clim() for axes in figure.axes if axes.images} == {(0.0, 1.0)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.draw_tree(found.trees["model.decoder.layers.0.fc1"], FAMILIES)
 
 
 def test_the_tree_has_its_leaves_in_order(analysis):

@@ -32,6 +32,8 @@ from nspec_hf.analysis.result import p_text, site_label
 
 _FEWEST_OF_A_DISTRIBUTION = 10
 """Values; fewer are drawn one by one."""
+_MOST_ABREAST = 6
+"""P-values that fit side by side under a panel."""
 
 
 def draw_overlap(result: Overlap | Progression, number: int, families: Mapping[str, str]) -> Figure:
@@ -75,7 +77,8 @@ def draw_overlap_layers(course: Progression, families: Mapping[str, str]) -> Fig
     codes = [course.languages[i] for i in order]
     colours = family_colours(families)
     values = np.concatenate([couples(iou_LL) for iou_LL in course.iou])
-    limits = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    # Of one value alone each map would choose a colour of its own, and the scale tell that of the last.
+    limits = (values.min(), values.max()) if len(set(values)) > 1 else (0.0, 1.0)
     # More names than these would not be legible at this size.
     named = codes if len(codes) <= 16 else []
     for axes in grid.flat:
@@ -107,7 +110,10 @@ def draw_progression(course: Progression, agreement: FamilyAgreement) -> Figure:
         else:
             axes.plot(agreement.within[numbers], "o-", color=BLUE, label="same family")
             axes.plot(agreement.across[numbers], "s--", color=ORANGE, label="different families")
-        below = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 7}
+        # Of more layers they stand upright, or they would lie on each other.
+        font, upright = min(7, label_size(len(numbers), 160)), 90 * (len(numbers) > _MOST_ABREAST)
+        below: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+        below |= {"fontsize": font, "rotation": upright}
         for at, p_value in enumerate(agreement.p_value[numbers]):
             if not np.isnan(p_value):
                 axes.annotate(p_text(p_value), (at, 0.015), **below)
@@ -154,7 +160,7 @@ def draw_tree(tree: LanguageTree, families: Mapping[str, str], title: str = "") 
     axes.set_yticks([5 + 10 * i for i in range(len(leaves))], leaves)
     axes.tick_params(axis="y", length=0, pad=8)
     axes.yaxis.tick_right()
-    axes.set_xlim(tree.linkage[:, 2].max() * 1.03, 0)
+    axes.set_xlim(tree.linkage[:, 2].max() * 1.03 or 1.0, 0)  # 0 where all have the same neurons
     axes.set_ylim(10 * len(leaves), 0)
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.set_xlabel("1 − IoU, complete linkage")
@@ -217,7 +223,8 @@ def draw_ownership(result: Ownership) -> Figure:
             axes.bar(range(len(numbers)), height, bottom=floor, color=colour, label=f"kept by {name}")
             floor += height
         axes.set_ylim(0, 1)
-    figure.legend(handles=panels[0][0].get_legend_handles_labels()[0], ncols=4, **BELOW)
+    columns = 2 * len(panels)  # as many as one panel, of a model without an encoder, or two are wide
+    figure.legend(handles=panels[0][0].get_legend_handles_labels()[0], ncols=columns, **BELOW)
     return figure
 
 

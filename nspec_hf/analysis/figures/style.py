@@ -43,7 +43,8 @@ def side_panels(sites: Sequence[Site], label: str) -> tuple[Figure, list[tuple[A
     for axes, (side, numbers) in zip(panels, rows.items(), strict=True):
         names = [site_label(sites[n]).removeprefix(f"{side} ") for n in numbers]
         long = max(map(len, names)) > 3
-        axes.set_xticks(range(len(numbers)), names, rotation=90 * long, fontsize=7 if long else None)
+        font = 7 if long else label_size(len(names), 150)
+        axes.set_xticks(range(len(numbers)), names, rotation=90 * long, fontsize=font)
         axes.set(title=side, xlabel="layer", xlim=(-0.6, len(numbers) - 0.4))
     panels[0].set_ylabel(label)
     return figure, list(zip(panels, rows.values(), strict=True))
