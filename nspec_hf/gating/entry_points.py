@@ -24,9 +24,9 @@ from nspec_hf.gating.routing import Routing, tensors_in
 
 
 class Takeover:
-    """A method of a module that is replaced on the instance, and can be given back exactly as it was."""
+    """A method of a module, or of what else has one, replaced on the instance until it is given back."""
 
-    def __init__(self, module: nn.Module, replacement: Callable[..., Any], name: str = "forward") -> None:
+    def __init__(self, module: Any, replacement: Callable[..., Any], name: str = "forward") -> None:
         """Replace it."""
         self.module = module
         self.original = getattr(module, name)

@@ -15,6 +15,7 @@ evaluation before it is that of the dense model.
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ class Specialization:
         self.recording, self.select, self.gate_config = recording, select, gate
         self.gate: NeuronGate | None = None
         self._trainers: list[SpecializationTrainer] = []
+        self._undone = ExitStack()
         self._checkpoint: Path | None = None
         self._dense = self._network.register_forward_pre_hook(self._stay_dense, with_kwargs=True)
         self._generate = Takeover(self._network, self._generate_pairs, "generate")
@@ -147,32 +149,49 @@ class Specialization:
         """
         if isinstance(host, Accelerator):
             keep_ties(host)
-            prepare = host.prepare_data_loader
 
             def with_pairs(loader: DataLoader, *args: Any, **kwargs: Any) -> Any:
-                loader.collate_fn = self.collator(loader.collate_fn)
-                return prepare(loader, *args, **kwargs)
+                own = loader.collate_fn
+                loader.collate_fn = self.collator(own)
+                prepared = taken.original(loader, *args, **kwargs)
+                for each in (loader, prepared):
+                    self._undone.callback(setattr, each, "collate_fn", own)
+                return prepared
 
-            vars(host)["prepare_data_loader"] = with_pairs
-            host.register_save_state_pre_hook(lambda models, weights, folder: self._keep(folder))
-            host.register_load_state_pre_hook(lambda models, folder: self._go_on_from(folder))
+            taken = Takeover(host, with_pairs, "prepare_data_loader")
+            save = host.register_save_state_pre_hook(lambda models, weights, folder: self._keep(folder))
+            load = host.register_load_state_pre_hook(lambda models, folder: self._go_on_from(folder))
+            for undo in (taken.give_back, save.remove, load.remove):
+                self._undone.callback(undo)
         elif isinstance(host, Seq2SeqTrainer):
             if host.model is None or plain_model(host.model) is not self._network:
                 raise TrainingSetupError(
                     "the trainer trains another model object than Specialization was given; give both one"
                 )
             columns = () if self.rows.column is None else (self.rows.column,)
+            kind, own = type(host), host.data_collator
+            carries = self.collator(own, decoder_inputs=True)
             trainer = SpecializationTrainer.adopt(host, columns)
             # By its name: the library's annotation wants arguments that it never gives.
-            vars(trainer)["data_collator"] = self.collator(trainer.data_collator, decoder_inputs=True)
+            vars(trainer)["data_collator"] = carries
             trainer.train_with(self.gate)
+            self._undone.callback(trainer.release, kind, own)
             self._trainers.append(trainer)
         else:
             raise ConfigError(f"join takes a Seq2SeqTrainer or an Accelerator, got {type(host).__name__}")
 
     def collator(self, collator: Callable[..., Any], decoder_inputs: bool = False) -> ScriptCollator:
-        """Return a collator whose batches carry pairs, for a loop of one's own; see `ScriptCollator`."""
+        """Return a collator whose batches carry pairs, for a loop of one's own; see `ScriptCollator`.
+
+        Raises:
+            ConfigError: If it carries another Specialization's.
+        """
         if isinstance(collator, ScriptCollator):
+            if collator.rows is not self.rows:
+                raise ConfigError(
+                    "this collator carries the pairs of another Specialization; detach() that one first, and "
+                    "give the script's own"
+                )
             return collator
         return ScriptCollator(collator, self.rows, decoder_inputs)
 
@@ -206,12 +225,14 @@ class Specialization:
         return masks
 
     def detach(self) -> None:
-        """Give the model back as it was, with the weights that it has now."""
+        """Give the model back as it was, with the weights that it has now; trainer and accelerator too."""
         self._dense.remove()
         for taken in (self._save, self._generate):
             taken.give_back()
         if self.gate is not None:
             self.gate.detach()
+        self._trainers = []
+        self._undone.close()
 
     def _put_on(self, masks: NeuronMasks) -> None:
         self._dense.remove()
@@ -280,8 +301,8 @@ class Specialization:
             self.gate.shape_as(self._checkpoint)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave trainers out of a copy of the model, which has this with it."""
-        return {**vars(self), "_trainers": []}
+        """Leave what was joined out of a copy of the model, which has this with it."""
+        return {**vars(self), "_trainers": [], "_undone": ExitStack()}
 
 
 class _Paired:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import speed_metrics
 
 from nspec_hf.core import Pair, TrainingSetupError, is_spread
@@ -81,12 +82,22 @@ class SpecializationTrainer(HookedTrainer):
         if self.compute_loss_func is self._token_loss:
             self._token_loss = self.compute_loss_func = self._make_loss()
         self.into_checkpoint = []
+        vars(self).pop("before_weights", None)
         if self.specialization is not None and self.gate is not None:
             callback, self.before_weights = self.specialization, self.gate.shape_as
             self.into_checkpoint += [self.gate.save_beside, lambda folder: callback.remember(self.state)]
         if isinstance(self.train_dataset, EncodedCorpus):
             check_arguments(self.args, self.batch_config)
         minimize_losses(self.args)
+
+    def release(self, kind: type[Seq2SeqTrainer], collator: Any) -> None:
+        """Be what it was before `adopt`: of that class, with that collator, and without a gate."""
+        self.remove_callback(SpecializationCallback)
+        vars(self)["data_collator"] = collator
+        self.train_with(None)
+        if self.compute_loss_func is self._token_loss and not issubclass(kind, SpecializationTrainer):
+            self._token_loss = self.compute_loss_func = None
+        self.return_to(kind)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as the plain Trainer does; a checkpoint of other masks is refused wherever it lies.

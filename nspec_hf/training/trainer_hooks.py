@@ -124,6 +124,11 @@ class HookedTrainer(Seq2SeqTrainer):
         adopted.keeps_columns, adopted._signature_columns = keeps_columns, None
         return adopted
 
+    def return_to(self, kind: type[Seq2SeqTrainer]) -> None:
+        """Make it one of its own class again, after `adopt`."""
+        vars(self).pop("keeps_columns", None)
+        self.__class__, self._signature_columns = kind, None  # type: ignore[assignment]
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self.keeps_columns]))

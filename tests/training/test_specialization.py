@@ -471,6 +471,54 @@ def test_detaching_gives_the_model_back(tmp_path):
     assert before[0].keys() == vars(network).keys()
 
 
+def test_detaching_gives_the_trainer_back_and_another_can_join_it(tmp_path):
+    """What it predicts and learns then is what a trainer does that was never joined."""
+    plain_rows = [{name: row[name] for name in ("input_ids", "labels")} for row in rows()]
+    generates = {"predict_with_generate": True, "generation_max_length": 8}
+    trainer, untouched = script(tmp_path, **generates), script(tmp_path, **generates)
+    own = trainer.data_collator
+    specialize = specialized(trainer)
+    gated = trainer.predict(rows())
+    specialize.detach()
+    assert type(trainer) is Seq2SeqTrainer
+    assert (trainer.data_collator, trainer.compute_loss_func) == (own, None)
+    found, expected = trainer.predict(plain_rows), untouched.predict(plain_rows)
+    assert found.metrics["test_loss"] == expected.metrics["test_loss"] != gated.metrics["test_loss"]
+    assert found.predictions.tolist() == expected.predictions.tolist() != gated.predictions.tolist()
+    assert attachment_of(trainer.model) is None
+    again, alone = specialized(trainer, pairs=PAIRS[::-1]), script(tmp_path)
+    specialized(alone, pairs=PAIRS[::-1])
+    assert again.pairs == PAIRS[::-1]
+    for each in (trainer, alone):
+        torch.manual_seed(0)
+        each.train()
+    assert same_weights(trainer.model, alone.model)
+    assert "loss_en-de" in log_of(trainer)[0]
+
+
+def test_detaching_gives_the_accelerator_and_its_loaders_back(tmp_path):
+    """Loaders of an earlier one would number their pairs by its list, and its masks would be saved."""
+    network, accelerator = model(), Accelerator(cpu=True)
+    first = Specialization(network, tokenizer(), column="pair", pairs=PAIRS)
+    first.join(accelerator)
+    own = DataCollatorForSeq2Seq(tokenizer(), model=network)
+    batches = accelerator.prepare(loader(network, collate=own))
+    masks_before = first.record(batches)
+    kept = batches.collate_fn
+    first.detach()
+    assert batches.collate_fn is own
+    assert "prepare_data_loader" not in vars(accelerator)
+    accelerator.save_state(tmp_path / "dense")
+    assert not (tmp_path / "dense" / MASKS_FOLDER).exists()
+    second = Specialization(network, tokenizer(), column="pair", pairs=PAIRS[::-1])
+    with pytest.raises(ConfigError, match="the pairs of another Specialization"):
+        second.collator(kept)
+    second.join(accelerator)
+    found = second.record(accelerator.prepare(loader(network, collate=own)))
+    assert found.pairs == PAIRS[::-1]
+    assert found.subset(PAIRS) == masks_before
+
+
 def test_what_is_not_a_set_up_is_refused_by_name(tmp_path):
     network = model()
     for settings in ({}, {"pair": "en-de", "column": "pair"}):
