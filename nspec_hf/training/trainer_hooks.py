@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from nspec_hf.recording import plain_model
 from nspec_hf.training.checkpoints import STATE_NAME, best_checkpoint
+from nspec_hf.training.loss import TokenLoss
 from nspec_hf.training.setup_checks import check_finite, check_schedule
 
 
@@ -102,6 +104,25 @@ class HookedTrainer(Seq2SeqTrainer):
         if _internal_call and self.args.should_save:
             for write in self.into_checkpoint:
                 write(Path(str(output_dir)))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the loss; that of a script's own class which does not ask for ours, as without us.
+
+        The trap: of a model that takes no `num_items_in_batch` the library divides a loss by the steps of
+        gradient accumulation, unless there is a `compute_loss_func`, though nothing may have called it.
+        """
+        exact = self.compute_loss_func
+        plain = not self.model_accepts_loss_kwargs and "num_items_in_batch" in kwargs
+        if plain and exact is None:
+            kwargs["num_items_in_batch"] = None
+        if not (plain and isinstance(exact, TokenLoss)):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        asked, kept = exact.calls, dict(inputs)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if exact.calls > asked or not torch.is_grad_enabled():
+            return loss
+        self.compute_loss_func = None
+        return self.compute_loss(model, kept, *args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator, one that shards weights which modules share."""

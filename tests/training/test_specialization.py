@@ -331,6 +331,34 @@ def test_a_class_of_the_script_stays_below_and_its_methods_are_asked(tmp_path):
 
 
 def test_a_loss_of_the_script_is_left_alone(tmp_path):
+@pytest.mark.parametrize("normalized", [False, True], ids=["mean", "over_all_items"])
+def test_a_class_with_a_loss_of_its_own_gets_what_the_plain_trainer_gives_it(normalized, tmp_path):
+    """Gradients of four accumulated micro-batches are those of their mean, not four times as large."""
+
+    class Own(Seq2SeqTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            losses = torch.nn.functional.cross_entropy(
+                outputs.logits.flatten(0, 1), labels.flatten(), reduction="none"
+            )
+            counted = normalized and num_items_in_batch is not None
+            loss = losses.sum() / (num_items_in_batch if counted else (labels != -100).sum())
+            return (loss, outputs) if return_outputs else loss
+
+    network, reference = model(), model()
+    network.accepts_loss_kwargs = False
+    trainer = script(tmp_path, network, kind=Own, gradient_accumulation_steps=4, max_grad_norm=1e9)
+    specialized(trainer)
+    NeuronGate(reference, trainer.gate.masks).attach()
+    collate = trainer.data_collator
+    sum(reference(**collate(rows()[start : start + 4])).loss / 4 for start in (0, 4, 8, 12)).backward()
+    norm = torch.cat([each.grad.flatten() for each in reference.parameters() if each.grad is not None]).norm()
+    trainer.train()
+    assert log_of(trainer)[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
     trainer = script(tmp_path)
     trainer.compute_loss_func = own = lambda outputs, labels, num_items_in_batch=None: outputs[
         "logits"
