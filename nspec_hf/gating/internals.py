@@ -81,3 +81,14 @@ def generation_setting(model: Any, arguments: Mapping[str, Any], name: str) -> A
         return arguments[name]
     configs = (arguments.get("generation_config"), model.generation_config)
     return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
+
+
+def bounds_with_prompt(model: Any, arguments: Mapping[str, Any], length: int) -> dict[str, int]:
+    """Return `generate`'s bounds of new tokens for rows that begin with a prompt of so many tokens.
+
+    `generate` counts the tokens that it forces behind the start as new, but none of a prompt.
+    """
+    asked = {
+        name: generation_setting(model, arguments, name) for name in ("max_new_tokens", "min_new_tokens")
+    }
+    return {name: max(1, bound - length + 1) for name, bound in asked.items() if bound is not None}

@@ -38,7 +38,14 @@ from nspec_hf.core import (
     write_json,
 )
 from nspec_hf.data import LanguageTags, as_tags
-from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, Takeover, freeze_unsaved
+from nspec_hf.gating import (
+    MASKS_FOLDER,
+    GateConfig,
+    NeuronGate,
+    Takeover,
+    bounds_with_prompt,
+    freeze_unsaved,
+)
 from nspec_hf.masks import BY_METHOD, NeuronMasks, SelectConfig
 from nspec_hf.recording import (
     RecordConfig,
@@ -257,7 +264,8 @@ class Specialization:
 
     def _generate_pairs(self, *args: Any, pair_ids: Any = None, **kwargs: Any) -> Any:
         """Generate, each row in its pair's target language and with its neurons."""
-        given = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        named = dict(zip(inspect.signature(self._generate.original).parameters, args, strict=False)) | kwargs
+        given = next((named[name] for name in ("inputs", "input_ids") if named.get(name) is not None), None)
         pair_ids = pairs_of(given) if pair_ids is None else self._numbers(pair_ids)
         encoded = kwargs.get("encoder_outputs")
         sources = (given, kwargs.get("inputs_embeds"), None if encoded is None else encoded[0])
@@ -267,7 +275,9 @@ class Specialization:
         if isinstance(pair_ids, Tensor) and kwargs.get("decoder_input_ids") is None:
             settings = self.rows.prompt_settings(pair_ids)
             if settings:
-                check_forced_start(kwargs.get("forced_bos_token_id"), settings["decoder_input_ids"])
+                prompts_BT = settings["decoder_input_ids"]
+                check_forced_start(kwargs.get("forced_bos_token_id"), prompts_BT)
+                kwargs |= bounds_with_prompt(self._network, named, prompts_BT.shape[1])
             kwargs |= settings
         if self.gate is not None:
             kwargs["pair_ids"] = pair_ids

@@ -7,8 +7,8 @@ import warnings
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, Seq2SeqTrainer
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, GenerationConfig, Seq2SeqTrainer
 
 import nspec_hf
 from nspec_hf import Specialization
@@ -447,6 +447,35 @@ def test_generate_begins_in_the_pair_s_language_however_it_is_given_rows_and_pai
 
 
 @pytest.mark.parametrize("pair", ["en-de", None])
+def test_generate_writes_as_many_new_tokens_as_the_script_s_own_does():
+    """Against the library's `forced_bos_token_id` on a copy, with the gate and the pair alone."""
+    network, pairs = model(), PAIRS[:1]
+    specialize = Specialization(network, tokenizer(), pair="en-de")
+    collate = PairCollator(tokenizer(), pairs)
+    batch = collate([corpus(3, pairs=pairs)[i] for i in range(3)])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    specialize.record([batch])
+    plain_one = model()
+    gate = NeuronGate(plain_one, specialize.gate.masks).attach()
+    gate.use("en-de")
+    tag = specialize.rows.tags.tag_id("de")
+    bounds = {"max_new_tokens": 5, "min_new_tokens": 5}
+    for given in (
+        bounds,
+        {"max_new_tokens": 5},
+        {"max_length": 6},
+        {"max_new_tokens": 2},
+        {"generation_config": GenerationConfig(**bounds)},
+        {"input_ids": ids, "inputs": None, **bounds},
+    ):
+        known = {"attention_mask": mask, **({} if "input_ids" in given else {"input_ids": ids}), **given}
+        expected = plain_one.generate(**known, forced_bos_token_id=tag)
+        assert network.generate(**known).tolist() == expected.tolist()
+    network.generation_config.update(**bounds)
+    assert network.generate(ids).shape[1] == 6
+    assert network.generate(None, input_ids=ids)[:, 1].tolist() == [tag] * 3
+
+
 def test_labels_that_a_script_pads_with_the_pad_token_are_no_tokens(pair):
     network, pairs = model(), PAIRS[:1] if pair else PAIRS
     padded = DataCollatorForSeq2Seq(tokenizer(), network, label_pad_token_id=tokenizer().pad_token_id)
