@@ -159,10 +159,32 @@ class ScriptCollator:
         pair_ids_B = torch.tensor([self.rows.index(row) for row in rows])
         plain = [{name: value for name, value in row.items() if name != self.rows.column} for row in rows]
         batch = PairBatch({**self.collator(plain), "pair_ids": pair_ids_B})
+        if len(set(pair_ids_B.tolist())) > 1:
+            self._check_order(rows, batch.data.get("input_ids"), pair_ids_B)
         labels = batch.data.get("labels")
         if self.decoder_inputs and labels is not None and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self._shifted(labels, pair_ids_B)
         return batch
+
+    def _check_order(self, rows: Sequence[Mapping[str, Any]], ids_BL: Any, pair_ids_B: Tensor) -> None:
+        """Refuse a collator that sorts its rows: they would run as each other's pairs."""
+        if not isinstance(ids_BL, Tensor) or any("input_ids" not in row for row in rows):
+            return  # made of text in the collator, or of something else
+        pad = special_id(self.rows.tags.tokenizer, "pad")
+        given, found = (
+            [[token for token in torch.as_tensor(ids).tolist() if token != pad] for ids in each]
+            for each in ([row["input_ids"] for row in rows], ids_BL)
+        )
+        pairs = pair_ids_B.tolist()
+        if sorted(found) != sorted(given):
+            return  # it changes rows, so that no order can be read
+        for ids, pair in zip(found, pairs, strict=True):
+            if pair not in {other for other, one in zip(pairs, given, strict=True) if one == ids}:
+                raise ConfigError(
+                    f"{type(self.collator).__name__} returns rows in another order than it gets them: they "
+                    "would get each other's pairs; leave order to the sampler (train_sampling_strategy="
+                    "'group_by_length')"
+                )
 
     def _shifted(self, labels_BT: Tensor, pair_ids_B: Tensor) -> Tensor:
         starts_B1 = torch.tensor([self.rows.prompts[index][:1] for index in pair_ids_B.tolist()])

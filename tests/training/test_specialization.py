@@ -633,3 +633,24 @@ def test_settings_of_the_parts_are_taken(tmp_path):
     trainer = script(tmp_path)
     kept = specialized(trainer, select=SelectConfig(coverage=0.5)).gate.masks.density()
     assert kept < masks(model(), density=0.6).density()
+def test_a_collator_that_sorts_its_rows_is_refused_and_one_that_changes_them_is_not():
+    network = model()
+    plain_one = DataCollatorForSeq2Seq(tokenizer(), model=network)
+    specialize = Specialization(network, tokenizer(), column="pair", pairs=PAIRS)
+
+    def by_length(rows):
+        return plain_one(sorted(rows, key=lambda row: -len(row["input_ids"])))
+
+    def cut(rows):
+        return plain_one([{**row, "input_ids": [*row["input_ids"][:2], 7]} for row in rows])
+
+    for mixed in (rows()[2:6], rows()[6:10]):
+        with pytest.raises(ConfigError, match=r"function returns rows in another order.*group_by_length"):
+            specialize.collator(by_length)(mixed)
+        for kept in (cut, plain_one):
+            found = specialize.collator(kept)(mixed)["pair_ids"].tolist()
+            assert [specialize.pairs[i] for i in found] == [row["pair"] for row in mixed]
+    # Of one pair, any order will do.
+    assert specialize.collator(by_length)(rows()[:4])["pair_ids"].tolist() == [0] * 4
+
+
