@@ -213,10 +213,15 @@ class Specialization:
             The masks; those of the checkpoint instead, where an accelerator has loaded one before.
 
         Raises:
-            ConfigError: If it was called before.
+            ConfigError: If it was called before, or a trainer's loader is of data sets by names.
             EmptyPairError: If the batches hold no sentence of a pair.
         """
         if self.gate is not None:
+        if isinstance(recorded, Mapping):
+            raise ConfigError(
+                f"the loader is of data sets by names ({', '.join(map(str, recorded))}); record on all: "
+                "trainer.get_eval_dataloader(torch.utils.data.ConcatDataset(list(eval_dataset.values())))"
+            )
             raise ConfigError("this Specialization has recorded already; detach() it and make another")
         data = [each for trainer in self._trainers for each in _datasets(trainer)]
         recorded = getattr(batches, "dataset", None)

@@ -654,3 +654,19 @@ def test_a_collator_that_sorts_its_rows_is_refused_and_one_that_changes_them_is_
     assert specialize.collator(by_length)(rows()[:4])["pair_ids"].tolist() == [0] * 4
 
 
+def test_data_sets_by_names_are_recorded_as_the_error_says(tmp_path):
+    trainer = script(tmp_path)
+    trainer.eval_dataset = {"first": rows()[:8], "second": rows()[8:]}
+    specialize = Specialization(trainer.model, tokenizer(), column="pair")
+    specialize.join(trainer)
+    with pytest.raises(ConfigError, match=r"data sets by names \(first, second\).*ConcatDataset"):
+        specialize.record(trainer.get_eval_dataloader())
+    whole = ConcatDataset(list(trainer.eval_dataset.values()))
+    found = specialize.record(trainer.get_eval_dataloader(whole))
+    assert found == specialized(script(tmp_path)).gate.masks
+
+
+def test_settings_of_the_parts_are_taken(tmp_path):
+    trainer = script(tmp_path)
+    kept = specialized(trainer, select=SelectConfig(coverage=0.5)).gate.masks.density()
+    assert kept < masks(model(), density=0.6).density()
