@@ -195,10 +195,7 @@ class Specialization:
         """
         if isinstance(collator, ScriptCollator):
             if collator.rows is not self.rows:
-                raise ConfigError(
-                    "this collator carries the pairs of another Specialization; detach() that one first, and "
-                    "give the script's own"
-                )
+                raise ConfigError("this has the pairs of another Specialization; detach() that one first")
             return collator
         return ScriptCollator(collator, self.rows, decoder_inputs)
 
@@ -217,14 +214,14 @@ class Specialization:
             EmptyPairError: If the batches hold no sentence of a pair.
         """
         if self.gate is not None:
+            raise ConfigError("this Specialization has recorded already; detach() it and make another")
+        data = [each for trainer in self._trainers for each in _datasets(trainer)]
+        recorded = getattr(batches, "dataset", None)
         if isinstance(recorded, Mapping):
             raise ConfigError(
                 f"the loader is of data sets by names ({', '.join(map(str, recorded))}); record on all: "
                 "trainer.get_eval_dataloader(torch.utils.data.ConcatDataset(list(eval_dataset.values())))"
             )
-            raise ConfigError("this Specialization has recorded already; detach() it and make another")
-        data = [each for trainer in self._trainers for each in _datasets(trainer)]
-        recorded = getattr(batches, "dataset", None)
         self.rows.learn(*data, *([] if recorded is None else [recorded]))
         masks = None if self._checkpoint is None else _masks_beside(self._checkpoint)
         if masks is None:
@@ -301,6 +298,8 @@ class Specialization:
         """Save the model as it does itself, and the masks beside it."""
         saved = self._save.original(*args, **kwargs)
         call = inspect.signature(self._save.original).bind(*args, **kwargs).arguments
+        if call.get("push_to_hub"):
+            warn("what was pushed has no masks: push_to_hub(repository) of the model takes them along")
         if call.get("is_main_process", True):
             self._keep(call["save_directory"])
         return saved

@@ -154,6 +154,13 @@ class HookedTrainer(Seq2SeqTrainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self.keeps_columns]))
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push as the library does, with what a checkpoint holds beside the weights, which it leaves out."""
+        if self.is_world_process_zero():
+            for write in self.into_checkpoint:
+                write(Path(str(self.args.output_dir)))
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def _load_best_model(self) -> None:
         self.before_weights(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()

@@ -1,6 +1,8 @@
 """The library still calls what we override, and has what we reach for: fails when a release changes that."""
 
 import inspect
+from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from nspec_hf.training import SpecializationTrainer
 from nspec_hf.training.trainer_hooks import HookedTrainer, keep_ties
 from tests.helpers.models import SIX_ARCHITECTURES
 from tests.helpers.tiny_text import corpus, model
-from tests.training.test_trainer import build
+from tests.training.test_specialization import saved_masks, script, specialized
+from tests.training.test_trainer import STEPS, build
 
 OVERRIDDEN = [name for name in vars(HookedTrainer) if name.startswith("_") and not name.startswith("__")]
 
@@ -26,6 +29,33 @@ def test_every_private_name_that_we_override_is_the_library_s_or_ours_alone():
         theirs, own = (inspect.signature(getattr(kind, name)) for kind in (Seq2SeqTrainer, HookedTrainer))
         assert list(theirs.parameters) == list(own.parameters)
     assert "_internal_call" in inspect.signature(Trainer.save_model).parameters
+
+
+def pushing(trainer, monkeypatch):
+    """Let a trainer push to a Hub of the test's own; return what files it is given, push by push."""
+    pushed = []
+
+    class Hub:
+        def upload_folder(self, folder_path, ignore_patterns=(), **_settings):
+            paths = [path.relative_to(folder_path) for path in Path(folder_path).rglob("*") if path.is_file()]
+            pushed.append({str(path) for path in paths if not any(map(path.match, ignore_patterns))})
+            done = Future()
+            done.set_result(None)
+            return done
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    trainer.args.push_to_hub, trainer.hub_model_id, trainer.push_in_progress = True, "somebody/model", None
+    return pushed
+
+
+def test_what_is_pushed_in_training_has_the_masks_beside_the_weights(tmp_path, monkeypatch):
+    trainer = script(tmp_path, save_strategy="steps", save_steps=1)
+    specialize = specialized(trainer)
+    pushed = pushing(trainer, monkeypatch)
+    trainer.train()
+    assert len(pushed) == STEPS
+    assert all({"model.safetensors", "nspec_masks/nspec_masks.safetensors"} <= files for files in pushed)
+    assert saved_masks(tmp_path) == specialize.gate.masks
 
 
 def test_the_library_calls_each_of_them(tmp_path, monkeypatch):
@@ -52,6 +82,7 @@ def test_the_library_calls_each_of_them(tmp_path, monkeypatch):
     rows = [corpus(4)[i] for i in range(16)]
     build(SpecializationTrainer, model(), tmp_path, rows, **settings).train()
     again = build(SpecializationTrainer, model(), tmp_path, rows, **{**settings, "max_steps": 3})
+    pushing(again, monkeypatch)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert set(calls) == {*OVERRIDDEN} - {"_metrics_of", "_show_evaluation"}
 
