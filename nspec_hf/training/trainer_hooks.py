@@ -148,7 +148,8 @@ class HookedTrainer(Seq2SeqTrainer):
     def return_to(self, kind: type[Seq2SeqTrainer]) -> None:
         """Make it one of its own class again, after `adopt`."""
         vars(self).pop("keeps_columns", None)
-        self.__class__, self._signature_columns = kind, None  # type: ignore[assignment]
+        vars(self)["_signature_columns"] = None
+        self.__class__ = kind
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
