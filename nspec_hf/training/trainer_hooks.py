@@ -149,7 +149,7 @@ class HookedTrainer(Seq2SeqTrainer):
         """Make it one of its own class again, after `adopt`."""
         vars(self).pop("keeps_columns", None)
         vars(self)["_signature_columns"] = None
-        self.__class__ = kind
+        cast(Any, self).__class__ = kind
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
