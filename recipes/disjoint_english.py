@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nspec_hf.core import CorpusError, Pair, exit_status, read_lines, write_lines
+from nspec_hf.core import CorpusError, Pair, exit_status, read_lines, require_count, write_lines
 
 LANGUAGES = ("de", "fr", "cs")
 EVALUATED = ("val", "test_2016_flickr", "test_2018_flickr")
@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lines", type=int, default=8000, help="Rows of training text a pair.")
     parser.add_argument("--languages", nargs="+", default=LANGUAGES, help="Languages beside English.")
     args = parser.parse_args(argv)
+    files = list(disjoint(args.source, args.languages, args.lines))
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, lines in disjoint(args.source, args.languages, args.lines):
+    for name, lines in files:
         write_lines(args.output / name, lines)
 
 
@@ -39,8 +40,10 @@ def disjoint(source: Path, languages: Sequence[str], count: int) -> Iterator[tup
     """Return the files' names and their lines, two training files a pair and one a language and other split.
 
     Raises:
-        CorpusError: If there is less text than `count` lines for each language.
+        ConfigError: If `count` is not a positive number.
+        CorpusError: If a file is missing, or there is less text than `count` lines for each language.
     """
+    require_count("lines", count)
     english = _lines(source, "train", "en")
     if len(english) < count * len(languages):
         raise CorpusError(

@@ -323,6 +323,8 @@ RECIPE_LINES = {
     "smaller --model nowhere --masks masks --dense base --data data --pairs en-de --split test": "nowhere",
     "smaller_shapes --data nowhere --work new --shapes m2m100_418M": "nowhere",
     "add_language nowhere.yaml": "nowhere.yaml",
+    "disjoint_english nowhere new": "nowhere",
+    "disjoint_english data new --lines 0": "lines",
 }
 
 
