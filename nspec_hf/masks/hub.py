@@ -91,6 +91,8 @@ class SavedMasks:
         if not self.pairs or not keep:
             raise ConfigError(f"masks need a pair and a site, got {len(self.pairs)} pairs, {len(keep)} sites")
         self.keep = _packed(keep, len(self.pairs))
+        held, named = {count for count, _ in self.keep.shapes().values()}, len(self.pairs)
+        require(held == {named}, f"keep has masks of {min(held)} pairs, but {named} are named; see `subset`")
         self.general: Mapping[str, Tensor] | None = None if general is None else self._checked(general)
         self.recipe: Recipe = recipe or Recipe()
         self.sites: list[Site] = [site_from_name(name, self.keep.at(name).width) for name in self.keep]
@@ -342,8 +344,4 @@ class SavedMasks:
 
 
 def _packed(keep: Mapping[str, Tensor], pairs: int) -> PackedMasks:
-    if not isinstance(keep, PackedMasks):
-        return PackedMasks.of(keep.items(), pairs)
-    rows = {count for count, _ in keep.shapes().values()}
-    require(rows == {pairs}, f"keep has masks of {rows.pop()} pairs, but {pairs} are named; see `subset`")
-    return keep
+    return keep if isinstance(keep, PackedMasks) else PackedMasks.of(keep.items(), pairs)

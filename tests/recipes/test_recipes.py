@@ -182,7 +182,6 @@ def start(command, *arguments, **environment):
     return finished.stdout
 
 
-@pytest.mark.slow
 def test_two_processes_leave_what_one_does_and_nobody_waits_forever(based, tmp_path):
     """Launched as the text says; each process sees half of the batches and all counts are added up."""
     folder, file = based

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,14 @@ BATCHES = BatchConfig(max_tokens=64, max_length=32)
 
 def given(folder, **arguments):
     return Seq2SeqTrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **arguments)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu:0"])
+def test_processes_without_a_gpu_are_to_use_the_cpu(name, tmp_path, monkeypatch):
+    """Else each of several trains alone, as if it were the only one."""
+    state = SimpleNamespace(device=torch.device(name))
+    monkeypatch.setattr("nspec_hf.training.arguments.join_processes", lambda: state)
+    assert training_arguments(TrainConfig(), tmp_path).use_cpu
 
 
 def test_every_argument_of_the_library_stands_in_one_table():
