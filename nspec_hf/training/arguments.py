@@ -179,7 +179,7 @@ def training_arguments(
     require(evaluates or not config.patience, "patience looks at the validation loss; give validation text")
     given = {name: _checked(name, value, types[name]) for name, value in config.arguments.items()}
     chosen = {**_OUR_DEFAULTS, "disable_tqdm": not sys.stderr.isatty()} | _for_few_updates(given, output)
-    if join_processes().device.type == "cpu":  # of several processes each has a number: cpu:0
+    if str(join_processes().device).startswith("cpu"):  # in several processes it is cpu:0
         # The Trainer refuses bf16 without an accelerator unless it is told that this is meant.
         chosen |= {"use_cpu": True, "dataloader_pin_memory": False}
     if evaluates:
