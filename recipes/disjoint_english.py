@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nspec_hf.core import CorpusError, Pair, exit_status, read_lines, require_count, write_lines
+from nspec_hf.core import CorpusError, Pair, exit_status, require_count, write_lines
+from nspec_hf.data import CorpusConfig, read_corpus
 
 LANGUAGES = ("de", "fr", "cs")
 EVALUATED = ("val", "test_2016_flickr", "test_2018_flickr")
@@ -44,26 +45,21 @@ def disjoint(source: Path, languages: Sequence[str], count: int) -> Iterator[tup
         CorpusError: If a file is missing, or there is less text than `count` lines for each language.
     """
     require_count("lines", count)
-    english = _lines(source, "train", "en")
-    if len(english) < count * len(languages):
-        raise CorpusError(
-            f"{source} has {len(english)} lines of English: {len(languages)} times {count} need "
-            f"{count * len(languages)}"
-        )
-    for index, code in enumerate(languages):
-        rows, pair = slice(index * count, (index + 1) * count), Pair("en", code)
-        yield f"train.{pair}.en", english[rows]
-        yield f"train.{pair}.{code}", _lines(source, "train", code)[rows]
+    config, pairs = CorpusConfig(path=str(source)), [Pair("en", code) for code in languages]
+    for index, text in enumerate(read_corpus(config, pairs, "train")):
+        if len(text) < count * len(languages):
+            raise CorpusError(
+                f"{source} has {len(text)} lines of English: {len(languages)} times {count} need "
+                f"{count * len(languages)}"
+            )
+        rows = slice(index * count, (index + 1) * count)
+        yield f"train.{text.pair}.en", list(text.sources[rows])
+        yield f"train.{text.pair}.{text.pair.target}", list(text.targets[rows])
     for split in EVALUATED:
-        for code in ("en", *languages):
-            yield f"{split}.{code}", _lines(source, split, code)
-
-
-def _lines(folder: Path, split: str, code: str) -> list[str]:
-    found = [path for end in ("", ".xz", ".gz") if (path := folder / f"{split}.{code}{end}").is_file()]
-    if not found:
-        raise CorpusError(f"{folder} has no {split}.{code}")
-    return read_lines(found[0])
+        texts = read_corpus(config, pairs, split)
+        yield f"{split}.en", list(texts[0].sources)
+        for text in texts:
+            yield f"{split}.{text.pair.target}", list(text.targets)
 
 
 if __name__ == "__main__":

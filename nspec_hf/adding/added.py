@@ -77,6 +77,11 @@ class AddedPairs(Attachment):
         names, acting = [name for name, _ in parts], [part for _, part in parts]
         super().__init__(plain, routing, acting, names, nn.ModuleList(self.additions))
 
+    @property
+    def composes_pairs(self) -> bool:
+        """Whether the masks of other pairs are composed, of those of the old pairs."""
+        return self._gate is not None and self._gate.composes_pairs
+
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run: any, by the base, unless masks say which it has."""
         if self.masks is None or super().knows(pair):

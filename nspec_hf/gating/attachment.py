@@ -157,6 +157,11 @@ class Attachment:
         """
         self.routing.reader = TokenReader(as_tags(tokenizer), self.pairs, self.include_all)
 
+    @property
+    def composes_pairs(self) -> bool:
+        """Whether pairs that have nothing of their own are composed of others, where `knows` says so."""
+        return False
+
     def knows(self, pair: str) -> bool:
         """Return whether rows of that pair can be run: it was trained, or all that it needs is there."""
         return pair in self.pairs

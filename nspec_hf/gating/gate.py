@@ -153,6 +153,11 @@ class NeuronGate(Attachment):
             slices=next((site.facts for site in self._sites if site.facts), ""),
         )
 
+    @property
+    def composes_pairs(self) -> bool:
+        """Whether the masks of other pairs are composed."""
+        return self.config.zero_shot == "compose"
+
     def knows(self, pair: str) -> bool:
         """Return whether the pair has masks, or they can and may be composed."""
         return pair in self.masks or composes(self.masks, pair, self.config)

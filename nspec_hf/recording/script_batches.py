@@ -176,8 +176,8 @@ class ScriptCollator:
             for each in ([row["input_ids"] for row in rows], ids_BL)
         )
         pairs = pair_ids_B.tolist()
-        if sorted(found) != sorted(given):
-            return  # it changes rows, so that no order can be read
+        if found == given or sorted(found) != sorted(given):
+            return  # as they came; or it changes rows, so that no order can be read
         for ids, pair in zip(found, pairs, strict=True):
             if pair not in {other for other, one in zip(pairs, given, strict=True) if one == ids}:
                 raise ConfigError(

@@ -105,9 +105,7 @@ def make_app(
     async def pairs() -> dict[str, Any]:
         """Return the pairs with neurons of their own; null where all neurons run for any pair."""
         acting = getattr(loaded.translator, "gate", None)
-        config = getattr(acting, "config", None) or getattr(acting, "gate_config", None)  # of added pairs
-        composes = config is not None and config.zero_shot == "compose"
-        return {"pairs": loaded.pairs, "others_are_composed": composes}
+        return {"pairs": loaded.pairs, "others_are_composed": acting is not None and acting.composes_pairs}
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

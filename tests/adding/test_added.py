@@ -359,6 +359,8 @@ def test_pairs_that_masks_of_old_ones_lack_are_composed_of_these_alone():
                 added.include(pair)
     plain = AddedPairs(model, [addition(model)], masks)
     assert not plain.knows("de-fr")
+    assert added.composes_pairs
+    assert not plain.composes_pairs
 
 
 def test_a_copied_model_has_additions_of_its_own():
