@@ -38,8 +38,9 @@ class ElasticMasks(NeuronSpecialization):
         return NeuronMasks(masks.pairs, masks.keep, recipe=masks.recipe, levels=levels)
 
     def at(self, coverage: float, stats: ActivationStats, run: Run) -> NeuronMasks:
-        """Return the masks of one coverage."""
-        return dataclasses.replace(self, coverage=coverage).select(stats, run)
+        """Return the masks of one coverage, on both sides, as of all levels of masks."""
+        both = dataclasses.replace(self.selection(run), coverage=coverage, coverage_decoder=None)
+        return NeuronMasks.from_config(stats, both)
 
     def trainer(self, model: PreTrainedModel, run: Run) -> Callable[..., SpecializationTrainer]:
         """Return what trains at all levels."""

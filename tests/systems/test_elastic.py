@@ -8,6 +8,8 @@ from transformers import AutoModelForSeq2SeqLM
 from nspec_hf.core import ConfigError
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats
+from nspec_hf.systems import ExperimentConfig, Run, make_system, read_settings
+from tests.helpers.kin import kin_stats
 from tests.helpers.tiny_experiment import recipe, result
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reached their longest length")
@@ -43,6 +45,24 @@ def test_an_elastic_model_is_trained_and_scored_at_several_coverages(based):
     assert levels[1]["scores"] == alone["scores"]
     assert levels[1]["text_loss"] == pytest.approx(list(alone["validation_loss"].values())[-1], rel=1e-4)
     assert levels[0]["text_loss"] != levels[2]["text_loss"]
+
+
+@pytest.mark.parametrize("said_by", ["settings", "select"])
+def test_a_level_is_one_coverage_on_both_sides_where_the_decoder_has_another(based, tmp_path, said_by):
+    select = ["--select.coverage_decoder", "0.5"] if said_by == "select" else []
+    config, _ = read_settings(ExperimentConfig, [based[1], *select])
+    run, stats = Run(config=config, folder=tmp_path, seed=1), kin_stats()
+    stats.save(tmp_path / "nspec_stats.safetensors")
+    own = {} if select else {"coverage_decoder": 0.5}
+    system = make_system("elastic", {"coverage": 0.9, "levels": [1.0, 0.3], **own})
+    masks = system.masks(None, run)
+    assert masks == NeuronMasks.from_coverage(stats, 0.9, coverage_decoder=0.5)
+    trainer = system.trainer(None, run).keywords
+    for level, trained in zip((1.0, 0.3), trainer["levels"], strict=True):
+        wanted = NeuronMasks.from_coverage(stats, level)
+        assert masks.at(level) == wanted
+        assert trained == wanted
+    assert trainer["dense"] == NeuronMasks.from_coverage(stats, 1.0)
 
 
 def test_a_run_that_is_not_there_is_named(based):
