@@ -24,7 +24,8 @@ class SampledMasks(NeuronSpecialization):
     """Weight of chance, at least 0."""
 
     def __post_init__(self) -> None:
-        """Check the weight."""
+        """Check the weight, and what every system checks."""
+        super().__post_init__()
         require_weight("temperature", self.temperature)
 
     def selection(self, run: Run) -> SelectConfig:

@@ -5,7 +5,7 @@ import torch
 
 from nspec_hf.core import ConfigError
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.systems import ExperimentConfig, Run, make_system, read_settings
+from nspec_hf.systems import SYSTEMS, ExperimentConfig, Run, make_system, read_settings
 from tests.helpers.kin import kin_stats
 
 
@@ -60,3 +60,9 @@ def test_dropout_of_the_continued_training_is_the_one_asked_for_and_else_the_bas
         assert model.config.dropout == dropout
         assert {layer.dropout for layer in model.model.decoder.layers} == {dropout}
     assert make_system("finetune").model(run).config.dropout == run.base().config.dropout
+
+
+@pytest.mark.parametrize("name", [name for name, kind in SYSTEMS.items() if name != "baseline"])
+def test_a_dropout_that_is_none_is_refused_by_every_system_that_trains(name):
+    with pytest.raises(ConfigError, match="continued_dropout"):
+        make_system(name, {"continued_dropout": 1.5})
