@@ -111,6 +111,19 @@ def test_a_mixed_batch_gives_each_row_what_its_pairs_adapters_give(family):
     assert not torch.allclose(found, by_hand(model, attachment, other), atol=1e-2)
 
 
+def test_rows_of_a_pair_without_adapters_on_a_side_pass_that_side_as_they_are():
+    model, batch = tiny_m2m100(), random_batch(rows=5)
+    whose = {"encoder": lambda pair: None, "decoder": lambda pair: str(pair) if pair == "de-en" else None}
+    attachment = shake(new_adapters(model, PAIRS, whose, 5, 1))
+    wanted = model(**plain(batch)).logits
+    with attachment:
+        found = model(**batch).logits
+        for row, pair in enumerate(batch["pair_ids"].tolist()):
+            assert torch.allclose(found[row], wanted[row], atol=1e-5) == (PAIRS[pair] != "de-en")
+        alone = model(**{**batch, "pair_ids": torch.zeros_like(batch["pair_ids"])}).logits
+    torch.testing.assert_close(alone, wanted)
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_step_changes_the_adapters_of_the_pairs_in_the_batch_and_nothing_else(weight_decay):
     model, batch = tiny_m2m100(), random_batch(rows=6)

@@ -77,8 +77,8 @@ class RowwisePart(TakenOver):
 class RowwiseOutput(RowwisePart):
     """One module that runs as it is, and whose output [R, L, F] then runs through what is its rows' key's.
 
-    It may be a linear, or a whole layer with any arguments, which returns a tensor or a tuple that begins
-    with one.
+    Rows of the key None stay as they are. It may be a linear, or a whole layer with any arguments, which
+    returns a tensor or a tuple that begins with one.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +89,7 @@ class RowwiseOutput(RowwisePart):
         return (self.by_key(output[0], self._through), *output[1:])
 
     def _through(self, rows: Tensor, key: Key) -> Tensor:
-        return self._own[key](rows)
+        return rows if key is None else self._own[key](rows)
 
 
 class OwnModules(nn.Module):
