@@ -36,7 +36,7 @@ from nspec_hf.core import (
     write_json,
 )
 from nspec_hf.data import BatchConfig, EncodedCorpus, LanguageTags, PairBatchSampler, PairCollator, as_tags
-from nspec_hf.gating import Attachment
+from nspec_hf.gating import Attachment, NeuronGate
 from nspec_hf.recording import ActivationStats, RecordConfig, record
 from nspec_hf.training.arguments import result_settings, training_arguments
 from nspec_hf.training.checkpoints import (
@@ -140,6 +140,7 @@ def train(
         "text": corpus.digest(),
         "gate": None,
         "elastic": {"teacher": config.teacher} if config.elastic else None,
+        "levels": _levels(gate) if config.elastic else None,
         "batches": config.batches,
         "arguments": result_settings(arguments),
     }
@@ -178,6 +179,12 @@ def train(
             # Last, so that it says that all the rest is there.
             write_json(output / _FINISHED_FILE, {"until": until, "updates": updates, "seconds": seconds})
     return TrainResult(updates, seconds, trainer.state.log_history)
+
+
+def _levels(gate: Attachment | None) -> dict[str, str]:
+    """Return the fingerprint of each level's masks, which those of the gate's own leave out."""
+    masks = gate.masks if isinstance(gate, NeuronGate) else None
+    return {} if masks is None else {f"{each:g}": masks.at(each).fingerprint() for each in masks.levels}
 
 
 def _check_made_by(folder: Path, gate: Attachment | None, made_by: Callable[[], dict[str, Any]]) -> None:

@@ -227,6 +227,27 @@ def test_settings_that_another_trainer_does_not_read_are_told(tmp_path):
         run(tmp_path, settings, make_trainer=Own)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_elastic_run_of_other_levels_is_refused(tmp_path, monkeypatch, ended):
+    def elastic(level_seed):
+        network, settings = model(), replace(config(steps=2), elastic=True)
+        own, level = masks(network), masks(network, seed=level_seed)
+        with_levels = NeuronMasks(own.pairs, own.keep, levels={0.4: level.keep})
+        gate = NeuronGate(network, with_levels)
+        return train(network, tokenizer(), corpus(24), settings, tmp_path, gate=gate)
+
+    if not ended:
+        kill(monkeypatch, "_finalize_training", step=2)
+        with pytest.raises(Killed):
+            elastic(level_seed=4)
+        monkeypatch.undo()
+    else:
+        elastic(level_seed=4)
+    with pytest.raises(ConfigError, match="levels"):
+        elastic(level_seed=5)
+    assert elastic(level_seed=4).updates == 2
+
+
 def test_without_masks_a_run_trains_all_neurons(tmp_path):
     network, result = run(tmp_path, config(steps=2), gated=False)
     assert not (tmp_path / "checkpoint-2" / MASKS_FOLDER).exists()
