@@ -1,5 +1,6 @@
 """The four rules against loops that spell the equations out."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -152,6 +153,16 @@ def test_at_threshold_one_the_most_important_pairs_get_the_neuron_and_nobody_a_s
     assert keep_PF.tolist() == [[True, False], [True, False], [False, False]]
 
 
+def test_importance_of_low_precision_or_whole_numbers_is_compared_exactly():
+    # Means of a third of 256 and of 257 are one number in bfloat16, and whole numbers have no mean at all.
+    importance = [[256, 256, 10], [0, 1, 7], [0, 0, 0]]
+    keep, common = allocated_by_loop(importance, 0.34, 0.7)
+    for dtype in (torch.bfloat16, torch.float16, torch.int64):
+        keep_PF, general_F = allocate_by_importance(torch.tensor(importance, dtype=dtype), 0.34, 0.7)
+        assert general_F.tolist() == common == [False, True, False]
+        assert keep_PF.tolist() == keep
+
+
 def test_general_neurons_are_those_of_highest_mean_and_belong_to_all():
     importance_PF = torch.tensor([[9.0, 4.0, 0.0, 1.0], [0.0, 4.0, 0.0, 1.0]])
     keep_PF, general_F = allocate_by_importance(importance_PF, 0.5, 0.7)
@@ -240,6 +251,22 @@ def test_at_temperature_1_sets_are_drawn_without_replacement_in_proportion_to_ac
         # Five standard deviations, and two draws for sets that are hardly drawn.
         room = 5 * (seeds * chance * (1 - chance)) ** 0.5 + 2
         assert abs(seen.get(key, 0) - seeds * chance) <= room, sorted(key)
+
+
+def test_a_draw_is_by_the_logarithm_of_the_share_and_gumbel_noise_however_small_the_share():
+    counts, temperature = [1_000_000, 3, 90, 0, 2, 90, 1, 5000], 0.8
+    for seed in range(40):
+        uniform = torch.rand(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+        score = [
+            # A neuron that never fired has the chance of one in a million million.
+            math.log(max(count / sum(counts), 1e-12)) - temperature * math.log(-math.log(chance))
+            for count, chance in zip(counts, uniform, strict=True)
+        ]
+        ranked = sorted(range(8), key=lambda neuron: -score[neuron])
+        for coverage in (0.5, 0.999, 0.99995, 1.0):
+            kept = sum(covered_by_loop(counts, coverage))
+            drawn = by_chance(counts, coverage, temperature, seed)
+            assert drawn.nonzero()[:, 0].tolist() == sorted(ranked[:kept])
 
 
 @pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf"), True, "0.3"])
