@@ -64,6 +64,22 @@ def test_chance_draws_for_each_site_and_group_whatever_other_pairs_there_are(by)
         )
 
 
+@pytest.mark.parametrize("by", ["pair", "separate"])
+def test_groups_and_sites_of_the_same_activity_are_drawn_apart(by):
+    stats = made_up_stats(sites={ENCODER: 40, ENCODER.replace("0", "1"): 40})
+    alike = stats.counts[ENCODER][0].clone()
+    for counts_PF in stats.counts.values():
+        counts_PF[:] = alike  # so groups have the same shares too
+    masks = NeuronMasks.from_config(stats, SelectConfig(coverage=0.6, temperature=1.0, by=by))
+    groups = {
+        (pair if by == "pair" else pair.source, site): tuple(masks[pair][site].tolist())
+        for pair in masks
+        for site in masks.keep
+    }
+    drawn = set(groups.values())
+    assert len(drawn) == len(groups) == (8 if by == "pair" else 6)
+
+
 def test_the_recipe_says_what_was_left_to_chance():
     plain = NeuronMasks.from_config(made_up_stats(), SelectConfig(coverage=0.6)).recipe.settings
     assert not {"temperature", "seed"} & plain.keys()
