@@ -124,6 +124,18 @@ def test_composed_of_the_new_masks_as_they_were_of_the_old(composed):
         other.subset(OWN[:4]).compose_like(composed)
 
 
+@pytest.mark.parametrize("site", WIDTHS)
+@pytest.mark.parametrize("other", [0, 1, len(OWN) - 1])
+def test_masks_are_alike_unless_one_pair_whichever_has_another_neuron(site, other):
+    same = {name: torch.arange(width).expand(len(OWN), width) % 3 > 0 for name, width in WIDTHS.items()}
+    assert NeuronMasks(OWN, same).keep.is_alike()
+    one = {name: keep_PF.clone() for name, keep_PF in same.items()}
+    one[site][other, -1] ^= True
+    masks = NeuronMasks(OWN, one)
+    assert not masks.keep.is_alike()
+    assert masks.subset(OWN[:other] + OWN[other + 1 :]).keep.is_alike()
+
+
 def test_many_composed_pairs_are_one_note_of_the_recipe(composed, keep):
     assert composed.recipe.derived == ("12 pairs composed through en",)
     few = NeuronMasks(OWN, keep).compose(["de-fr", "fr-de"])
