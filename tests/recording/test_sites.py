@@ -171,6 +171,18 @@ def test_what_could_only_be_gated_wrongly_is_refused_with_the_reason(build, reas
         find_sites(build())
 
 
+@pytest.mark.parametrize("at_zero", [1e-6, -1e-6])
+def test_an_activation_that_says_ever_so_little_at_zero_is_refused(at_zero):
+    class Almost(nn.Module):
+        def forward(self, z):
+            return torch.relu(z) + at_zero
+
+    model = tiny_m2m100()
+    model.model.decoder.layers[1].activation_fn = Almost()
+    with pytest.raises(UnsupportedModelError, match=r"decoder\.layers\.1\.fc1', Almost, gives 1e-06 at 0"):
+        find_sites(model)
+
+
 def test_a_gemma_3n_whose_layers_cut_nothing_off_is_as_good_as_any():
     assert [site.width for site in find_sites(tiny_gemma3n([0.0, 0.0]))] == [24, 24]
 

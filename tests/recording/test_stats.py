@@ -40,6 +40,18 @@ def test_counts_are_read_by_pair_and_site():
         stats["en-fr"]
 
 
+@pytest.mark.parametrize("site", SITES)
+def test_a_pair_for_which_one_neuron_fired_once_is_not_empty_and_one_without_is(site):
+    for neuron in range(SITES[site]):
+        stats = made_up()
+        for counts_PF in stats.counts.values():
+            counts_PF[1] = 0
+        with pytest.raises(EmptyPairError, match="no neuron ever fired for zh-CN->en:"):
+            stats.refuse_empty()
+        stats.counts[site][1, neuron] = 1
+        stats.refuse_empty()
+
+
 def test_tokens_are_told_by_side_and_together():
     stats = made_up()
     sides = [stats.tokens("en-de", side) for side in ("encoder", "decoder")]
