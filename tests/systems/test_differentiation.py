@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,6 +258,25 @@ def test_a_pair_that_was_not_trained_has_its_sources_encoder_and_its_targets_dec
         assert numbers[name] == cloned.clones.numbers[unit][1 if ".encoder." in name else 2]
     with pytest.raises(UnknownPairError, match="there is no pair 'fr-de'"):
         cloned.use("fr-de")
+
+
+def test_a_unit_without_a_conflict_but_without_a_gradient_for_one_pair_stays_whole():
+    model, cloned = cloned_model()
+    for parameter in model.get_submodule(PLANTED).parameters():
+        parameter.register_hook(lambda grad: grad * (int(cloned.last_rows[0]) != 1))
+    worst = max(conflicts(cloned, pair_gradients(model, cloned, text)), key=lambda one: one.interference)
+    assert (cloned.clones.units[worst.unit], worst.interference) == (PLANTED, 0)
+    assert Differentiate(text, threshold=0.0).split(model, None) == []
+
+
+def test_units_are_split_every_so_many_updates_and_not_behind_the_last():
+    splitter, asked = Differentiate(text, every=4), []
+    splitter.split = lambda model, optimizer, share, smoothing: asked.append((state.global_step, share))
+    args = SimpleNamespace(label_smoothing_factor=0.1)
+    for step in range(1, 21):
+        state = SimpleNamespace(global_step=step, max_steps=20)
+        splitter.on_step_end(args, state, None, model=None, optimizer=None)
+    assert asked == [(4, 0.2), (8, 0.4), (12, pytest.approx(0.6)), (16, 0.8)]
 
 
 def test_copies_are_split_again_until_every_pair_has_its_own():
