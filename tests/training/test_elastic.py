@@ -77,6 +77,18 @@ def test_the_divergence_is_that_of_a_plain_loop_over_tokens():
     assert divergence(teacher, student, labels, tokens=12).item() == pytest.approx(total / 12, rel=1e-5)
 
 
+def test_a_divergence_of_half_precision_is_computed_as_of_the_same_numbers_in_double():
+    generator = torch.Generator().manual_seed(2)
+    teacher = torch.randn(3, 40, 50, generator=generator)
+    student = teacher + 0.05 * torch.randn(teacher.shape, generator=generator)  # close, as after training
+    labels = torch.zeros(3, 40, dtype=torch.long)
+    for dtype in (torch.bfloat16, torch.float16):
+        p, q = (each.to(dtype).double().softmax(-1) for each in (teacher, student))
+        wanted = (p * (p / q).log()).sum().item() / 120
+        found = divergence(teacher.to(dtype), student.to(dtype), labels).item()
+        assert found == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.parametrize("block", [1, 5, 21, 100])
 def test_a_divergence_by_blocks_has_the_value_and_the_gradient_of_the_whole(monkeypatch, block):
     monkeypatch.setattr(elastic, "tokens_of_block", lambda logits: block)
@@ -233,6 +245,17 @@ def test_after_every_update_the_gate_has_its_own_masks_and_all_levels_weredrawn(
     assert used[1::2] == [own] * 8
     assert [each in used[::2] for each in trainer.levels] == [True, True]
     assert used[::2] == [trainer.levels[drawn(trainer, step)] for step in range(8)]
+
+
+def test_each_micro_batch_of_an_update_draws_a_level_of_its_own(made):
+    trainer, used = made(max_steps=2, gradient_accumulation_steps=3), []
+    trainer.levels = [masks_of(trainer.model, density) for density in (0.9, 0.7, 0.5, 0.3)]
+    assert len(trainer.get_train_dataloader()) >= 6
+    plain = trainer.gate.replace_masks
+    trainer.gate.replace_masks = lambda masks: (used.append(masks), plain(masks))
+    trainer.train()
+    assert used[::2] == [trainer.levels[drawn(trainer, step)] for step in range(6)]
+    assert len(set(used[:6:2])) > 1
 
 
 @pytest.mark.parametrize(("teacher", "drawn_from"), [(None, [0.6, 0.9, 0.3]), (0.5, [0.6, 0.3])])
