@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nspec_hf.core import UnsupportedModelError
+from nspec_hf.core import RoutingError, UnsupportedModelError
 from nspec_hf.gating import GateConfig, NeuronGate
 from tests.helpers.gated import PAIRS, random_masks, without_ids
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100, tiny_t5
@@ -160,6 +160,13 @@ def test_linears_without_bias_work():
 class _Scaled(nn.Linear):
     def forward(self, x):
         return super().forward(x) * 2
+
+
+def test_a_layer_without_a_pair_is_an_error_where_no_gradient_is_wanted_too():
+    model = tiny_m2m100()
+    with NeuronGate(model, random_masks(model), GateConfig(mode="gradient")), torch.no_grad():
+        with pytest.raises(RoutingError, match="no pair is known"):
+            model.model.encoder.layers[0].fc1(torch.zeros(1, 2, 16))
 
 
 def test_a_linear_with_a_forward_of_its_own_is_refused_and_nothing_is_changed():

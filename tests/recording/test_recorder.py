@@ -659,3 +659,23 @@ def test_a_model_of_two_vocabularies_takes_the_ids_of_each():
     batch["decoder_input_ids"][0, 1] = VOCABULARY + 8
     with pytest.raises(ConfigError, match=rf"the model's {VOCABULARY + 8} embeddings"):
         record(model, [{**batch, "input_ids": random_batch(rows=3)["input_ids"]}], PAIRS)
+
+
+def test_importance_of_a_model_in_half_precision_is_a_product_in_double():
+    model, batch = tiny_m2m100().bfloat16(), random_batch(rows=1)
+    site = find_sites(model)[0]
+    found = record(model, [batch], PAIRS[:1], RecordConfig(te=True)).sums["te"][site.name][0]
+    seen = []
+
+    def keep(module, args):
+        args[0].retain_grad()
+        seen.append(args[0])
+
+    model.get_submodule(site.down).register_forward_pre_hook(keep)
+    logits = model(
+        **{name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
+    ).logits
+    functional.cross_entropy(logits[0].float(), batch["labels"][0], reduction="sum").backward()
+    wanted = (seen[0].double() * seen[0].grad.double()).abs().sum((0, 1))
+    assert wanted.any()
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
