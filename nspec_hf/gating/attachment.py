@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nspec_hf.core import ConfigError, Pair, UnknownPairError, UnsupportedModelError, in_short
 from nspec_hf.data import LanguageTags, as_tags
-from nspec_hf.gating.entry_points import TakenOver, entries_of
+from nspec_hf.gating.entry_points import Home, TakenOver, entries_of
 from nspec_hf.gating.route import Route, TokenReader
 from nspec_hf.gating.routing import Routing
 from nspec_hf.recording import ATTACHED, plain_model
@@ -55,6 +55,7 @@ class Attachment:
         routing.index_of = self.include_all
         # Entries first: the modules that they are on may be wrapped, the ones inside may not.
         self._parts: list[TakenOver] = [*entries_of(self.model, inside, routing, self.check_in_place), *parts]
+        self._homes: list[list[Home]] = []  # of what each part has taken over, while it is on the model
         self._entered: list[bool] = []
         self._frozen: list[nn.Parameter] = []
 
@@ -94,6 +95,10 @@ class Attachment:
         try:
             for part in self._parts:
                 part.attach()
+            paths = {id(module): path for path, module in self.model.named_modules()}
+            self._homes = [
+                [Home(self.model, paths[id(module)]) for module in part.modules] for part in self._parts
+            ]
         except BaseException:
             self.detach()
             raise
@@ -197,7 +202,8 @@ class Attachment:
     @property
     def in_place(self) -> list[bool]:
         """For each replaced forward, hook and `generate` that `attach` put there, whether it still is."""
-        return [module for part in self._parts for module in part.in_place]
+        parts = zip(self._parts, self._displaced(), strict=False)
+        return [there and not displaced for part, displaced in parts for there in part.in_place]
 
     def check_in_place(self) -> None:
         """Check that the layers that it acts on are still those of the model.
@@ -205,13 +211,21 @@ class Attachment:
         Raises:
             UnsupportedModelError: If another library has wrapped or replaced one since, as PEFT does.
         """
-        displaced = [name for part in self._parts for name in part.displaced]
+        displaced = dict.fromkeys(path for paths in self._displaced() for path in paths)
         if displaced:
             raise UnsupportedModelError(
-                f"after the gate was attached, layers were wrapped or replaced: {', '.join(displaced)}. What "
-                "the new ones add would not be silenced; take the gate off, then make and attach one for the "
-                "wrapped model, NeuronGate(get_peft_model(model, config), masks)"
+                f"after the {type(self).__name__} was attached, layers were wrapped or replaced: "
+                f"{', '.join(displaced)}. It does not act on the new ones; take it off, attachment_of(model)."
+                "detach(), then make and attach one for the model as it is now, e.g. "
+                "NeuronGate(get_peft_model(model, config), masks)"
             )
+
+    def _displaced(self) -> list[list[str]]:
+        """Return the names of what each part has lost; nothing is taken over, and lost, when it is off."""
+        return [
+            [*part.displaced, *(home.path for home in homes if not home.holds)]
+            for part, homes in zip(self._parts, self._homes, strict=False)
+        ]
 
     def facts(self) -> dict[str, Any]:
         """Return what tells it from others beyond the weights, as plain values: for results and caches."""

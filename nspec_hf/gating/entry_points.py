@@ -82,6 +82,43 @@ class Takeover:
             delattr(self.module, self._name)
 
 
+_Link = tuple[nn.Module, str, nn.Module]
+"""A module, the name of a child, and the child."""
+
+
+def links_hold(links: Sequence[_Link]) -> bool:
+    """Return whether each module still has that child."""
+    return all(holder._modules.get(name) is child for holder, name, child in links)
+
+
+class Home:
+    """Where a module is inside a model: to be asked at each call whether it still is there."""
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        """Remember the way to it."""
+        self.path = path
+        self._model, self._module = model, model.get_submodule(path)
+        self._links = self._links_of(path)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the model still has the module, in its place or inside of what now wraps it."""
+        if not links_hold(self._links):
+            paths = (path for path, module in self._model.named_modules() if module is self._module)
+            path = next(paths, None)
+            if path is None:
+                return False
+            self._links = self._links_of(path)
+        return True
+
+    def _links_of(self, path: str) -> list[_Link]:
+        links, holder = list[_Link](), self._model
+        for name in path.split(".") if path else ():
+            links.append((holder, name, holder.get_submodule(name)))
+            holder = links[-1][2]
+        return links
+
+
 class TakenOver:
     """Modules whose forwards are replaced from `attach` to `detach`; by what, `_forwards` says.
 
@@ -89,7 +126,7 @@ class TakenOver:
     """
 
     displaced: Sequence[str] = ()
-    """What is no longer where it was taken over, by the names of sites."""
+    """What it cannot act on as things stand, though the model still has the modules; by the names of sites."""
 
     def __init__(self) -> None:
         self._taken: list[Takeover] = []
@@ -104,6 +141,11 @@ class TakenOver:
         """Give them back, the last one first."""
         while self._taken:
             self._taken.pop().give_back()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What is taken over now."""
+        return [taken.module for taken in self._taken]
 
     @property
     def in_place(self) -> list[bool]:

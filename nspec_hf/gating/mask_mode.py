@@ -18,31 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from nspec_hf.gating.config import GateConfig
-from nspec_hf.gating.entry_points import TakenOver
+from nspec_hf.gating.entry_points import TakenOver, links_hold
 from nspec_hf.gating.internals import bias_of
 from nspec_hf.gating.routing import Routing
 from nspec_hf.masks import Held, SiteBits
 from nspec_hf.recording import Site, linear_at
 
 _BIT_8 = Held(torch.tensor([1 << number for number in range(8)], dtype=torch.uint8))
-
-
-_Link = tuple[nn.Module, str, nn.Module]
-"""A module, the name of a child, and the child."""
-
-
-def _links(model: nn.Module, path: str) -> list[_Link]:
-    """Return all links on a dotted path."""
-    links, holder = list[_Link](), model
-    for name in path.split("."):
-        links.append((holder, name, holder.get_submodule(name)))
-        holder = links[-1][2]
-    return links
-
-
-def _hold(links: Sequence[_Link]) -> bool:
-    """Return whether each module still has that child."""
-    return all(holder._modules.get(name) is child for holder, name, child in links)
 
 
 class _Placed(NamedTuple):
@@ -75,8 +57,6 @@ class GatedSite(TakenOver):
         paths = [name.rpartition(".") for name in (site.name, site.up, site.down) if name]
         parents = [(model.get_submodule(parent), child) for parent, _, child in paths]
         self._homes = [(parent, child, parent.get_submodule(child)) for parent, child in parents]
-        self._model, self._block = model, parents[0][0]
-        self._above = _links(model, paths[0][0])
         self._masks = masks
         self._place(places[0] if places else torch.device("cpu"))
 
@@ -96,26 +76,11 @@ class GatedSite(TakenOver):
         self._place(self.placed.bits_UB.device)
 
     @property
-    def in_place(self) -> list[bool]:
-        """For each module that was taken over, whether it still is, and is still in the model."""
-        return [there and not self.displaced for there in super().in_place]
-
-    @property
     def displaced(self) -> Sequence[str]:
-        """The site, if a module that was taken over is no longer what the model has there (LoRA …)."""
+        """The site, if something stands between a block and a linear that was taken over (LoRA …)."""
         taken = {id(takeover.module) for takeover in self._taken}
         homes = [home for home in self._homes if id(home[2]) in taken]
-        return [self.site.name] if homes and not (_hold(homes) and self._is_in_model()) else []
-
-    def _is_in_model(self) -> bool:
-        """Return whether the site's block still is: a layer may be replaced, or be wrapped and still run."""
-        if not _hold(self._above):
-            paths = (path for path, module in self._model.named_modules() if module is self._block)
-            path = next(paths, None)
-            if path is None:
-                return False
-            self._above = _links(self._model, path)
-        return True
+        return [] if links_hold(homes) else [self.site.name]
 
     def keep(self, rows: Tensor) -> Tensor:
         """Return the masks of the rows that a linear has or makes: bool [R, 1, F] for a tensor [R, L, …].

@@ -267,6 +267,14 @@ def test_only_the_last_addition_learns_and_the_base_keeps_every_bit_under_weight
     assert moved == {name for name in before if name.startswith("nspec_own.1.")}
 
 
+def test_a_layer_that_the_model_gets_anew_would_not_have_what_was_added_so_it_is_refused():
+    model, (batch, names, _) = tiny_m2m100(), mixed()
+    added = AddedPairs(model, [addition(model)]).attach()
+    model.resize_token_embeddings(VOCABULARY + 8)
+    with pytest.raises(UnsupportedModelError, match=r"AddedPairs .*replaced: .*embed_tokens"):
+        model(**batch, pair_ids=ids_of(added, names))
+
+
 def test_a_fresh_addition_changes_nothing():
     model = tiny_m2m100()
     batch, _, _ = mixed()

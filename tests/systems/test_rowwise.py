@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from nspec_hf.core import Pair, RoutingError, TrainingSetupError, UnknownPairError, as_pairs
+from nspec_hf.core import (
+    Pair,
+    RoutingError,
+    TrainingSetupError,
+    UnknownPairError,
+    UnsupportedModelError,
+    as_pairs,
+)
 from nspec_hf.gating import OWN_WEIGHTS, Routing, attachment_of
 from nspec_hf.gating.route import Route
 from nspec_hf.recording import find_sites
@@ -26,6 +33,21 @@ class Added(nn.Linear):
 
     def forward(self, x):
         return x + super().forward(x)
+
+
+class Around(nn.Module):
+    """Runs a layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args, **kwargs):
+        return self.layer(*args, **kwargs)
+
+
+def without_labels(batch):
+    return {name: value for name, value in batch.items() if name not in ("labels", "decoder_input_ids")}
 
 
 def rowwise(model, knows=lambda pair: pair.source in ("en", "de"), seed=5):
@@ -217,6 +239,20 @@ def test_a_whole_layer_may_return_a_tensor_or_a_tuple(family):
             alone = model(**{name: value[row : row + 1] for name, value in batch.items()}).logits
             torch.testing.assert_close(mixed[row : row + 1], alone, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(mixed, plain, atol=1e-2)
+
+
+def test_a_layer_that_takes_the_place_of_one_with_own_weights_is_refused_and_one_that_wraps_it_is_not():
+    model, batch = tiny_m2m100(), random_batch()
+    attachment = rowwise(model).attach()
+    expected, layers = model(**batch).logits, model.get_decoder().layers
+    layers[1] = Around(layers[1])
+    assert torch.equal(model(**batch).logits, expected)
+    layers[1] = copy.deepcopy(tiny_m2m100().get_decoder().layers[1])
+    for call in (model, model.generate):
+        with pytest.raises(UnsupportedModelError, match=r"replaced: model.decoder.layers.1.fc1, model.dec"):
+            call(**without_labels(batch))
+    attachment.detach()
+    assert model(**without_pairs(batch)).logits.isfinite().all()
 
 
 def test_new_weights_follow_the_seed_and_leave_the_programs_random_numbers():
