@@ -126,7 +126,7 @@ class TakenOver:
     """
 
     displaced: Sequence[str] = ()
-    """What it cannot act on as things stand, though the model still has the modules; by the names of sites."""
+    """What it cannot act on now, though the model still has the modules; by the names of sites."""
 
     def __init__(self) -> None:
         self._taken: list[Takeover] = []

@@ -157,8 +157,8 @@ class ScriptCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> PairBatch:
         """Return the script's batch, with the pair of each row."""
         pair_ids_B = torch.tensor([self.rows.index(row) for row in rows])
-        plain = [{name: value for name, value in row.items() if name != self.rows.column} for row in rows]
-        batch = PairBatch({**self.collator(plain), "pair_ids": pair_ids_B})
+        made = self.collator([_Row(row, self.rows.column) for row in rows])
+        batch = PairBatch({**made, "pair_ids": pair_ids_B})
         if len(set(pair_ids_B.tolist())) > 1:
             self._check_order(rows, batch.data.get("input_ids"), pair_ids_B)
         labels = batch.data.get("labels")
@@ -190,6 +190,29 @@ class ScriptCollator:
         starts_B1 = torch.tensor([self.rows.prompts[index][:1] for index in pair_ids_B.tolist()])
         pad = special_id(self.rows.tags.tokenizer, "pad")
         return torch.cat([starts_B1, labels_BT[:, :-1].masked_fill(labels_BT[:, :-1] == IGNORED, pad)], dim=1)
+
+
+class _Row(dict[str, Any]):
+    """A row whose pair is there for a script's collator that asks for it by its column's name.
+
+    It is not among the row's items: the library's collators make tensors of all that they find there.
+    """
+
+    def __init__(self, row: Mapping[str, Any], column: str | None) -> None:
+        super().__init__({name: value for name, value in row.items() if name != column})
+        self._aside = {name: value for name, value in row.items() if name == column}
+
+    def __missing__(self, name: str) -> Any:
+        """Return the pair, if its column is asked for."""
+        return self._aside[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return one value, the pair too."""
+        return super().get(name, self._aside.get(name, default))
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Take one value out, the pair too."""
+        return (self._aside if name in self._aside else super()).pop(name, *default)
 
 
 def _missing(column: str, names: Iterable[str]) -> ConfigError:

@@ -656,6 +656,29 @@ def test_a_collator_that_sorts_its_rows_is_refused_and_one_that_changes_them_is_
     assert specialize.collator(by_length)(rows()[:4])["pair_ids"].tolist() == [0] * 4
 
 
+def test_a_collator_may_read_the_pair_of_a_row_in_each_way_that_a_row_has():
+    network = model()
+    specialize = Specialization(network, tokenizer(), column="pair", pairs=PAIRS)
+    plain_one, seen = DataCollatorForSeq2Seq(tokenizer(), model=network), []
+
+    def reads(rows):
+        for row in rows:
+            seen.append((row["pair"], row.get("pair"), row.get("other", 3), len(row.pop("labels"))))
+            seen[-1] += (row.pop("pair"), row.pop("pair", None), row.pop("other", 4))
+        with pytest.raises(KeyError, match="other"):
+            rows[0]["other"]
+        with pytest.raises(KeyError, match="labels"):
+            rows[0].pop("labels")
+        return plain_one(rows)
+
+    batch = specialize.collator(reads)(rows()[2:6])
+    assert seen == [
+        (row["pair"], row["pair"], 3, len(row["labels"]), row["pair"], None, 4) for row in rows()[2:6]
+    ]
+    assert batch["pair_ids"].tolist() == [PAIRS.index(row["pair"]) for row in rows()[2:6]]
+    assert "pair" not in batch
+
+
 def test_data_sets_by_names_are_recorded_as_the_error_says(tmp_path):
     trainer = script(tmp_path)
     trainer.eval_dataset = {"first": rows()[:8], "second": rows()[8:]}
