@@ -137,7 +137,8 @@ class Specialization:
         self._checkpoint: Path | None = None
         self._dense = self._network.register_forward_pre_hook(self._stay_dense, with_kwargs=True)
         self._generate = Takeover(self._network, self._generate_pairs, "generate")
-        self._save = Takeover(model, self._save_both, "save_pretrained")
+        # What is set on a compiled model lands on the one inside.
+        self._save = Takeover(getattr(model, "_orig_mod", model), self._save_both, "save_pretrained")
 
     @property
     def pairs(self) -> list[Pair]:
