@@ -59,7 +59,8 @@ class ParameterDifferentiation(System):
 
     at_once: int | None = None
     """Splits a round; the released code makes 2. None: as many as fit into the part of `upper_bound` that
-    this round makes available, which grows evenly to the whole of it over the training."""
+    this round makes available, which grows evenly to the whole of it over the training; the last share,
+    which would come with the last update, is never used."""
 
     threshold: float = 0.0
     """Interference that a unit must exceed to be split, in [-1, 1): above 0 there is conflict."""
