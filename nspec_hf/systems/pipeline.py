@@ -19,7 +19,7 @@ from nspec_hf.evaluation import SystemScores
 from nspec_hf.recording import load_model, weight_fingerprint
 from nspec_hf.systems.experiment import ExperimentConfig
 from nspec_hf.systems.result import write_scores
-from nspec_hf.systems.run import Run
+from nspec_hf.systems.run import TEXT_FILE, Run
 from nspec_hf.systems.system import System
 from nspec_hf.training import (
     TrainConfig,
@@ -64,6 +64,8 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
         tags, longest = LanguageTags(tokenizer, config.data.codes), config.pretrain.batches.max_length or 256
         config.data.read_tests(tags)  # before training, so that a file that is missing is missed now
         corpus = encode_corpus(texts, tags, longest)
+        # The tokenizer is there before the first checkpoint, which keeps the training to its text.
+        claim_folder(folder, {"corpus": corpus.digest()}, TEXT_FILE)
         trained = train(
             make_model(tokenizer, config.model, int(config.pretrain.arguments.get("seed", 42))),
             tags,
@@ -116,7 +118,7 @@ def _one_writer(folder: Path, result: Path) -> Iterator[None]:
 def claimed(run: Run, system: System) -> Iterator[str]:
     """Hold the run's folder for this system, and give the fingerprint of the base's weights.
 
-    A folder of other settings, or of another base, is refused.
+    A folder of other settings, of another base, or whose masks come from other text, is refused.
 
     Raises:
         ConfigError: If the folder holds one, or the system cannot work, or an argument of its training
@@ -130,6 +132,9 @@ def claimed(run: Run, system: System) -> Iterator[str]:
         weights = weight_fingerprint(base)
         claim_folder(run.folder, begun_with | {"base_weights": weights})
         system.check(run)
+        texts = {name: getattr(run, name).digest() for name in system.prepared_from}
+        if texts:
+            claim_folder(run.folder, texts, TEXT_FILE)
         yield weights
 
 
