@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from nspec_hf.core import claim_folder, lock_folder, read_json, require_writable, write_json
+from nspec_hf.core import claim_folder, lock_folder, read_json, require_writable, warn, write_json
 from nspec_hf.data import LanguageTags, encode_corpus
 from nspec_hf.evaluation import SystemScores
 from nspec_hf.recording import load_model, weight_fingerprint
@@ -93,7 +93,12 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
 
 
 def check_training(budget: TrainConfig, folder: Path, config: ExperimentConfig) -> None:
-    """Refuse arguments of the Trainer that it would refuse, or not follow, only after the work before it."""
+    """Refuse arguments of the Trainer that it would refuse, or not follow, only after the work before it.
+
+    Warns of settings of languages that no direction has.
+    """
+    for name, others in config.data.unread().items():
+        warn(f"data.{name} has no effect for {', '.join(others)}, which no direction has; check its spelling")
     evaluates, pairs = bool(config.data.valid_split), config.data.trained_pairs()
     check_arguments(training_arguments(budget, folder, evaluates, pairs), budget.batches)
 

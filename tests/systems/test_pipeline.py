@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from nspec_hf.core import ConfigError, FolderInUseError, NspecError
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
 from nspec_hf.systems import ExperimentConfig, Run, make_system, pretrain, read_settings, run_system
+from nspec_hf.systems.pipeline import check_training
 from nspec_hf.training import SpecializationTrainer
 from tests.helpers.tiny_experiment import Killed, experiment, result, scored
 from tests.helpers.tiny_text import PAIRS
@@ -144,3 +146,24 @@ def test_what_was_made_of_text_that_is_another_now_is_not_gone_on_with(
         path.write_text(text, encoding="utf-8")
     with pytest.raises(Killed):
         sitting()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("tiers", {"en": "high", "fr": "high", "de": "low", "dee": "low"}),
+        ("families", {"de": "germanic", "dee": "germanic"}),
+        ("codes", {"dee": "de"}),
+        ("corpus.lines_by_language", {"de": 5, "dee": 5}),
+    ],
+)
+def test_a_language_that_no_direction_has_is_told_by_its_name(tmp_path, name, given):
+    def check(given):
+        config = config_of(experiment(tmp_path), f"--data.{name}", json.dumps(given))
+        check_training(config.pretrain, tmp_path, config)
+
+    with pytest.warns(UserWarning, match=rf"^data\.{name} has no effect for dee, which no direction has"):
+        check(given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="data")
+        check({code: value for code, value in given.items() if code != "dee"})
