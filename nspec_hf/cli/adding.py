@@ -1,5 +1,6 @@
 """What `nspec add-pair` does: new pairs beside frozen weights, or, to compare, trained into all of them."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -102,7 +103,8 @@ def add_pair(
             base=model,
         )
         say(made.in_words())
-        say(f"{output}/{adding.ADDED_FOLDER}: use it with nspec translate --model {model} --added")
+        with_it = f"nspec translate --model {shlex.quote(model)} --added"
+        say(f"{output}/{adding.ADDED_FOLDER}: use it with {with_it}")
         return
     if added or masks:
         raise ConfigError(f"--way {way} trains a plain model; --added and --masks are for --way beside")

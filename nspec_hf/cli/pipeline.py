@@ -7,6 +7,7 @@ whole, so that what needs torch is loaded when a command runs and not for its he
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def record(
     stats = training.record_corpus(network, tags, encoded, record, max_tokens, about)
     stats.save(output)
     counted = f"{len(stats.pairs)} pairs at {len(stats.sites)} sites"
-    say(f"{output}: {counted}; next: {program()} select --stats {output}")
+    say(f"{output}: {counted}; next: {program()} select --stats {shlex.quote(output)}")
 
 
 def select(
@@ -101,7 +102,7 @@ def select(
     masks = masks_room.NeuronMasks.from_config(recording.ActivationStats.load(stats), select, levels)
     masks.save_pretrained(output)
     say(_density_table(masks))
-    say(f"{output}: {masks!r}; next: {program()} train --masks {output}")
+    say(f"{output}: {masks!r}; next: {program()} train --masks {shlex.quote(output)}")
 
 
 @needs(gate="masks")

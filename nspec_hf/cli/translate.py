@@ -1,5 +1,6 @@
 """What `nspec translate` does: lines of one pair, or the test text of many pairs at once."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,10 +94,11 @@ def translate(
     require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
     texts = data.read_corpus(corpus, pairs, split)
     outputs = evaluation.translate_test_set(translator(chosen), texts, Path(output))
-    text = f"--corpus.path {corpus.path}" if corpus.path else f"--corpus.dataset {corpus.dataset}"
+    kind, place = ("path", corpus.path) if corpus.path else ("dataset", corpus.dataset)
     say(
         f"{output}: {sum(map(len, outputs.values())):,} sentences of {len(outputs)} directions; next: "
-        f"{program()} evaluate --hypotheses {output} {text} --split {split}"
+        f"{program()} evaluate --hypotheses {shlex.quote(output)} --corpus.{kind} {shlex.quote(str(place))} "
+        f"--split {split}"
     )
 
 

@@ -18,7 +18,7 @@ except ImportError:  # Windows: folders are not locked there
 
 SETTINGS_FILE = "settings.json"
 _LOCK_FILE = ".lock"
-_held: set[Path] = set()
+_held: dict[Path, IO] = {}
 
 
 @contextlib.contextmanager
@@ -84,8 +84,8 @@ def require_writable(path: str | os.PathLike, *, is_folder: bool = False) -> Non
 def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
     """Hold a folder, which is made if needed, as the only process that writes it.
 
-    A lock ends with its process, however that ends; the process that holds it may lock the folder once more.
-    Of several processes that train together, one holds the lock.
+    A lock ends with its process, however that ends; the process that holds it may lock the folder once more,
+    processes that it forks may not. Of several processes that train together, one holds the lock.
 
     Raises:
         FolderInUseError: If another process holds it.
@@ -100,11 +100,21 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
             raise FolderInUseError(
                 f"another process is writing into {folder}; wait until it ends, or give another folder"
             )
-        _held.add(folder)
+        _held[folder] = file
         try:
             yield
         finally:
-            _held.discard(folder)
+            _held.pop(folder, None)
+
+
+def _let_go() -> None:
+    """Leave the locks to the process that holds them: one that it forked would keep them after its death."""
+    while _held:
+        _held.popitem()[1].close()
+
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def try_lock(file: IO) -> bool:

@@ -9,6 +9,7 @@ experiment for the recipes and `accelerate launch`.
 """
 
 import os
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -199,11 +200,14 @@ def _ending(output: Path, specialized: Path, pivot: str, language: str) -> str:
         "data/": "the text, one file a language",
         "base/, finetune/ …": "models, checkpoints and translations",
     }
+    model, masks, stats = (
+        shlex.quote(f"{specialized}/{part}") for part in ("model", "masks", "nspec_stats.safetensors")
+    )
     commands = (
-        f"inspect --path {specialized}/masks",
-        f"translate --model {specialized}/model --masks {specialized}/masks --pair {pivot}-{language} "
-        f"< {output}/data/test.{pivot}",
-        f"select --stats {specialized}/nspec_stats.safetensors --select.coverage 0.8 --output masks-80",
+        f"inspect --path {masks}",
+        f"translate --model {model} --masks {masks} --pair {pivot}-{language} "
+        f"< {shlex.quote(f'{output}/data/test.{pivot}')}",
+        f"select --stats {stats} --select.coverage 0.8 --output masks-80",
         "--help",
     )
     lines = [f"  {name:<27}{what}" for name, what in files.items()]

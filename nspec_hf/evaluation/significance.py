@@ -5,6 +5,7 @@
 report it, and after Holm's correction, since of sixty directions three would pass by chance alone.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
+from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nspec_hf.core import (
@@ -231,10 +233,8 @@ def _run(ask: Callable[..., Results], asked: Sequence[tuple[Any, ...]], n_jobs: 
     # Forked processes need no `if __name__ == "__main__"` in the caller's script and start at once; these
     # touch neither torch nor CUDA. macOS and Windows cannot fork safely, or at all.
     method = "fork" if sys.platform.startswith("linux") else "spawn"
-    # Ctrl-C goes to all processes of a terminal: the workers leave it to this one, which ends them.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
     others = set(active_children())
-    with ProcessPoolExecutor(workers, get_context(method), signal.signal, ignore) as pool:
+    with ProcessPoolExecutor(workers, get_context(method), _serve) as pool:
         try:
             with _uninterrupted():
                 started = [pool.submit(ask, *arguments) for arguments in asked]
@@ -243,6 +243,19 @@ def _run(ask: Callable[..., Results], asked: Sequence[tuple[Any, ...]], n_jobs: 
             for worker in set(active_children()) - others:
                 worker.terminate()
             raise
+
+
+def _serve() -> None:
+    """Be a worker of another process: what stops that one, Ctrl-C or `kill -9`, ends this one with it."""
+    # Ctrl-C goes to all processes of a terminal: the workers leave it to the one that ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Its tasks come through a pipe, which its neighbours hold open too: of itself it would wait for ever.
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

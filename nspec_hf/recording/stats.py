@@ -70,16 +70,18 @@ class ActivationStats:
         if not self.pairs or not names or len(set(names)) != len(names):
             raise ConfigError(f"statistics need pairs and sites, each once; got {self.pairs} and {names}")
         rows = len(self.pairs)
-        self.counts = {site.name: torch.zeros(rows, site.width, dtype=torch.int64) for site in self.sites}
-        self.sums = {
-            score: {
-                name: torch.zeros(counts.shape, dtype=torch.float64) for name, counts in self.counts.items()
+        with torch.inference_mode(False):  # what is made inside of it could not be added to outside
+            self.counts = {site.name: torch.zeros(rows, site.width, dtype=torch.int64) for site in self.sites}
+            self.sums = {
+                score: {
+                    name: torch.zeros(counts.shape, dtype=torch.float64)
+                    for name, counts in self.counts.items()
+                }
+                for score in SCORES
+                if getattr(self.config, score)
             }
-            for score in SCORES
-            if getattr(self.config, score)
-        }
-        self.token_counts = {side: torch.zeros(rows, dtype=torch.int64) for side in SIDES}
-        self.sentence_counts = torch.zeros(rows, dtype=torch.int64)
+            self.token_counts = {side: torch.zeros(rows, dtype=torch.int64) for side in SIDES}
+            self.sentence_counts = torch.zeros(rows, dtype=torch.int64)
 
     def __getitem__(self, pair: str) -> dict[str, Tensor]:
         """Return the counts of one pair by site name, each int64 [F].

@@ -44,6 +44,7 @@ class ParameterDifferentiation(System):
 
     name: ClassVar[str] = "differentiation"
     source: ClassVar[str] = "Wang & Zhang 2022 (parameter differentiation)"
+    prepared_from: ClassVar[tuple[str, ...]] = ("validation",)
 
     upper_bound: float | None = 1.0
     """Weights that may be added, as a share of the base's: 0.51, 1.0 (twice the base, Tan et al. 2024, Table

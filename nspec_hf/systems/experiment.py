@@ -113,6 +113,13 @@ class DataConfig:
         """Return the directions that are scored: the trained ones, then the zero-shot ones."""
         return [*self.trained_pairs(), *self.zero_shot_pairs()]
 
+    def unread(self) -> dict[str, list[str]]:
+        """Return what settings name, and no direction has, such as a misspelled language: setting → codes."""
+        known = {*self.languages, self.pivot, *languages_of(self.tested_pairs())}
+        settings: dict[str, Mapping[str, Any]] = {"tiers": self.tiers, "families": self.families}
+        settings |= {"codes": self.codes, "corpus.lines_by_language": self.corpus.lines_by_language}
+        return {name: others for name, given in settings.items() if (others := sorted({*given} - known))}
+
     def read(self, split: str, pairs: Sequence[str] | None = None) -> list[PairText]:
         """Read a split of the trained (or of other) directions; an empty name reads nothing."""
         if not split:

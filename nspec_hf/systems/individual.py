@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ConfigError, Pair, warn
+from nspec_hf.core import ConfigError, Pair, claim_folder, warn
 from nspec_hf.data import VocabularyConfig
 from nspec_hf.recording import load_config
 from nspec_hf.systems.experiment import DataConfig
-from nspec_hf.systems.run import Outputs, Run
+from nspec_hf.systems.run import TEXT_FILE, Outputs, Run
 from nspec_hf.systems.system import System
 from nspec_hf.training import TrainConfig, load_weights, make_tokenizer
 
@@ -131,6 +131,8 @@ class Individual(System):
         text: dict[str, Any] = {}
         if own.config.data is run.config.data:
             text = {"corpus": run.corpus.subset(pair), "validation": run.validation.subset(pair)}
+        else:
+            claim_folder(run.folder / pair.file_name, {"corpus": own.corpus.digest()}, TEXT_FILE)
         first, second = (
             own.train(model, phase=phase, folder=folder, **text, **self._arguments(run, phase)).facts()
             for phase, folder in zip(_PHASES, (f"{pair.file_name}/pretraining", pair.file_name), strict=True)

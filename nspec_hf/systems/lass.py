@@ -35,6 +35,7 @@ class LaSS(System):
     name: ClassVar[str] = "lass"
     source: ClassVar[str] = "Lin et al. 2021 (LaSS)"
     extracts: ClassVar[bool] = True
+    prepared_from: ClassVar[tuple[str, ...]] = ("corpus",)
 
     pruned: float = 0.7
     """α: share of each matrix that a pair does not use, in (0, 1). 0.7 as in Tan et al. 2024."""

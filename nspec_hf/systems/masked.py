@@ -33,6 +33,7 @@ class Masked(System):
     """
 
     extracts: ClassVar[bool] = True
+    prepared_from: ClassVar[tuple[str, ...]] = ("validation",)
 
     method: ClassVar[Method] = "coverage"
     """What `SelectConfig.method` is for this system, whatever the experiment says."""

@@ -13,13 +13,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from nspec_hf.core import claim_folder, lock_folder, read_json, require_writable, write_json
+from nspec_hf.core import claim_folder, lock_folder, read_json, require_writable, warn, write_json
 from nspec_hf.data import LanguageTags, encode_corpus
 from nspec_hf.evaluation import SystemScores
 from nspec_hf.recording import load_model, weight_fingerprint
 from nspec_hf.systems.experiment import ExperimentConfig
 from nspec_hf.systems.result import write_scores
-from nspec_hf.systems.run import Run
+from nspec_hf.systems.run import TEXT_FILE, Run
 from nspec_hf.systems.system import System
 from nspec_hf.training import (
     TrainConfig,
@@ -64,6 +64,8 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
         tags, longest = LanguageTags(tokenizer, config.data.codes), config.pretrain.batches.max_length or 256
         config.data.read_tests(tags)  # before training, so that a file that is missing is missed now
         corpus = encode_corpus(texts, tags, longest)
+        # The tokenizer is there before the first checkpoint, which keeps the training to its text.
+        claim_folder(folder, {"corpus": corpus.digest()}, TEXT_FILE)
         trained = train(
             make_model(tokenizer, config.model, int(config.pretrain.arguments.get("seed", 42))),
             tags,
@@ -91,7 +93,12 @@ def pretrain(config: ExperimentConfig, bar: TrainerCallback | None = None) -> Sy
 
 
 def check_training(budget: TrainConfig, folder: Path, config: ExperimentConfig) -> None:
-    """Refuse arguments of the Trainer that it would refuse, or not follow, only after the work before it."""
+    """Refuse arguments of the Trainer that it would refuse, or not follow, only after the work before it.
+
+    Warns of settings of languages that no direction has.
+    """
+    for name, others in config.data.unread().items():
+        warn(f"data.{name} has no effect for {', '.join(others)}, which no direction has; check its spelling")
     evaluates, pairs = bool(config.data.valid_split), config.data.trained_pairs()
     check_arguments(training_arguments(budget, folder, evaluates, pairs), budget.batches)
 
@@ -116,7 +123,7 @@ def _one_writer(folder: Path, result: Path) -> Iterator[None]:
 def claimed(run: Run, system: System) -> Iterator[str]:
     """Hold the run's folder for this system, and give the fingerprint of the base's weights.
 
-    A folder of other settings, or of another base, is refused.
+    A folder of other settings, of another base, or whose masks come from other text, is refused.
 
     Raises:
         ConfigError: If the folder holds one, or the system cannot work, or an argument of its training
@@ -130,6 +137,9 @@ def claimed(run: Run, system: System) -> Iterator[str]:
         weights = weight_fingerprint(base)
         claim_folder(run.folder, begun_with | {"base_weights": weights})
         system.check(run)
+        texts = {name: getattr(run, name).digest() for name in system.prepared_from}
+        if texts:
+            claim_folder(run.folder, texts, TEXT_FILE)
         yield weights
 
 

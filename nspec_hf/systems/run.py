@@ -28,6 +28,9 @@ from nspec_hf.training import (
     train,
 )
 
+TEXT_FILE = "text.json"
+"""Which text decided what lies in a folder beside the training: subwords, masks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:

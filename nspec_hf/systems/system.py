@@ -57,6 +57,9 @@ class System:
     extracts: ClassVar[bool] = False
     """Whether something is taken from the base before training, whose time is reported."""
 
+    prepared_from: ClassVar[tuple[str, ...]] = ()
+    """Text, `corpus` or `validation`, that decides more than the training; a run's folder keeps to it."""
+
     trains: ClassVar[bool] = True
     """Whether weights are trained here."""
 

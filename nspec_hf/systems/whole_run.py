@@ -7,6 +7,7 @@ stood. Fine-tuning with the same budget is run beside it: without that control n
 """
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def _write_report(
 
 def _ending(run: Run, page: Path) -> str:
     """Return what was written and what to do next."""
-    pair, model = run.pairs[0], f"--model {run.folder}/model --masks {run.folder}/masks"
+    model, masks = (shlex.quote(f"{run.folder}/{part}") for part in ("model", "masks"))
+    command = f"{program()} translate --model {model} --masks {masks} --pair {run.pairs[0]}"
     lines = {
         f"{page}": "open it in a browser: neurons, gains, tests, the recipe of every number",
         f"{run.folder}/model, /masks, /outputs": "the model, its masks (for the Hub), its translations",
@@ -163,4 +165,4 @@ def _ending(run: Run, page: Path) -> str:
     }
     wide = max(map(len, lines))
     shown = [f"{path:<{wide}}  {what}" for path, what in lines.items()]
-    return "\n".join([*shown, f"next: {program()} translate {model} --pair {pair} < input > output"])
+    return "\n".join([*shown, f"next: {command} < input > output"])

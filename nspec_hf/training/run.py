@@ -4,6 +4,7 @@ The recipes, the command line and the demo all train through `train`, so that a 
 and every control differ in nothing but what they are meant to differ in.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from transformers import (
 
 from nspec_hf.core import (
     ArtifactError,
+    ConfigError,
     EmptyPairError,
     claim_folder,
     keep_freed_memory,
@@ -102,7 +104,8 @@ def train(
     """Train to the end, or go on where a stopped run stood; `output/model` then holds model and tokenizer.
 
     A run that has ended is not trained again: its weights are loaded. One whose `max_steps` (or epochs, or
-    patience) was raised since goes on. A folder with weights that other settings made is refused.
+    patience) was raised since goes on. A folder with weights that other settings made, or more updates, is
+    refused.
 
     Args:
         model: What is trained, in place.
@@ -118,7 +121,7 @@ def train(
 
     Raises:
         ConfigError: If an argument is unknown to the Trainer, patience has no validation text, or the folder
-            holds a run of another base, text, gate or other arguments.
+            holds a run of another base, text, gate or other arguments, or one that is longer.
         FolderInUseError: If another process trains in that folder.
         ArtifactError: If what a run left in the folder is damaged.
         TrainingSetupError: If the set-up would silently train another model; see `SpecializationCallback`.
@@ -288,6 +291,8 @@ def _collator(
 def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
     """Train, from a checkpoint where there is one; return the seconds over all sittings."""
     state = _read(Path(checkpoint) / STATE_FILE) if checkpoint else {}
+    if checkpoint:
+        _refuse_shorter(trainer.args, state, checkpoint)
     if checkpoint and _has_ended(trainer, state):
         # Killed after its last checkpoint: the Trainer would go on to one more update, or evaluation.
         best = best_checkpoint(Path(checkpoint)) if trainer.args.load_best_model_at_end else None
@@ -300,6 +305,17 @@ def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
     # Resuming puts another clock in the place of the one that was added.
     clocks = (one for one in trainer.callback_handler.callbacks if isinstance(one, RunClock))
     return next(clocks).seconds
+
+
+def _refuse_shorter(arguments: Seq2SeqTrainingArguments, state: Mapping[str, Any], checkpoint: str) -> None:
+    """Refuse to give out a checkpoint as the end of a run that is shorter."""
+    if 0 < arguments.max_steps < state["global_step"]:
+        said = f"{state['global_step']} updates, and max_steps is {arguments.max_steps}"
+    elif arguments.max_steps <= 0 and state["epoch"] >= math.ceil(arguments.num_train_epochs) + 1:
+        said = f"{state['epoch']:g} epochs, and num_train_epochs is {arguments.num_train_epochs:g}"
+    else:
+        return
+    raise ConfigError(f"{checkpoint} has made {said}; give another folder, or delete this one to begin anew")
 
 
 def _has_ended(trainer: SpecializationTrainer, state: Mapping[str, Any]) -> bool:

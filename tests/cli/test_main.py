@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from nspec_hf import __version__
 from nspec_hf.cli.main import _OF_A_TRAINING, COMMANDS, main, underscored
-from nspec_hf.training import TrainConfig
-from tests.helpers import killed
+from nspec_hf.data import CorpusConfig, LanguageTags
+from nspec_hf.systems import DataConfig, ExperimentConfig, Run, whole_run
+from nspec_hf.training import TrainConfig, record_corpus
+from tests.helpers import killed, tiny_text
 
 FROZEN = (
     "run record select train translate inspect serve add-pair export evaluate compare analyze doctor probe "
@@ -257,3 +260,21 @@ def test_lists_need_no_brackets_on_the_command_line(tmp_path, capsys):
     # Out of English, as NLLB spells it.
     row = {"pair": "eng_Latn-deu_Latn", "group": "one-to-many", "ter": 0.0, "chrf++": 100.0}
     assert json.loads(capsys.readouterr().out)[0]["rows"] == [row]
+
+
+def test_a_command_that_is_printed_names_folders_as_a_shell_takes_them(tmp_path, capsys):
+    stats, output = tmp_path / "my counts.safetensors", tmp_path / "my masks"
+    network = tiny_text.model()
+    tags = LanguageTags(tiny_text.tokenizer())
+    record_corpus(network, tags, tiny_text.corpus(8)).save(stats)
+    assert main(["select", "--stats", str(stats), "--output", str(output)]) == 0
+    printed = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
+    assert printed[-3:] == ["train", "--masks", str(output)]
+    config = ExperimentConfig(
+        data=DataConfig(corpus=CorpusConfig(path="text"), pairs="en-de"), work=str(output)
+    )
+    run = Run.of(config, "neuron_specialization")
+    printed = shlex.split(whole_run._ending(run, output / "report.html").rpartition("next: ")[2])
+    model, masks = (str(run.folder / part) for part in ("model", "masks"))
+    words = ["translate", "--model", model, "--masks", masks, "--pair", "en-de"]
+    assert printed[printed.index("translate") :][:7] == words

@@ -1,6 +1,7 @@
 """A run's folder is whole, of one process and of one set of settings, or the second one is told why not."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -45,6 +46,38 @@ def test_a_second_process_is_refused_while_the_first_writes_and_let_in_afterward
     assert "FolderInUseError" in refused.stderr
     assert str(tmp_path) in refused.stderr
     assert other().stdout == "held\n"
+
+
+FORKED = """
+import os, sys, time
+from nspec_hf.core import FolderInUseError, lock_folder
+
+with lock_folder(sys.argv[1]):
+    if os.fork() == 0:
+        try:
+            with lock_folder(sys.argv[1]):
+                print("let in", flush=True)
+        except FolderInUseError:
+            print("refused", flush=True)
+        time.sleep(120)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_lock_ends_with_the_process_that_took_it_whatever_it_has_forked(tmp_path):
+    command = [sys.executable, "-c", FORKED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as ran:
+        try:
+            assert ran.stdout.readline() == "refused\n"
+            with pytest.raises(FolderInUseError), lock_folder(tmp_path):
+                pass
+            ran.kill()
+            ran.wait()
+            with lock_folder(tmp_path):
+                pass
+        finally:
+            os.killpg(ran.pid, signal.SIGKILL)
 
 
 def test_the_process_that_holds_a_folder_may_lock_it_once_more(tmp_path):

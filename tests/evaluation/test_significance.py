@@ -2,9 +2,13 @@
 
 import csv
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -315,3 +319,37 @@ def test_an_interrupt_while_workers_are_forked_is_not_lost():
     ended = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=300)
     assert ended.stderr.splitlines()[-1] == "KeyboardInterrupt"
     assert ended.returncode != 0
+
+
+KILLED = """
+from nspec_hf.evaluation import compare
+
+lines = [f"a sentence of words {number}" for number in range(50)]
+text = {"en-de": lines, "de-en": lines}
+other = {pair: [f"{line} more" for line in lines] for pair, lines in text.items()}
+compare({"one": text, "two": other}, text, "one", ["bleu"], n_samples=1_000_000_000, n_jobs=2)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere no process is forked")
+def test_workers_end_with_the_process_that_is_killed():
+    ran = subprocess.Popen([sys.executable, "-c", KILLED])
+    children, since = Path(f"/proc/{ran.pid}/task/{ran.pid}/children"), time.monotonic()
+    while len(workers := children.read_text().split()) < 2 and time.monotonic() - since < 300:
+        time.sleep(0.05)
+    ran.kill()
+    ran.wait()
+    left, since = list(map(int, workers)), time.monotonic()
+    assert len(left) == 2
+    while (left := [number for number in left if _lives(number)]) and time.monotonic() - since < 60:
+        time.sleep(0.05)
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert not left
+
+
+def _lives(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -175,3 +175,13 @@ def test_statistics_need_pairs_and_sites_each_once():
     for pairs, sites in (([], SITES), (["en-de"], {}), (["en-de", "en-de"], SITES)):
         with pytest.raises(ConfigError):
             ActivationStats(pairs, sites)
+
+
+def test_statistics_that_were_made_in_inference_mode_are_added_to_outside(tmp_path):
+    with torch.inference_mode():
+        inside = made_up(1)
+        inside.save(tmp_path / "stats.safetensors")
+        loaded = ActivationStats.load(tmp_path / "stats.safetensors").subset(["en-de", "zh-CN->en"])
+    expected = made_up(1).merge(made_up(2))
+    assert equal(inside.merge(made_up(2)), expected)
+    assert equal(loaded.merge(made_up(2)), expected)

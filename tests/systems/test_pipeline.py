@@ -2,15 +2,18 @@
 
 import fcntl
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nspec_hf.core import FolderInUseError, NspecError
+from nspec_hf.core import ConfigError, FolderInUseError, NspecError
 from nspec_hf.recording import find_sites, load_model, weight_fingerprint
 from nspec_hf.systems import ExperimentConfig, Run, make_system, pretrain, read_settings, run_system
+from nspec_hf.systems.pipeline import check_training
 from nspec_hf.training import SpecializationTrainer
-from tests.helpers.tiny_experiment import experiment, result, scored
+from tests.helpers.tiny_experiment import Killed, experiment, result, scored
 from tests.helpers.tiny_text import PAIRS
 
 
@@ -101,3 +104,66 @@ def test_a_result_that_has_no_place_is_missed_before_training(based, tmp_path, m
         work[system]()
     assert Path(tmp_path / "file").read_text(encoding="utf-8") == "kept"
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "split", "settings"),
+    [
+        ("base", "train", {}),
+        ("neuron_specialization", "valid", {}),
+        ("lass", "train", {"updates": 1}),
+        ("differentiation", "valid", {}),
+        ("individual", "train", {"small_vocabulary": 40}),
+    ],
+)
+def test_what_was_made_of_text_that_is_another_now_is_not_gone_on_with(
+    based, tmp_path, monkeypatch, system, split, settings
+):
+    base = based[0] / "work" / "base" / "model"
+    config = config_of(experiment(tmp_path), *(() if system == "base" else ("--base", base)))
+    config = replace(config, data=replace(config.data, tiers={"de": "low", "fr": "low"}))
+
+    def sitting():
+        if system == "base":
+            return pretrain(config)
+        return run_system(Run.of(config, system), make_system(system, settings))
+
+    def stop(self, *_args, **_more):
+        if system != "lass" or "fine_tuned" not in self.args.output_dir:
+            raise Killed
+        return train(self)
+
+    train = SpecializationTrainer.train
+    monkeypatch.setattr(SpecializationTrainer, "train", stop)
+    with pytest.raises(Killed):  # before there is a checkpoint, which says what text it is of
+        sitting()
+    files = {path: path.read_text(encoding="utf-8") for path in (tmp_path / "text").glob(f"{split}.*")}
+    for path, text in files.items():
+        path.write_text("".join(reversed(text.splitlines(keepends=True))), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"begun with other settings \((corpus|validation): .* delete"):
+        sitting()
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(Killed):
+        sitting()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("tiers", {"en": "high", "fr": "high", "de": "low", "dee": "low"}),
+        ("families", {"de": "germanic", "dee": "germanic"}),
+        ("codes", {"dee": "de"}),
+        ("corpus.lines_by_language", {"de": 5, "dee": 5}),
+    ],
+)
+def test_a_language_that_no_direction_has_is_told_by_its_name(tmp_path, name, given):
+    def check(given):
+        config = config_of(experiment(tmp_path), f"--data.{name}", json.dumps(given))
+        check_training(config.pretrain, tmp_path, config)
+
+    with pytest.warns(UserWarning, match=rf"^data\.{name} has no effect for dee, which no direction has"):
+        check(given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="data")
+        check({code: value for code, value in given.items() if code != "dee"})

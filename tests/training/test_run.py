@@ -137,6 +137,22 @@ def test_a_run_whose_length_was_raised_goes_on(whole, tmp_path):
     assert same_weights(network, run(tmp_path / "at once", config(steps=6))[0])
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (config(steps=3), r"checkpoint-4 has made 4 updates, and max_steps is 3; give another folder"),
+        (config(steps=-1, num_train_epochs=1), r"has made 3 epochs, and num_train_epochs is 1"),
+    ],
+)
+def test_a_run_whose_length_was_lowered_is_not_given_out_as_the_shorter_one(whole, tmp_path, settings, said):
+    folder = tmp_path / "shorter"
+    shutil.copytree(whole[0], folder)
+    if "num_train_epochs" in settings.arguments:
+        run(folder, config(steps=-1, num_train_epochs=3))
+    with pytest.raises(ConfigError, match=said):
+        run(folder, settings)
+
+
 def test_a_checkpoint_made_without_our_callbacks_is_gone_on_from(tmp_path):
     run(tmp_path, config(steps=2))
     for path in (tmp_path / "finished.json", tmp_path / "checkpoint-2" / "trainer_state.json"):
