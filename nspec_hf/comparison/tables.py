@@ -204,6 +204,11 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
         for row in comparison.rows
         if own[row.name]
     ]
+    for row in comparison.rows:
+        against = row.against.get("finetune")
+        other = against and comparison.row(against.reference)
+        if other and len(other.runs) == 1 and row.results.keys() - other.results.keys():
+            notes.append(f"{row.name}: all its seeds are compared with the only one of {other.name}")
     notes += comparison.doubts
     doubts = [
         f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"

@@ -74,3 +74,14 @@ def test_a_row_is_compared_with_fine_tuning_of_its_own_dropout_in_whatever_order
         notes = averages_table(comparison, "bleu").notes
         told = "ns_d0: its own training (continued_dropout=0.0), compared with finetune_d0"
         assert told in notes
+
+
+def test_several_seeds_that_have_one_reference_are_told(tmp_path):
+    plan = {**PLAN, "ns": replace(PLAN["ns"], seeds=[1, 2]), "random": RowPlan(seeds=[1])}
+    config, rows, _ = finished(tmp_path, plan)
+    finish(rows[1].runs[1], 0.3)
+    comparison = compare_rows(config, rows)
+    assert [theirs.facts["seed"] for _, theirs in comparison.row("ns").against["finetune"].results] == [1, 1]
+    notes = averages_table(comparison, "bleu").notes
+    told = [note for note in notes if "all its seeds" in note]
+    assert told == ["ns: all its seeds are compared with the only one of finetune"]
