@@ -76,6 +76,18 @@ def test_a_row_is_compared_with_fine_tuning_of_its_own_dropout_in_whatever_order
         assert told in notes
 
 
+def test_of_a_row_that_was_not_run_nothing_is_told(tmp_path):
+    config = experiment(
+        tmp_path, {**PLAN, "finetune_d0": RowPlan(system="finetune", settings={"continued_dropout": 0.0})}
+    )
+    rows = planned_rows(config)
+    for row in rows[:2]:
+        finish(row.runs[0], 0.2)
+    assert not [
+        note for note in averages_table(compare_rows(config, rows), "bleu").notes if "finetune_d0" in note
+    ]
+
+
 def test_several_seeds_that_have_one_reference_are_told(tmp_path):
     plan = {**PLAN, "ns": replace(PLAN["ns"], seeds=[1, 2]), "random": RowPlan(seeds=[1])}
     config, rows, _ = finished(tmp_path, plan)
