@@ -33,6 +33,7 @@ from nspec_hf.comparison import (
     markdown,
     places,
     planned_rows,
+    read_tests,
     run_jobs,
 )
 from nspec_hf.core import (
@@ -111,6 +112,11 @@ def earlier_table(path: Path) -> dict[str, Any]:
     content = read_json(path) if path.is_file() else {"tests": {}}
     if not isinstance(content, dict) or not isinstance(content.get("tests"), dict):
         raise ConfigError(f"{path} keeps no paired tests; delete it, to test again")
+    for name, tests in content["tests"].items():
+        try:
+            read_tests(tests)
+        except ConfigError as error:
+            raise ConfigError(f"{path}, {name}: {error}") from error
     return content
 
 

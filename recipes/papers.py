@@ -23,7 +23,7 @@ SIZE = "not run, because the text is not at hand and it takes GPUs for days"
 PLANNED = "not run, because there was no time yet"
 HERE = "minutes"
 """The plan whose commands are shown; results of further plans count too."""
-ALSO = ("low", "d64", "d128")
+ALSO = ("again", "low", "d64", "d128")
 
 
 def main(argv: list[str] | None = None) -> None:

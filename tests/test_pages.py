@@ -93,11 +93,18 @@ def test_the_readme_is_read_in_five_minutes():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
 
 
+def anchors(page):
+    """Return what GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_and_paths_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
         assert "://" in target or (page.parent / target).exists(), target
+        assert not anchor or anchor in anchors(page.parent / target if target else page), anchor
     named = re.findall(r"`((?:nspec_hf|tests|recipes|\.github|\.ci)/[\w./*-]+)`", text)
     for path in named:
         assert list(ROOT.glob(path.rstrip("/"))) or "NAME" in path, path

@@ -35,7 +35,7 @@ class AddConfig:
     begins as it is."""
 
     languages: Sequence[str] = ()
-    """Which languages are new; none: see `new_languages`."""
+    """Which languages are new; none: those that are in every new pair, else all, English left out."""
 
     seed: int = 1
     """Of the new neurons, not negative."""

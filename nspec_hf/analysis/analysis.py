@@ -154,12 +154,15 @@ class Analysis:
         columns = ("site", "density", "IoU within families", "IoU across families", "p")
         keys = ("density", "iou_within_families", "iou_across_families", "p_value")
         rows = tuple((site, *(line[key] for key in keys)) for site, line in self.overview()["sites"].items())
-        dealt = f"{'all' if self.agreement.exact.all() else 'of'} {int(self.agreement.relabelings.max())}"
-        notes = (
+        notes: tuple[str, ...] = (
             "density: mean share of neurons kept; IoU of two languages, by source in the encoder, by target "
             "in the decoder",
-            f"p: share of {dealt} ways to deal out the family names in which families overlap as much",
         )
+        if ways := int(self.agreement.relabelings.max()):
+            dealt = f"{'all' if self.agreement.exact.all() else 'of'} {ways}"
+            notes += (
+                f"p: share of {dealt} ways to deal out the family names in which families overlap as much",
+            )
         notes += tuple(f"no {name}: {why}" for name, why in self.notes.items() if name.startswith(_FAMILY_OF))
         title = f"Overlap of {len(self.pairs)} pairs"
         return Table(title=title, columns=columns, rows=rows, notes=notes, digits=4)

@@ -100,9 +100,9 @@ def evaluate(
         comet = evaluation.read_comet(comet_in, outputs)
         rows = {pair: {**own, "comet": comet[pair]} for pair, own in scores.scores.items() if pair in comet}
         scores = replace(scores, scores={**scores.scores, **rows})
-    tables = [scores.table(), *(evaluation.grouped_table([scores], one) for one in scores.metrics)]
+    tables = [scores.table(), *(evaluation.grouped_table(scores, one) for one in scores.metrics)]
     if tiers:
-        tables += [evaluation.grouped_table([scores], one, by="tier") for one in scores.metrics]
+        tables += [evaluation.grouped_table(scores, one, by="tier") for one in scores.metrics]
     sys.stdout.write(join_tables(tables, style))
     if output:
         scores.save(output)

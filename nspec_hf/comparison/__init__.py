@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         PlannedRun as PlannedRun,
         chosen_runs as chosen_runs,
         planned_rows as planned_rows,
+        read_tests as read_tests,
     )
     from nspec_hf.comparison.aggregate import compare_rows as compare_rows
     from nspec_hf.comparison.tables import comparison_tables as comparison_tables, markdown as markdown

@@ -102,20 +102,32 @@ class _Aggregation:
         self.show(name)
         made = paired_tests(one, two, self.targets)
         if made is not None:
-            tests = self._of_the_scores(made, one, two)
+            tests = self._of_the_scores(made, one.name, two.name)
             if tests != made:
                 self.not_scored.append(name)
             if tests == made or any(tests.values()):
                 return tests
+        return self._earlier(name)
+
+    def no_longer_asked_for(self) -> dict[str, Tests]:
+        """Return earlier tests of runs that no row is compared by now; their translations may be gone."""
+        names = [name for name in self.kept.get("tests", {}) if name not in self.tests]
+        return {name: tests for name in names if any((tests := self._earlier(name)).values())}
+
+    def _earlier(self, name: str) -> Tests:
+        """Return the tests that an earlier comparison has, as far as they hold."""
+        one, _, two = name.partition(" against ")
         tests = self._of_the_scores(read_tests(self.kept.get("tests", {}).get(name, {})), one, two)
         trials = self.kept.get("trials", {}).get(name, self.kept.get("n_samples"))
         if any(tests.values()) and trials not in (None, self.config.compare.n_samples):
             self.trials[name] = trials
         return tests
 
-    def _of_the_scores(self, tests: Tests, one: PlannedRun, two: PlannedRun) -> Tests:
-        """Return those tests whose differences are those of the two results."""
-        results = (self.results[one.name], self.results[two.name])
+    def _of_the_scores(self, tests: Tests, one: str, two: str) -> Tests:
+        """Return those tests whose differences are those of two runs' results, where both have one."""
+        if not {one, two} <= self.results.keys():
+            return tests
+        results = (self.results[one], self.results[two])
         return {
             metric: {
                 pair: test
@@ -164,7 +176,7 @@ def compare_rows(
             runs that are missing.
         show: Called with a line of text before each paired test.
         kept: An earlier comparison, as `SystemsComparison.content` has it, whose paired tests stand for runs
-            whose translations are gone.
+            whose translations are gone. They are kept on, those too that no row asks for any more.
     """
     outcomes = {run.name: run.outcome() for row in rows for run in row.runs}
     results = {name: result for name, result in outcomes.items() if result is not None}
@@ -187,6 +199,7 @@ def compare_rows(
         rows=compared,
         experiment=tuple(experiment),
         tests=aggregation.tests,
+        earlier=aggregation.no_longer_asked_for(),
         n_samples=config.compare.n_samples,
         trials=aggregation.trials,
         doubts=aggregation.doubts(),

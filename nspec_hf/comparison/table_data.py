@@ -107,6 +107,8 @@ class SystemsComparison:
     """The arguments of the command line that say which experiment it is."""
     tests: Mapping[str, Tests]
     """`RUN against RUN` → paired tests, of both references."""
+    earlier: Mapping[str, Tests]
+    """The same, of an earlier comparison, which no row asks for any more."""
     n_samples: int
     """Trials of the paired tests."""
     trials: Mapping[str, int]
@@ -119,7 +121,8 @@ class SystemsComparison:
     def content(self) -> dict[str, Any]:
         """Return what is kept as JSON: all that the results of the runs do not say."""
         seeds = {row.name: tuple(row.results) for row in self.rows}
-        kept = {"name": self.name, "seeds": seeds, "n_samples": self.n_samples, "tests": self.tests}
+        tests = {**self.earlier, **self.tests}
+        kept = {"name": self.name, "seeds": seeds, "n_samples": self.n_samples, "tests": tests}
         return {**kept, "trials": self.trials} if self.trials else kept
 
     def row(self, name: str) -> RowResult | None:

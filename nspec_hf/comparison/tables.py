@@ -193,17 +193,17 @@ def _reading_notes(comparison: SystemsComparison) -> tuple[str, ...]:
         f"{name}: {trials} trials, of an earlier comparison, since translations are gone"
         for name, trials in comparison.trials.items()
     ]
-    own = {row.name: dict(row.plan.train) for row in comparison.rows}
     for row in comparison.rows:
+        against, own = row.against.get("finetune"), dict(row.plan.train)
         if row.system.continued_dropout is not None:
-            own[row.name]["continued_dropout"] = row.system.continued_dropout
-    notes += [
-        f"{row.name}: its own training ("
-        + ", ".join(f"{name}={value}" for name, value in own[row.name].items())
-        + f"), compared with {row.against['finetune'].reference if 'finetune' in row.against else 'no row'}"
-        for row in comparison.rows
-        if own[row.name]
-    ]
+            own["continued_dropout"] = row.system.continued_dropout
+        if own and row.results:
+            words = ", ".join(f"{name}={value}" for name, value in own.items())
+            other = against.reference if against else "no row"
+            notes.append(f"{row.name}: its own training ({words}), compared with {other}")
+        only = against and comparison.row(against.reference)
+        if only and len(only.runs) == 1 and row.results.keys() - only.results.keys():
+            notes.append(f"{row.name}: all its seeds are compared with the only one of {only.name}")
     notes += comparison.doubts
     doubts = [
         f"{name.partition(' against ')[0]}, {pair}, {metric}: {test.few_differ} sentences differ"

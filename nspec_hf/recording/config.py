@@ -16,7 +16,8 @@ class RecordConfig:
     count: Literal["tokens", "sentences"] = "tokens"
     """`tokens`: a neuron counts once for every non-padding position where it is active. `sentences`: at
     most once a sentence, as the paper's text says (the union over its tokens). Neurons that fire once in
-    nearly every sentence are kept by the second, silenced by the first; small models need them (README)."""
+    nearly every sentence are kept by the second, silenced by the first; small models need them
+    (`recipes/RESULTS.md`)."""
 
     kinds: tuple[str, ...] = ("ffn",)
     """Which sites: `ffn` (feed-forward neurons), `attention` (outputs of q, k, v and out), `ffn_out`."""

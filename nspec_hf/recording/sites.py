@@ -195,18 +195,17 @@ def site_activation(model: nn.Module, site: Site) -> Callable[[Tensor], Tensor]:
     )
 
 
-def weight_fingerprint(model: nn.Module, sites: Sequence[Site] | None = None) -> str:
+def weight_fingerprint(model: nn.Module) -> str:
     """Return the first 16 hex digits of the SHA-256 over the sites' names and weights (as float32, in order).
 
-    Without sites: of its feed-forward ones, whatever is counted or gated; if none has a known shape, of its
+    The sites are the feed-forward ones, whatever is counted or gated; if none has a known shape, those of
     attention. Sharded weights (FSDP2, ZeRO-3) are gathered, so then every rank must call this.
     """
     model = plain_model(model)
-    if sites is None:
-        try:
-            sites = find_sites(model)
-        except UnsupportedModelError:
-            sites = find_sites(model, ("attention",))
+    try:
+        sites = find_sites(model)
+    except UnsupportedModelError:
+        sites = find_sites(model, ("attention",))
 
     def parts() -> Iterator[Any]:
         for site in sites:

@@ -226,7 +226,8 @@ class Run:
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what `work` returned when it was first done in this folder, and the `seconds` it took.
 
-        Work that may take several sittings returns its own `seconds`.
+        All processes call this, since all wait and work. Work that may take several sittings returns its own
+        `seconds`.
         """
         path = self.folder / f"{name}.json"
         if self.is_there(path):
@@ -244,7 +245,7 @@ class Run:
         return there
 
     def save(self, write: Callable[[], Any]) -> None:
-        """Write something, on the main process alone; the others wait for it."""
+        """Write something, on the main process alone; all call this, since the others wait for it."""
         with join_processes().main_process_first():
             if join_processes().is_main_process:
                 write()

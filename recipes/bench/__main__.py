@@ -269,7 +269,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     sizes = parser.add_mutually_exclusive_group()
     for size, text in {
-        "quick": "the numbers of the README (default)",
+        "quick": "the numbers of recipes/SPEED.md (default)",
         "full": "all shapes and densities",
     }.items():
         sizes.add_argument(f"--{size}", dest="size", action="store_const", const=size, help=text)

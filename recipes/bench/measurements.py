@@ -1,7 +1,8 @@
 """The benchmark's measurements, one function each: it yields keys and what was measured for them.
 
-A bare key stands for the setting that the README quotes: the first shape of the plan, density 0.75, greedy
-decoding. The same at another setting has that setting behind a dot: `train_slice_vs_dense.512x2048.d0.5`.
+A bare key stands for the setting that `recipes/SPEED.md` quotes: the first shape of the plan, density 0.75,
+greedy decoding. The same at another setting has that setting behind a dot:
+`train_slice_vs_dense.512x2048.d0.5`.
 """
 
 import functools

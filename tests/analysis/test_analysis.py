@@ -86,7 +86,11 @@ def test_a_language_whose_family_nobody_knows_is_named_beside_the_dashes():
     assert np.isnan(analysis.agreement.within).all()
     named = "family of xde, xes, xfr, xit, xnl, xsv"
     assert named in analysis.notes
-    assert named in analysis.agreement_table().render("text")
+    table = analysis.agreement_table().render("text")
+    assert named in table
+    assert "ways to deal" not in table
+    # Two families of three languages each: C(6, 3).
+    assert "all 20 ways to deal" in analyze(kin_masks(), families=FAMILIES).agreement_table().render("text")
 
 
 def test_random_masks_show_no_families():

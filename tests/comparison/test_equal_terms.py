@@ -74,3 +74,48 @@ def test_a_row_is_compared_with_fine_tuning_of_its_own_dropout_in_whatever_order
         notes = averages_table(comparison, "bleu").notes
         told = "ns_d0: its own training (continued_dropout=0.0), compared with finetune_d0"
         assert told in notes
+
+
+def test_of_a_row_that_was_not_run_nothing_is_told(tmp_path):
+    config = experiment(
+        tmp_path, {**PLAN, "finetune_d0": RowPlan(system="finetune", settings={"continued_dropout": 0.0})}
+    )
+    rows = planned_rows(config)
+    for row in rows[:2]:
+        finish(row.runs[0], 0.2)
+    assert not [
+        note for note in averages_table(compare_rows(config, rows), "bleu").notes if "finetune_d0" in note
+    ]
+
+
+def test_several_seeds_that_have_one_reference_are_told(tmp_path):
+    plan = {**PLAN, "ns": replace(PLAN["ns"], seeds=[1, 2]), "random": RowPlan(seeds=[1])}
+    config, rows, _ = finished(tmp_path, plan)
+    finish(rows[1].runs[1], 0.3)
+    comparison = compare_rows(config, rows)
+    assert [theirs.facts["seed"] for _, theirs in comparison.row("ns").against["finetune"].results] == [1, 1]
+    notes = averages_table(comparison, "bleu").notes
+    told = [note for note in notes if "all its seeds" in note]
+    assert told == ["ns: all its seeds are compared with the only one of finetune"]
+
+
+def test_earlier_tests_that_no_row_asks_for_are_kept_as_long_as_they_hold(tmp_path):
+    without = RowPlan(system="neuron_specialization", settings={"continued_dropout": 0.0}, seeds=[1])
+    config, rows, _ = finished(tmp_path, {**PLAN, "ns_d0": without})
+    kept = plain(compare_rows(config, rows).content())
+    assert "ns_d0 s1 against finetune s1" in kept["tests"]
+    # Now the plan has fine-tuning of that dropout, which the row is compared with; a row has left the plan.
+    own = RowPlan(system="finetune", settings={"continued_dropout": 0.0}, seeds=[1])
+    config = experiment(tmp_path, {"finetune": PLAN["finetune"], "ns_d0": without, "finetune_d0": own})
+    rows = planned_rows(config)
+    finish(rows[2].runs[0], 0.1)
+    comparison = compare_rows(config, rows, kept=kept)
+    assert comparison.row("ns_d0").against["finetune"].reference == "finetune_d0"
+    found = plain(comparison.content())["tests"]
+    assert {name: found[name] for name in kept["tests"]} == kept["tests"]
+    assert found.keys() - kept["tests"].keys() == {"ns_d0 s1 against finetune_d0 s1"}
+    assert list(comparison.tests) == ["ns_d0 s1 against finetune_d0 s1"]
+    # The fine-tuning is another one: what was tested against the old one is no more.
+    finish(rows[0].runs[0], 0.9)
+    found = plain(compare_rows(config, rows, kept=kept).content())["tests"]
+    assert "ns_d0 s1 against finetune s1" not in found

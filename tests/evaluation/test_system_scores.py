@@ -71,7 +71,7 @@ def test_an_average_over_some_directions_is_refused():
 def test_directions_that_reach_a_threshold_are_counted():
     assert board().at_least(5) == 1
     assert board().at_least(4) == 2
-    assert board().at_least(10, group=None) == 4
+    assert board().at_least(10) == 0
 
 
 def test_a_language_without_a_tier_is_named():

@@ -238,7 +238,7 @@ def test_status_counts_what_is_in_place_and_says_whether_the_weights_are_those_c
     for part in ("attached", "mask", "neuron", "13 of 13", "4 gated, 0 dense", "en-de", "0.5", "pair_ids"):
         assert part in text
     gate.detach()
-    masks.recipe = type(masks.recipe)(weight_fingerprint=weight_fingerprint(model, masks.sites))
+    masks.recipe = type(masks.recipe)(weight_fingerprint=weight_fingerprint(model))
     assert "as counted" in gate.status().weights
     model.model.encoder.layers[0].fc1.weight.data.add_(1)
     assert "changed" in gate.status().weights

@@ -215,7 +215,7 @@ def quantized_by_torchao():
 def test_a_quantized_base_is_silenced_in_the_outputs_of_its_linears(make, mode, silence):
     plain, batch = tiny_m2m100(), random_batch()
     masks, reference = random_masks(plain), make()
-    masks.recipe = type(masks.recipe)(weight_fingerprint=weight_fingerprint(reference, masks.sites))
+    masks.recipe = type(masks.recipe)(weight_fingerprint=weight_fingerprint(reference))
     for site in masks.sites:
         keep_F, bias_F = masks["de-en"][site.name], plain.get_submodule(site.name).bias.detach()
         instead = bias_F if silence == "weights" else torch.zeros(site.width)

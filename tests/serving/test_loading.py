@@ -17,7 +17,7 @@ from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import ExportConfig, export_model, pruned
 from nspec_hf.gating import GateConfig
 from nspec_hf.masks import NeuronMasks, Recipe
-from nspec_hf.recording import RecordConfig, find_sites, record, weight_fingerprint
+from nspec_hf.recording import RecordConfig, record, weight_fingerprint
 from nspec_hf.serving import load
 from tests.helpers.hub_stand_in import HubStandIn, run
 from tests.helpers.models import tiny_marian
@@ -43,7 +43,7 @@ def save(folder, network):
 
 def named(network, chosen, base, **more):
     """Return masks whose recipe names a base, with the fingerprint of its weights."""
-    counted = weight_fingerprint(network, find_sites(network))
+    counted = weight_fingerprint(network)
     recipe = Recipe(method="random", base_model=str(base), weight_fingerprint=counted, **more)
     return NeuronMasks(chosen.pairs, chosen.keep, recipe=recipe)
 
@@ -109,7 +109,7 @@ def test_a_level_of_the_masks_is_run_wherever_they_lie(network, tmp_path):
     base = save(tmp_path / "run/model", network)
     chosen.save_pretrained(tmp_path / "run/masks")
     trained_by(base, chosen)
-    counted = weight_fingerprint(network, find_sites(network))
+    counted = weight_fingerprint(network)
     recipe = replace(chosen.recipe, base_model=str(base), weight_fingerprint=counted)
     alone = NeuronMasks(chosen.pairs, chosen.keep, recipe=recipe, levels=chosen.levels)
     alone.save_pretrained(tmp_path / "masks")
@@ -155,7 +155,7 @@ def test_a_base_with_other_weights_than_were_counted_is_warned_about(network, ch
     named(network, chosen, tmp_path / "base").save_pretrained(tmp_path / "masks")
     with pytest.warns(UserWarning, match="trained or replaced since") as caught:
         loaded = load(tmp_path / "masks")
-    assert weight_fingerprint(network, find_sites(network)) in str(caught[0].message)
+    assert weight_fingerprint(network) in str(caught[0].message)
     assert loaded.weights.startswith("others")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nspec_hf.core import ConfigError, FolderInUseError, NspecError
-from nspec_hf.recording import find_sites, load_model, weight_fingerprint
+from nspec_hf.recording import load_model, weight_fingerprint
 from nspec_hf.systems import ExperimentConfig, Run, make_system, pretrain, read_settings, run_system
 from nspec_hf.systems.pipeline import check_training
 from nspec_hf.training import SpecializationTrainer
@@ -42,7 +42,7 @@ def test_a_result_says_which_weights_it_goes_on_from(based, tmp_path):
     config = config_of(file, "--base", base, "--work", tmp_path, "--results", tmp_path / "results")
     run_system(Run.of(config, "finetune"), make_system("finetune", {"continued_dropout": 0.0}))
     model = load_model(base)
-    assert result(tmp_path, "finetune")["base_weights"] == weight_fingerprint(model, find_sites(model))
+    assert result(tmp_path, "finetune")["base_weights"] == weight_fingerprint(model)
 
 
 def test_a_base_is_trained_by_one_process_at_a_time(tmp_path):
