@@ -172,8 +172,11 @@ def languages_of(pairs: Iterable[Pair]) -> list[str]:
 
 
 def main_language(code: str) -> str:
-    """Return a code without script and region, in small letters: `de` of `de_DE`, `deu` of `deu_Latn`."""
-    return re.split("[-_]", code)[0].lower()
+    """Return a code without script and region, in small letters: `de` of `de_DE`, `deu` of `deu_Latn`.
+
+    A modifier is left out too, and what a tag has around its code: `sr` of `sr@latin`, `en` of `__en__`.
+    """
+    return re.split("[-_@]", code.strip("_"))[0].lower()
 
 
 def is_english(code: str) -> bool:

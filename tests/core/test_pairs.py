@@ -81,7 +81,7 @@ def test_directions_come_in_the_order_of_their_languages():
     assert english_centric(["a", "b"], pivot="b") == ["b-a", "a-b"]
 
 
-@pytest.mark.parametrize("english", ["eng_Latn", "en_XX", "eng", "en-US"])
+@pytest.mark.parametrize("english", ["eng_Latn", "en_XX", "eng", "en-US", "__en__", "en@latin"])
 def test_the_usual_pivot_is_english_however_it_is_spelled(english):
     assert Pair(english, "deu_Latn").group() == ONE_TO_MANY
     assert Pair("deu_Latn", english).group() == MANY_TO_ONE
