@@ -45,7 +45,8 @@ class Pair(str):
         if not source or not target:
             raise ConfigError(f"a pair needs two language codes, got source {source!r} and target {target!r}")
         for code in (source, target):
-            if code.startswith(".") or not code.isprintable() or set(code) & set(' /\\<>:"|?*'):
+            # Nor a dot: what follows one in a file's name is its ending.
+            if not code.isprintable() or set(code) & set(' ./\\<>:"|?*'):
                 raise ConfigError(f"{code!r} is no language code, since it could not stand in a file's name")
         separator = "->" if "-" in source + target else "-"
         pair = super().__new__(cls, f"{source}{separator}{target}")

@@ -118,7 +118,9 @@ def test_the_index_of_a_pair_is_its_place_and_an_unknown_pair_is_named_with_thos
         pair_index([], "en-de", "masks")
 
 
-@pytest.mark.parametrize("code", ["../x", "x\n", "a/b", "a\\b", "a b", "a:b", "a>b", ".", "x\t", 'a"b', "\0"])
+@pytest.mark.parametrize(
+    "code", ["../x", "x\n", "a/b", "a\\b", "a b", "a:b", "a>b", ".", "e.n", "x\t", 'a"b', "\0"]
+)
 def test_a_code_that_could_not_stand_in_a_file_s_name_is_refused(code):
     for codes_ in ((code, "de"), ("en", code)):
         with pytest.raises(ConfigError, match="no language code"):
