@@ -461,6 +461,9 @@ def test_generate_writes_as_many_new_tokens_as_the_script_s_own_does():
     tag = specialize.rows.tags.tag_id("de")
     bounds = {"max_new_tokens": 5, "min_new_tokens": 5}
     for given in (
+        {},
+        {"num_beams": 2, "max_new_tokens": None},
+        {"min_new_tokens": 30},
         bounds,
         {"max_new_tokens": 5},
         {"max_length": 6},
@@ -471,6 +474,9 @@ def test_generate_writes_as_many_new_tokens_as_the_script_s_own_does():
         known = {"attention_mask": mask, **({} if "input_ids" in given else {"input_ids": ids}), **given}
         expected = plain_one.generate(**known, forced_bos_token_id=tag)
         assert network.generate(**known).tolist() == expected.tolist()
+    network.config.max_position_embeddings = plain_one.config.max_position_embeddings = 9
+    expected = plain_one.generate(ids, attention_mask=mask, forced_bos_token_id=tag)
+    assert network.generate(ids, attention_mask=mask).tolist() == expected.tolist()
     network.generation_config.update(**bounds)
     assert network.generate(ids).shape[1] == 6
     assert network.generate(None, input_ids=ids)[:, 1].tolist() == [tag] * 3
