@@ -359,6 +359,23 @@ def test_a_class_with_a_loss_of_its_own_gets_what_the_plain_trainer_gives_it(nor
     assert trainer.evaluate()["eval_loss"] > 0
 
 
+@pytest.mark.parametrize("generates", [False, True])
+def test_the_loss_of_an_evaluation_is_not_smoothed_whether_it_generates_or_not(generates, tmp_path):
+    settings = {"label_smoothing_factor": 0.3, "per_device_eval_batch_size": 16}
+    trainer = script(tmp_path, predict_with_generate=generates, generation_max_length=4, **settings)
+    collate, total, tokens = PairCollator(tokenizer(), specialized(trainer).pairs), 0.0, 0
+    for row in rows():
+        batch = collate([row])
+        labels = batch.pop("labels")[0]
+        with torch.no_grad():
+            log_p = trainer.model.eval()(**batch).logits[0].log_softmax(-1)
+        total -= sum(log_p[place, label].item() for place, label in enumerate(labels))
+        tokens += len(labels)
+    assert trainer.predict(rows()).metrics["test_loss"] == pytest.approx(total / tokens, abs=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / tokens, abs=1e-5)
+    assert trainer.label_smoother is not None
+
+
 def test_a_loss_of_the_script_is_left_alone(tmp_path):
     trainer = script(tmp_path)
     trainer.compute_loss_func = own = lambda outputs, labels, num_items_in_batch=None: outputs[
