@@ -45,7 +45,8 @@ class Pair(str):
         if not source or not target:
             raise ConfigError(f"a pair needs two language codes, got source {source!r} and target {target!r}")
         for code in (source, target):
-            if code.startswith(".") or not code.isprintable() or set(code) & set(' /\\<>:"|?*'):
+            # Nor a dot: what follows one in a file's name is its ending.
+            if not code.isprintable() or set(code) & set(' ./\\<>:"|?*'):
                 raise ConfigError(f"{code!r} is no language code, since it could not stand in a file's name")
         separator = "->" if "-" in source + target else "-"
         pair = super().__new__(cls, f"{source}{separator}{target}")
@@ -172,8 +173,11 @@ def languages_of(pairs: Iterable[Pair]) -> list[str]:
 
 
 def main_language(code: str) -> str:
-    """Return a code without script and region, in small letters: `de` of `de_DE`, `deu` of `deu_Latn`."""
-    return re.split("[-_]", code)[0].lower()
+    """Return a code without script and region, in small letters: `de` of `de_DE`, `deu` of `deu_Latn`.
+
+    A modifier is left out too, and what a tag has around its code: `sr` of `sr@latin`, `en` of `__en__`.
+    """
+    return re.split("[-_@]", code.strip("_"))[0].lower()
 
 
 def is_english(code: str) -> bool:

@@ -37,8 +37,10 @@ class PairCollator:
 
     A row is a dict that names its pair, as `pair` (`"en-de"`) or as `pair_ids` (its index in `pairs`), and
     holds either `input_ids` and `labels` (as an `EncodedCorpus` gives them, language tags included) or text:
-    `source` and `target`, or `translation` (`{"en": …, "de": …}`). Other columns are left out. Padding that a
-    row of ids brings along is taken off: positions of `attention_mask` 0, labels of -100, padding at the end.
+    `source` and `target`, or `translation` (`{"en": …, "de": …}`). Other columns are left out, and of
+    these a pair, ids or a translation of None, as concatenated data sets of different columns have. Padding
+    that a row of ids brings along is taken off: positions of `attention_mask` 0, labels of -100, padding at
+    the end.
     A batch whose rows all have no target (to be translated) has neither `labels` nor `decoder_input_ids`.
 
     Args:
@@ -119,7 +121,7 @@ class PairCollator:
 
     def _index(self, row: Mapping[str, Any]) -> int:
         number = row.get("pair_ids")
-        if "pair" in row:
+        if row.get("pair") is not None:
             index = pair_index(self._numbers, row["pair"], "collator's pairs")
             if number is not None and int(number) != index:
                 raise CorpusError(
@@ -162,12 +164,13 @@ class PairCollator:
 
     def _encode(self, row: Mapping[str, Any], pair: Pair) -> tuple[list[int], list[int] | None]:
         """Return the ids of both sides; None where a row has no target."""
-        if "input_ids" in row and "labels" in row:
+        if row.get("input_ids") is not None and row.get("labels") is not None:
             sides = self._without_padding(row, pair)
             self.tags.check_row(*sides, pair)
             return sides
-        texts = row.get("translation", row)
-        names = (pair.source, pair.target) if "translation" in row else ("source", "target")
+        translation = row.get("translation")
+        texts = row if translation is None else translation
+        names = ("source", "target") if translation is None else (pair.source, pair.target)
         if not isinstance(texts, Mapping) or names[0] not in texts:
             raise _expected(row, pair)
         for name in names:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from nspec_hf.core import ConfigError, NotFiniteError, Pair, warn
+from nspec_hf.core import ConfigError, NotFiniteError, Pair, require, warn
 from nspec_hf.data import LanguageTags
 
 _OURS = {
@@ -65,11 +65,15 @@ def check_texts(texts: Sequence[str], pair: str | Sequence[str]) -> list[Pair]:
     """Return the pair of each text.
 
     Raises:
-        ConfigError: If a text is no string, or there are not as many pairs as texts.
+        ConfigError: If a text is no string, or holds half a character, which no tokenizer takes, or there are
+            not as many pairs as texts.
     """
     wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
     if wrong is not None:
         raise ConfigError(f"texts are strings, but text {wrong} is {texts[wrong]!r}")
+    for number, text in enumerate(texts):
+        whole = text.isascii() or text.encode(errors="replace").decode() == text
+        require(whole, f"text {number} holds half a character: {text!r:.80}")
     pairs = [Pair(pair)] * len(texts) if isinstance(pair, str) else list(map(Pair, pair))
     if len(pairs) != len(texts):
         raise ConfigError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair, or one for each text")

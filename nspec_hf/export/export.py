@@ -212,7 +212,7 @@ class _Work:
         own, chosen, config = self.own, self.chosen, self.config
         parts: list[tuple[NeuronMasks | None, Sequence[Pair], Path]] = [(chosen, self.pairs, folder)]
         if own is not None and self.sharing == "apart":
-            parts = [(own.subset([pair]), [pair], folder / pair) for pair in self.pairs]
+            parts = [(own.subset([pair]), [pair], folder / pair.file_name) for pair in self.pairs]
         tags, parameters = trimmed.after if trimmed else self.tags, 0
         for number, (masks, pairs, place) in enumerate(parts, 1):
             last = release and number == len(parts)

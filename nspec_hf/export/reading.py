@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from nspec_hf.core import ArtifactError, read_json, require
+from nspec_hf.core import ArtifactError, Pair, read_json, require
 from nspec_hf.data import LanguageTags
 from nspec_hf.export.config import ExportConfig
 from nspec_hf.export.ctranslate2 import Decoder
@@ -60,7 +60,8 @@ def exported_masks(folder: Path, coverage: float | None = None) -> NeuronMasks |
 
 def folder_of_pair(folder: Path, pair: str) -> Path:
     """Return where the model of a pair lies: in a folder of its own, or with those of all pairs."""
-    return folder / pair if (folder / pair).is_dir() else folder
+    own = (folder / name for name in (Pair(pair).file_name, pair))  # the second is what older exports have
+    return next((place for place in own if place.is_dir()), folder)
 
 
 def exported_tokens(

@@ -86,9 +86,14 @@ def generation_setting(model: Any, arguments: Mapping[str, Any], name: str) -> A
 def bounds_with_prompt(model: Any, arguments: Mapping[str, Any], length: int) -> dict[str, int]:
     """Return `generate`'s bounds of new tokens for rows that begin with a prompt of so many tokens.
 
-    `generate` counts the tokens that it forces behind the start as new, but none of a prompt.
+    `generate` counts the tokens that it forces behind the start as new, but none of a prompt; where nothing
+    is asked for, it writes 20 new ones, as far as there are positions.
     """
     asked = {
         name: generation_setting(model, arguments, name) for name in ("max_new_tokens", "min_new_tokens")
     }
+    if asked["max_new_tokens"] is None and generation_setting(model, arguments, "max_length") is None:
+        usual = model.generation_config._get_default_generation_params()["max_length"]
+        positions = getattr(model.config, "max_position_embeddings", None) or usual + 1
+        asked["max_new_tokens"] = min(usual, positions - 1)
     return {name: max(1, bound - length + 1) for name, bound in asked.items() if bound is not None}

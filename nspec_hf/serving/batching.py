@@ -105,9 +105,6 @@ class BatchingTranslator:
         """
         texts = list(texts)
         pairs = check_texts(texts, pair)
-        for number, text in enumerate(texts):
-            whole = text.encode(errors="replace").decode() == text or text.isascii()
-            require(whole, f"text {number} holds half a character: {text!r:.80}")
         for each in dict.fromkeys(pairs):
             self.loaded.check(each)
         request = _Request(texts, pairs, check_settings(settings))

@@ -195,6 +195,16 @@ class HookedTrainer(Seq2SeqTrainer):
         self.gather_function = partial(self.accelerator.gather_for_metrics, use_gather_object=objects)
         return super().evaluation_loop(*args, **kwargs)
 
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as the library does, which smooths the loss where it generates; here no evaluation does."""
+        smoother = self.label_smoother
+        if isinstance(self.compute_loss_func, TokenLoss):
+            self.label_smoother = None
+        try:
+            return super().prediction_step(*args, **kwargs)
+        finally:
+            self.label_smoother = smoother
+
     def _metrics_of(
         self, data: Dataset, rows: int, ignore_keys: list[str] | None, prefix: str, generation: dict[str, Any]
     ) -> dict[str, Any]:

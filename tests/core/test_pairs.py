@@ -81,7 +81,7 @@ def test_directions_come_in_the_order_of_their_languages():
     assert english_centric(["a", "b"], pivot="b") == ["b-a", "a-b"]
 
 
-@pytest.mark.parametrize("english", ["eng_Latn", "en_XX", "eng", "en-US"])
+@pytest.mark.parametrize("english", ["eng_Latn", "en_XX", "eng", "en-US", "__en__", "en@latin"])
 def test_the_usual_pivot_is_english_however_it_is_spelled(english):
     assert Pair(english, "deu_Latn").group() == ONE_TO_MANY
     assert Pair("deu_Latn", english).group() == MANY_TO_ONE
@@ -118,7 +118,9 @@ def test_the_index_of_a_pair_is_its_place_and_an_unknown_pair_is_named_with_thos
         pair_index([], "en-de", "masks")
 
 
-@pytest.mark.parametrize("code", ["../x", "x\n", "a/b", "a\\b", "a b", "a:b", "a>b", ".", "x\t", 'a"b', "\0"])
+@pytest.mark.parametrize(
+    "code", ["../x", "x\n", "a/b", "a\\b", "a b", "a:b", "a>b", ".", "e.n", "x\t", 'a"b', "\0"]
+)
 def test_a_code_that_could_not_stand_in_a_file_s_name_is_refused(code):
     for codes_ in ((code, "de"), ("en", code)):
         with pytest.raises(ConfigError, match="no language code"):

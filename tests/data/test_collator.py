@@ -95,7 +95,10 @@ def test_encoded_rows_and_translations_give_the_same_batch(collator):
         }
         for row in ROWS
     ]
-    for rows in (translations, encoded):
+    # What `concatenate_datasets` makes of data sets that have different columns.
+    names = {name for rows in (ROWS, translations, encoded) for row in rows for name in row}
+    several = [dict.fromkeys(names) | row for row in (ROWS[0], *translations[1:-1], encoded[-1])]
+    for rows in (translations, encoded, several):
         batch = collator(rows)
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
 

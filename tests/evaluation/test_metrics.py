@@ -98,7 +98,9 @@ def test_detokenized_bleu_splits_punctuation_and_tokenized_bleu_does_not():
     assert "tok:none" in found.signature
 
 
-@pytest.mark.parametrize("pair", ["en-zh", "en->zh-CN", "en-zh_CN", "eng_Latn-zho_Hans"])
+@pytest.mark.parametrize(
+    "pair", ["en-zh", "en->zh-CN", "en-zh_CN", "eng_Latn-zho_Hans", "__en__-__zh__", "en-zh@trad"]
+)
 def test_chinese_is_cut_into_characters_however_its_code_is_spelled(pair):
     found = score(["今天天气好"], ["今天天气很好"], "bleu", pair)
     assert found.tokenizer == "zh"

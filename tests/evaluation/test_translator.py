@@ -335,6 +335,8 @@ def test_what_is_no_text_or_no_masks_is_refused_and_any_iterable_of_texts_is_tak
     assert translator.translate((text for text in said), "en-de", max_new_tokens=4) == expected
     with pytest.raises(ConfigError, match="text 1 is None"):
         translator.translate(["one", None], "en-de")
+    with pytest.raises(ConfigError, match="text 1 holds half a character"):
+        translator.translate(["one", "\ud800"], "en-de")
     with pytest.raises(ConfigError, match=r"from_pretrained reads saved ones\) or a gate, got str"):
         Translator(network, tokenizer(), "me/my-masks")
 

@@ -230,6 +230,28 @@ def test_a_group_for_ctranslate2_is_a_model_a_pair_or_one_for_all_where_that_is_
     assert (loaded.masks, loaded.gate) == (None, None)
 
 
+def test_folders_of_a_group_have_names_that_every_system_takes_and_older_ones_are_still_read(tmp_path):
+    pytest.importorskip("ctranslate2")
+    network, codes = model(), {"zh-TW": "de"}
+    pairs = [Pair("zh-TW", "en"), Pair("en", "zh-TW")]
+    chosen = masks(network, pairs)
+    form = ExportConfig(format="ctranslate2")
+    export_model(network, tokenizer(), chosen, pairs, tmp_path / "made", form, codes=codes)
+    names = [path.name for path in (tmp_path / "made").rglob("*")]
+    assert not set("".join(names)) & set('<>:"|?*\\')
+    assert {"zh-TW--en", "en--zh-TW"} <= set(names)
+    rows = ["eins zwei drei", "one two three"]
+    alone = [
+        Translator(pruned(network, chosen, pair)[0], LanguageTags(tokenizer(), codes), None, SHORT)
+        for pair in pairs
+    ]
+    expected = [one.translate(*each) for one, each in zip(alone, zip(rows, pairs, strict=True), strict=True)]
+    assert load(tmp_path / "made", translate=SHORT, codes=codes).translate(rows, pairs) == expected
+    for pair in pairs:
+        (tmp_path / "made" / pair.file_name).rename(tmp_path / "made" / pair)
+    assert load(tmp_path / "made", translate=SHORT, codes=codes).translate(rows, pairs) == expected
+
+
 @pytest.mark.parametrize("quantization", ["int8", "int8_float32"])
 def test_quantized_models_of_a_group_are_those_of_each_pair_alone_and_the_whole_one_is_untouched(
     quantization, tmp_path

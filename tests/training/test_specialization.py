@@ -359,6 +359,23 @@ def test_a_class_with_a_loss_of_its_own_gets_what_the_plain_trainer_gives_it(nor
     assert trainer.evaluate()["eval_loss"] > 0
 
 
+@pytest.mark.parametrize("generates", [False, True])
+def test_the_loss_of_an_evaluation_is_not_smoothed_whether_it_generates_or_not(generates, tmp_path):
+    settings = {"label_smoothing_factor": 0.3, "per_device_eval_batch_size": 16}
+    trainer = script(tmp_path, predict_with_generate=generates, generation_max_length=4, **settings)
+    collate, total, tokens = PairCollator(tokenizer(), specialized(trainer).pairs), 0.0, 0
+    for row in rows():
+        batch = collate([row])
+        labels = batch.pop("labels")[0]
+        with torch.no_grad():
+            log_p = trainer.model.eval()(**batch).logits[0].log_softmax(-1)
+        total -= sum(log_p[place, label].item() for place, label in enumerate(labels))
+        tokens += len(labels)
+    assert trainer.predict(rows()).metrics["test_loss"] == pytest.approx(total / tokens, abs=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / tokens, abs=1e-5)
+    assert trainer.label_smoother is not None
+
+
 def test_a_loss_of_the_script_is_left_alone(tmp_path):
     trainer = script(tmp_path)
     trainer.compute_loss_func = own = lambda outputs, labels, num_items_in_batch=None: outputs[
@@ -461,6 +478,9 @@ def test_generate_writes_as_many_new_tokens_as_the_script_s_own_does():
     tag = specialize.rows.tags.tag_id("de")
     bounds = {"max_new_tokens": 5, "min_new_tokens": 5}
     for given in (
+        {},
+        {"num_beams": 2, "max_new_tokens": None},
+        {"min_new_tokens": 30},
         bounds,
         {"max_new_tokens": 5},
         {"max_length": 6},
@@ -471,6 +491,9 @@ def test_generate_writes_as_many_new_tokens_as_the_script_s_own_does():
         known = {"attention_mask": mask, **({} if "input_ids" in given else {"input_ids": ids}), **given}
         expected = plain_one.generate(**known, forced_bos_token_id=tag)
         assert network.generate(**known).tolist() == expected.tolist()
+    network.config.max_position_embeddings = plain_one.config.max_position_embeddings = 9
+    expected = plain_one.generate(ids, attention_mask=mask, forced_bos_token_id=tag)
+    assert network.generate(ids, attention_mask=mask).tolist() == expected.tolist()
     network.generation_config.update(**bounds)
     assert network.generate(ids).shape[1] == 6
     assert network.generate(None, input_ids=ids)[:, 1].tolist() == [tag] * 3
