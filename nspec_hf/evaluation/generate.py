@@ -17,6 +17,7 @@ from nspec_hf.core import (
     ConfigError,
     Pair,
     as_line,
+    as_pairs,
     digest,
     lock_folder,
     plain,
@@ -45,9 +46,11 @@ def translate_test_set(
     settings made them of the same text. A line break in a translation becomes a space.
 
     Raises:
+        ConfigError: If a pair comes twice.
         UnknownPairError: If there are masks, but none for a pair.
         FolderInUseError: If another process translates into the folder: its lines would get this one's name.
     """
+    as_pairs(text.pair for text in texts)
     with lock_folder(folder) if rank() == 0 else nullcontext():
         return _translate_all(translator, texts, folder)
 

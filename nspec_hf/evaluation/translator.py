@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from nspec_hf.core import ConfigError, NspecError, Pair, as_often, generating, is_spread, warn
+from nspec_hf.core import ConfigError, NspecError, Pair, as_often, as_pairs, generating, is_spread, warn
 from nspec_hf.data import LanguageTags, PairText, as_tags
 from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import ScoreCheck, check_generation, check_texts, sees_rows, shortened
@@ -158,7 +158,8 @@ class Translator:
         return results
 
     def translate_corpus(self, texts: Sequence[PairText]) -> dict[Pair, list[str]]:
-        """Return the translations of the sources of several pairs, in common batches; see `translate`."""
+        """Return the translations of several pairs, each named once, in common batches; see `translate`."""
+        as_pairs(text.pair for text in texts)
         sources = [source for text in texts for source in text.sources]
         translated = iter(self.translate(sources, [text.pair for text in texts for _ in text.sources]))
         return {text.pair: [next(translated) for _ in text.sources] for text in texts}

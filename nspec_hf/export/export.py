@@ -267,9 +267,10 @@ def _of_pairs(texts: Sequence[PairText], pairs: Sequence[Pair]) -> list[PairText
     """Return the text of each pair, in their order.
 
     Raises:
-        ConfigError: If there is none of one of them.
+        ConfigError: If there is none of one of them, or of one twice.
     """
-    found = {text.pair: text for text in texts if len(text)}
+    some = [text for text in texts if len(text)]
+    found = dict(zip(as_pairs(text.pair for text in some), some, strict=True))
     missing = [str(pair) for pair in pairs if pair not in found]
     if missing:
         raise ConfigError(f"no text for {', '.join(missing)}, which trimming a vocabulary needs")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nspec_hf.core import ConfigError, Pair, SiteMismatchError, UnknownLanguageError, UnknownPairError
-from nspec_hf.data import LanguageTags
-from nspec_hf.evaluation import TranslateConfig, Translator
+from nspec_hf.data import LanguageTags, PairText
+from nspec_hf.evaluation import TranslateConfig, Translator, translate_test_set
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks, Recipe
 from tests.helpers.families import tiny_led
@@ -167,6 +167,9 @@ def test_a_limit_of_ones_own_cuts_earlier():
     config = TranslateConfig(num_beams=1, max_source=8, progress=False)
     with pytest.warns(UserWarning, match="longer than 8 tokens"):
         Translator(model(), tokenizer(), config=config).translate("one two " * 6, "en-de")
+    short = model(max_position_embeddings=20)
+    own = [TranslateConfig(max_source=most) for most in (8, 50)]
+    assert [Translator(short, tokenizer(), config=each).limit for each in own] == [8, 20]
 
 
 def test_an_output_never_runs_beyond_the_models_positions():
@@ -303,6 +306,16 @@ def test_wrong_requests_are_refused_before_anything_is_translated():
     for wrong in ({"num_beams": 0}, {"length_ratio": 0}, {"max_source": 3}):
         with pytest.raises(ConfigError):
             TranslateConfig(**wrong)
+
+
+def test_text_of_one_pair_in_two_parts_is_refused_since_one_would_take_the_other_s_place(tmp_path):
+    parts = [PairText(Pair("en-de"), [said], ["x"]) for said in ("one two", "three")]
+    translator = Translator(model(), tokenizer(), config=BEAMS)
+    with pytest.raises(ConfigError, match="named again: en-de"):
+        translator.translate_corpus(parts)
+    with pytest.raises(ConfigError, match="named again: en-de"):
+        translate_test_set(translator, parts, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tag_on_the_source_alone_needs_no_prompt():

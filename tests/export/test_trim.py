@@ -20,6 +20,7 @@ from nspec_hf.export import (
     pruned,
     tokenizer_cut,
 )
+from nspec_hf.export.trim import measure, share_resegmented, trim
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import decoder_prompt, find_sites
 from tests.helpers.models import SIX_ARCHITECTURES
@@ -181,6 +182,27 @@ def test_what_is_measured_is_what_the_text_says(tmp_path):
     assert f"{measured.tokens:,} of {measured.tokens_dense:,} tokens" in str(report)
 
 
+def test_without_held_out_text_the_first_of_the_counted_is_measured(tmp_path):
+    name = "recipe_unigram"
+    model, tokenizer, _ = setting(name, tmp_path)
+    tokenizer.save_pretrained(tmp_path / "cut")
+    counted, tags = texts(name, COUNTED), LanguageTags(tokenizer)
+    trimmed = trim(model, tags, counted, 10, tmp_path / "cut")
+    kept = [number for number in trimmed.kept if number not in tokenizer.all_special_ids][:5]
+    written = {pair: [[number] for number in kept] for pair in PAIRS[name]}
+    found = {pair: trimmed.new(each) for pair, each in written.items()}
+    first = next(iter(found))
+    found[first][0] = found[first][1]
+    report = measure(trimmed, counted, [], 5, found, written)
+    lines = [line for text in counted for line in [*text.sources[:5], *text.targets[:5]]]
+    smaller = AutoTokenizer.from_pretrained(tmp_path / "cut")
+    other = sum(smaller.tokenize(line) != tokenizer.tokenize(line) for line in lines)
+    assert (report.held_out, report.resegmented) == (0, other / len(lines))
+    whole = share_resegmented(trimmed, counted)
+    assert 0 < report.resegmented != whole
+    assert report.unchanged == 1 - 1 / sum(map(len, written.values()))
+
+
 def test_a_model_whose_rows_are_other_tokens_is_not_left_behind(tmp_path, monkeypatch):
     model, tokenizer, masks = setting("recipe_unigram", tmp_path)
     cut = export_file.cut_vocabulary
@@ -215,6 +237,14 @@ def test_pairs_without_text_to_count_are_missed_by_name(tmp_path):
             tmp_path / "out",
             counted=texts("recipe_unigram", COUNTED)[:1],
         )
+
+
+def test_text_to_count_that_comes_in_two_parts_is_refused_since_one_would_not_be_counted(tmp_path):
+    model, tokenizer, masks = setting("recipe_unigram", tmp_path)
+    parts = [texts("recipe_unigram", COUNTED, seed)[0] for seed in (0, 1)]
+    with pytest.raises(ConfigError, match="named again: en-de"):
+        export_model(model, tokenizer, masks, "en-de", tmp_path / "out", counted=parts)
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_are_released_are_gone_and_the_export_is_the_same(tmp_path):
