@@ -258,7 +258,7 @@ def _cut_sorted(limits: np.ndarray, max_tokens: int, offset: int) -> list[int]:
     ends, start = [], 0
     while start < len(limits):
         most = max_tokens // max(int(limits[start]), 1)
-        padded = np.arange(1, min(most, len(limits) - start) + 1) * limits[start : start + most].astype(int)
+        padded = np.arange(1, min(most, len(limits) - start) + 1) * limits[start : start + most]
         start += int(np.searchsorted(padded, max_tokens, side="right"))
         ends.append(offset + start)
     return ends

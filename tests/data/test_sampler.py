@@ -245,3 +245,22 @@ def test_sentences_that_are_longer_than_the_longest_that_was_asked_for_are_told(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PairBatchSampler(lengths, pair_ids, BatchConfig(max_tokens=40, max_length=12))
+
+
+def test_which_sentences_of_a_large_pair_come_is_drawn_with_the_seed():
+    """Else every run begins with the same ones, and a run of one epoch never sees the others."""
+    lengths, pair_ids = np.arange(1, 61), np.repeat([0, 1], [56, 4])
+
+    def drawn(seed):
+        config = BatchConfig(max_tokens=BUDGET, temperature=5.0, seed=seed)
+        return sorted(np.concatenate(PairBatchSampler(lengths, pair_ids, config).plan(0)).tolist())
+
+    assert drawn(1) == drawn(1)
+    assert len({tuple(drawn(seed)) for seed in (1, 2, 3)}) == 3
+
+
+def test_a_batch_of_two_is_halved_and_a_sentence_may_be_empty():
+    two = PairBatchSampler([30, 30], [0, 0], BatchConfig(max_tokens=BUDGET), world_size=2)
+    assert sorted(batch.tolist() for batch in two.plan(0)) == [[0], [1]]
+    empty = PairBatchSampler([0, 3, 0], [0, 0, 0], BatchConfig(max_tokens=BUDGET), shuffle=False)
+    assert [batch.tolist() for batch in empty.plan(0)] == [[0, 2, 1]]
