@@ -1,12 +1,18 @@
 """A batch says what the model needs: decoder inputs as the library makes them, and each row's pair."""
 
+import copy
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PegasusTokenizer,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right as shift_m2m100
 from transformers.models.marian.modeling_marian import shift_tokens_right as shift_marian
 from transformers.models.mbart.modeling_mbart import shift_tokens_right as shift_mbart
@@ -187,6 +193,10 @@ def test_what_a_decoder_starts_from_is_known_given_or_asked_for(tokenizers):
         }
         assert starts == {"m2m100": 2, "t5": 0}
         assert PairCollator(tokenizers["marian_one_target"], ["en-de"]).decoder_start_token_id == 1
+        pegasus = PegasusTokenizer(
+            vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", 0.0)], offset=0
+        )
+        assert PairCollator(pegasus, ["en-de"]).decoder_start_token_id == 0
         assert PairCollator(tokenizers["madlad"], ["en-de"], 0).decoder_start_token_id == 0
     with pytest.raises(ConfigError, match=r"decoder_start_token_id=model\.config\.decoder_start_token_id"):
         PairCollator(tokenizers["madlad"], ["en-de"])
@@ -197,6 +207,9 @@ def test_what_a_decoder_starts_from_is_known_given_or_asked_for(tokenizers):
 def test_several_targets_without_a_tag_are_warned_about(tokenizers):
     with pytest.warns(UserWarning, match="nothing tells the model which language to write: de, fr"):
         PairCollator(tokenizers["marian_one_target"], ["en-de", "en-fr"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PairCollator(tokenizers["marian_one_target"], ["en-de", "fr-de"])
 
 
 def test_padding_that_rows_bring_along_is_taken_off(tokenizers):
@@ -212,6 +225,16 @@ def test_padding_that_rows_bring_along_is_taken_off(tokenizers):
     for row in (right, left, unsaid):
         batch = collator([{**row, "pair": "en-de"}])
         assert all(torch.equal(batch[name], value) for name, value in text.items())
+
+
+def test_the_end_of_a_sentence_stays_where_padding_is_the_same_token(tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["m2m100"])
+    tokenizer.pad_token = tokenizer.eos_token
+    collator, tags = PairCollator(tokenizer, ["en-de"]), LanguageTags(tokenizer)
+    ids, labels = tags.encode_source(TEXT[:1], "en-de")[0], tags.encode_target(TEXT[1:2], "en-de")[0]
+    assert ids[-1] == labels[-1] == tokenizer.pad_token_id
+    batch = collator([{"pair": "en-de", "input_ids": ids, "labels": labels}])
+    assert (batch["input_ids"].tolist(), batch["labels"].tolist()) == ([ids], [labels])
 
 
 def test_rows_that_contradict_themselves_are_refused(tokenizers):
@@ -243,6 +266,7 @@ def test_rows_without_a_target_are_a_batch_to_be_translated(collator):
         ({"translation": {"en": "a", "de": 5}}, "a row of en-de: de is 5, no text"),
         ({"input_ids": [4, -7], "labels": [5]}, "a row of en-de: input_ids hold -7"),
         ({"input_ids": [4], "labels": [-100]}, "a row of en-de: labels hold nothing"),
+        ({"input_ids": [4], "labels": [5, -7]}, "a row of en-de: labels hold -7"),
     ],
 )
 def test_an_error_names_the_field_of_a_row_that_is_wrong(collator, row, message):

@@ -235,6 +235,26 @@ def test_what_a_sentence_quotes_is_never_read_as_a_special_token_in_any_family(t
         ]
 
 
+def test_what_stands_beside_a_quoted_tag_is_read_as_it_is_without_one():
+    letters = ["d", "e", "_"]
+    tags = LanguageTags(words("dog", "cat", *letters, "__en__", "__de__"))
+    known = tags.tokenizer.get_vocab()
+    expected = ["__en__", "dog", *"__de__", "cat", "</s>"]
+    found = tags.encode_source(["dog __de__ cat"], "en-de")
+    assert found == [[known[token] for token in expected]]
+
+
+def test_a_prefix_may_hold_the_word_that_a_text_begins_with(tokenizers):
+    named = {"es": "a small", "en": "man talk"}  # names of one's own come before the usual ones
+    expected = tokenizers["t5"](["translate a small to man talk: a dog"])["input_ids"]
+    assert LanguageTags(tokenizers["t5"], named).encode_source(["a dog"], "es-en") == expected
+
+
+def test_a_tag_of_ones_own_may_have_a_hyphen():
+    tags = LanguageTags(words("dog", additional_special_tokens=["__zh-Hant__", "__en__"]))
+    assert tags.encode_source(["dog"], Pair("zh-Hant", "en")) == [[4, 3, 1]]
+
+
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_nllb_of_the_old_behaviour_has_its_tags_at_the_end_as_the_library_has_them(side):
     vocabulary = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", "a"])}
