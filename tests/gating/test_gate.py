@@ -471,7 +471,8 @@ def test_a_loop_with_a_gate_alone_trains_nothing_that_is_not_saved(mode, tmp_pat
     model = tiny_marian().requires_grad_().train()
     batch = random_batch(pairs=1) if mode == "slice" else random_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    model(**without_ids(batch)).loss.backward()  # what is left of an earlier step is not made up for
+    for weight in model.parameters():  # what is left of an earlier step is not made up for
+        weight.grad = torch.ones_like(weight)
     gate = NeuronGate(model, random_masks(model), GateConfig(mode=mode)).attach()
     for _ in range(3):
         model(**batch).loss.backward()
@@ -485,6 +486,15 @@ def test_a_loop_with_a_gate_alone_trains_nothing_that_is_not_saved(mode, tmp_pat
         trained, again = (each.eval()(**without_ids(batch)).logits for each in (model, loaded))
     assert torch.equal(trained, again)
     assert not torch.allclose(trained, tiny_marian()(**without_ids(batch)).logits, atol=1e-3)
+
+
+def test_what_was_frozen_before_the_gate_is_frozen_after_it():
+    model = tiny_marian().requires_grad_()
+    frozen = "model.encoder.embed_positions.weight"
+    model.get_parameter(frozen).requires_grad_(False)
+    with NeuronGate(model, random_masks(model)):
+        pass
+    assert [name for name, weight in model.named_parameters() if not weight.requires_grad] == [frozen]
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------

@@ -129,6 +129,15 @@ def test_ids_of_another_shape_or_type_are_refused(model, masks, ids, message):
             model.generate(batch["input_ids"], pair_ids=ids, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("name", ["input_ids", "inputs", "inputs_embeds", "input_features", "labels"])
+def test_rows_are_counted_in_whatever_form_they_come(name):
+    """Four rows and two pairs would be taken for two samples of two beams."""
+    routing = Routing(PAIRS)
+    for call in (routing.enter, lambda _, *of: routing.generation(*of).__enter__()):
+        with pytest.raises(RoutingError, match="pair_ids has 2 rows, the batch has 4"):
+            call(object(), torch.tensor([0, 1]), {name: torch.zeros(4, 3, 8)})
+
+
 @pytest.mark.parametrize("ids", ["en-de", ["en-de", 1], [None, None]])
 def test_ids_that_are_no_numbers_are_refused_by_name(model, masks, ids):
     with NeuronGate(model, masks), pytest.raises(RoutingError, match="pair_ids is one in"):
@@ -180,6 +189,7 @@ def test_a_zero_shot_pair_is_composed_on_request(model, masks):
     composed = NeuronGate(model, masks.compose("de-fr", pivot="en"))
     with composed, torch.no_grad():
         expected = model(**batch, pair_ids=torch.full((4,), 3)).logits
+    assert [gate.knows(pair) for pair in ("de-fr", "fr-de", "en-de")] == [True, False, True]
     with gate, torch.no_grad():
         gate.use("de-fr")
         assert gate.masks.pairs == [*PAIRS, "de-fr"]
@@ -257,6 +267,10 @@ def test_masks_that_are_selected_anew_are_composed_anew(model, mode):
         torch.testing.assert_close(found, model(**batch, pair_ids=ids).logits)
     with pytest.raises(ConfigError, match="same pairs"):
         gate.replace_masks(other.subset(pairs[:2]))
+    fewer = {name: keep_PF for name, keep_PF in other.keep.items() if "encoder" in name}
+    with pytest.raises(ConfigError, match="same pairs and sites"):
+        gate.replace_masks(NeuronMasks(other.pairs, fewer))
+    assert gate.masks == other.compose("de-fr")
 
 
 def test_languages_are_read_row_by_row(model, masks):
@@ -331,7 +345,20 @@ def test_a_cache_of_keys_and_values_goes_on_with_the_pairs_that_filled_it_and_no
             go_on(filled)
         with pytest.raises(RoutingError, match="computed as en-de"):
             model.generate(source, past_key_values=filled.past_key_values, max_new_tokens=2)
+        # Rows may be taken out of a cache, and those that are left are of the pairs that filled it.
+        filled = fill(pair_ids=[0, 2])
+        filled.past_key_values.batch_select_indices(torch.tensor([1]))
+        one = {
+            "encoder_outputs": (filled.encoder_last_hidden_state[1:],),
+            "past_key_values": filled.past_key_values,
+            "decoder_input_ids": target[1:, 2:],
+        }
+        with pytest.raises(RoutingError, match=r"computed as en-de/en-fr, but these rows are de-en"):
+            model(**one, pair_ids=[1])
+        found = model(**one, pair_ids=[2]).logits
+        torch.testing.assert_close(found[:, 0], whole[1:, 2], rtol=0, atol=1e-5)
         # Nothing is left of a call that was refused, and another cache may be filled.
+        gate.use("de-en")
         go_on(fill())
 
 
