@@ -284,6 +284,53 @@ def test_a_fresh_addition_changes_nothing():
         torch.testing.assert_close(logits(model, **batch), before, rtol=1e-5, atol=1e-5)
 
 
+def test_fresh_weights_are_drawn_with_the_seed_alone():
+    model = tiny_m2m100()
+
+    def weights(seed, others):
+        torch.manual_seed(others)  # what else is drawn in a process counts for nothing
+        made = Addition(model, layout_for(model, NEW, EVERYTHING, 0.3)).draw(model, seed, {})
+        return made, torch.cat([weight.detach().flatten() for weight in made.parameters()])
+
+    (made, first), (_, again), (_, other) = weights(1, 5), weights(1, 6), weights(2, 5)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    for name in made.layout.changed:
+        a = made.change_of(name).a.weight.detach()
+        assert 0.7 < float(a.std()) * a.shape[1] ** 0.5 < 1.3  # outputs as large as the inputs
+
+
+def test_an_embedding_begins_as_that_of_the_earlier_addition_that_brought_its_id():
+    model = tiny_m2m100()
+    first = addition(model, ["en-lb"], ids=[5, 48], tokens={"__lb__": 48})
+    second = addition(model, ["en-cs"], ids=[5, 49], tokens={"__cs__": 49}, vocabulary=49)
+    layout = layout_for(model, ["cs-lb"], AddConfig(width=0), 0, ids=[49, 7, 48], vocabulary=50)
+    third = Addition(model, layout).draw(model, 1, {}, [first, second])
+    assert third.own_rows.ids == [7, 48, 49]
+    own = [each.own_rows.embeddings[1] for each in (first, second)]
+    assert torch.equal(third.own_rows.embeddings, torch.stack([model.model.shared.weight[7], *own]))
+
+
+def test_a_share_that_is_less_than_a_neuron_is_one():
+    neurons = layout_for(tiny_m2m100(), NEW, AddConfig(width=0.001), 0.001).neurons
+    assert set(neurons.values()) == {1}
+
+
+def test_a_model_whose_last_linears_are_in_float32_gets_its_sum_in_float32():
+    """As T5 is loaded in half precision."""
+    model = SIX_ARCHITECTURES["t5"]().bfloat16()
+    for name, linear in model.named_modules():
+        if name.endswith(".wo"):
+            linear.float()
+    made = addition(model, config=AddConfig(width=0.3), ids=[])
+    batch, names, is_new = mixed()
+    before = logits(model, **batch)
+    with AddedPairs(model, [made]) as added:
+        after = logits(model, **batch, pair_ids=ids_of(added, names))
+    assert torch.equal(after[~is_new], before[~is_new])
+    assert not torch.equal(after[is_new], before[is_new])
+
+
 def test_saved_and_loaded_it_computes_the_same_bits_and_another_base_is_refused(tmp_path):
     model = tiny_m2m100()
     added = AddedPairs(model, [addition(model), addition(model, ["en-lb"], ids=[11])])

@@ -253,6 +253,7 @@ def test_each_micro_batch_of_an_update_draws_a_level_of_its_own(made):
     assert len(trainer.get_train_dataloader()) >= 6
     plain = trainer.gate.replace_masks
     trainer.gate.replace_masks = lambda masks: (used.append(masks), plain(masks))
+    trainer.drawn = 2  # as a training leaves it that is interrupted within an update
     trainer.train()
     assert used[::2] == [trainer.levels[drawn(trainer, step)] for step in range(6)]
     assert len(set(used[:6:2])) > 1
