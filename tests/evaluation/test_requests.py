@@ -3,6 +3,7 @@
 import copy
 import random
 import threading
+import warnings
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation import RepetitionPenaltyLogitsProcessor
 
-from nspec_hf.core import ConfigError, NotFiniteError, UnsupportedModelError
+from nspec_hf.core import ConfigError, NotFiniteError, Pair, UnsupportedModelError
 from nspec_hf.data import LanguageTags
 from nspec_hf.evaluation import TranslateConfig, Translator
+from nspec_hf.evaluation.requests import ScoreCheck, shortened
 from nspec_hf.evaluation.translator import _Row
 from tests.helpers.tiny_text import PAIRS, masks, model, texts, tokenizer
+from tests.helpers.tiny_tokenizers import make_tokenizer
 
 BEAMS = TranslateConfig(num_beams=3, max_tokens=150, length_ratio=1.0, length_extra=4, progress=False)
 # Shorter and longer ones in turn, so that a batch has another order than the list.
@@ -96,6 +99,9 @@ def test_a_generation_config_is_followed_as_its_settings_are():
         MIXED, "en-de", num_beams=1, no_repeat_ngram_size=1, max_new_tokens=6
     )
     assert found != translator.translate(MIXED, "en-de", max_new_tokens=6)
+    # What is said by name comes before what the config says, as in `generate`.
+    named = translator.translate(MIXED, "en-de", generation_config=given, num_beams=3, no_repeat_ngram_size=0)
+    assert named == translator.translate(MIXED, "en-de", max_new_tokens=6)
 
 
 def test_a_changed_copy_of_the_models_own_generation_config_is_taken():
@@ -139,6 +145,23 @@ def test_scores_that_are_not_finite_give_no_translations(spoil, settings):
     if spoil is overflowing_in_float16:
         network.float()  # as the error advises
         translator.translate(MIXED, "en-de", max_new_tokens=4, **settings)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_one_score_that_is_not_finite_at_any_step_is_seen(wrong, step):
+    steps = [torch.rand(3, 5) for _ in range(3)]
+    for scores in steps:
+        scores[:, 1] = -torch.inf  # forbidden
+    check = ScoreCheck()
+    for scores in steps:
+        assert check(torch.zeros(3, 1), scores) is scores
+    check.refuse()
+    steps[step][2, 4] = wrong
+    for scores in steps:
+        check(torch.zeros(3, 1), scores)
+    with pytest.raises(NotFiniteError):
+        check.refuse()
 
 
 def test_what_is_forbidden_by_an_infinite_score_is_no_fault():
@@ -230,3 +253,18 @@ def test_four_threads_get_their_own_translations_from_one_model_with_dropout(tra
     assert not errors
     assert not wrong
     assert network.training
+
+
+def test_long_texts_of_several_pairs_are_cut_between_their_own_tags(tmp_path):
+    """Where the tag of the source stands at the end, another pair's would be taken for words."""
+    tags = LanguageTags(make_tokenizer(tmp_path, "mbart"))
+    pairs, end = ["en_XX-de_DE", "de_DE-en_XX"], tags.tokenizer.eos_token_id
+    rows = [tags.encode_source(["a small dog runs"], pair)[0] for pair in pairs]
+    texts = [(number, Pair(pair), rows[number]) for number, pair in enumerate(pairs)]
+    with pytest.warns(UserWarning, match=r"2 texts are longer than 6 tokens"):
+        found = shortened(texts, 6, tags)
+    codes = ["en_XX", "de_DE"]
+    assert found == [[*row[:4], end, tags.tag_id(code)] for row, code in zip(rows, codes, strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert shortened(texts, len(rows[0]), tags) == rows
