@@ -34,6 +34,7 @@ from nspec_hf.data.tokenizer import subword_ids
 _T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 _COMMON = {"en", "de", "fr", "zh", "es", "ru", "ar", "hi", "eng_Latn", "en_XX"}
 
+_HALF = re.compile("[\ud800-\udfff]")  # of a character; JSON can spell it, and no tokenizer takes it
 _TAGS = re.compile(
     r"__(?P<dunder>\w[\w-]*?)__|(?P<long>[a-z]{3}_[A-Z][a-z]{3})|(?P<region>[a-z]{2}_[A-Z]{2})"
     r"|>>(?P<marian>[^<>]+)<<|<2(?P<madlad>[A-Za-z_]+)>"
@@ -196,6 +197,9 @@ class LanguageTags:
     def _encode(
         self, texts: Sequence[str], parts: tuple[str, ...], pair: Pair, side: str, prefix: str = ""
     ) -> list[list[int]]:
+        broken = next((text for text in texts if not text.isascii() and _HALF.search(text)), None)
+        if broken is not None:
+            raise CorpusError(f"a text of {pair} holds half a character, which is no text: {broken!r:.80}")
         if parts == ("x",):
             before, after = self._put_around(prefix, side)
         else:

@@ -6,6 +6,7 @@ or settings are not taken for these.
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -55,6 +56,15 @@ def translate_test_set(
         return _translate_all(translator, texts, folder)
 
 
+def seconds_kept(folder: Path) -> dict[tuple[Path, str], float]:
+    """Return what each translated test that lies in or below `folder` took, by its folder and pair.
+
+    Those of a part, which are translated together, have equal shares of its seconds.
+    """
+    found = {path.parent: _seconds(_read_maker(path.parent)) for path in folder.rglob(MAKER_FILE)}
+    return {(place, pair): seconds for place, own in found.items() for pair, seconds in own.items()}
+
+
 def _translate_all(translator: Translator, texts: Sequence[PairText], folder: Path) -> dict[Pair, list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     if translator.acting_gate is not None:
@@ -63,7 +73,8 @@ def _translate_all(translator: Translator, texts: Sequence[PairText], folder: Pa
     maker, kept = _maker(translator), _read_maker(folder)
     # Text that was made otherwise is forgotten first: a run that is stopped leaves nothing of two makers.
     done = kept["texts"] if kept["maker"] == maker else {}
-    write_json(folder / MAKER_FILE, {"maker": maker, "texts": done})
+    content = {"maker": maker, "texts": done, "seconds": _seconds(kept | {"texts": done})}
+    write_json(folder / MAKER_FILE, content)
     model, tags = translator.model, translator.tags
     # Of a text as the model is given it: the prompt of the decoder, and token ids.
     digests = {
@@ -82,11 +93,14 @@ def _translate_all(translator: Translator, texts: Sequence[PairText], folder: Pa
         else:
             todo.append(text)
     for part in _in_parts(todo):
+        started = time.perf_counter()
         for pair, translations in translator.translate_corpus(part).items():
             outputs[pair] = list(map(as_line, translations))
             write_lines(folder / f"{pair.file_name}.txt", outputs[pair], pair)
+        took = time.perf_counter() - started
         done |= {text.pair: digests[text.pair] for text in part}
-        write_json(folder / MAKER_FILE, {"maker": maker, "texts": done})
+        content["seconds"] |= {text.pair: took / len(part) for text in part}
+        write_json(folder / MAKER_FILE, content)
     return {text.pair: outputs[text.pair] for text in texts}
 
 
@@ -127,6 +141,12 @@ def _read_maker(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("texts"), dict):
         content = {"texts": {}}
     return {"maker": None, **content}
+
+
+def _seconds(kept: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the translations took that are kept; earlier versions did not note it."""
+    noted = kept.get("seconds", {})
+    return {pair: noted[pair] for pair in kept["texts"] if pair in noted}
 
 
 def _weights_digest(model: torch.nn.Module) -> str:

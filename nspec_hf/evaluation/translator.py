@@ -24,7 +24,7 @@ from nspec_hf.core import ConfigError, NspecError, Pair, as_often, as_pairs, gen
 from nspec_hf.data import LanguageTags, PairText, as_tags
 from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import ScoreCheck, check_generation, check_texts, sees_rows, shortened
-from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of
+from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of, generation_setting
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import SIDES, decoder_prompt, eval_mode, longest_text, plain_model
 
@@ -331,8 +331,9 @@ class Translator:
             settings["logits_processor"][0].refuse()  # sampling stops at scores that are not finite
             raise
         written_BT = outputs_BT[:, len(prompts[0]) :]
-        end: Any = self.tokenizer.eos_token_id  # the library's type allows for text too
-        ended = int(written_BT.eq(end).any(dim=1).sum())
+        asked = generation_setting(self.model, settings, "eos_token_id")
+        ends: Any = self.tokenizer.eos_token_id if asked is None else asked  # one or several
+        ended = int(torch.isin(written_BT, torch.as_tensor(ends, device=device)).any(dim=1).sum())
         # A tokenizer's own clean-up would make "Bonjour !" into "Bonjour!", since English has no space there.
         how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         return self.tokenizer.batch_decode(written_BT, **how), ended

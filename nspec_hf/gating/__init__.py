@@ -6,7 +6,10 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.gating.config import GateConfig as GateConfig, GateMode as GateMode, Silence as Silence
-    from nspec_hf.gating.internals import bounds_with_prompt as bounds_with_prompt
+    from nspec_hf.gating.internals import (
+        bounds_with_prompt as bounds_with_prompt,
+        generation_setting as generation_setting,
+    )
     from nspec_hf.gating.routing import Routing as Routing
     from nspec_hf.gating.entry_points import TakenOver as TakenOver, Takeover as Takeover
     from nspec_hf.gating.attachment import (

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from nspec_hf.core import claim_folder, lock_folder, read_json, require_writable, warn, write_json
 from nspec_hf.data import LanguageTags, encode_corpus
-from nspec_hf.evaluation import SystemScores
+from nspec_hf.evaluation import SystemScores, seconds_kept
 from nspec_hf.recording import load_model, weight_fingerprint
 from nspec_hf.systems.experiment import ExperimentConfig
 from nspec_hf.systems.result import write_scores
@@ -159,12 +159,14 @@ def run_system(run: Run, system: System) -> SystemScores | None:
         facts = system.train(run)
         if not join_processes().is_main_process:
             return None
-        started = time.perf_counter()
+        started, before = time.perf_counter(), seconds_kept(run.folder)
         outputs = system.outputs(run)
         # Noted once: what is translated already costs nothing. Not by `run.once`, which waits for the others.
         noted = run.folder / "decoding.json"
         if not noted.is_file():
-            write_json(noted, {"seconds": round(time.perf_counter() - started, 1)})
+            # What an earlier sitting translated, and this one took over.
+            earlier = sum(dict(before.items() & seconds_kept(run.folder).items()).values())
+            write_json(noted, {"seconds": round(earlier + time.perf_counter() - started, 1)})
         facts["decoding_seconds"] = read_json(noted)["seconds"]
         scores = run.score(outputs) if tests else None
         about: dict[str, Any] = {"name": run.row, "system": system.name, "source": system.source}

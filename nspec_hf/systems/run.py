@@ -31,6 +31,8 @@ from nspec_hf.training import (
 TEXT_FILE = "text.json"
 """Which text decided what lies in a folder beside the training: subwords, masks."""
 
+_STATS_FILE, _RECORDING_FILE = "nspec_stats.safetensors", "recording.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -125,14 +127,17 @@ class Run:
             model: With nothing on it.
             record: What is counted.
         """
-        path = self.folder / "nspec_stats.safetensors"
+        path = self.folder / _STATS_FILE
         if self.is_there(path):
             return ActivationStats.load(path)
         self.tell(f"{self.row} records {len(self.validation):,} sentences of {len(self.pairs)} directions")
         about = {"name": self.config.name, "split": self.config.data.valid_split}
         budget = self.config.specialize.batches.max_tokens
+        started = time.perf_counter()
         stats = record_corpus(model, self.tags, self.validation, record, budget, about)
-        self.save(lambda: stats.save(path))
+        took = {"seconds": time.perf_counter() - started}
+        # Before the statistics, whose presence says that all is there.
+        self.save(lambda: (write_json(self.folder / _RECORDING_FILE, took), stats.save(path)))
         return stats
 
     def train(
@@ -226,15 +231,17 @@ class Run:
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what `work` returned when it was first done in this folder, and the `seconds` it took.
 
-        All processes call this, since all wait and work. Work that may take several sittings returns its own
-        `seconds`.
+        All processes call this, since all wait and work. What `recorded` took in an earlier sitting counts
+        too; other work that may take several sittings returns its own `seconds`.
         """
-        path = self.folder / f"{name}.json"
+        path, recorded = self.folder / f"{name}.json", self.folder / _RECORDING_FILE
         if self.is_there(path):
             return read_json(path)
+        there = (self.folder / _STATS_FILE).is_file() and recorded.is_file()
+        earlier = read_json(recorded)["seconds"] if there else 0.0
         started = time.perf_counter()
         facts = work()
-        facts = {"seconds": round(time.perf_counter() - started, 2), **facts}
+        facts = {"seconds": round(earlier + time.perf_counter() - started, 2), **facts}
         self.save(lambda: write_json(path, facts))
         return facts
 

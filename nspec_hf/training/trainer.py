@@ -21,7 +21,7 @@ from transformers.trainer_utils import speed_metrics
 
 from nspec_hf.core import Pair, TrainingSetupError, is_spread
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, LanguageTags, PairBatchSampler, PairCollator
-from nspec_hf.gating import Attachment, attachment_of
+from nspec_hf.gating import Attachment, attachment_of, bounds_with_prompt
 from nspec_hf.recording import eval_mode, refuse_integers, token_losses
 from nspec_hf.training.arguments import check_arguments, minimize_losses
 from nspec_hf.training.callback import SpecializationCallback
@@ -205,6 +205,8 @@ class SpecializationTrainer(HookedTrainer):
             ]
             gen_kwargs["decoder_input_ids"] = torch.tensor(prompts, device=self.args.device)
             check_forced_start(gen_kwargs.get("forced_bos_token_id"), gen_kwargs["decoder_input_ids"])
+            gen_kwargs = {name: value for name, value in gen_kwargs.items() if value is not None}
+            gen_kwargs |= bounds_with_prompt(self.network, gen_kwargs, len(prompts[0]))
             # Else generate puts its own start token before a prompt that begins with a language (mBART-25).
             gen_kwargs["decoder_start_token_id"] = prompts[0][0]
             # Else a prompt of one token (mBART-25, Marian) would be followed by this one in every language.

@@ -263,6 +263,8 @@ def test_rows_without_a_target_are_a_batch_to_be_translated(collator):
     [
         ({"source": "a", "target": None}, "a row of en-de: target is None, no text"),
         ({"source": 3, "target": "b"}, "a row of en-de: source is 3, no text"),
+        ({"source": "a\ud800", "target": "b"}, r"a text of en-de holds half a character.*'a\\ud800'"),
+        ({"source": "a", "target": "\udfff b"}, "a text of en-de holds half a character"),
         ({"translation": {"en": "a", "de": 5}}, "a row of en-de: de is 5, no text"),
         ({"input_ids": [4, -7], "labels": [5]}, "a row of en-de: input_ids hold -7"),
         ({"input_ids": [4], "labels": [-100]}, "a row of en-de: labels hold nothing"),

@@ -192,6 +192,21 @@ def test_a_translation_without_an_end_is_counted_and_warned_about():
         translator.translate("one", "en-de", forced_eos_token_id=tokenizer().eos_token_id)
 
 
+def test_each_of_several_tokens_that_end_a_translation_is_an_end():
+    network, other = model(), tokenizer().convert_tokens_to_ids("__fr__")
+    network.generation_config.eos_token_id = [tokenizer().eos_token_id, other]
+    for ends in ({}, {"eos_token_id": [other]}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Translator(network, tokenizer(), config=BEAMS).translate(
+                "one", "en-de", forced_eos_token_id=other, **ends
+            )
+    with pytest.warns(UserWarning, match="1 of 1 translations reached their longest length"):
+        Translator(network, tokenizer(), config=BEAMS).translate(
+            "one", "en-de", suppress_tokens=[other, tokenizer().eos_token_id]
+        )
+
+
 def test_an_end_that_a_model_forces_at_the_longest_length_is_none_of_a_neighbours():
     network, (sources, pairs) = model(), mixed()
     expected = [by_hand(network, text, pair, BEAMS) for text, pair in zip(sources, pairs, strict=True)]

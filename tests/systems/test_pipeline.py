@@ -9,8 +9,18 @@ from pathlib import Path
 import pytest
 
 from nspec_hf.core import ConfigError, FolderInUseError, NspecError
+from nspec_hf.evaluation import Translator, generate
+from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import load_model, weight_fingerprint
-from nspec_hf.systems import ExperimentConfig, Run, make_system, pretrain, read_settings, run_system
+from nspec_hf.systems import (
+    ExperimentConfig,
+    Run,
+    make_system,
+    pretrain,
+    read_settings,
+    run as systems,
+    run_system,
+)
 from nspec_hf.systems.pipeline import check_training
 from nspec_hf.training import SpecializationTrainer
 from tests.helpers.tiny_experiment import Killed, experiment, result, scored
@@ -34,6 +44,45 @@ def test_of_two_processes_in_one_folder_the_second_is_refused_and_the_first_goes
     assert [path.name for path in run.folder.iterdir()] == [".lock"]
     assert run_system(run, make_system("finetune")) is not None
     assert scored(result(tmp_path, "finetune")) == {*PAIRS, "de-fr", "fr-de"}
+
+
+def test_what_took_several_sittings_is_timed_over_all_of_them(based, tmp_path, monkeypatch):
+    """By a clock that recording moves by 50 seconds, and each of six parts of the test by 100."""
+    folder, file = based
+    base = folder / "work" / "base" / "model"
+    config = config_of(file, "--base", base, "--work", tmp_path, "--results", tmp_path / "results")
+    now, parts = [0.0], []
+    record, translate, select = systems.record_corpus, Translator.translate_corpus, NeuronMasks.from_config
+
+    def slow_record(*args):
+        now[0] += 50
+        return record(*args)
+
+    def slow_translate(translator, texts):
+        now[0] += 100
+        parts.append(texts)
+        if len(parts) == 3:
+            raise Killed  # what was not kept is translated again, and counts once
+        return translate(translator, texts)
+
+    def dies_once(*args):
+        monkeypatch.setattr(NeuronMasks, "from_config", select)
+        raise Killed
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(generate, "_AT_ONCE", 1)
+    monkeypatch.setattr(systems, "record_corpus", slow_record)
+    monkeypatch.setattr(Translator, "translate_corpus", slow_translate)
+    monkeypatch.setattr(NeuronMasks, "from_config", dies_once)
+    run = Run.of(config, "neuron_specialization")
+    for _ in range(2):  # once behind the recording, once in the decoding
+        with pytest.raises(Killed):
+            run_system(run, make_system("neuron_specialization"))
+    run_system(run, make_system("neuron_specialization"))
+    found = result(tmp_path, "neuron_specialization")
+    assert len(parts) == 7
+    assert found["decoding_seconds"] == 600
+    assert found["extraction"]["seconds"] == 50
 
 
 def test_a_result_says_which_weights_it_goes_on_from(based, tmp_path):

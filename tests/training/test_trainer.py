@@ -404,10 +404,51 @@ def test_every_row_of_predict_with_generate_has_its_own_target_language(tmp_path
                 input_ids=batch["input_ids"],
                 pair_ids=batch["pair_ids"],
                 decoder_input_ids=torch.tensor([[tokenizer().eos_token_id, tokens[1]]]),
-                max_new_tokens=6,
+                max_new_tokens=5,  # the plain Trainer's 6 count the language
                 num_beams=2,
             )[0]
         assert tokens[: len(alone)].tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_new_tokens": 5, "min_new_tokens": 5},
+        {"max_new_tokens": 2},
+        {"max_new_tokens": None},
+        {"max_length": 6},
+        {"max_length": None},
+        {},
+    ],
+    ids=str,
+)
+def test_predict_with_generate_writes_as_many_tokens_as_the_plain_trainer(tmp_path, given):
+    """Against the library's own Trainer with `forced_bos_token_id`, which counts as a new token."""
+    ids = tokenizer()
+    rows = [corpus(count=4, pairs=["en-de"])[i] for i in range(4)]
+    found = []
+    for kind in (Seq2SeqTrainer, SpecializationTrainer):
+        collate = PairCollator(ids, ["en-de"])
+        plain_one = kind is Seq2SeqTrainer
+
+        def without_pairs(batch, collate=collate):
+            return {name: each for name, each in collate(batch).items() if name != "pair_ids"}
+
+        trainer = kind(
+            model=model(),
+            args=arguments(
+                tmp_path,
+                predict_with_generate=True,
+                generation_max_length=None,
+                per_device_eval_batch_size=4,
+                remove_unused_columns=False,
+            ),
+            data_collator=without_pairs if plain_one else collate,
+            processing_class=ids,
+        )
+        forced = {"forced_bos_token_id": collate.tags.tag_id("de")} if plain_one else {}
+        found.append(trainer.predict(rows, **given, **forced).predictions.tolist())
+    assert found[0] == found[1]
 
 
 def test_an_evaluation_scores_each_pair_alone(tmp_path):
@@ -470,9 +511,9 @@ def test_a_dict_of_evaluation_sets_keeps_the_generation_settings(tmp_path, wrap)
         eval_dataset=sets,
     )
     found = trainer.evaluate(max_new_tokens=3)
-    # The start token, the language and three more.
-    assert found["eval_a_width"] <= 5
-    assert found["eval_b_width"] <= 5
+    # The start token and three more, the language among them.
+    assert found["eval_a_width"] <= 4
+    assert found["eval_b_width"] <= 4
     assert found["eval_a_loss"] != found["eval_b_loss"]
 
 
