@@ -185,8 +185,8 @@ def test_the_recipe_commands_of_a_page_run_one_after_the_other(page, tmp_path, m
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     text = tmp_path / "data" / "multi30k"
-    tiny_text.write_text(text, train=40, val=8, test_2016_flickr=4)
-    for split in ("train", "val", "test_2016_flickr"):
+    tiny_text.write_text(text, train=40, val=8, test_2016_flickr=4, test_2018_flickr=4)
+    for split in ("train", "val", "test_2016_flickr", "test_2018_flickr"):
         shutil.copy(text / f"{split}.de", text / f"{split}.cs")
     verses = tmp_path / "data" / "bible"
     tiny_text.write_text(verses, train=40, dev=8, test=4)

@@ -308,16 +308,15 @@ class Translator:
         """Return the translations of a batch, and how many of them have an end."""
         device = self.model.device
         prompts = [decoder_prompt(self.model, self.tags, row.pair) for row in batch]
-        width = max(len(row.ids) for row in batch)
-        padding = [self.tokenizer.pad_token_id] * width
-        input_ids_BS = torch.tensor([(row.ids + padding)[:width] for row in batch], device=device)
-        lengths_B = torch.tensor([len(row.ids) for row in batch], device=device)
+        rows, pad = [torch.tensor(row.ids, dtype=torch.long) for row in batch], nn.utils.rnn.pad_sequence
+        input_ids_BS = pad(rows, True, cast("int", self.tokenizer.pad_token_id or 0)).to(device)
+        mask_BS = pad([torch.ones_like(ids_S) for ids_S in rows], batch_first=True).to(device)
         generate = generating(self.model, cast("Callable[..., Tensor]", self.model.generate))
         try:
             with torch.no_grad():
                 outputs_BT = generate(
                     input_ids=input_ids_BS,
-                    attention_mask=(torch.arange(width, device=device) < lengths_B[:, None]).long(),
+                    attention_mask=mask_BS,
                     decoder_input_ids=torch.tensor(prompts, device=device),
                     # Else generate puts its own before a prompt that begins with a language (mBART-25).
                     decoder_start_token_id=prompts[0][0],
