@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from nspec_hf.data.moses import learned as learned
     from nspec_hf.data.language_tags import (
         LanguageTags as LanguageTags,
+        half_a_character as half_a_character,
         as_tags as as_tags,
         special_id as special_id,
         vocabularies as vocabularies,

@@ -75,6 +75,11 @@ _FAMILIES = (
 _TARGET_ON_SOURCE = _Family(TARGET_ON_SOURCE, "dunder", _TARGET, ("x", "eos"))
 
 
+def half_a_character(texts: Sequence[str]) -> int | None:
+    """Return the number of the first text that holds half a character, or None."""
+    return next((n for n, text in enumerate(texts) if not text.isascii() and _HALF.search(text)), None)
+
+
 class LanguageTags:
     """Encode text of a pair with the tags that its tokenizer's family uses.
 
@@ -197,9 +202,10 @@ class LanguageTags:
     def _encode(
         self, texts: Sequence[str], parts: tuple[str, ...], pair: Pair, side: str, prefix: str = ""
     ) -> list[list[int]]:
-        broken = next((text for text in texts if not text.isascii() and _HALF.search(text)), None)
-        if broken is not None:
-            raise CorpusError(f"a text of {pair} holds half a character, which is no text: {broken!r:.80}")
+        if (broken := half_a_character(texts)) is not None:
+            raise CorpusError(
+                f"a text of {pair} holds half a character, which is no text: {texts[broken]!r:.80}"
+            )
         if parts == ("x",):
             before, after = self._put_around(prefix, side)
         else:

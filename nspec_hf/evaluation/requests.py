@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from nspec_hf.core import ConfigError, NotFiniteError, Pair, require, warn
-from nspec_hf.data import LanguageTags
+from nspec_hf.core import ConfigError, NotFiniteError, Pair, warn
+from nspec_hf.data import LanguageTags, half_a_character
 
 _OURS = {
     "decoder_input_ids": "the pair's tag is the prompt; prefix_allowed_tokens_fn can prescribe more",
@@ -71,9 +71,9 @@ def check_texts(texts: Sequence[str], pair: str | Sequence[str]) -> list[Pair]:
     wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
     if wrong is not None:
         raise ConfigError(f"texts are strings, but text {wrong} is {texts[wrong]!r}")
-    for number, text in enumerate(texts):
-        whole = text.isascii() or text.encode(errors="replace").decode() == text
-        require(whole, f"text {number} holds half a character: {text!r:.80}")
+    broken = half_a_character(texts)
+    if broken is not None:
+        raise ConfigError(f"text {broken} holds half a character: {texts[broken]!r:.80}")
     pairs = [Pair(pair)] * len(texts) if isinstance(pair, str) else list(map(Pair, pair))
     if len(pairs) != len(texts):
         raise ConfigError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair, or one for each text")

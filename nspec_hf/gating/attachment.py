@@ -120,6 +120,7 @@ class Attachment:
         for weight in self._frozen:
             weight.requires_grad_(True)
         self._frozen = []
+        self._homes = []
         if self.attached:
             delattr(self.model, ATTACHED)
         if self.own is not None and self.model._modules.get(OWN_WEIGHTS) is self.own:

@@ -56,7 +56,7 @@ class GatedSite(TakenOver):
         self._config = config
         paths = [name.rpartition(".") for name in (site.name, site.up, site.down) if name]
         parents = [(model.get_submodule(parent), child) for parent, _, child in paths]
-        self._homes = [(parent, child, parent.get_submodule(child)) for parent, child in parents]
+        self._links = [(parent, child, parent.get_submodule(child)) for parent, child in parents]
         self._masks = masks
         self._place(places[0] if places else torch.device("cpu"))
 
@@ -79,8 +79,8 @@ class GatedSite(TakenOver):
     def displaced(self) -> Sequence[str]:
         """The site, if something stands between a block and a linear that was taken over (LoRA …)."""
         taken = {id(takeover.module) for takeover in self._taken}
-        homes = [home for home in self._homes if id(home[2]) in taken]
-        return [] if links_hold(homes) else [self.site.name]
+        links = [link for link in self._links if id(link[2]) in taken]
+        return [] if links_hold(links) else [self.site.name]
 
     def keep(self, rows: Tensor) -> Tensor:
         """Return the masks of the rows that a linear has or makes: bool [R, 1, F] for a tensor [R, L, …].

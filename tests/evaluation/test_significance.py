@@ -300,18 +300,23 @@ def test_published_outputs_give_the_published_scores_p_values_and_verdicts(share
     assert found.counts("bleu", holm=True) == {"better": 9, "worse": 1, "not significant": 2}
 
 
-INTERRUPTED = """
-import os, signal
+ENDLESS = """
 from nspec_hf.evaluation import compare
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
-number = os.getpid()
-os.register_at_fork(after_in_parent=lambda: os.kill(number, signal.SIGINT))
 lines = [f"a sentence of words {number}" for number in range(50)]
 text = {"en-de": lines, "de-en": lines}
 other = {pair: [f"{line} more" for line in lines] for pair, lines in text.items()}
 compare({"one": text, "two": other}, text, "one", ["bleu"], n_samples=1_000_000_000, n_jobs=2)
 """
+
+
+INTERRUPTED = f"""
+import os, signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+number = os.getpid()
+os.register_at_fork(after_in_parent=lambda: os.kill(number, signal.SIGINT))
+{ENDLESS}"""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere no process is forked")
@@ -321,19 +326,9 @@ def test_an_interrupt_while_workers_are_forked_is_not_lost():
     assert ended.returncode != 0
 
 
-KILLED = """
-from nspec_hf.evaluation import compare
-
-lines = [f"a sentence of words {number}" for number in range(50)]
-text = {"en-de": lines, "de-en": lines}
-other = {pair: [f"{line} more" for line in lines] for pair, lines in text.items()}
-compare({"one": text, "two": other}, text, "one", ["bleu"], n_samples=1_000_000_000, n_jobs=2)
-"""
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere no process is forked")
 def test_workers_end_with_the_process_that_is_killed():
-    ran = subprocess.Popen([sys.executable, "-c", KILLED])
+    ran = subprocess.Popen([sys.executable, "-c", ENDLESS])
     children, since = Path(f"/proc/{ran.pid}/task/{ran.pid}/children"), time.monotonic()
     while len(workers := children.read_text().split()) < 2 and time.monotonic() - since < 300:
         time.sleep(0.05)

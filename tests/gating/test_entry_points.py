@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nspec_hf.core import RoutingError, UnsupportedModelError
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
-from tests.helpers.gated import random_masks, zeroed_copy
+from tests.helpers.gated import Around, random_masks, zeroed_copy
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 
 
@@ -313,22 +313,13 @@ def test_lora_that_is_put_on_gated_layers_later_is_refused_and_not_left_unsilenc
     assert not torch.equal(other(**batch).logits, expected)
 
 
-class _Wrapped(nn.Module):
-    def __init__(self, layer):
-        super().__init__()
-        self.inner = layer
-
-    def forward(self, *args, **kwargs):
-        return self.inner(*args, **kwargs)
-
-
 @pytest.mark.parametrize("mode", ["mask", "slice", "gradient"])
 @pytest.mark.parametrize("what", ["layer", "encoder"])
 def test_a_layer_that_takes_the_place_of_a_gated_one_is_refused_and_one_that_wraps_it_is_not(what, mode):
     model, batch = tiny_m2m100(), random_batch()
     gate = NeuronGate(model, random_masks(model), GateConfig(mode=mode)).attach()
     expected, layers = model(**batch).logits, model.get_encoder().layers
-    layers[0] = _Wrapped(layers[0])
+    layers[0] = Around(layers[0])
     assert torch.equal(model(**batch).logits, expected)
     assert gate.status().in_place == gate.status().expected
     if what == "layer":

@@ -26,6 +26,17 @@ def zeroed_copy(model, masks, pair):
     return reference
 
 
+class Around(torch.nn.Module):
+    """Runs a layer in its place."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args, **kwargs):
+        return self.layer(*args, **kwargs)
+
+
 def without_ids(batch):
     return {name: value for name, value in batch.items() if name != "pair_ids"}
 

@@ -19,6 +19,7 @@ from nspec_hf.gating import OWN_WEIGHTS, Routing, attachment_of
 from nspec_hf.gating.route import Route
 from nspec_hf.recording import find_sites
 from nspec_hf.systems.parts.rowwise import OwnModules, RowwiseAttachment, RowwiseOutput, RowwisePart
+from tests.helpers.gated import Around
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 
 PAIRS = as_pairs(["en-de", "de-en", "en-fr"])
@@ -33,17 +34,6 @@ class Added(nn.Linear):
 
     def forward(self, x):
         return x + super().forward(x)
-
-
-class Around(nn.Module):
-    """Runs a layer."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, *args, **kwargs):
-        return self.layer(*args, **kwargs)
 
 
 def without_labels(batch):
