@@ -197,6 +197,8 @@ def _trainer(world: World, case: Case, folder: Path, **changes: Any) -> Speciali
         **quiet_arguments(folder, not torch.cuda.is_available()),
         "max_steps": STEPS,
         "learning_rate": 1e-2,
+        # Where a gradient is rounding alone (softmax does not see a bias of keys), Adam makes no step of it.
+        "adam_epsilon": 1e-4,
         "lr_scheduler_type": "constant",
         "gradient_accumulation_steps": MICRO_BATCHES // case.count,
         "logging_steps": 1,
