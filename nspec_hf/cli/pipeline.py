@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nspec_hf import data, export as exporting, gating, masks as masks_room, recording, training
+from nspec_hf.analysis.result import site_label
 from nspec_hf.core import (
     ArtifactError,
     ConfigError,
@@ -312,7 +313,11 @@ def _density_table(masks: "masks_room.NeuronMasks") -> Table:
     rows = tuple(
         (str(pair), *(float(masks.density(pair, name)) for name in (*names, None))) for pair in masks.pairs
     )
-    columns = ("pair", *(f"{site.side[:3]} {site.layer}" for site in masks.sites), "all")
+    columns = (
+        "pair",
+        *(site.side[:3] + site_label(site).removeprefix(site.side) for site in masks.sites),
+        "all",
+    )
     return Table(title="Share of neurons kept", columns=columns, rows=rows, digits=3)
 
 

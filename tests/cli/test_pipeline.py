@@ -197,6 +197,15 @@ def test_inspect_tells_masks_statistics_and_models_apart(flow):
     assert "24" in said["base"]
 
 
+def test_inspect_names_every_site_of_a_layer(tmp_path, capsys):
+    names = [f"model.decoder.layers.0.{name}" for name in ("self_attn.q_proj", "encoder_attn.q_proj", "fc1")]
+    kept = torch.tensor([[True, False, False, False], [True, True, True, False]])
+    NeuronMasks(["en-de", "de-en"], {name: kept for name in names}).save_pretrained(tmp_path)
+    main(["inspect", str(tmp_path)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pair dec 0 self_attn.q_proj dec 0 encoder_attn.q_proj dec 0 all" in said
+
+
 def test_evaluate_writes_the_scores_that_the_function_gives(flow):
     folder, said = flow
     scores = json.loads((folder / "ours.json").read_text(encoding="utf-8"))["scores"]
