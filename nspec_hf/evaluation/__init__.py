@@ -6,7 +6,11 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.evaluation.config import TranslateConfig as TranslateConfig
-    from nspec_hf.evaluation.requests import check_texts as check_texts, shortened as shortened
+    from nspec_hf.evaluation.requests import (
+        check_texts as check_texts,
+        shortened as shortened,
+        warn_of_no_end as warn_of_no_end,
+    )
     from nspec_hf.evaluation.translator import Translator as Translator
     from nspec_hf.evaluation.generate import seconds_kept as seconds_kept
     from nspec_hf.evaluation.generate import translate_test_set as translate_test_set

@@ -159,6 +159,15 @@ def shortened(
     return [ids if len(ids) <= limit else _cut(ids, limit, empty[pair]) for _, pair, ids in texts]
 
 
+def warn_of_no_end(unfinished: int, total: int) -> None:
+    """Say how many of the translations stopped at their longest length; nothing where none did."""
+    if unfinished:
+        warn(
+            f"{unfinished} of {total} translations reached their longest length without an end of "
+            "sentence; raise length_ratio or max_new_tokens if their ends are missing"
+        )
+
+
 def _cut(ids: list[int], limit: int, tags: list[int]) -> list[int]:
     """Return `limit` of a text's tokens; `tags` is what an empty text has."""
     behind = next(i for i, token in enumerate([*tags[::-1], None]) if token != ids[-1 - i])

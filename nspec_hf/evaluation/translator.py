@@ -23,7 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from nspec_hf.core import ConfigError, NspecError, Pair, as_often, as_pairs, generating, is_spread, warn
 from nspec_hf.data import LanguageTags, PairText, as_tags
 from nspec_hf.evaluation.config import TranslateConfig
-from nspec_hf.evaluation.requests import ScoreCheck, check_generation, check_texts, sees_rows, shortened
+from nspec_hf.evaluation.requests import (
+    ScoreCheck,
+    check_generation,
+    check_texts,
+    sees_rows,
+    shortened,
+    warn_of_no_end,
+)
 from nspec_hf.gating import Attachment, GateConfig, NeuronGate, attachment_of, generation_setting
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import SIDES, decoder_prompt, eval_mode, longest_text, plain_model
@@ -150,11 +157,7 @@ class Translator:
                 "memory ran out, and texts were translated in smaller batches; set max_tokens to what this "
                 f"took, {self._fits} (now {self.config.max_tokens})"
             )
-        if unfinished:
-            warn(
-                f"{unfinished} of {len(texts)} translations reached their longest length without an end of "
-                "sentence; raise length_ratio or max_new_tokens if their ends are missing"
-            )
+        warn_of_no_end(unfinished, len(texts))
         return results
 
     def translate_corpus(self, texts: Sequence[PairText]) -> dict[Pair, list[str]]:

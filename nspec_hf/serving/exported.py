@@ -7,7 +7,7 @@ from typing import Any
 
 from nspec_hf.core import ConfigError, Pair, as_pairs, pair_index
 from nspec_hf.data import LanguageTags
-from nspec_hf.evaluation import TranslateConfig, Translator, check_texts, shortened
+from nspec_hf.evaluation import TranslateConfig, Translator, check_texts, shortened, warn_of_no_end
 from nspec_hf.export import Decoder, folder_of_pair
 
 # What `generate` calls it → what CTranslate2 calls it.
@@ -96,7 +96,7 @@ class ConvertedTranslator(_OfPairs):
             ConfigError: If there are not as many pairs as texts, or CTranslate2 has no such setting.
 
         Warns:
-            UserWarning: If a source is cut.
+            UserWarning: If a source is cut, or a translation reached its longest length without an end.
         """
         if isinstance(texts, str):
             return self.translate([texts], pair, **generation)[0]
@@ -105,7 +105,7 @@ class ConvertedTranslator(_OfPairs):
         for each in dict.fromkeys(pairs):
             self.check(each)
         longest, options = self._options(generation)
-        results, groups = [""] * len(texts), {}
+        results, groups, unfinished = [""] * len(texts), {}, 0
         rows = [
             (number, each, self.tags.encode_source([text], each)[0])
             for number, (text, each) in enumerate(zip(texts, pairs, strict=True))
@@ -130,7 +130,9 @@ class ConvertedTranslator(_OfPairs):
                         ids[:bound], skip_special_tokens=True, clean_up_tokenization_spaces=False
                     )
                 )
+                unfinished += len(ids) > bound or len(ids) == rounded
                 results[number] = self.tags.text.after(written, pairs[number].target)
+        warn_of_no_end(unfinished, len(texts))
         return results
 
     @property

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from dataclasses import asdict, replace
 
 import pytest
@@ -261,6 +262,27 @@ def test_a_converted_model_cuts_what_its_positions_do_not_hold_as_the_plain_one_
     with pytest.warns(UserWarning, match="1 texts are longer than 12 tokens"):
         found = loaded.translate(long, "en-de", **({"max_new_tokens": longest} if longest else {}))
     assert found == expected
+
+
+def test_a_converted_model_tells_how_many_translations_have_no_end(tmp_path):
+    ids, network = tokenizer(), model(max_position_embeddings=24)
+    with torch.no_grad():  # some translations end, after two tokens and more
+        network.get_input_embeddings().weight[ids.eos_token_id] *= -4
+    chosen = masks(network)
+    export_model(network, ids, chosen, "en-de", tmp_path, ExportConfig(format="ctranslate2", sample=4))
+    greedy = TranslateConfig(num_beams=1, length_ratio=1.0, length_extra=3, progress=False)
+    said = texts(30, seed=4, pairs=["en-de"])[0].sources
+
+    def told(translator, bound):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            translator.translate(said, "en-de", max_new_tokens=bound)
+        return [str(each.message) for each in caught if "without an end" in str(each.message)]
+
+    bounds = (None, 2, 3, 4, 5, 6, 9)
+    expected = [told(Translator(network, ids, chosen, greedy), bound) for bound in bounds]
+    assert len({str(each) for each in expected}) > 4
+    assert [told(load(tmp_path, translate=greedy), bound) for bound in bounds] == expected
 
 
 def test_what_would_be_passed_over_without_a_word_is_refused(network, chosen, tmp_path):
