@@ -27,7 +27,16 @@ def check_environment(setup: Setup) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    for line in importlib.metadata.requires("nspec-hf") or ():
+    try:
+        requirements = importlib.metadata.requires("nspec-hf") or ()
+    except importlib.metadata.PackageNotFoundError:
+        yield note(
+            what="nspec_hf runs from its source and is not installed",
+            why="which versions of other packages it needs stands in what is installed, so none was checked",
+            mend="pip install -e FOLDER, with the folder of its pyproject.toml",
+        )
+        return
+    for line in requirements:
         needed = Requirement(line)
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue

@@ -67,8 +67,8 @@ class System:
     """Whether it has a model of its own, trained with the base's budget and then the continuation's."""
 
     continued_dropout: float | None = None
-    """Dropout of the continued training behind embeddings and sublayers, in [0, 1): the config's `dropout`, and
-    not that of attention or activations; None keeps the base's."""
+    """Dropout of the continued training behind embeddings and sublayers, in [0, 1): the config's `dropout`,
+    and not that of attention or activations; None keeps the base's."""
 
     def __post_init__(self) -> None:
         """Refuse a dropout of the continued training where that is not a training of the base."""

@@ -1,5 +1,6 @@
 """Set-ups that are broken on purpose, one thing at a time: the doctor names it, and the exit status tells."""
 
+import importlib.metadata
 import random
 
 import pytest
@@ -354,3 +355,13 @@ def test_a_note_alone_does_not_change_the_exit_status():
     assert Report(findings={"text": [note]}, unchecked={"masks": "gone"}).exit_status == 2
     wrong = Finding(what="a", why="b", mend="c")
     assert Report(findings={"text": [note, wrong]}, unchecked={"masks": "gone"}).exit_status == 1
+
+
+def test_a_package_that_is_not_installed_is_told(sound, monkeypatch):
+    def requires(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    assert "nspec_hf runs from its source and is not installed" in findings(
+        "environment", "note", model=str(sound / "model")
+    )
