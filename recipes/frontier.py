@@ -1,10 +1,11 @@
 """Draw quality against the share of feed-forward neurons that a pair computes, with controls beside.
 
-    python recipes/frontier.py m30k_low m30k_low_zs --output recipes/results/frontier
+    python recipes/frontier.py m30k_low m30k_low_zs="six directions" --output recipes/results/frontier
 
-Reads the results of `compare.py` (and of `dial.py`) of experiments that have these names: a panel an
-experiment, a colour a system, a point a row of the plan, the mean over its seeds with the standard deviation.
-Rows of another dropout than the base's are left out. Writes `OUTPUT.png` and `.svg`, and prints the points.
+Reads the results of `compare.py` (and of `dial.py`) of experiments that have these names. An experiment has a
+panel, with its name above, or what stands behind `=`; a system has a colour, a row of the plan a point: the
+mean over its seeds with the standard deviation. Rows of another dropout than the base's are left out. Writes
+`OUTPUT.png` and `.svg`, and prints the points.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def read_points(folder: Path, name: str, metric: str) -> dict[str, dict[str, lis
     return found
 
 
-def panel(found: dict[str, dict[str, list[Point]]], name: str, metric: str) -> Panel:
+def panel(found: dict[str, dict[str, list[Point]]], title: str, metric: str) -> Panel:
     """Return the picture of one experiment."""
     series = []
     for system, label in SYSTEMS.items():
@@ -93,9 +94,9 @@ def panel(found: dict[str, dict[str, list[Point]]], name: str, metric: str) -> P
                 )
             )
     dense = [score for row in found.get("finetune", {}).values() for _, score in row]
-    x = f"{name}: share of neurons computed"
     y = f"{metric.upper().replace('CHRF', 'chrF')}, mean of directions"
-    return Panel(x=x, y=y, series=series, rule=fmean(dense) if dense else None)
+    rule = fmean(dense) if dense else None
+    return Panel(x="share of neurons computed", y=y, series=series, rule=rule, title=title)
 
 
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -103,7 +104,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="+", help="names of experiments")
+    parser.add_argument("names", nargs="+", help="names of experiments, NAME or NAME=TITLE")
     parser.add_argument("--results", default="recipes/results", type=Path, help="folder of the results")
     parser.add_argument("--metric", default="bleu", help="bleu or chrf++")
     parser.add_argument("--output", default="recipes/results/frontier", type=Path, help="without its ending")
@@ -113,8 +114,10 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
     options, panels = read_options(argv), []
-    for name in options.names:
-        panels.append(panel(read_points(options.results, name, options.metric), name, options.metric))
+    for given in options.names:
+        name, _, title = given.partition("=")
+        found = read_points(options.results, name, options.metric)
+        panels.append(panel(found, title or name, options.metric))
         for series in panels[-1].series:
             for kept, score, spread in sorted(zip(series.x, series.y, series.spread or (), strict=True)):
                 print(f"{name}: {series.label}, {kept:.2f} kept: {score:.2f} ± {spread:.2f}")

@@ -64,7 +64,7 @@ def test_a_point_is_a_row_s_mean_over_seeds_and_trained_directions(folder):
 
 
 def test_the_picture_and_its_numbers_come_from_one_command(folder, capsys):
-    frontier.main(["tiny", "--results", str(folder), "--output", str(folder / "out" / "picture")])
+    frontier.main(["tiny=A small one", "--results", str(folder), "--output", str(folder / "out" / "picture")])
     assert (folder / "out" / "picture.png").stat().st_size > 10_000
     assert "tiny: each pair's own neurons, 0.60 kept: 25.00 ± 0.00" in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """The laboratory: its worlds, the order of its runs, stopping and going on, and its picture."""
 
 import json
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -210,9 +211,16 @@ def test_a_label_has_one_colour_in_all_panels_and_a_line_runs_from_left_to_right
 
 def test_a_fourth_panel_begins_a_second_row():
     panel = Panel(x="kept", y="BLEU", series=[Series(label="dense", x=[1], y=[3])])
-    figure = draw_tradeoffs([panel] * 4)
+    other = Panel(x="bytes", y="BLEU", series=[Series(label="dense", x=[7], y=[3])], title="eight bits")
+    figure = draw_tradeoffs(
+        [panel, replace(panel, series=[Series(label="dense", x=[9], y=[3])]), panel, other]
+    )
     assert [axes.get_subplotspec().rowspan.start for axes in figure.axes] == [0, 0, 0, 1]
     assert [axes.get_subplotspec().colspan.start for axes in figure.axes] == [0, 1, 2, 0]
+    first, second, third, fourth = (axes.get_xlim() for axes in figure.axes)
+    assert first == second == third != fourth
+    assert first[0] < 1 < 9 < first[1]
+    assert [axes.get_title() for axes in figure.axes] == ["", "", "", "eight bits"]
 
 
 def test_nine_series_have_nine_colours():

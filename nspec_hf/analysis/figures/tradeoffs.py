@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nspec_hf.analysis.figures.style import BELOW, INK, PALETTE
@@ -48,13 +49,23 @@ class Panel:
     rule: float | None = None
     """Height of a horizontal line: the reference, below which something is lost."""
 
+    title: str = ""
+    """What stands above it."""
+
 
 def draw_tradeoffs(panels: Sequence[Panel]) -> Figure:
-    """Draw panels, up to three in a row, with one legend below for the labels of all of them."""
+    """Draw panels, up to three in a row, with one legend below for the labels of all of them.
+
+    Panels with the same on their horizontal axes have the same range there.
+    """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(1.0 + 4.6 * columns, 0.7 + 3.7 * rows), layout="constrained")
-    places = [figure.add_subplot(rows, columns, number) for number in range(1, len(panels) + 1)]
+    places: list[Axes] = []
+    scales: dict[str, Axes] = {}
+    for number, panel in enumerate(panels, 1):
+        places.append(figure.add_subplot(rows, columns, number, sharex=scales.get(panel.x)))
+        scales[panel.x] = places[-1]
     labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     entries = {}
     for axes, panel in zip(places, panels, strict=True):
@@ -74,7 +85,7 @@ def draw_tradeoffs(panels: Sequence[Panel]) -> Figure:
             )
         if panel.rule is not None:
             axes.axhline(panel.rule, color=INK, lw=0.8)
-        axes.set(xlabel=panel.x, ylabel=panel.y)
+        axes.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
         entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend([entries[label] for label in labels], labels, ncols=min(4, len(labels)), **BELOW)
     return figure
