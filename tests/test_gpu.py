@@ -17,10 +17,18 @@ from transformers import AutoModelForSeq2SeqLM
 from nspec_hf.core import as_pairs
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import ExportConfig, export_model, load_pruned
-from nspec_hf.gating import OWN_WEIGHTS, GateConfig, NeuronGate, slice_mode as slicing
+from nspec_hf.gating import GateConfig, NeuronGate, slice_mode as slicing
 from nspec_hf.gating.route import Route
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import SIDES, ActivationStats, RecordConfig, find_sites, record, token_losses
+from nspec_hf.recording import (
+    OWN_WEIGHTS,
+    SIDES,
+    ActivationStats,
+    RecordConfig,
+    find_sites,
+    record,
+    token_losses,
+)
 from nspec_hf.systems.adapters import adapters as new_adapters
 from nspec_hf.systems.differentiation import Differentiate
 from nspec_hf.systems.parts.clones import ClonedUnits

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from nspec_hf.adding.addition import Addition, embedding_of, row_weights
 from nspec_hf.core import ConfigError, UnknownLanguageError, digest
@@ -163,8 +163,9 @@ def with_tokens(
 ) -> PreTrainedTokenizerBase:
     """Return a copy of a tokenizer with further special tokens, by their ids; None: as it numbers them.
 
-    The trap: M2M100Tokenizer knows its tags by tables of its own, and `add_tokens` gives a new token the id
-    of the first of them.
+    The traps: M2M100Tokenizer knows its tags by tables of its own, and `add_tokens` gives a new token the id
+    of the first of them; and it makes the tables anew where it is loaded, so the token must also be among the
+    added ones, which are saved.
 
     Raises:
         UnknownLanguageError: If it gives one another id.
@@ -172,12 +173,12 @@ def with_tokens(
     tokenizer = copy.deepcopy(tokenizer)
     for token in sorted(tokens, key=lambda token: tokens[token] or 0):
         number, tables = tokens[token], getattr(tokenizer, "lang_token_to_id", None)
-        if tables is None:
-            tokenizer.add_tokens([token], special_tokens=True)
-        else:
+        if tables is not None:
             code, own = token.strip("_"), cast(Any, tokenizer)
             own.lang_token_to_id[token] = own.lang_code_to_id[code] = number
             own.id_to_lang_token[number] = own.lang_code_to_token[code] = token
+            own.added_tokens_decoder = {number: AddedToken(token, normalized=False, special=True)}
+        tokenizer.add_tokens([token], special_tokens=True)  # one that has an id keeps it
         given = tokenizer.convert_tokens_to_ids(token)
         if number not in (None, given):
             raise UnknownLanguageError(

@@ -31,9 +31,9 @@ from nspec_hf.core import (
     write_artifact,
     write_text,
 )
-from nspec_hf.gating import OWN_WEIGHTS, GateConfig
+from nspec_hf.gating import GateConfig
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks, fetch, front_matter, prepare, upload
-from nspec_hf.recording import plain_model, weight_fingerprint
+from nspec_hf.recording import OWN_WEIGHTS, plain_model, weight_fingerprint
 
 KIND = "nspec_added"
 ADDED_FILE = "nspec_added.safetensors"

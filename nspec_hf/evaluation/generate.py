@@ -70,7 +70,9 @@ def _translate_all(translator: Translator, texts: Sequence[PairText], folder: Pa
     if translator.acting_gate is not None:
         # Composed now, if need be, not halfway.
         translator.acting_gate.include_all([text.pair for text in texts])
-    maker, kept = _maker(translator), _read_maker(folder)
+    with translator.acting_gate or nullcontext():  # whose own weights the model has while it is on it
+        maker = _maker(translator)
+    kept = _read_maker(folder)
     # Text that was made otherwise is forgotten first: a run that is stopped leaves nothing of two makers.
     done = kept["texts"] if kept["maker"] == maker else {}
     content = {"maker": maker, "texts": done, "seconds": _seconds(kept | {"texts": done})}

@@ -80,8 +80,8 @@ def export_model(
         ExportError: If the written model does not translate the sample as the gate does, or a trimmed
             tokenizer does not split text as before.
         UnknownPairError: If masks hold no such pair.
-        UnsupportedModelError: If the model cannot be baked, trimmed or converted, has adapters of PEFT, or
-            was cut before and is not to be `pruned`.
+        UnsupportedModelError: If the model cannot be baked, trimmed or converted, has adapters of PEFT or
+            added pairs on it, or was cut before and is not to be `pruned`.
         ArtifactError: If a weight is not finite.
         ConfigError: If the folder is not empty, or texts cannot be used; before the work.
     """

@@ -129,9 +129,16 @@ def refuse_unwritable(model: PreTrainedModel, form: str) -> None:
         form: As in `ExportConfig`.
 
     Raises:
-        UnsupportedModelError: If adapters of PEFT are in it, or, where plain classes are to load what is
-            written, its layers are narrower than its config says.
+        UnsupportedModelError: If adapters of PEFT are in it, or pairs were added on it, or, where plain
+            classes are to load what is written, its layers are narrower than its config says.
     """
+    acting = attachment_of(model)
+    if acting is not None and acting.own is not None:
+        raise UnsupportedModelError(
+            f"a {type(acting).__name__} is on the model, and its weights would be left out: for pairs that "
+            "were added export its merged() model; for the model beneath take it off, "
+            "attachment_of(model).detach()"
+        )
     for name, part in model.named_modules():
         if type(part).__module__.startswith("peft."):
             raise UnsupportedModelError(

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from nspec_hf.gating.routing import Routing as Routing
     from nspec_hf.gating.entry_points import TakenOver as TakenOver, Takeover as Takeover
     from nspec_hf.gating.attachment import (
-        OWN_WEIGHTS as OWN_WEIGHTS,
         Attachment as Attachment,
         attachment_of as attachment_of,
         set_aside as set_aside,

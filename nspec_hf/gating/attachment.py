@@ -19,10 +19,7 @@ from nspec_hf.data import LanguageTags, as_tags
 from nspec_hf.gating.entry_points import Home, TakenOver, entries_of
 from nspec_hf.gating.route import Route, TokenReader
 from nspec_hf.gating.routing import Routing
-from nspec_hf.recording import ATTACHED, plain_model
-
-OWN_WEIGHTS = "nspec_own"
-"""Name under which a model holds the weights of an attachment that has some, while it is on it."""
+from nspec_hf.recording import ATTACHED, OWN_WEIGHTS, plain_model
 
 
 class Attachment:

@@ -6,7 +6,11 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.recording.config import KINDS as KINDS, SIDES as SIDES, RecordConfig as RecordConfig
-    from nspec_hf.recording.weights import refuse_integers as refuse_integers, refuse_unfit as refuse_unfit
+    from nspec_hf.recording.weights import (
+        OWN_WEIGHTS as OWN_WEIGHTS,
+        refuse_integers as refuse_integers,
+        refuse_unfit as refuse_unfit,
+    )
     from nspec_hf.recording.model import (
         ATTACHED as ATTACHED,
         decoder_prompt as decoder_prompt,

@@ -18,6 +18,9 @@ from transformers.utils.hub import cached_file
 
 from nspec_hf.core import ArtifactError, read_json
 
+OWN_WEIGHTS = "nspec_own"
+"""Name under which a model holds the weights of what is attached to it and has some, while it is on it."""
+
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # In the order in which transformers and PEFT look for them; of the first that is there all weights come.
 _FILES = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
@@ -45,10 +48,17 @@ def refuse_unfit(
         checked: Called with each weight once it was read.
 
     Raises:
-        ArtifactError: If the weights are not all of this model, or not finite, with three names.
+        ArtifactError: If the weights are not all of this model, or not finite, with three names; or if there
+            are some of what was attached to it.
     """
     missing, unexpected = sorted(missing_keys), sorted(unexpected_keys)
     others = [f"{key} {list(saved)} instead of {list(own)}" for key, saved, own in sorted(mismatched_keys)]
+    if any(f"{OWN_WEIGHTS}." in key for key in unexpected):
+        raise ArtifactError(
+            f"{name} was saved with added pairs, or adapters, on the model, which would be left out: load "
+            "what `nspec add-pair` wrote to added/ (nspec_hf.load, or --added beside the base), or translate "
+            "with the system that trained it"
+        )
     known = {_any_layer(key) for key in model.state_dict()}
     layers = [key for key in unexpected if "*" in _any_layer(key) and _any_layer(key) in known]
     faults = {"are missing": missing, "have another shape": others, "are of further layers": layers}

@@ -4,6 +4,7 @@
     masks beside a model  both in one folder
     a run                 model/ and masks/
     a plain model         without masks: all neurons run
+    adapters of PEFT      in the place of a model: their base with them merged
 
 The trap: masks go with the model that was trained with them, acting as they did then. Which one that is, and
 how they acted, is read from what training and publishing wrote.
@@ -14,7 +15,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nspec_hf.core import ArtifactError, NspecError, UnsupportedModelError, read_json, warn
+from nspec_hf.core import (
+    ArtifactError,
+    NspecError,
+    UnsupportedModelError,
+    adapters_and_base,
+    read_json,
+    warn,
+)
 from nspec_hf.export import REPORT_FILE
 from nspec_hf.gating import MASKS_FOLDER, GateConfig
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks
@@ -88,7 +96,7 @@ def recognized(here: Path, place: Place, given: Place | None) -> Parts:
         UnsupportedModelError: If a model was trained with more than masks.
     """
     config = _content(here / CONFIG_FILE)
-    is_model = "model_type" in config
+    is_model = _is_model(here)
     if (here / MASKS_FILE).is_file() and not is_model:
         masks = NeuronMasks.from_pretrained(here)
         stated = _gate_config(config.get("gate"), here / CONFIG_FILE)
@@ -98,7 +106,7 @@ def recognized(here: Path, place: Place, given: Place | None) -> Parts:
         return Parts(named, masks, stated or acted, fingerprint)
     if is_model:
         model, folder = here, place
-    elif "model_type" in _content(here / _MODEL / CONFIG_FILE):
+    elif _is_model(here / _MODEL):
         model, folder = here / _MODEL, place.inside(_MODEL)
     elif config.get("sets"):
         raise ArtifactError(
@@ -161,6 +169,11 @@ def _named(config: Mapping[str, Any], masks: NeuronMasks, place: Place) -> tuple
     if not recipe.base_model:
         raise ArtifactError(f"the masks in {place} do not name their model; give base='user/model'")
     return Place(recipe.base_model, place.download, recipe.revision), recipe.weight_fingerprint
+
+
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder holds a model, or adapters of PEFT, which stand for their base."""
+    return "model_type" in _content(folder / CONFIG_FILE) or bool(adapters_and_base(folder)[0])
 
 
 def _content(path: Path) -> dict[str, Any]:

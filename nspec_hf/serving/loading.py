@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
-from nspec_hf.adding import ADDED_FILE, base_of, load_added
+from nspec_hf.adding import ADDED_FILE, AddedPairs, base_of, load_added
 from nspec_hf.core import ArtifactError, ConfigError, ExportError, Pair, as_pairs, read_json, require, warn
 from nspec_hf.data import LanguageTags, load_tokenizer
 from nspec_hf.evaluation import TranslateConfig, Translator
@@ -22,6 +22,9 @@ from nspec_hf.masks import MASKS_FILE, NeuronMasks, fetch
 from nspec_hf.recording import load_model, weight_fingerprint
 from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator
 from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, recognized
+
+_ROUNDING = "dtype", "quantization_config"
+"""Options by which weights are others than those that were saved, which alone have the stated fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,17 +154,21 @@ def load(
         parts = replace(parts, masks=parts.masks and parts.masks.at(coverage))
     hub = {"trust_remote_code": trust_remote_code, **parts.place.hub}
     model, tokenizer = load_model(parts.place.name, **hub, **options), load_tokenizer(parts.place.name, **hub)
-    own = acting = None
+    own, exact = None, {name: value for name, value in options.items() if name not in _ROUNDING}
+    saved = model
+    if (is_added or parts.fingerprint) and exact != options:
+        saved = load_model(parts.place.name, **hub, **exact)
     if is_added:  # `load_added` refuses another base
-        acting = load_added(here, model, gate_config=gate, coverage=coverage).attach()
+        acting: Any = _moved(load_added(here, saved, gate_config=gate, coverage=coverage), model).attach()
         parts, tokenizer = replace(parts, masks=acting.masks), acting.extend(tokenizer)
         weights = f"as stated, with {', '.join(pair for one in acting.additions for pair in one.pairs)} added"
     else:
         if parts.masks is not None:
-            own = acting = NeuronGate(model, parts.masks, gate or parts.gate).attach()
-        elif gate is not None:
-            raise ConfigError(f"{repo_or_folder} holds no masks that a gate could apply")
-        weights = _compared(model, parts)
+            own = NeuronGate(model, parts.masks, gate or parts.gate).attach()
+        else:
+            require(gate is None, f"{repo_or_folder} holds no masks that a gate could apply")
+        acting = own
+        weights = _compared(saved, parts)
     tags = LanguageTags(tokenizer, codes)
     return LoadedModel(
         model=model,
@@ -173,6 +180,14 @@ def load(
         weights=weights,
         **about,
     )
+
+
+def _moved(added: AddedPairs, model: Any) -> AddedPairs:
+    """Return what was added, for a model that was loaded from the same base in another type."""
+    if model is added.model:
+        return added
+    additions = [one.to(dtype=model.dtype) for one in added.additions]
+    return AddedPairs(model, additions, added.masks, added.gate_config)
 
 
 def _compared(model: Any, parts: Parts) -> str:

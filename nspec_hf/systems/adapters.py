@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nspec_hf.core import ConfigError, Pair, require, warn
-from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing
-from nspec_hf.recording import SIDES, Site, find_sites, linear_at
+from nspec_hf.gating import Attachment, Routing
+from nspec_hf.recording import OWN_WEIGHTS, SIDES, Site, find_sites, linear_at
 from nspec_hf.systems.families import family_of, found_families, named_families
 from nspec_hf.systems.parts.clones import layer_path
 from nspec_hf.systems.parts.rowwise import KeyOf, OwnModules, RowwiseAttachment, RowwiseOutput

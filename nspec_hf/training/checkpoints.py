@@ -21,8 +21,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from nspec_hf.core import ArtifactError, digest, read_json, warn, whole
-from nspec_hf.gating import OWN_WEIGHTS, attachment_of
-from nspec_hf.recording import plain_model, refuse_integers
+from nspec_hf.gating import attachment_of
+from nspec_hf.recording import OWN_WEIGHTS, plain_model, refuse_integers
 
 MADE_BY_FILE = "made_by.json"
 """What decided the weights beside which it lies: base, text, gate, arguments."""

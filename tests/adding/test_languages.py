@@ -4,7 +4,7 @@ import pytest
 
 from nspec_hf.adding import AddConfig, auto_width, find_words, new_languages
 from nspec_hf.core import ConfigError, Pair, UnknownLanguageError
-from nspec_hf.data import LanguageTags, PairText
+from nspec_hf.data import LanguageTags, PairText, load_tokenizer
 from tests.helpers import tiny_text
 from tests.helpers.tiny_tokenizers import make_tokenizer
 
@@ -102,11 +102,12 @@ def test_embeddings_that_an_earlier_addition_brought_are_had_too():
 
 
 @pytest.mark.parametrize(
-    ("family", "code"), [("m2m100", "lbx"), ("nllb", "xxx_Latn"), ("mbart50", "xx_XX"), ("marian", "xxx")]
+    ("family", "code"),
+    [("m2m100", "lbx"), ("nllb", "xxx_Latn"), ("mbart50", "xx_XX"), ("mbart", "xx_XX"), ("marian", "xxx")],
 )
 def test_each_family_spells_a_new_tag_as_its_own(family, code, tmp_path):
     tags = LanguageTags(make_tokenizer(tmp_path, family))
-    english = {"m2m100": "en", "nllb": "eng_Latn", "mbart50": "en_XX", "marian": "deu"}[family]
+    english = {"m2m100": "en", "nllb": "eng_Latn", "marian": "deu"}.get(family, "en_XX")
     texts = [PairText(Pair(f"{english}-{code}"), ["two men talk"], ["zwei"])]
     settings = AddConfig(languages=[code], pieces="none")
     found = find_words(tags, texts, settings, vocabulary=10_000, rows=10_000)
@@ -115,6 +116,12 @@ def test_each_family_spells_a_new_tag_as_its_own(family, code, tmp_path):
     assert found.tags.tag_id(english) == tags.tag_id(english)
     token = found.tags.tokenizer.convert_ids_to_tokens(found.tags.tag_id(code))
     assert token in found.tokens
+    found.tags.tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = LanguageTags(load_tokenizer(tmp_path / "saved"))
+    numbers = {each: loaded.tag_id(each) for each in (english, code)}
+    assert numbers == {each: found.tags.tag_id(each) for each in (english, code)}
+    pair, quoted = texts[0].pair, [f"two {token} men"]
+    assert loaded.encode_target(quoted, pair) == found.tags.encode_target(quoted, pair)
 
 
 def test_a_code_that_a_family_could_not_spell_is_refused(tmp_path):

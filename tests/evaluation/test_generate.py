@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import decoders, normalizers
 
+from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for
 from nspec_hf.core import FolderInUseError, Pair, UnknownPairError
 from nspec_hf.data import LanguageTags, PairText, read_outputs
 from nspec_hf.evaluation import TranslateConfig, Translator, generate as evaluation, translate_test_set
@@ -218,4 +219,27 @@ def test_another_adapter_or_factor_of_the_same_weights_takes_nothing_that_lies_t
     assert found == translate_test_set(other(), said, tmp_path / "fresh")
     again = other()
     translate_test_set(again, said, tmp_path)
+    assert again.asked == []
+
+
+@pytest.mark.parametrize("is_on_the_model", [False, True])
+def test_another_addition_of_the_same_layout_takes_nothing_that_lies_there(tmp_path, is_on_the_model):
+    said = [PairText(Pair("fr-de"), ["a", "b a", "c"], ["a", "b", "c"])]
+
+    def added(scale):
+        network = model()
+        made = Addition(network, layout_for(network, ["fr-de"], AddConfig(), 0.5)).draw(network, 1, {})
+        with torch.no_grad():
+            for new in made.neurons.values():
+                new.down.weight += (
+                    scale * torch.arange(new.down.weight.numel()).view_as(new.down.weight).sin()
+                )
+        acting = AddedPairs(network, [made])
+        return system(network, acting.attach() if is_on_the_model else acting)
+
+    first = translate_test_set(added(0.5), said, tmp_path)
+    found = translate_test_set(added(5.0), said, tmp_path)
+    assert first != found == translate_test_set(added(5.0), said, tmp_path / "fresh")
+    again = added(5.0)
+    assert translate_test_set(again, said, tmp_path) == found
     assert again.asked == []

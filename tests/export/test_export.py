@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for
 from nspec_hf.core import ArtifactError, ConfigError, ExportError, Pair, UnsupportedModelError
 from nspec_hf.data import LanguageTags, VocabularyConfig, train_vocabulary
 from nspec_hf.export import (
@@ -382,6 +383,27 @@ def test_adapters_outside_the_sites_are_refused_and_once_merged_they_act(form, t
     merged = adapted.merge_and_unload()
     config = dataclasses.replace(config, quantization="float32", max_new_tokens=4)
     assert export_model(merged, tokenizer, None, "en-de", tmp_path / "merged", config).same == 1
+
+
+def test_pairs_that_were_added_are_refused_while_on_the_model_and_exported_once_merged(tokenizer, tmp_path):
+    model = make("m2m100", tokenizer)
+    made = Addition(model, layout_for(model, ["en-de"], AddConfig(), 0.5)).draw(model, 1, {})
+    with torch.no_grad():
+        for new in made.neurons.values():
+            new.down.weight.normal_(generator=torch.Generator().manual_seed(1))
+    config, inputs = ExportConfig(max_new_tokens=4), {"input_ids": torch.tensor([[9, 8, 7, 2]])}
+    added, decoder = AddedPairs(model, [made]), {"decoder_input_ids": torch.tensor([[2, 6]])}
+    with added, torch.no_grad():
+        with pytest.raises(UnsupportedModelError, match=r"AddedPairs is on the model.*merged"):
+            export_model(model, tokenizer, None, "en-de", tmp_path / "lost", config)
+        expected = model(**inputs, **decoder, pair_ids=["en-de"]).logits
+    assert not (tmp_path / "lost").exists()
+    export_model(added.merged(), tokenizer, None, "en-de", tmp_path / "merged", config)
+    with torch.no_grad():
+        found = load_model(tmp_path / "merged")(**inputs, **decoder).logits
+        base = model(**inputs, **decoder).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, base, atol=1e-2)
 
 
 @pytest.mark.parametrize("form", ["zeroed", "padded"])

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nspec_hf
+from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for
 from nspec_hf.cli.main import main
 from nspec_hf.core import ArtifactError
 from nspec_hf.export import ExportConfig, export_model
@@ -118,6 +119,17 @@ def test_integers_that_are_no_weights_are_no_fault(tmp_path):
     more = {"model.encoder.embed_positions.position_ids": torch.arange(64)[None], "seen": torch.tensor([7])}
     save_file(load_file(path) | more, path, {"format": "pt"})
     load_model(tmp_path)
+
+
+def test_weights_of_what_was_attached_are_not_left_out_in_silence(tmp_path):
+    network = tiny_text.model()
+    made = Addition(network, layout_for(network, ["en-fr"], AddConfig(), 0.5)).draw(network, 1, {})
+    with AddedPairs(network, [made]):
+        network.save_pretrained(tmp_path)
+    tiny_text.tokenizer().save_pretrained(tmp_path)
+    for load in (load_model, nspec_hf.load):
+        with pytest.raises(ArtifactError, match=r"with added pairs.*--added beside the base"):
+            load(tmp_path)
 
 
 @pytest.fixture

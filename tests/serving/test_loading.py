@@ -12,11 +12,17 @@ from torch.utils.data import DataLoader
 
 import nspec_hf
 from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for, save_added
-from nspec_hf.core import ArtifactError, ConfigError, UnknownPairError, UnsupportedModelError
+from nspec_hf.core import (
+    ArtifactError,
+    ConfigError,
+    SiteMismatchError,
+    UnknownPairError,
+    UnsupportedModelError,
+)
 from nspec_hf.data import PairCollator
 from nspec_hf.evaluation import TranslateConfig, Translator
 from nspec_hf.export import ExportConfig, export_model, pruned
-from nspec_hf.gating import GateConfig
+from nspec_hf.gating import GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks, Recipe
 from nspec_hf.recording import RecordConfig, record, weight_fingerprint
 from nspec_hf.serving import load
@@ -158,6 +164,39 @@ def test_a_base_with_other_weights_than_were_counted_is_warned_about(network, ch
         loaded = load(tmp_path / "masks")
     assert weight_fingerprint(network) in str(caught[0].message)
     assert loaded.weights.startswith("others")
+
+
+@pytest.mark.filterwarnings("error:.*trained or replaced since")
+@pytest.mark.parametrize("is_added", [False, True])
+def test_a_model_that_is_loaded_in_another_type_is_known_by_the_weights_that_were_saved(
+    network, chosen, tmp_path, is_added
+):
+    pairs = ["en-fr", "fr-en"] if is_added else PAIRS
+    base = str(save(tmp_path / "base", network))
+    if is_added:
+        layout = layout_for(network, pairs, AddConfig(), 0.5, ids=[7, 8], about={"base": base})
+        acting = AddedPairs(network, [Addition(network, layout).draw(network, 1, {7: [9], 8: [9]})])
+        save_added(acting, tmp_path / "it")
+    else:
+        named(network, chosen, base).save_pretrained(tmp_path / "it")
+        acting = NeuronGate(network, chosen)
+    loaded = load(tmp_path / "it", dtype=torch.bfloat16, translate=SHORT)
+    assert loaded.weights.startswith("as stated")
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
+    with acting:
+        network.to(torch.bfloat16)
+        rows = acting.include_all(pairs[:2])
+        inputs = {"input_ids": torch.tensor([[7, 8, 9, 10]] * 2), "pair_ids": torch.tensor(rows)}
+        inputs["decoder_input_ids"] = torch.tensor([[2, 8, 7]] * 2)
+        with torch.no_grad():
+            assert torch.equal(loaded.model(**inputs).logits, network(**inputs).logits)
+    save(tmp_path / "base", model(seed=9))
+    if is_added:
+        with pytest.raises(SiteMismatchError, match="load that base"):
+            load(tmp_path / "it", dtype=torch.bfloat16)
+    else:
+        with pytest.raises(UserWarning, match="trained or replaced since"):
+            load(tmp_path / "it", dtype=torch.bfloat16)
 
 
 def test_a_run_brings_its_model_its_masks_and_how_they_acted(network, chosen, tmp_path):

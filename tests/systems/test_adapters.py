@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from nspec_hf.analysis import language_tree
 from nspec_hf.core import ArtifactError, ConfigError, Pair, as_pairs, english_centric
 from nspec_hf.data import BatchConfig
-from nspec_hf.gating import OWN_WEIGHTS
-from nspec_hf.recording import SIDES
+from nspec_hf.recording import OWN_WEIGHTS, SIDES
 from nspec_hf.systems.adapters import (
     Adapter,
     FamilyAdapters,

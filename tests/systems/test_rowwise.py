@@ -15,9 +15,9 @@ from nspec_hf.core import (
     UnsupportedModelError,
     as_pairs,
 )
-from nspec_hf.gating import OWN_WEIGHTS, Routing, attachment_of
+from nspec_hf.gating import Routing, attachment_of
 from nspec_hf.gating.route import Route
-from nspec_hf.recording import find_sites
+from nspec_hf.recording import OWN_WEIGHTS, find_sites
 from nspec_hf.systems.parts.rowwise import OwnModules, RowwiseAttachment, RowwiseOutput, RowwisePart
 from tests.helpers.gated import Around
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100

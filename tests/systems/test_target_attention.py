@@ -7,8 +7,7 @@ import torch
 
 from nspec_hf.core import UnknownPairError, as_pairs, english_centric
 from nspec_hf.evaluation import Translator
-from nspec_hf.gating import OWN_WEIGHTS
-from nspec_hf.recording import find_sites
+from nspec_hf.recording import OWN_WEIGHTS, find_sites
 from nspec_hf.systems.target_attention import target_attention
 from nspec_hf.training import SpecializationTrainer
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100

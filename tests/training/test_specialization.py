@@ -146,6 +146,27 @@ def test_the_folder_that_the_script_leaves_is_loaded_with_its_masks_and_how_they
 
 
 @pytest.mark.medium
+def test_the_adapters_that_a_script_leaves_are_loaded_with_its_masks(tmp_path):
+    pytest.importorskip("peft")
+    pairs = FAMILIES["m2m100"][2]
+    made = write_family(tmp_path, "m2m100", pairs)
+    argv = [*made.argv, *COMMON, "--save_strategy", "no", "--output_dir", tmp_path / "run"]
+    collator = "    data_collator = DataCollatorForSeq2Seq("
+    lora = "peft.LoraConfig(r=2, target_modules=['q_proj', 'fc1'], init_lora_weights=False)"
+    source = patched(tmp_path, TRAINER, "", True)
+    source = source.replace(collator, f"    model = peft.get_peft_model(model, {lora})\n{collator}")
+    trainer, _ = run("import peft\n" + source, argv)
+    assert not (tmp_path / "run" / "config.json").exists()
+    loaded = nspec_hf.load(tmp_path / "run")
+    assert loaded.masks == trainer.gate.masks
+    ids = {"input_ids": torch.tensor([[5, 6, 7, 2]] * 2), "decoder_input_ids": torch.tensor([[2, 9, 8]] * 2)}
+    with torch.no_grad():
+        expected = trainer.model.eval()(**ids, pair_ids=torch.tensor([0, 1])).logits
+        found = loaded.model(**ids, pair_ids=torch.tensor([0, 1])).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.medium
 @pytest.mark.parametrize("again", ["same", "other"])
 def test_a_script_that_goes_on_from_a_checkpoint_goes_on_with_its_masks(again, tmp_path):
     """Bit for bit; where other masks would be recorded now, as in half precision, it says so."""

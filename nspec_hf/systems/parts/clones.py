@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from nspec_hf.core import Pair, as_pairs
-from nspec_hf.gating import OWN_WEIGHTS, Routing
-from nspec_hf.recording import plain_model, site_from_name
+from nspec_hf.gating import Routing
+from nspec_hf.recording import OWN_WEIGHTS, plain_model, site_from_name
 from nspec_hf.systems.parts.rowwise import RowwiseAttachment, RowwisePart, own_weights
 from nspec_hf.systems.parts.subnetworks import prunable
 from nspec_hf.systems.parts.zero_shot import StandIns

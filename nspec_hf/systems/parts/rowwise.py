@@ -20,7 +20,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nspec_hf.core import Pair, TrainingSetupError
-from nspec_hf.gating import OWN_WEIGHTS, Attachment, Routing, TakenOver
+from nspec_hf.gating import Attachment, Routing, TakenOver
+from nspec_hf.recording import OWN_WEIGHTS
 
 Key = Any
 """Anything hashable."""
