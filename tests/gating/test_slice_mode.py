@@ -138,7 +138,8 @@ def test_padding_to_a_multiple_adds_rows_that_say_nothing_and_learn_nothing(name
         # A leak would now be seen: with these rows infinite, 0 · inf.
         for site in masks.sites:
             with torch.no_grad():
-                model.get_submodule(site.name).weight[~masks.keep[site.name][1]] = torch.inf
+                for weight in model.get_submodule(site.name).parameters():  # W1, and b1 where there is one
+                    weight[~masks.keep[site.name][1]] = torch.inf
         seen = widths_seen(model, batch)
         assert_close(results(model, batch), expected)
     step = multiple_of or 8
