@@ -446,6 +446,9 @@ def test_generation_keeps_no_more_than_the_bound(share, monkeypatch):
     """What does not fit is cut in every step, for one pair, or masked, for several."""
     model = tiny_m2m100()
     masks, batch = random_masks(model), random_batch()
+    keep = dict(masks.keep)
+    keep[masks.sites[-1].name][1, :9] = False  # the bound is for the pair that keeps most
+    masks = NeuronMasks(masks.pairs, keep)
     pair_bytes = gated(model, masks)._sites[0]._shared.pair_bytes
     decoders = [site for site in masks.sites if site.side == "decoder"]
     kept = [max(int(masks.keep[site.name][index].sum()) for index in range(3)) for site in decoders]
@@ -511,6 +514,22 @@ def test_few_tokens_are_masked_where_copying_would_cost_more_and_each_choice_is_
     assert len(said) == len(set(said))
     for part in ("of one pair are masked", "few tokens a pair are masked", "split by pair"):
         assert any(part in message for message in said)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("length", "sliced"), [(38, []), (39, ["encoder"]), (40, ["encoder", "decoder"]), (64, ["encoder"])]
+)
+def test_a_pair_is_sliced_from_as_many_tokens_as_copying_costs(monkeypatch, rows, length, sliced):
+    """With 10 of 24 neurons off in the encoder and 8 of 20 in the decoder, 16 tokens are saved of 39 and 40."""
+    monkeypatch.setattr(slicing, "_SAVED_TOKENS", 16)
+    model = tiny_m2m100()
+    masks, target = random_masks(model), length if length < 64 else 2
+    assert {site.width: int(masks.keep[site.name][0].sum()) for site in masks.sites} == {24: 14, 20: 12}
+    batch = random_batch(rows=rows, source_length=length, target_length=target)
+    with gated(model, masks), torch.no_grad():
+        seen = widths_seen(model, batch)
+    assert all((seen[site.name] < site.width) == (site.side in sliced) for site in masks.sites)
 
 
 @pytest.mark.slow
