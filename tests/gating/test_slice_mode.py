@@ -464,6 +464,15 @@ def test_generation_keeps_no_more_than_the_bound(share, monkeypatch):
         assert len(calls) == encoder + (decoder if share > pairs or pairs == 1 or share < 1 else 0)
 
 
+def test_the_bound_is_for_the_masks_that_act_now():
+    model = tiny_m2m100()
+    few, many = (random_masks(model, density=density) for density in (0.3, 0.8))
+    gate = gated(model, few)
+    assert gate._sites[0]._shared.pair_bytes < gated(model, many)._sites[0]._shared.pair_bytes
+    gate.replace_masks(many)
+    assert gate._sites[0]._shared.pair_bytes == gated(model, many)._sites[0]._shared.pair_bytes
+
+
 def test_a_composed_pair_is_sliced_too():
     model = tiny_m2m100()
     masks, batch = random_masks(model, pairs=["de-en", "en-fr"]), without_ids(random_batch())
@@ -518,16 +527,19 @@ def test_few_tokens_are_masked_where_copying_would_cost_more_and_each_choice_is_
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
-    ("length", "sliced"), [(38, []), (39, ["encoder"]), (40, ["encoder", "decoder"]), (64, ["encoder"])]
+    ("multiple_of", "length", "sliced"),
+    [(1, 38, []), (1, 39, ["encoder"]), (1, 40, ["encoder", "decoder"]), (8, 47, []), (8, 48, ["encoder"])],
 )
-def test_a_pair_is_sliced_from_as_many_tokens_as_copying_costs(monkeypatch, rows, length, sliced):
-    """With 10 of 24 neurons off in the encoder and 8 of 20 in the decoder, 16 tokens are saved of 39 and 40."""
+def test_a_pair_is_sliced_from_as_many_tokens_as_copying_costs(
+    monkeypatch, rows, multiple_of, length, sliced
+):
+    """With 10 of 24 neurons off 16 tokens are saved of 39, with 8 of 20 of 40, with 8 of 24 of 48."""
     monkeypatch.setattr(slicing, "_SAVED_TOKENS", 16)
     model = tiny_m2m100()
-    masks, target = random_masks(model), length if length < 64 else 2
+    masks = random_masks(model)
     assert {site.width: int(masks.keep[site.name][0].sum()) for site in masks.sites} == {24: 14, 20: 12}
-    batch = random_batch(rows=rows, source_length=length, target_length=target)
-    with gated(model, masks), torch.no_grad():
+    batch = random_batch(rows=rows, source_length=length, target_length=length)
+    with gated(model, masks, multiple_of=multiple_of), torch.no_grad():
         seen = widths_seen(model, batch)
     assert all((seen[site.name] < site.width) == (site.side in sliced) for site in masks.sites)
 
