@@ -464,13 +464,33 @@ def test_generation_keeps_no_more_than_the_bound(share, monkeypatch):
         assert len(calls) == encoder + (decoder if share > pairs or pairs == 1 or share < 1 else 0)
 
 
-def test_the_bound_is_for_the_masks_that_act_now():
-    model = tiny_m2m100()
+def test_a_generate_that_fails_leaves_no_slices_behind():
+    def stop(ids, scores):
+        raise InterruptedError
+
+    model, other = tiny_m2m100(), tiny_m2m100(seed=3)
+    masks, batch = random_masks(model), one_pair(random_batch(), 1)
+    with torch.no_grad(), gated(model, masks):
+        with pytest.raises(InterruptedError):
+            written(model, batch, [1] * 4, logits_processor=[stop])
+        model.load_state_dict(other.state_dict())
+        found = model(**batch).logits
+    with torch.no_grad(), gated(other, masks, "mask"):
+        torch.testing.assert_close(found, other(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_denser_masks_that_are_selected_anew_have_all_of_their_neurons_and_their_bound():
+    model, batch = tiny_m2m100(), one_pair(random_batch(), 0)
     few, many = (random_masks(model, density=density) for density in (0.3, 0.8))
-    gate = gated(model, few)
-    assert gate._sites[0]._shared.pair_bytes < gated(model, many)._sites[0]._shared.pair_bytes
-    gate.replace_masks(many)
-    assert gate._sites[0]._shared.pair_bytes == gated(model, many)._sites[0]._shared.pair_bytes
+    with torch.no_grad(), gated(model, many, "mask"):
+        expected = model(**batch).logits
+    gate, other = gated(model, few), gated(model, many)
+    with torch.no_grad(), gate:
+        model(**batch)
+        assert gate._sites[0]._shared.pair_bytes < other._sites[0]._shared.pair_bytes
+        gate.replace_masks(many)
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-5)
+        assert gate._sites[0]._shared.pair_bytes == other._sites[0]._shared.pair_bytes
 
 
 def test_a_composed_pair_is_sliced_too():
