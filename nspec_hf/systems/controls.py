@@ -49,9 +49,14 @@ class SwappedMasks(NeuronSpecialization):
     source: ClassVar[str] = "control: masks of other pairs"
 
     def check(self, run: Run) -> None:
-        """Refuse a single pair, which has nothing to swap with."""
+        """Refuse a single pair, which has nothing to swap with, and pairs that share a mask by a language."""
         super().check(run)
         require(len(run.pairs) > 1, "swapped masks need two pairs or more")
+        by = self.selection(run).by
+        require(
+            by == "pair",
+            f"with by={by!r} a pair may get another one's mask that is its own too; swap masks of by='pair'",
+        )
 
     def select(self, stats: ActivationStats, run: Run) -> NeuronMasks:
         """Return the masks in an order drawn with the run's seed that leaves no pair its own."""

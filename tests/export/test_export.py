@@ -116,6 +116,20 @@ def test_what_is_zeroed_are_rows_bias_and_columns_and_what_is_pruned_is_gone():
 
 
 @pytest.mark.parametrize("silence", ["neuron", "weights"])
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_a_layer_that_a_pair_keeps_nothing_of_has_the_fewest_neurons_all_silent(silence, multiple_of):
+    model = SIX_ARCHITECTURES["m2m100"]()
+    masks = random_masks(model)
+    keep, name = dict(masks.keep), masks.sites[0].name
+    keep[name][0] = False
+    masks = NeuronMasks(masks.pairs, keep)
+    small, widths = pruned(model, masks, "en-de", silence, multiple_of)
+    assert widths[name] == small.get_submodule(name).out_features == multiple_of
+    expected = gated_logits(model, masks, "en-de", silence)
+    torch.testing.assert_close(plain_logits(small), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("silence", ["neuron", "weights"])
 def test_attention_and_output_sites_are_zeroed_and_not_cut(silence):
     model = SIX_ARCHITECTURES["m2m100"]()
     masks = random_masks(model, ("ffn", "attention", "ffn_out"), density=0.8)

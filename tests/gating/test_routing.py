@@ -397,7 +397,10 @@ def test_generation_reads_the_target_from_the_forced_token_or_the_prompt(model, 
         prompted = model.generate(
             source, pair_ids=torch.tensor([0, 2]), decoder_input_ids=prompt, max_new_tokens=6
         )
+        start = {"decoder_start_token_id": FR, "max_new_tokens": 6}  # as mBART-25 does
+        started = model.generate(source, pair_ids=torch.tensor([2, 2]), **start)
         gate.read_languages(word_tokenizer("__{}__"))
+        assert torch.equal(model.generate(source, **start), started)
         assert torch.equal(model.generate(source, **settings), forced)
         assert torch.equal(model.generate(source, decoder_input_ids=prompt, max_new_tokens=6), prompted)
         model.generation_config.forced_bos_token_id = FR

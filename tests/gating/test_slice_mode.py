@@ -138,7 +138,8 @@ def test_padding_to_a_multiple_adds_rows_that_say_nothing_and_learn_nothing(name
         # A leak would now be seen: with these rows infinite, 0 · inf.
         for site in masks.sites:
             with torch.no_grad():
-                model.get_submodule(site.name).weight[~masks.keep[site.name][1]] = torch.inf
+                for weight in model.get_submodule(site.name).parameters():  # W1, and b1 where there is one
+                    weight[~masks.keep[site.name][1]] = torch.inf
         seen = widths_seen(model, batch)
         assert_close(results(model, batch), expected)
     step = multiple_of or 8
@@ -445,6 +446,9 @@ def test_generation_keeps_no_more_than_the_bound(share, monkeypatch):
     """What does not fit is cut in every step, for one pair, or masked, for several."""
     model = tiny_m2m100()
     masks, batch = random_masks(model), random_batch()
+    keep = dict(masks.keep)
+    keep[masks.sites[-1].name][1, :9] = False  # the bound is for the pair that keeps most
+    masks = NeuronMasks(masks.pairs, keep)
     pair_bytes = gated(model, masks)._sites[0]._shared.pair_bytes
     decoders = [site for site in masks.sites if site.side == "decoder"]
     kept = [max(int(masks.keep[site.name][index].sum()) for index in range(3)) for site in decoders]
@@ -458,6 +462,35 @@ def test_generation_keeps_no_more_than_the_bound(share, monkeypatch):
             assert torch.equal(written(model, batch, pair_ids), expected)
         encoder, decoder = pairs * 4, pairs * 4 * (1 if share > pairs else 6)
         assert len(calls) == encoder + (decoder if share > pairs or pairs == 1 or share < 1 else 0)
+
+
+def test_a_generate_that_fails_leaves_no_slices_behind():
+    def stop(ids, scores):
+        raise InterruptedError
+
+    model, other = tiny_m2m100(), tiny_m2m100(seed=3)
+    masks, batch = random_masks(model), one_pair(random_batch(), 1)
+    with torch.no_grad(), gated(model, masks):
+        with pytest.raises(InterruptedError):
+            written(model, batch, [1] * 4, logits_processor=[stop])
+        model.load_state_dict(other.state_dict())
+        found = model(**batch).logits
+    with torch.no_grad(), gated(other, masks, "mask"):
+        torch.testing.assert_close(found, other(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_denser_masks_that_are_selected_anew_have_all_of_their_neurons_and_their_bound():
+    model, batch = tiny_m2m100(), one_pair(random_batch(), 0)
+    few, many = (random_masks(model, density=density) for density in (0.3, 0.8))
+    with torch.no_grad(), gated(model, many, "mask"):
+        expected = model(**batch).logits
+    gate, other = gated(model, few), gated(model, many)
+    with torch.no_grad(), gate:
+        model(**batch)
+        assert gate._sites[0]._shared.pair_bytes < other._sites[0]._shared.pair_bytes
+        gate.replace_masks(many)
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-5)
+        assert gate._sites[0]._shared.pair_bytes == other._sites[0]._shared.pair_bytes
 
 
 def test_a_composed_pair_is_sliced_too():
@@ -510,6 +543,25 @@ def test_few_tokens_are_masked_where_copying_would_cost_more_and_each_choice_is_
     assert len(said) == len(set(said))
     for part in ("of one pair are masked", "few tokens a pair are masked", "split by pair"):
         assert any(part in message for message in said)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("multiple_of", "length", "sliced"),
+    [(1, 38, []), (1, 39, ["encoder"]), (1, 40, ["encoder", "decoder"]), (8, 47, []), (8, 48, ["encoder"])],
+)
+def test_a_pair_is_sliced_from_as_many_tokens_as_copying_costs(
+    monkeypatch, rows, multiple_of, length, sliced
+):
+    """With 10 of 24 neurons off 16 tokens are saved of 39, with 8 of 20 of 40, with 8 of 24 of 48."""
+    monkeypatch.setattr(slicing, "_SAVED_TOKENS", 16)
+    model = tiny_m2m100()
+    masks = random_masks(model)
+    assert {site.width: int(masks.keep[site.name][0].sum()) for site in masks.sites} == {24: 14, 20: 12}
+    batch = random_batch(rows=rows, source_length=length, target_length=length)
+    with gated(model, masks, multiple_of=multiple_of), torch.no_grad():
+        seen = widths_seen(model, batch)
+    assert all((seen[site.name] < site.width) == (site.side in sliced) for site in masks.sites)
 
 
 @pytest.mark.slow

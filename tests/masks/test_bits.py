@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
-from nspec_hf.core import ArtifactError, ConfigError, Pair, packed_width, write_artifact
+from nspec_hf.core import ArtifactError, ConfigError, Pair, pack, packed_width, write_artifact
 from nspec_hf.masks import MASKS_FILE, NeuronMasks
 from nspec_hf.masks.hub import KIND
 from tests.masks.test_select import DECODER, ENCODER
@@ -89,6 +89,17 @@ def test_masks_of_their_own_are_saved_without_numbers(composed, tmp_path):
     assert {name.partition("/")[0] for name in load_file(tmp_path / "own")} == {"keep", "sha256"}
     composed.subset(OWN).save(tmp_path / "subset")
     assert load_file(tmp_path / "subset").keys() == load_file(tmp_path / "own").keys()
+
+
+def test_many_pairs_are_laid_out_a_part_at_a_time_and_none_is_left_out():
+    codes = [f"{a}{b}" for a in "abcdefgh" for b in "abcdefghi"]
+    own = [pair for code in codes for pair in (Pair("en", code), Pair(code, "en"))]
+    keep = {name: torch.rand(len(own), width) < 0.6 for name, width in WIDTHS.items()}
+    many = NeuronMasks(own, keep).compose(Pair(a, b) for a in codes for b in codes if a != b)
+    for name in WIDTHS:
+        parts = list(many.keep.at(name).in_order())
+        assert len(parts) > 1
+        assert torch.equal(torch.from_numpy(np.concatenate(parts)), pack(many.keep[name]))
 
 
 @given(chosen=st.lists(st.sampled_from(OWN + NEW), min_size=1, unique=True), seed=st.integers(0, 9))

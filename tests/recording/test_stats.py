@@ -25,6 +25,11 @@ def made_up(seed=0, pairs=("en-de", "zh-CN->en"), **config):
     return stats
 
 
+def bare(**config):
+    """Statistics of the same base that lack a score, say."""
+    return ActivationStats(made_up().pairs, SITES, RecordConfig(**config), made_up().base)
+
+
 def equal(left, right):
     ours, theirs = left.tensors(), right.tensors()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -113,6 +118,9 @@ def test_merging_with_itself_is_twice():
         (lambda: made_up(pairs=("zh-CN->en", "en-de")), ConfigError, "pairs"),
         (lambda: made_up(count="sentences"), ConfigError, "sentences"),
         (lambda: made_up(label_smoothing=0.1), ConfigError, r"label_smoothing=None and label_smoothing=0\.1"),
+        (lambda: made_up(active_on="gate"), ConfigError, "active_on='product' and active_on='gate'"),
+        (lambda: bare(te=True), ConfigError, "av=True and av=False"),
+        (lambda: bare(av=True), ConfigError, "te=True and te=False"),
         (lambda: ActivationStats(["en-de", "zh-CN->en"], {FC1: 6}), SiteMismatchError, "k_proj"),
     ],
 )
@@ -134,7 +142,8 @@ def test_a_subset_holds_those_pairs_in_the_order_asked_for():
     stats = made_up(pairs=("en-de", "de-en", "en-fr"))
     chosen = stats.subset(["en-fr", "en-de"])
     assert chosen.pairs == ["en-fr", "en-de"]
-    assert torch.equal(chosen.counts[FC1], stats.counts[FC1][[2, 0]])
+    whole = stats.tensors()
+    assert all(torch.equal(tensor, whole[name][[2, 0]]) for name, tensor in chosen.tensors().items())
     chosen.counts[FC1] += 1
     assert equal(stats, made_up(pairs=("en-de", "de-en", "en-fr")))
 

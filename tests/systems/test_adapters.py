@@ -230,6 +230,20 @@ def test_the_pivot_counts_for_no_family():
     }
 
 
+def test_the_pivot_that_counts_for_no_family_is_that_of_the_experiment():
+    data = SimpleNamespace(pivot="de", families={"en": "Germanic", "fr": "Romance"})
+    pairs = as_pairs(["en-de", "de-en", "fr-de", "de-fr"])
+    once = lambda name, work: dict(work())  # noqa: E731
+    run = SimpleNamespace(pairs=pairs, config=SimpleNamespace(data=data), once=once)
+    keys = FamilyAdapters().keys(tiny_m2m100(), run)
+    sides = {pair: [keys[side](Pair(pair)) for side in SIDES] for pair in ("en-de", "de-fr", "en-fr")}
+    assert sides == {
+        "en-de": ["Germanic", "Germanic"],
+        "de-fr": ["Romance", "Romance"],
+        "en-fr": ["Germanic", "Romance"],
+    }
+
+
 def test_related_languages_share_adapters_and_zero_shot_is_defined_by_family():
     model, batch = tiny_m2m100(), random_batch(rows=3)
     pairs = as_pairs(["en-de", "nl-en", "en-fr"])

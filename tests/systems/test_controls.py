@@ -1,5 +1,7 @@
 """Controls as dense as neuron specialization: one mask for all pairs, and masks of other pairs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,6 +46,7 @@ def test_swapped_masks_give_every_pair_the_masks_of_another_and_leave_none_out(s
     assert [len(found) for found in givers] == [1] * len(own.pairs)
     assert sorted(found[0] for found in givers) == sorted(own.pairs)
     assert all(found[0] != pair for found, pair in zip(givers, own.pairs, strict=True))
+    assert swapped != make_system("swapped", {"coverage": 0.95}).select(stats, replace(run, seed=4))
 
 
 def test_a_single_pair_has_nothing_to_swap_with(based, tmp_path):
@@ -51,6 +54,15 @@ def test_a_single_pair_has_nothing_to_swap_with(based, tmp_path):
     run = Run(config=config, folder=tmp_path, seed=1)
     with pytest.raises(ConfigError, match="two pairs or more"):
         make_system("swapped").check(run)
+
+
+@pytest.mark.parametrize("by", ["source", "target", "separate"])
+def test_masks_that_pairs_share_are_not_swapped_for_themselves(based, tmp_path, by):
+    config, _ = read_settings(ExperimentConfig, [based[1], "--select.by", by])
+    run = Run(config=config, folder=tmp_path, seed=1)
+    with pytest.raises(ConfigError, match=f"by='{by}'"):
+        make_system("swapped").check(run)
+    make_system("swapped", {"by": "pair"}).check(run)
 
 
 def test_dropout_of_the_continued_training_is_the_one_asked_for_and_else_the_base_s(specialized):

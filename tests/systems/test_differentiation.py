@@ -416,6 +416,16 @@ def test_settings_that_cannot_be_are_refused(based, setting, value):
         system.check(None)
 
 
+def test_the_settings_are_those_of_what_splits(based, tmp_path):
+    own = Run(config=read_settings(ExperimentConfig, [based[1]])[0], folder=tmp_path)
+    given = {"upper_bound": 0.5, "every": 3, "at_once": 2, "threshold": 0.25, "sentences": 1}
+    model = own.base()
+    [splitter] = make_system("differentiation", given).callbacks(model, own)
+    assert (splitter.limit, splitter.every) == (weights_of(model) // 2, 3)
+    assert (splitter.at_once, splitter.threshold) == (2, 0.25)
+    assert sum(len(batch["labels"]) for batch in splitter.batches("de-en")) == 1
+
+
 def test_gradients_are_taken_on_the_first_sentences_of_each_pair(based, tmp_path):
     own = Run(config=read_settings(ExperimentConfig, [based[1]])[0], folder=tmp_path)
     part = own.validation.subset("de-en")

@@ -54,7 +54,7 @@ def test_a_level_is_one_coverage_on_both_sides_where_the_decoder_has_another(bas
     run, stats = Run(config=config, folder=tmp_path, seed=1), kin_stats()
     stats.save(tmp_path / "nspec_stats.safetensors")
     own = {} if select else {"coverage_decoder": 0.5}
-    system = make_system("elastic", {"coverage": 0.9, "levels": [1.0, 0.3], **own})
+    system = make_system("elastic", {"coverage": 0.9, "levels": [1.0, 0.3], "teacher": 0.25, **own})
     masks = system.masks(None, run)
     assert masks == NeuronMasks.from_coverage(stats, 0.9, coverage_decoder=0.5)
     trainer = system.trainer(None, run).keywords
@@ -63,6 +63,7 @@ def test_a_level_is_one_coverage_on_both_sides_where_the_decoder_has_another(bas
         assert masks.at(level) == wanted
         assert trained == wanted
     assert trainer["dense"] == NeuronMasks.from_coverage(stats, 1.0)
+    assert trainer["teacher"] == 0.25
 
 
 def test_a_run_that_is_not_there_is_named(based):

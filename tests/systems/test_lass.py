@@ -250,6 +250,24 @@ def test_each_pair_is_fine_tuned_on_its_own_text_from_the_base(based, tmp_path, 
         assert all(torch.equal(tensor, base[name]) for name, tensor in start.items())
 
 
+def test_the_fine_tuning_of_a_pair_has_the_settings_that_are_given(based, tmp_path, monkeypatch):
+    seen = []
+
+    def train(self, resume_from_checkpoint=None):
+        made = self.args
+        seen.append((made.max_steps, made.warmup_steps, made.learning_rate, self.model.config.dropout))
+        return plain(self, resume_from_checkpoint)
+
+    plain = SpecializationTrainer.train
+    monkeypatch.setattr(SpecializationTrainer, "train", train)
+    planned = ["--specialize.arguments.warmup_steps", "50"]
+    bench = Run(config=read_settings(ExperimentConfig, [based[1], *planned])[0], folder=tmp_path)
+    settings = {"updates": 1, "pruned": 0.5, "dropout": 0.25, "arguments": {"learning_rate": 0.01}}
+    found = make_system(SYSTEMS["lass"], settings).prepare(bench.base(), bench)
+    assert seen == [(1, 1, 0.01, 0.25)] * len(TEXT_PAIRS)
+    assert found["density_by_pair"] == pytest.approx(dict.fromkeys(TEXT_PAIRS, 0.5), abs=2e-3)
+
+
 @pytest.mark.slow
 def test_a_killed_run_fine_tunes_no_pair_again_and_ends_as_one_that_was_not(based, tmp_path):
     _, file = based

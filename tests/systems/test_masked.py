@@ -45,6 +45,18 @@ def test_the_settings_of_neuron_specialization_are_those_of_its_masks(
     assert masks != NeuronMasks.from_coverage(counted(own.base(), own), coverage)
 
 
+@pytest.mark.parametrize("score", ["te", "av"])
+@pytest.mark.parametrize("settings", [{"general": 0.5}, {"threshold": 0.2}, {"by": "target"}])
+def test_the_settings_of_allocation_are_those_of_its_masks(based, tmp_path, score, settings):
+    config = bench(based).config
+    own, other = (Run(config=config, folder=tmp_path / name, seed=1) for name in ("own", "other"))
+    masks = make_system(f"allocation_{score}", settings).masks(own.base(), own)
+    recorded = RecordConfig(kinds=("ffn", "attention", "ffn_out"), **{score: True})
+    stats = other.recorded(other.base(), recorded)
+    assert masks == NeuronMasks.from_importance(stats, score, **settings)
+    assert masks != NeuronMasks.from_importance(stats, score)
+
+
 def test_random_masks_are_of_one_density_or_as_dense_as_the_specialized_ones(based, tmp_path):
     own = Run(config=bench(based).config, folder=tmp_path, seed=3)
     specialized = make_system(SYSTEMS["neuron_specialization"], {}).masks(own.base(), own)
@@ -54,6 +66,7 @@ def test_random_masks_are_of_one_density_or_as_dense_as_the_specialized_ones(bas
         assert torch.equal(matched.keep[site.name].sum(1), specialized.keep[site.name].sum(1))
         assert fixed.keep[site.name].sum(1).tolist() == [round(0.7 * site.width)] * len(PAIRS)
     assert matched == NeuronMasks.random(like=specialized, seed=3)
+    assert fixed == NeuronMasks.random(specialized.sites, PAIRS, 0.7, seed=3)
 
 
 def test_the_gate_acts_as_the_settings_say(based, tmp_path):

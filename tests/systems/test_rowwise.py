@@ -1,6 +1,7 @@
 """Weights of their own for some rows: against a plain loop over the rows, and off again without a trace."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,13 @@ from nspec_hf.core import (
     UnsupportedModelError,
     as_pairs,
 )
-from nspec_hf.gating import Routing, attachment_of
+from nspec_hf.gating import GateConfig, Routing, attachment_of
 from nspec_hf.gating.route import Route
+from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import OWN_WEIGHTS, find_sites
+from nspec_hf.systems import make_system
 from nspec_hf.systems.parts.rowwise import OwnModules, RowwiseAttachment, RowwiseOutput, RowwisePart
+from nspec_hf.systems.parts.subnetworks import Subnetworks
 from tests.helpers.gated import Around
 from tests.helpers.models import SIX_ARCHITECTURES, random_batch, tiny_m2m100
 
@@ -255,6 +259,35 @@ def test_new_weights_follow_the_seed_and_leave_the_programs_random_numbers():
     assert list(one) == ["for_en-de.a_b.weight", "for_en-de.a_b.bias"]
     assert torch.equal(one["for_en-de.a_b.weight"], same["for_en-de.a_b.weight"])
     assert not torch.equal(one["for_en-de.a_b.weight"], other["for_en-de.a_b.weight"])
+
+
+@pytest.mark.parametrize("name", ["pair_adapters", "target_attention"])
+def test_new_weights_of_a_system_are_drawn_with_the_seed_of_its_run(name):
+    def drawn(seed):
+        run = SimpleNamespace(
+            pairs=list(PAIRS), config=SimpleNamespace(data=SimpleNamespace(pivot="en")), seed=seed
+        )
+        return make_system(name).attach(tiny_m2m100(), run).own.state_dict()
+
+    one, same, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["neuron_specialization", "pair_adapters", "lass", "differentiation"])
+def test_what_was_not_trained_goes_through_the_pivot_of_the_experiment(name, tmp_path):
+    """The text is German-centric, so that en-fr has halves and de-fr needs none."""
+    model, pairs = tiny_m2m100(), as_pairs(["en-de", "de-en", "fr-de", "de-fr"])
+    config = SimpleNamespace(data=SimpleNamespace(pivot="de"), gate=GateConfig())
+    run = SimpleNamespace(pairs=pairs, config=config, seed=1, folder=tmp_path)
+    masks = NeuronMasks.random(find_sites(model), pairs, 0.5)
+    masks.save_pretrained(tmp_path / "masks")
+    parts = [Subnetworks.of(tiny_m2m100(seed=seed), pair, 0.5) for seed, pair in enumerate(pairs)]
+    Subnetworks.joined(parts).save(tmp_path / "subnetworks.safetensors")
+    with make_system(name).attach(model, run) as attachment:
+        assert attachment.knows("en-fr")
+        assert attachment.include("en-fr") == len(pairs)
+        assert not attachment.knows("en-cs")
 
 
 def test_a_language_may_be_called_like_a_method_of_modules():
