@@ -55,7 +55,7 @@ def exit_status(name: str, call: Callable[[], int | None]) -> int:
         if not _NOT_WRITTEN.search(str(error)):
             raise
         said = " ".join(str(error).split())
-        sys.stderr.write(f"{name}: a file could not be written; is the disk full, or a quota used up? ({said})\n")
+        sys.stderr.write(f"{name}: a file could not be written; is the disk full, or a quota? ({said})\n")
         return 2
 
 

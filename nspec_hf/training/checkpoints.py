@@ -98,7 +98,7 @@ def best_checkpoint(checkpoint: Path) -> Path | None:
     return best
 
 
-def tell_other_processes(checkpoint: Path, processes: int) -> None:
+def warn_of_other_processes(checkpoint: Path, processes: int) -> None:
     """Warn where a checkpoint that training goes on from was made by more, or fewer, processes.
 
     The trap: the budget of a batch is each process's, so an update has other text from here on; and the
@@ -108,9 +108,9 @@ def tell_other_processes(checkpoint: Path, processes: int) -> None:
     before = read_json(path, ArtifactError).get("processes", processes) if path.is_file() else processes
     if before != processes:
         warn(
-            f"{checkpoint} was made with {before} processes at work, and now there are {processes}: an update "
-            f"has {processes}/{before} of the text that it had, and sentences of this epoch come twice or not "
-            f"at all; start {before} to go on as if nothing had been stopped"
+            f"{checkpoint} was made with {before} processes at work, and now there are {processes}: an "
+            f"update has {processes}/{before} of the text that it had, and sentences of this epoch come "
+            f"twice or not at all; start {before} to go on as if nothing had been stopped"
         )
 
 

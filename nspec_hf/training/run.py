@@ -49,7 +49,7 @@ from nspec_hf.training.checkpoints import (
     best_checkpoint,
     last_checkpoint,
     load_weights,
-    tell_other_processes,
+    warn_of_other_processes,
 )
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.elastic import ElasticTrainer
@@ -304,7 +304,7 @@ def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
         trainer.state = trainer.state.load_from_json(str(Path(checkpoint) / STATE_FILE))
         return state["stateful_callbacks"].get("RunClock", {}).get("args", {}).get("before", 0.0)
     if checkpoint and trainer.is_world_process_zero():
-        tell_other_processes(Path(checkpoint), trainer.args.world_size)
+        warn_of_other_processes(Path(checkpoint), trainer.args.world_size)
     if trainer.args.device.type == "cpu":
         keep_freed_memory()
     trainer.train(resume_from_checkpoint=checkpoint)
