@@ -27,6 +27,7 @@ from nspec_hf.core import (
     program,
     require,
     require_count,
+    require_new,
     require_writable,
     warn,
     warn_unused,
@@ -246,6 +247,7 @@ def export(
     """
     if trim_vocabulary and corpus is None:
         raise ConfigError("trimming counts subwords on text of the pairs; give --corpus.path FOLDER")
+    require_new(output)
     chosen = chosen_masks(masks, coverage)
     wanted, texts, counted = directions(pairs), [], None
     if corpus is not None:

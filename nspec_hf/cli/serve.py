@@ -49,6 +49,7 @@ def serve(
         trust_remote_code: Whether code that the model's repository brings may run on this machine.
     """
     make_app = serving.make_app  # a missing extra is missed before the model is loaded
+    serving.check_address(serve)
     source, base = (masks, model) if masks else (model, base)
     loaded = serving.load(
         source,

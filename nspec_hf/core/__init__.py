@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         atomic_folder as atomic_folder,
         claim_folder as claim_folder,
         lock_folder as lock_folder,
+        require_new as require_new,
         require_writable as require_writable,
         try_lock as try_lock,
     )

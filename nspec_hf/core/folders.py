@@ -30,6 +30,35 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
             written.
     """
     folder = Path(folder)
+    _require_free(folder)
+    # One that is there may be a link, a mounted volume or ".", none of which a rename could replace.
+    is_new = not folder.exists()
+    partial = (folder.parent if is_new else folder) / f".{uuid.uuid4().hex}.partial"
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _require_free(folder)  # another process may have filled it meanwhile: files of two would mix
+        if is_new:
+            os.replace(partial, folder)
+        else:
+            for path in sorted(partial.iterdir()):
+                os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_new(folder: str | os.PathLike) -> None:
+    """Check before the work that `atomic_folder` will take a folder, and that it can be written.
+
+    Raises:
+        ConfigError: If it is there already and not empty, or a link to nothing.
+        OSError: If it cannot be written, with the path.
+    """
+    _require_free(Path(folder))
+    require_writable(folder, is_folder=True)
+
+
+def _require_free(folder: Path) -> None:
     if folder.is_symlink() and not folder.exists():
         raise ConfigError(
             f"{folder} is a link to {os.readlink(folder)}, which is not there; make that folder"
@@ -39,19 +68,6 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         folder.is_dir() and all(path.suffix == ".partial" for path in folder.iterdir())
     ):
         raise ConfigError(f"{folder} is there already; give a new folder")
-    # One that is there may be a link, a mounted volume or ".", none of which a rename could replace.
-    is_new = not folder.exists()
-    partial = (folder.parent if is_new else folder) / f".{uuid.uuid4().hex}.partial"
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if is_new:
-            os.replace(partial, folder)
-        else:
-            for path in sorted(partial.iterdir()):
-                os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def require_writable(path: str | os.PathLike, *, is_folder: bool = False) -> None:

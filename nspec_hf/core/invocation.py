@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -12,6 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nspec_hf.core.errors import LIBRARIES, NspecError
+
+_NOT_WRITTEN = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|PytorchStreamWriter|"
+    r"inline_container\.cc:\d+\] \. unexpected pos"
+)
+"""What tokenizers, safetensors and torch say, in errors of their own, where a file could not be written."""
 
 
 def program() -> str:
@@ -43,6 +50,12 @@ def exit_status(name: str, call: Callable[[], int | None]) -> int:
         sys.stderr.write(f"{name}: {' '.join(str(error).split())}\n")
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             _drop_output()
+        return 2
+    except Exception as error:
+        if not _NOT_WRITTEN.search(str(error)):
+            raise
+        said = " ".join(str(error).split())
+        sys.stderr.write(f"{name}: a file could not be written; is the disk full, or a quota? ({said})\n")
         return 2
 
 

@@ -96,7 +96,11 @@ def export_model(
         texts = {text.pair: text.sources[: config.sample] for text in known or counted or []}
     config = within_positions(config, model, tags, pairs)
     work = _Work(model, tags, pairs, masks, config)
-    with atomic_folder(folder) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as unquantized:
+    with (
+        atomic_folder(folder) as partial,
+        # By its name no content of the folder, should this process be killed.
+        tempfile.TemporaryDirectory(".partial", ".", partial.parent) as unquantized,
+    ):
         tokenizer.save_pretrained(partial)
         counted = None if counted is None else _of_pairs(counted, pairs)
         trimmed = None if counted is None else trim(model, tags, counted, config.min_count, partial)

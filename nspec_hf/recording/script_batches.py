@@ -63,7 +63,7 @@ class RowPairs:
         pairs: Iterable[str] = (),
     ) -> None:
         self.tags, self.column = tags, column
-        self._prompt_of = prompt_of
+        self._prompt_of: Callable[[Pair], list[int]] | None = prompt_of
         self.pairs: list[Pair] = []
         self.prompts: list[list[int]] = []
         """What the decoder of each pair is given, in the order of the pairs."""
@@ -115,8 +115,10 @@ class RowPairs:
         }
 
     def _take(self, pairs: list[Pair]) -> None:
-        self.pairs = pairs
-        self.prompts = [self._prompt_of(pair) for pair in pairs]
+        if pairs and self._prompt_of is not None:
+            self.pairs, self.prompts = pairs, [self._prompt_of(pair) for pair in pairs]
+            # It asks the model, which would go along with the collator to each spawned worker of a loader.
+            self._prompt_of = None
 
     def _named_in(self, data: Any) -> Iterable[str]:
         column = str(self.column)

@@ -126,6 +126,15 @@ def make_app(
     return app
 
 
+def check_address(config: ServeConfig) -> None:
+    """Check, before a model is loaded, that the server can listen.
+
+    Raises:
+        OSError: If the address is taken, or is none of this machine.
+    """
+    _listening(config).close()
+
+
 def run_server(
     app: FastAPI, config: ServeConfig | None = None, ready: Callable[[str], None] | None = None
 ) -> None:
@@ -137,8 +146,7 @@ def run_server(
         OSError: If the address is taken, or is none of this machine.
     """
     config = config or ServeConfig()
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.create_server((config.host, config.port), family=family, backlog=2048) as listening:
+    with _listening(config) as listening:
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = f"http://{host}:{listening.getsockname()[1]}"
         settings = uvicorn.Config(
@@ -160,6 +168,11 @@ def run_server(
         finally:
             for number, handler in replaced.items():
                 signal.signal(number, handler)
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    return socket.create_server((config.host, config.port), family=family, backlog=2048)
 
 
 class _Server(uvicorn.Server):

@@ -98,6 +98,22 @@ def best_checkpoint(checkpoint: Path) -> Path | None:
     return best
 
 
+def warn_of_other_processes(checkpoint: Path, processes: int) -> None:
+    """Warn where a checkpoint that training goes on from was made by more, or fewer, processes.
+
+    The trap: the budget of a batch is each process's, so an update has other text from here on; and the
+    Trainer passes over as many batches of the epoch as the updates would have taken now.
+    """
+    path = checkpoint / MADE_BY_FILE
+    before = read_json(path, ArtifactError).get("processes", processes) if path.is_file() else processes
+    if before != processes:
+        warn(
+            f"{checkpoint} was made with {before} processes at work, and now there are {processes}: an "
+            f"update has {processes}/{before} of the text that it had, and sentences of this epoch come "
+            f"twice or not at all; start {before} to go on as if nothing had been stopped"
+        )
+
+
 def base_facts(model: nn.Module) -> dict[str, Any]:
     """Return what tells a model before training from others, whatever device it is on.
 

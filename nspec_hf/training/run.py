@@ -49,6 +49,7 @@ from nspec_hf.training.checkpoints import (
     best_checkpoint,
     last_checkpoint,
     load_weights,
+    warn_of_other_processes,
 )
 from nspec_hf.training.config import TrainConfig
 from nspec_hf.training.elastic import ElasticTrainer
@@ -146,6 +147,7 @@ def train(
         "levels": _levels(gate) if config.elastic else None,
         "batches": config.batches,
         "arguments": result_settings(arguments),
+        "processes": arguments.world_size,
     }
 
     def made_by() -> dict[str, Any]:
@@ -201,6 +203,8 @@ def _check_made_by(folder: Path, gate: Attachment | None, made_by: Callable[[], 
         wanted = {key: each for key, each in wanted.items() if key in known or (key == "elastic" and each)}
         if "validation" in known and None in (known["validation"], wanted["validation"]):
             wanted["validation"] = known["validation"]
+        if "processes" in known:  # other ones may go on, and are told of it
+            wanted["processes"] = known["processes"]
     claim_folder(folder, wanted, MADE_BY_FILE)
 
 
@@ -299,6 +303,8 @@ def _fit(trainer: SpecializationTrainer, checkpoint: str | None) -> float:
         load_weights(trainer.trained, best or Path(checkpoint))
         trainer.state = trainer.state.load_from_json(str(Path(checkpoint) / STATE_FILE))
         return state["stateful_callbacks"].get("RunClock", {}).get("args", {}).get("before", 0.0)
+    if checkpoint and trainer.is_world_process_zero():
+        warn_of_other_processes(Path(checkpoint), trainer.args.world_size)
     if trainer.args.device.type == "cpu":
         keep_freed_memory()
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -218,6 +218,8 @@ WRITERS = [
     ["select", "--stats", "absent"],
     ["train", "--model", "absent", "--corpus.path", "absent"],
     ["translate", "--model", "absent", "--pair", "en-de"],
+    ["export", "--model", "absent", "--pairs", "en-de", "--masks", "absent"],
+    ["add-pair", "--model", "absent", "--pairs", "en-de", "--corpus.path", "absent"],
     ["evaluate", "--hypotheses", "absent", "--references", "absent"],
     ["compare", "--baseline", "absent", "--system", "absent", "--references", "absent"],
     ["analyze", "--masks", "absent"],
@@ -249,6 +251,14 @@ def test_a_folder_that_is_read_only_is_named_before_the_work_and_stays_as_it_is(
         assert re.search(r"cannot be written.*closed/result", said)
         assert len(said.splitlines()) == 1
         assert not list((folder / "closed").iterdir())
+
+
+def test_a_folder_that_an_export_may_not_fill_is_named_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    command = ["export", "--model", "absent", "--pairs", "en-de", "--output", str(tmp_path)]
+    assert main(command) == 2
+    assert f"{tmp_path} is there already; give a new folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_lists_need_no_brackets_on_the_command_line(tmp_path, capsys):

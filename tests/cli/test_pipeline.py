@@ -479,7 +479,8 @@ def test_serve_takes_codes_that_are_not_the_tokenizers(foreign, monkeypatch):
     monkeypatch.setattr("nspec_hf.serving.make_app", lambda loaded, *_: served.append(loaded) or counts)
     monkeypatch.setattr("nspec_hf.serving.run_server", lambda *_: None)
     for masks, codes in (("masks", ()), ("foreign_masks", CODES)):
-        main_output(foreign, "serve", "--model", "ours/model", "--masks", masks, *SHORT, *codes)
+        places = "--model", "ours/model", "--masks", masks, "--serve.port", "0"
+        main_output(foreign, "serve", *places, *SHORT, *codes)
     own, given = served
     texts = tiny_text.sentences(6)["de"]
     assert given.translate(texts, "german-english") == own.translate(texts, "de-en")

@@ -133,6 +133,27 @@ def test_a_folder_whose_making_fails_is_not_there_and_one_with_files_is_refused(
     assert (tmp_path / "file").read_text() == "x"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_folder_that_another_process_fills_meanwhile_gets_no_file_of_this_one(is_there, tmp_path):
+    if is_there:
+        (tmp_path / "new").mkdir()
+
+    def fill_both():
+        with atomic_folder(tmp_path / "new") as mine:
+            (mine / "weights").write_text("mine")
+            with atomic_folder(tmp_path / "new") as other:
+                (other / "weights").write_text("other")
+                (other / "masks").write_text("other")
+
+    with pytest.raises(ConfigError, match="is there already; give a new folder"):
+        fill_both()
+    assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == {
+        "weights": "other",
+        "masks": "other",
+    }
+    assert os.listdir(tmp_path) == ["new"]
+
+
 def test_an_output_that_cannot_be_written_is_named_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import nspec_hf
 from nspec_hf import __version__
-from nspec_hf.core import program
+from nspec_hf.core import exit_status, program
+from tests.helpers import tiny_text
 
 
 def say(command):
@@ -92,3 +95,30 @@ def test_libraries_are_quiet_and_a_warning_of_ours_is_one_line():
     assert quiet == "an error\nnspec train: warning: two lines\n"
     assert "a reminder" in loud
     assert "a warning of torch" in loud
+
+
+LIBRARIES = {
+    "torch": lambda path: torch.save(torch.zeros(100_000), path),
+    "safetensors": lambda path: save_file({"weight": torch.zeros(100_000)}, path),
+    "tokenizers": lambda path: tiny_text.tokenizer().backend_tokenizer.save(str(path)),
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_file_that_a_library_cannot_write_for_want_of_room_is_one_line(library, tmp_path, capsys):
+    resource = pytest.importorskip("resource", reason="needs limits of a process")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        status = exit_status("nspec train", lambda: LIBRARIES[library](tmp_path / "file"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert status == 2
+    assert said.startswith("nspec train: a file could not be written; is the disk full")
+    assert said.count("\n") == 1
+
+
+def test_another_error_of_a_library_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes"):
+        exit_status("nspec train", lambda: torch.zeros(2) @ torch.zeros(3, 4))

@@ -69,6 +69,7 @@ def test_the_command_serves_the_level_that_is_asked_for(network, tmp_path, monke
 
     monkeypatch.setattr(serving, "run_server", ask)
     line = ["serve", "--model", str(tmp_path / "base"), "--masks", str(tmp_path / "masks")]
+    line += ["--serve.port", "0"]
     for coverage in (0.9, 0.4):
         assert main([*line, "--translate.num_beams", "1", "--coverage", str(coverage)]) == 0
         alone = Translator(pruned(network, chosen.at(coverage), "en-de")[0], tokenizer(), None)
@@ -217,10 +218,10 @@ def test_the_command_serves_and_ends_clean_with_what_was_let_in_answered(folder,
 
 
 @pytest.mark.medium
-def test_an_address_that_is_taken_is_one_line(folder):
+def test_an_address_that_is_taken_is_one_line_before_a_model_is_loaded():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        finished = run_python(NSPEC, "serve", "--model", folder, "--serve.port", port)
+        finished = run_python(NSPEC, "serve", "--model", "absent", "--serve.port", port)
     assert finished.returncode == 2
     assert finished.stderr.splitlines()[-1].startswith("nspec serve: ")
     assert "ddress already in use" in finished.stderr

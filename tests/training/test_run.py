@@ -354,6 +354,24 @@ def test_marks_of_an_earlier_version_that_say_less_are_taken(whole, tmp_path):
         run(tmp_path / "copy", seed=7)
 
 
+def test_another_number_of_processes_than_a_checkpoint_had_is_told_and_that_of_a_run_that_ended_is_not(
+    whole, tmp_path
+):
+    shutil.copytree(whole[0], tmp_path / "copy")
+    for path in tmp_path.glob("copy/*/made_by.json"):
+        known = json.loads(path.read_text())
+        assert known["processes"] == 1
+        path.write_text(json.dumps(known | {"processes": 2}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(tmp_path / "copy")[1].had_ended
+    with pytest.warns(UserWarning, match="checkpoint-4 was made with 2 processes at work, .* 1: .* 1/2 of"):
+        assert run(tmp_path / "copy", config(steps=6))[1].updates == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(tmp_path / "copy", config(steps=8))  # from a checkpoint of one process
+
+
 def test_one_value_of_a_base_that_has_changed_is_seen_and_two_rows_that_were_swapped():
     """A tag's row of a large embedding lies between the values of which a digest is made."""
     torch.manual_seed(0)

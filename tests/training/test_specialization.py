@@ -1,7 +1,9 @@
 """Four lines in a script of one's own: the masks, losses and outputs of the long way, for every family."""
 
 import copy
+import io
 import json
+import pickle
 import warnings
 from unittest.mock import MagicMock
 
@@ -541,6 +543,24 @@ def test_a_loop_without_accelerate_takes_the_collator():
     specialize.record(loader(network, collate=collate))
     batch = next(iter(loader(network, collate=collate)))
     assert network(**batch).loss.isfinite()
+
+
+def test_a_collator_takes_no_model_along_to_the_workers_that_a_loader_spawns():
+    specialize = Specialization(network := model(), tokenizer(), column="pair")
+    collate = specialize.collator(DataCollatorForSeq2Seq(tokenizer()))
+    specialize.record(loader(network, collate=collate))
+    sent, models = io.BytesIO(), []
+
+    class Looking(pickle.Pickler):
+        def persistent_id(self, part):
+            if isinstance(part, torch.nn.Module):
+                models.append(part)
+
+    Looking(sent).dump(collate)
+    assert models == []
+    there, here = pickle.loads(sent.getvalue())(rows()), collate(rows())
+    assert there.keys() == here.keys()
+    assert all(torch.equal(there[name], here[name]) for name in here)
 
 
 def test_masks_are_saved_beside_the_model_by_the_main_process_alone(tmp_path, monkeypatch):
