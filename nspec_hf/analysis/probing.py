@@ -18,7 +18,7 @@ from nspec_hf.analysis.general_specific import recorded_importance
 from nspec_hf.core import ConfigError
 from nspec_hf.data import EncodedCorpus, LanguageTags, PairText
 from nspec_hf.evaluation import TranslateConfig, Translator, score
-from nspec_hf.gating import GateConfig, set_aside
+from nspec_hf.gating import GateConfig, Silence, set_aside
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import ActivationStats, RecordConfig
 from nspec_hf.training import record_corpus
@@ -33,14 +33,15 @@ def scorer(
     texts: Sequence[PairText],
     metric: str = "bleu",
     config: TranslateConfig | None = None,
+    silence: Silence = "neuron",
 ) -> Scorer:
     """Return a function that translates with given masks and scores each pair; the model stays as it was.
 
-    A gate that is on the model is off meanwhile.
+    A gate that is on the model is off meanwhile. `silence` is that of the model's training.
     """
 
     def scores(masks: NeuronMasks | None) -> dict[str, float]:
-        how = None if masks is None else GateConfig(zero_shot="compose")
+        how = None if masks is None else GateConfig(silence=silence, zero_shot="compose")
         with set_aside(model):
             outputs = Translator(model, tags, masks, config, how).translate_corpus(texts)
         return {text.pair: score(outputs[text.pair], text.targets, metric, text.pair).value for text in texts}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nspec_hf import adding, data, evaluation, gating, training
+from nspec_hf import adding, data, evaluation, gating, serving, training
 from nspec_hf.cli.pipeline import chosen_masks, directions, load, say
 from nspec_hf.core import ConfigError, needs, require, require_writable
 
@@ -66,7 +66,7 @@ def add_pair(
         old_corpus: Where their text lies; without it, where the new text does.
         added: Folder or Hub repository of what was added before; it stays as it is and goes into the new.
         masks: Folder or Hub repository of masks of the base's pairs, where it has some.
-        gate: How they acted in its training.
+        gate: How they act; left out, as they did when a run trained the model.
         train_split: Text to train on.
         valid_split: Text whose loss is watched, and on which old pairs are scored; none: neither.
         translate: Decoding of old pairs, where they are scored.
@@ -87,7 +87,7 @@ def add_pair(
     place = old_corpus or corpus
     old = data.read_corpus(place, old_names, train_split) if old_names else []
     if way == "beside":
-        before = adding.load_added(added, network) if added else None
+        before, held = adding.load_added(added, network) if added else None, chosen_masks(masks)
         made = adding.add_pairs(
             network,
             tags,
@@ -98,8 +98,8 @@ def add_pair(
             validation=watched,
             old=old,
             before=before,
-            masks=chosen_masks(masks),
-            gate_config=gate,
+            masks=held,
+            gate_config=gate if added else serving.as_trained(model, held, gate),
             base=model,
         )
         say(made.in_words())

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nspec_hf import data, export as exporting, gating, masks as masks_room, recording, training
+from nspec_hf import data, export as exporting, gating, masks as masks_room, recording, serving, training
 from nspec_hf.analysis.result import site_label
 from nspec_hf.core import (
     ArtifactError,
@@ -249,6 +249,7 @@ def export(
         raise ConfigError("trimming counts subwords on text of the pairs; give --corpus.path FOLDER")
     require_new(output)
     chosen = chosen_masks(masks, coverage)
+    serving.as_trained(model, chosen_masks(masks), gating.GateConfig(silence=export.silence))
     wanted, texts, counted = directions(pairs), [], None
     if corpus is not None:
         texts = data.read_corpus(corpus, wanted, split)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from nspec_hf import analysis, data, evaluation, masks as masks_room, recording
+from nspec_hf import analysis, data, evaluation, masks as masks_room, recording, serving
 from nspec_hf.cli.pipeline import load
 from nspec_hf.core import ConfigError, Table, needs, require_count, require_writable
 
@@ -84,7 +84,9 @@ def probe(
     if erase or coverages or generals:
         texts = data.read_corpus(corpus, held.pairs, test_split)
         tests = [data.PairText(text.pair, text.sources[:lines], text.targets[:lines]) for text in texts]
-        score = analysis.scorer(network, tags, tests, metric, translate)
+        acted = serving.as_trained(model, held)
+        silence = acted.silence if acted else "neuron"
+        score = analysis.scorer(network, tags, tests, metric, translate, silence)
         if erase:
             ablation = analysis.ablate(held, score, erase_of)
             results["ablation"] = ablation, analysis.draw_ablation(ablation)

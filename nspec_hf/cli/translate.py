@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nspec_hf import adding, data, evaluation, gating, masks as masks_room
+from nspec_hf import adding, data, evaluation, gating, masks as masks_room, serving
 from nspec_hf.cli.pipeline import chosen_masks, directions, load, say
 from nspec_hf.core import (
     as_line,
@@ -52,7 +52,7 @@ def translate(
         split: Which text of the corpus.
         translate: Decoding.
         gate: How masks act; `--gate.zero_shot compose` takes pairs that have none of their own. Left out,
-            those of what was added act as they did when it was.
+            they act as they did when a run trained the model, or when pairs were added to it.
         coverage: Of masks that keep several levels (what was added may hold such masks), the one to run:
             lower is faster.
         codes: Your language codes → the tokenizer's, where they differ.
@@ -66,10 +66,12 @@ def translate(
         "coverage chooses among the levels of masks; give --masks, or --added that holds some",
     )
 
-    def translator(chosen: "masks_room.NeuronMasks | None") -> "evaluation.Translator":
+    def translator(held: "masks_room.NeuronMasks | None") -> "evaluation.Translator":
+        how = gate if added else serving.as_trained(model, held, gate)
         network, tags = load(model, codes, trust_remote_code)
         if added is None:
-            return evaluation.Translator(network, tags, chosen, translate, gate if chosen else None)
+            level = coverage if held else None
+            return evaluation.Translator(network, tags, held, translate, how if held else None, level)
         beside = adding.load_added(added, network, gate_config=gate, coverage=coverage)
         tags = data.LanguageTags(beside.extend(tags.tokenizer), codes)
         return evaluation.Translator(network, tags, beside, translate)
@@ -81,15 +83,14 @@ def translate(
         if output != "-":
             require_writable(output)
         lines = read_lines(sys.stdin.buffer if input == "-" else Path(input))
-        chosen = chosen_masks(masks, coverage if masks else None)
-        translations = [as_line(line) for line in translator(chosen).translate(lines, named[0])]
+        translations = [as_line(line) for line in translator(chosen_masks(masks)).translate(lines, named[0])]
         write_lines(sys.stdout.buffer if output == "-" else output, translations)
         return
     require(input is None, "give the text as --input FILE or as --corpus.path DIR, and not both")
     output = output or f"outputs/{_name(model)}"
     require(output != "-", "translations of a corpus go into a folder; give --output DIR")
     require_writable(output, is_folder=True)
-    chosen = chosen_masks(masks, coverage if masks else None)
+    chosen = chosen_masks(masks)
     pairs = named or (chosen.pairs if chosen else [])
     require(bool(pairs), "without masks, name the pairs: --pair en-de,de-en")
     texts = data.read_corpus(corpus, pairs, split)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.data.tokenizer import load_tokenizer as load_tokenizer, train_vocabulary as train_vocabulary
     from nspec_hf.data.stored import PairText as PairText, StoredText as StoredText
-    from nspec_hf.data.corpus import read_corpus as read_corpus
+    from nspec_hf.data.corpus import is_blank as is_blank, read_corpus as read_corpus
     from nspec_hf.data.dataset import EncodedCorpus as EncodedCorpus, encode_corpus as encode_corpus
     from nspec_hf.data.sampler import BatchConfig as BatchConfig, PairBatchSampler as PairBatchSampler
     from nspec_hf.data.collator import IGNORED as IGNORED, PairCollator as PairCollator

@@ -67,12 +67,10 @@ class PairCollator:
         self.tokenizer, self._numbers = self.tags.tokenizer, numbered(self.pairs)
         for pair in self.pairs:
             self.tags.check(pair)
-        targets = sorted({pair.target for pair in self.pairs})
-        if self.tags.family == "untagged" and len(targets) > 1:
-            warn(
-                "the tokenizer has no language tags, so nothing tells the model which language to write: "
-                + ", ".join(targets)
-            )
+        for alike in self._alike():
+            untagged = self.tags.family == "untagged"
+            reason = "the tokenizer has no language tags" if untagged else "codes have one spelling"
+            warn(f"{reason}, so nothing tells the model which language to write: {', '.join(alike)}")
         start = decoder_start_token_id
         self.decoder_start_token_id = _usual_start(self.tags) if start is None else start
         self.pad_to_multiple_of = pad_to_multiple_of or 1
@@ -111,6 +109,15 @@ class PairCollator:
         ]
         batch["labels"] = self._pad(labels, IGNORED)
         return batch | {"decoder_input_ids": self._pad(decoder_inputs, pad)}
+
+    def _alike(self) -> list[list[str]]:
+        """Return the target languages that neither a source nor what decoding begins with tells apart."""
+        told: dict[str, list[str]] = {}
+        for target in sorted({pair.target for pair in self.pairs}):
+            pair = Pair(self.pairs[0].source, target)
+            source, prompt = self.tags.encode_source([""], pair)[0], self.tags.decoder_prefix(pair, -1)
+            told.setdefault(str((source, prompt)), []).append(target)
+        return [targets for targets in told.values() if len(targets) > 1]
 
     def _pad(self, rows: Sequence[Sequence[int]], filler: int) -> Tensor:
         width = -(-max(map(len, rows)) // self.pad_to_multiple_of) * self.pad_to_multiple_of

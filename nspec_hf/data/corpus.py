@@ -202,11 +202,16 @@ def _dataset(config: CorpusConfig, name: str | None, pairs: Sequence[Pair], spli
         raise CorpusError(f"{place} ({name or 'no name'}, {split}) cannot be read: {reason}") from error
 
 
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: there is none, or spaces and characters without width alone."""
+    text = text.strip()
+    shown = text[:1].isalnum() or any(unicodedata.category(each) not in ("Cf", "Cc", "Zs") for each in text)
+    return not shown
+
+
 def _clean_line(line: str) -> str:
-    """Return a line without space at its ends; one that shows nothing (zero-width characters) is empty."""
-    line = line.strip()
-    shown = line[:1].isalnum() or any(unicodedata.category(each) not in ("Cf", "Cc", "Zs") for each in line)
-    return line if shown else ""
+    """Return a line without space at its ends; one that shows nothing is empty."""
+    return "" if is_blank(line) else line.strip()
 
 
 def _entries(row: Any, place: str) -> Mapping[str, Any]:

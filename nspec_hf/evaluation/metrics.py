@@ -17,6 +17,7 @@ authors.
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ _TOKENIZER_OF: dict[str, str] = dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh")
 _TOKENIZER_OF |= dict.fromkeys(("ja", "jpn"), "ja-mecab") | dict.fromkeys(("ko", "kor"), "ko-mecab")
 _EXTRA_OF = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 _UNSPACED = frozenset(("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo"))
+# Thai to Tibetan and Burmese, Khmer, Kana, and Chinese characters.
+_UNSPACED_LETTER = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _BLIND_TO_LANGUAGE = ("bleu", "google_bleu", "sacrebleu", "ter")
 _SACREBLEU = ("bleu", "spbleu", "chrf", "chrf++", "ter")
 
@@ -98,27 +101,32 @@ class SacrebleuMetric:
             raise ConfigError(_tokenizer_help(self.name, self.tokenizer, error)) from error
 
 
-def sacrebleu_metric(name: str, pair: str | None = None) -> SacrebleuMetric | None:
+def sacrebleu_metric(
+    name: str, pair: str | None = None, references: Sequence[str] = ()
+) -> SacrebleuMetric | None:
     """Decide what a metric's name means for a direction; None if it is no metric of sacreBLEU.
 
     Args:
         name: `bleu`, `bleu:<tokenizer>`, `spbleu`, `chrf`, `chrf++` or `ter`, in any case.
         pair: The direction, whose target language chooses the tokenizer of `bleu`.
+        references: Text that is to be scored against, by which a code that stands for another language than
+            it looks like (`cn`, `jp`), or for none, is noticed.
 
     Warns:
         UserWarning: If `bleu` needs a tokenizer that is not installed (it then counts characters, and the
-            signature says so), or the target language is written without spaces and `bleu` cannot see its
-            words.
+            signature says so), or the target language is written without spaces and `bleu` or `ter` cannot
+            see its words.
     """
     family, _, tokenizer = name.partition(":")
     family = family.lower()
     language = _language(pair)
     if family == "bleu":
-        return SacrebleuMetric(name=name, family="bleu", tokenizer=tokenizer or _choose_tokenizer(language))
+        chosen = tokenizer or _choose_tokenizer(language, references)
+        return SacrebleuMetric(name=name, family="bleu", tokenizer=chosen)
     if tokenizer or family not in _SACREBLEU:
         return None
     if family == "ter":
-        _warn_of_unspaced(language, "TER's tokenizer")
+        _warn_of_unspaced(language, references, "TER's tokenizer", "")
     if family == "spbleu":
         return SacrebleuMetric(name=name, family="bleu", tokenizer="flores200")
     return SacrebleuMetric(name=name, family=family.removesuffix("++"), asian=language in _TOKENIZER_OF)
@@ -145,7 +153,7 @@ def score(
         ConfigError: If the metric is unknown, its tokenizer or library is missing, or it returns no number.
     """
     require_parallel(str(pair or metric), hypotheses, references)
-    settings = sacrebleu_metric(metric, pair)
+    settings = sacrebleu_metric(metric, pair, references)
     if settings is None:
         return _evaluate_score(hypotheses, references, metric, pair, sources)
     built = settings.build()
@@ -166,9 +174,9 @@ def _language(pair: str | None) -> str:
     return main_language(Pair(pair).target) if pair else ""
 
 
-def _choose_tokenizer(language: str) -> str:
+def _choose_tokenizer(language: str, references: Sequence[str]) -> str:
     chosen = _TOKENIZER_OF.get(language, "13a")
-    _warn_of_unspaced(language, "BLEU's 13a tokenizer")
+    _warn_of_unspaced(language, references, "BLEU's 13a tokenizer", "bleu:zh, bleu:ja-mecab, ")
     try:
         BLEU(tokenize=chosen)
     except (RuntimeError, ImportError):
@@ -180,12 +188,16 @@ def _choose_tokenizer(language: str) -> str:
     return chosen
 
 
-def _warn_of_unspaced(language: str, tokenizer: str) -> None:
+def _warn_of_unspaced(language: str, references: Sequence[str], tokenizer: str, others: str) -> None:
+    sees = f"written without spaces, so {tokenizer} sees a phrase as one word"
     if language in _UNSPACED:
-        warn(
-            f"{language} is written without spaces, so {tokenizer} sees a phrase as one word; trust chrf++ "
-            "or spbleu instead"
-        )
+        warn(f"{language} is {sees}; trust chrf++ or spbleu instead")
+    elif language not in _TOKENIZER_OF:
+        sample = "".join(references[:100])
+        if 2 * len(_UNSPACED_LETTER.findall(sample)) > sum(map(str.isalpha, sample)):
+            named = f"{language!r} is no such language's code" if language else "no pair names the language"
+            better = f"name it (zh, ja …), or take {others}chrf++ or spbleu"
+            warn(f"the references are {sees}, and {named}; {better}")
 
 
 def _tokenizer_help(name: str, tokenizer: str | None, error: BaseException) -> str:

@@ -190,7 +190,7 @@ def compare(
     _check_outputs(outputs, wanted, baseline)
     others = [name for name in outputs if name != baseline]
     pairs = list(outputs[baseline])
-    tests = {pair: [_with_statistics(metric, pair) for metric in metrics] for pair in pairs}
+    tests = {pair: [_with_statistics(metric, pair, wanted[pair]) for metric in metrics] for pair in pairs}
     ask = partial(paired_test, test=test, n_samples=n_samples, seed=seed)
     asked = [
         (outputs[baseline][pair], {name: outputs[name][pair] for name in others}, wanted[pair], tests[pair])
@@ -288,8 +288,8 @@ def _judged(
     )
 
 
-def _with_statistics(name: str, pair: Pair) -> SacrebleuMetric:
-    metric = sacrebleu_metric(name, pair)
+def _with_statistics(name: str, pair: Pair, references: Sequence[str]) -> SacrebleuMetric:
+    metric = sacrebleu_metric(name, pair, references)
     if metric is None:
         raise ConfigError(
             f"{name!r} cannot be tested: a paired test needs a metric of sacreBLEU (bleu, "

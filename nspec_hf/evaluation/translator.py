@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from nspec_hf.core import ConfigError, NspecError, Pair, as_often, as_pairs, generating, is_spread, warn
-from nspec_hf.data import LanguageTags, PairText, as_tags
+from nspec_hf.data import LanguageTags, PairText, as_tags, is_blank
 from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import (
     ScoreCheck,
@@ -190,7 +190,7 @@ class Translator:
                     continue
                 for row, text in zip(batch, outputs, strict=True):
                     written = self.tags.text.after(text, row.pair.target)
-                    results[row.number] = written if texts[row.number].strip() else ""
+                    results[row.number] = "" if is_blank(texts[row.number]) else written
                 unfinished += len(batch) - ended
                 bar.update(len(batch))
         check.refuse()
@@ -207,7 +207,7 @@ class Translator:
         """Return a row for every text that is not blank, or for all."""
         numbers: dict[Pair, list[int]] = {}
         for number, pair in enumerate(pairs):
-            numbers.setdefault(pair, []).extend([number] if blank or texts[number].strip() else [])
+            numbers.setdefault(pair, []).extend([number] if blank or not is_blank(texts[number]) else [])
         rows: list[_Row] = []
         for pair, of_pair in numbers.items():
             self.tags.check(pair)

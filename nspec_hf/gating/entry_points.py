@@ -21,6 +21,7 @@ from nspec_hf.core import RoutingError, generating, warn
 from nspec_hf.gating.internals import generation_setting, hooks_of, is_replica, runs_layers_again
 from nspec_hf.gating.route import Route
 from nspec_hf.gating.routing import Routing, tensors_in
+from nspec_hf.recording import check_decoder_inputs_given
 
 
 class Takeover:
@@ -210,6 +211,8 @@ class Entry(TakenOver):
             # `generate` has asked once for all of its steps.
             if not torch.compiler.is_compiling():
                 self._check()
+            if self._is_model:
+                check_decoder_inputs_given(module, inputs)
             self._carry(None, inputs)
         return args, {name: value for name, value in kwargs.items() if name != "pair_ids"}
 

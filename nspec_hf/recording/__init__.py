@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     )
     from nspec_hf.recording.model import (
         ATTACHED as ATTACHED,
+        check_decoder_inputs_given as check_decoder_inputs_given,
         decoder_prompt as decoder_prompt,
         decoder_start_token as decoder_start_token,
         empty_model as empty_model,

@@ -203,6 +203,25 @@ def decoder_prompt(model: nn.Module, tags: LanguageTags, pair: str) -> list[int]
     return tags.decoder_prefix(pair, decoder_start_token(model))
 
 
+def check_decoder_inputs_given(model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Check that a call gives the decoder something to read, or labels to make that of.
+
+    The trap: BART, mBART, LED and PLBart take the source in its place, and with a loss function that gets the
+    labels to itself, as the Trainer's `compute_loss_func` does, they train on it without a word.
+
+    Raises:
+        ConfigError: If a model of encoder and decoder gets none of these.
+    """
+    two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    names = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
+    if two_sided and all(arguments.get(name) is None for name in names):
+        raise ConfigError(
+            "the batch has neither decoder_input_ids nor labels that the model sees (the Trainer takes labels"
+            " out for compute_loss_func), so its decoder would read the source or nothing; use "
+            "PairCollator(tokenizer, pairs), or add decoder_input_ids: the labels moved one to the right"
+        )
+
+
 @contextmanager
 def _by_every_process() -> Iterator[None]:
     """Load all weights in each process: FSDP may leave some to the first, and the others could not record."""

@@ -38,7 +38,7 @@ from nspec_hf.data import IGNORED
 from nspec_hf.recording.accumulator import Accumulator
 from nspec_hf.recording.config import SIDES, RecordConfig
 from nspec_hf.recording.cross_entropy import token_losses
-from nspec_hf.recording.model import ATTACHED, eval_mode, position_limit
+from nspec_hf.recording.model import ATTACHED, check_decoder_inputs_given, eval_mode, position_limit
 from nspec_hf.recording.sites import (
     Site,
     find_sites,
@@ -205,6 +205,7 @@ class _Recorder:
                 "without decoder_input_ids in the batches a config needs decoder_start_token_id; set it, or "
                 "use PairCollator",
             )
+        check_decoder_inputs_given(self.model, inputs)
         for name in ("input_ids", "decoder_input_ids", "labels"):
             if name in inputs:
                 self._check_ids(name, inputs[name])

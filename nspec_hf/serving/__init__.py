@@ -6,6 +6,7 @@ from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
     from nspec_hf.serving.config import BatchingConfig as BatchingConfig, ServeConfig as ServeConfig
+    from nspec_hf.serving.layout import as_trained as as_trained
     from nspec_hf.serving.loading import LoadedModel as LoadedModel, load as load
     from nspec_hf.serving.batching import BatchingTranslator as BatchingTranslator
     from nspec_hf.serving.app import (

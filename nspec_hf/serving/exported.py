@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nspec_hf.core import ConfigError, Pair, as_pairs, pair_index
-from nspec_hf.data import LanguageTags
+from nspec_hf.data import LanguageTags, is_blank
 from nspec_hf.evaluation import TranslateConfig, Translator, check_texts, shortened, warn_of_no_end
 from nspec_hf.export import Decoder, folder_of_pair
 
@@ -109,7 +109,7 @@ class ConvertedTranslator(_OfPairs):
         rows = [
             (number, each, self.tags.encode_source([text], each)[0])
             for number, (text, each) in enumerate(zip(texts, pairs, strict=True))
-            if text.strip()
+            if not is_blank(text)
         ]
         for (number, each, _), ids in zip(rows, shortened(rows, self.limit, self.tags), strict=True):
             decoder = self.decoders[each]

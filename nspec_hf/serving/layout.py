@@ -83,6 +83,48 @@ class Parts:
     """Of the weights that the masks go with; empty where nothing says it."""
 
 
+def as_trained(
+    model: str | Path, masks: NeuronMasks | None, gate: GateConfig | None = None
+) -> GateConfig | None:
+    """Return how masks are to act on a model: as is asked for, else as they did in its training.
+
+    Args:
+        model: Its folder, which says how where a run has trained it, or its Hub id.
+        masks: Those that are put on it; None: all neurons run.
+        gate: What is asked for.
+
+    Raises:
+        UnsupportedModelError: If a run has trained it with more than masks (adapters …).
+
+    Warns:
+        UserWarning: If it was trained with masks, and these are others, act otherwise, or are none.
+    """
+    trained, acted = _trained_with(Path(model))
+    if masks is None:
+        if acted is not None and acted.mode != "gradient":
+            warn(
+                f"{model} was trained with masks ({trained}), and without them all neurons run: it may "
+                "translate worse than it did"
+            )
+        return gate
+    _warn_of_other_masks(model, trained, masks)
+    return acts_as(model, acted, gate)
+
+
+def acts_as(model: Any, trained: GateConfig | None, asked: GateConfig | None) -> GateConfig | None:
+    """Return how masks are to act, as is asked for or as they did, and tell where these differ."""
+    if trained is None or asked is None:
+        return asked or trained
+    dense = [each.mode == "gradient" for each in (trained, asked)]
+    if dense[0] != dense[1] or (not dense[0] and trained.silence != asked.silence):
+        did, do = (f"mode={each.mode!r}, silence={each.silence!r}" for each in (trained, asked))
+        warn(
+            f"{model} was trained with masks that act by {did}, and here they act by {do}: it may translate "
+            "worse than it did"
+        )
+    return asked
+
+
 def recognized(here: Path, place: Place, given: Place | None) -> Parts:
     """Return what a folder stands for.
 

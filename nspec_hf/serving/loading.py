@@ -21,7 +21,7 @@ from nspec_hf.gating import Attachment, GateConfig, NeuronGate
 from nspec_hf.masks import MASKS_FILE, NeuronMasks, fetch
 from nspec_hf.recording import load_model, weight_fingerprint
 from nspec_hf.serving.exported import ConvertedTranslator, ExportedTranslator
-from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, recognized
+from nspec_hf.serving.layout import SMALL_FILES, Parts, Place, acts_as, recognized
 
 _ROUNDING = "dtype", "quantization_config"
 """Options by which weights are others than those that were saved, which alone have the stated fingerprint."""
@@ -128,7 +128,8 @@ def load(
             masks do not hold or no masks are there for.
 
     Warns:
-        UserWarning: If the model's weights or masks are others than what they were published or trained with.
+        UserWarning: If the model's weights, masks or gate are others than what they were published or
+            trained with.
     """
     download = dict(download or {})
     if base_revision is not None and base is None:
@@ -164,7 +165,7 @@ def load(
         weights = f"as stated, with {', '.join(pair for one in acting.additions for pair in one.pairs)} added"
     else:
         if parts.masks is not None:
-            own = NeuronGate(model, parts.masks, gate or parts.gate).attach()
+            own = NeuronGate(model, parts.masks, acts_as(parts.place, parts.gate, gate)).attach()
         else:
             require(gate is None, f"{repo_or_folder} holds no masks that a gate could apply")
         acting = own

@@ -96,6 +96,8 @@ class SpecializationCallback(TrainerCallback):
                 check_one_target_language(tags, self.gate.pairs, args.eval_strategy != "no")
             if state.global_step:
                 self._check_resumed(args, state)
+        elif state.global_step:  # the masks were compared with those in its folder
+            self._check_silence(state)
         self.remember(state)
         self.loss.label_smoothing = args.label_smoothing_factor
         self.loss.begin()
@@ -196,8 +198,7 @@ class SpecializationCallback(TrainerCallback):
 
     def _check_resumed(self, args: TrainingArguments, state: TrainerState) -> None:
         """Check that the checkpoint was trained with this gate; a callback is not told where it lies."""
-        states: Any = state.stateful_callbacks
-        known = states.get(STATE_NAME, {}).get("attributes")
+        known = _facts_in(state)
         if known is None:  # saved by an older version
             self.gate.check_beside(checkpoint_folder(args, state))
         elif known != plain(self.gate.facts()):
@@ -207,9 +208,30 @@ class SpecializationCallback(TrainerCallback):
                 f"'checkpoint-{state.global_step}/{MASKS_FOLDER}')"
             )
 
+    def _check_silence(self, state: TrainerState) -> None:
+        """Check that masks act as they did when the checkpoint was saved; what computes that may change."""
+        known, own = (
+            {name: facts.get("gate", {}).get(name) for name in ("mode", "silence")}
+            for facts in (_facts_in(state) or {}, plain(self.gate.facts()))
+        )
+        computed = ("mask", "slice")
+        same = known["mode"] == own["mode"] or (known["mode"] in computed and own["mode"] in computed)
+        if None not in known.values() and not (same and known["silence"] == own["silence"]):
+            raise TrainingSetupError(
+                f"the checkpoint that training goes on from was trained with masks that act as {known}, and "
+                f"these act as {own}; make the gate with GateConfig(mode={known['mode']!r}, "
+                f"silence={known['silence']!r})"
+            )
+
     def measures(self) -> dict[str, float]:
         """Return what a training log gets, and begin the pairs' means anew; all processes must call it."""
         return self.gate.measures() | self.loss.take()
+
+
+def _facts_in(state: TrainerState) -> Any:
+    """Return what `remember` put into the state of a checkpoint; None where there is nothing."""
+    states: Any = state.stateful_callbacks
+    return states.get(STATE_NAME, {}).get("attributes")
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

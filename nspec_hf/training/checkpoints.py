@@ -10,6 +10,7 @@ import os
 import re
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -120,13 +121,14 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
     `base` is a digest of up to 1,024 values of each parameter, evenly spread, and `base_sums` one of sums
     over all of their bits, which are the same in whatever order they are made. Weights that a training adds
     (an attachment's, PEFT's) are left out: they are drawn anew in every sitting. `base_config` is what the
-    config says of how they are trained and used: dropout, activations, norms, scales.
+    config says of how they are trained and used: dropout, activations, norms, scales. `frozen` is a digest of
+    the names of those that do not train, and `adapters` are the settings of PEFT's.
     """
-    adapted = hasattr(model, "peft_config")
+    adapters: Any = getattr(model, "peft_config", {})
     parts: list[Any] = []
     sums: list[Any] = []
     for name, weight in model.named_parameters():
-        if f"{OWN_WEIGHTS}." not in name and not (adapted and weight.requires_grad) and not weight.is_meta:
+        if f"{OWN_WEIGHTS}." not in name and not (adapters and weight.requires_grad) and not weight.is_meta:
             gathered = whole(weight).detach()
             values = gathered.flatten()
             parts += [name, list(weight.shape), values[:: max(1, len(values) // 1024)].float().cpu().numpy()]
@@ -134,7 +136,25 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
     fields = getattr(model, "config", None)
     config = {} if fields is None else fields.to_dict()
     decisive = {name: value for name, value in config.items() if re.search(_DECISIVE, name)}
-    return {"base": digest(*parts), "base_sums": digest(*sums), "base_config": decisive}
+    unsaved = getattr(plain_model(model), "_keys_to_ignore_on_save", None) or ()  # frozen in every training
+    frozen = [
+        name
+        for name, weight in model.named_parameters()
+        if not (weight.requires_grad or name.endswith(tuple(unsaved)))
+    ]
+    return {
+        "base": digest(*parts),
+        "base_sums": digest(*sums),
+        "base_config": decisive,
+        "frozen": digest(frozen),
+        "adapters": {name: _without_place(config.to_dict()) for name, config in adapters.items()},
+    }
+
+
+def _without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an adapter that decide what it computes."""
+    others = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
+    return {name: value for name, value in settings.items() if name not in others}
 
 
 def _sum_of_bits(weight: Tensor) -> int:

@@ -160,12 +160,22 @@ def check_decoder_inputs(model: nn.Module, collator: object) -> None:
         )
 
 
-def check_places(batch: Mapping[str, Tensor]) -> None:
-    """Refuse a decoder-only model's batch whose labels are not its own input, but for those left out."""
-    ids, labels = batch.get("input_ids"), batch.get("labels")
+def check_places(batch: Mapping[str, Tensor], shifts: bool) -> None:
+    """Refuse a batch whose labels do not stand where a model's loss looks for them.
+
+    Those of a decoder-only model, which `shifts` them, are its own input but for what is left out; where
+    there is an encoder, they are the token behind each of the decoder's inputs.
+    """
+    ids, labels = batch.get("input_ids" if shifts else "decoder_input_ids"), batch.get("labels")
     if ids is None or labels is None or ids.shape != labels.shape:
         return  # TokenLoss compares the labels' shape with the logits'
-    if not ((labels == IGNORED) | (labels == ids)).all():
+    same = bool(((labels == IGNORED) | (labels == ids)).all())
+    if same and not shifts and ids.shape[-1] > 1:  # an empty text is its end, which some decoders start from
+        raise TrainingSetupError(
+            "decoder_input_ids are the labels themselves, so that the decoder is shown what it is to write "
+            "and learns to copy it; move them one to the right, as PairCollator(tokenizer, pairs) does"
+        )
+    if shifts and not same:
         raise TrainingSetupError(
             "a decoder-only batch's labels are not the tokens of its input_ids at the same places; "
             f"take labels = input_ids, with {IGNORED} where nothing is to be learned (the shift is ours)"

@@ -22,7 +22,7 @@ from transformers.trainer_utils import speed_metrics
 from nspec_hf.core import Pair, TrainingSetupError, is_spread
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, LanguageTags, PairBatchSampler, PairCollator
 from nspec_hf.gating import Attachment, attachment_of, bounds_with_prompt
-from nspec_hf.recording import eval_mode, refuse_integers, token_losses
+from nspec_hf.recording import check_decoder_inputs_given, eval_mode, refuse_integers, token_losses
 from nspec_hf.training.arguments import check_arguments, minimize_losses
 from nspec_hf.training.callback import SpecializationCallback
 from nspec_hf.training.checkpoints import last_checkpoint
@@ -131,9 +131,11 @@ class SpecializationTrainer(HookedTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the loss; without a gate the model must not see `pair_ids`."""
-        if not self._checked_places and shifts_labels(self.network):
+        if not self._checked_places:
             self._checked_places = True
-            check_places(inputs)
+            check_places(inputs, shifts_labels(self.network))
+        if self.compute_loss_func is not None:  # which gets the labels to itself
+            check_decoder_inputs_given(self.network, {**inputs, "labels": None})
         return super().compute_loss(model, self._for_model(inputs), *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

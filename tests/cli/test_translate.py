@@ -1,9 +1,14 @@
 """`nspec translate` of many pairs at once, into what `evaluate` and `compare` read."""
 
-import pytest
+import warnings
+from dataclasses import asdict
 
-from nspec_hf import NeuronMasks, TranslateConfig, Translator
+import pytest
+import torch
+
+from nspec_hf import GateConfig, NeuronMasks, TranslateConfig, Translator
 from nspec_hf.cli.main import main
+from nspec_hf.core import write_json
 from nspec_hf.data import load_tokenizer, read_outputs
 from nspec_hf.recording import load_model
 from tests.helpers import tiny_text
@@ -98,6 +103,79 @@ def test_what_cannot_be_translated_into_a_folder_is_said(folder, capsys, more, s
 def test_lines_of_text_are_of_one_pair(folder, capsys, named):
     assert main(["translate", "--model", "runs/mine/model", "--input", "data/test.en", *named]) == 2
     assert "give --pair en-de for lines of text" in capsys.readouterr().err
+
+
+def trained_by(folder, **gate):
+    """Let the model say of itself what a run writes beside it."""
+    masks = NeuronMasks.from_pretrained(folder / "masks")
+    facts = {"gate": {"masks": masks.fingerprint(), "gate": asdict(GateConfig(**gate))}}
+    write_json(folder / "runs" / "mine" / "model" / "made_by.json", facts)
+    return masks
+
+
+def with_own_bias(folder, masks, pair):
+    """Return the translations of a copy in which a neuron that is off has weights of zero, and its bias."""
+    network = load_model(folder / "runs" / "mine" / "model")
+    with torch.no_grad():
+        for name, keep_F in masks[pair].items():
+            network.get_submodule(name).weight[~keep_F] = 0
+    config = TranslateConfig(num_beams=1, length_ratio=0.5, length_extra=6)
+    source = (folder / "data" / "test.en").read_text(encoding="utf-8").splitlines()
+    return Translator(network, tiny_text.tokenizer(), config=config).translate(source, pair)
+
+
+@pytest.mark.parametrize("flags", [[], ["--gate.silence", "weights", "--gate.mode", "slice"]])
+def test_masks_act_as_they_did_in_training(folder, flags, recwarn):
+    masks = trained_by(folder, silence="weights")
+    assert main([*ALL, "--pair", "en-de", *flags]) == 0
+    found = read_outputs(folder / "outputs" / "mine")["en-de"]
+    assert found == with_own_bias(folder, masks, "en-de") != translated(folder, "en-de")
+    assert not [each for each in recwarn.list if "was trained with" in str(each.message)]
+
+
+def test_a_model_that_was_trained_with_a_dense_forward_pass_is_translated_with_one(folder):
+    trained_by(folder, mode="gradient")
+    assert main([*ALL, "--pair", "en-de"]) == 0
+    assert read_outputs(folder / "outputs" / "mine")["en-de"] == translated(folder, "en-de", masks=False)
+
+
+@pytest.mark.parametrize(
+    ("gate", "flags", "said"),
+    [
+        ({"silence": "weights"}, ["--gate.zero_shot", "compose"], "silence='weights', and here .*'neuron'"),
+        ({"mode": "gradient"}, ["--gate.mode", "slice"], "mode='gradient'.*, and here they act by mode='sl"),
+        ({}, ["--masks", "others"], "was trained with masks .*, these are"),
+    ],
+)
+def test_masks_that_are_to_act_otherwise_than_in_training_are_told(folder, gate, flags, said):
+    trained_by(folder, **gate)
+    tiny_text.masks(tiny_text.model(), seed=8).save_pretrained(folder / "others")
+    with pytest.warns(UserWarning, match=rf"runs/mine/model .*{said}"):
+        assert main([*ALL, "--pair", "en-de", *flags]) == 0
+
+
+def test_a_model_that_was_trained_with_masks_is_not_run_without_them_in_silence(folder):
+    trained_by(folder)
+    plain = ["translate", "--model", "runs/mine/model", "--corpus.path", "data", *SHORT, "--pair", "en-de"]
+    with pytest.warns(UserWarning, match=r"trained with masks \(.*without them all neurons run"):
+        assert main(plain) == 0
+
+
+def test_what_a_model_was_trained_with_beside_masks_is_not_left_out(folder, capsys):
+    write_json(folder / "runs" / "mine" / "model" / "made_by.json", {"gate": {"adapters": 4}})
+    for command in (ALL, ["export", *ALL[1:5], "--pairs", "en-de", "--output", "small"]):
+        assert main(command) == 2
+        assert "was trained with more than masks (adapters)" in capsys.readouterr().err
+
+
+def test_an_export_that_silences_otherwise_than_training_did_is_told(folder):
+    trained_by(folder, silence="weights")
+    export = ["export", *ALL[1:5], "--pairs", "en-de", "--output"]
+    with pytest.warns(UserWarning, match=r"silence='weights', and here they act by .*silence='neuron'"):
+        assert main([*export, "small"]) == 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "runs/mine/model was trained")
+        assert main([*export, "right", "--export.silence", "weights"]) == 0
 
 
 def test_bars_of_weights_are_shown_with_v_alone(folder, capsys):

@@ -212,6 +212,25 @@ def test_several_targets_without_a_tag_are_warned_about(tokenizers):
         PairCollator(tokenizers["marian_one_target"], ["en-de", "fr-de"])
 
 
+@pytest.mark.parametrize(
+    ("name", "codes", "pairs"),
+    [
+        ("m2m100", {"nl": "de"}, ["en-de", "en-nl", "en-fr"]),
+        ("nllb", {"nl": "deu_Latn", "de": "deu_Latn"}, ["eng_Latn-nl", "eng_Latn-de"]),
+        ("mbart50", {}, ["en_XX-de_DE", "fr-en", "en-de", "en-nl"]),
+        ("marian", {"nl": "deu", "de": "deu", "fr": "fra"}, ["en-de", "en-nl", "en-fr"]),
+        ("t5", {"nl": "German"}, ["en-de", "en-nl"]),
+    ],
+)
+def test_languages_whose_codes_stand_for_one_tag_are_told(tokenizers, name, codes, pairs):
+    tags = LanguageTags(tokenizers[name], codes)
+    with pytest.warns(UserWarning, match=r"which language to write: de, (nl|de_DE)$"):
+        PairCollator(tags, pairs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PairCollator(tags, pairs[1:])
+
+
 def test_padding_that_rows_bring_along_is_taken_off(tokenizers):
     """As `tokenizer(…, padding="max_length")` leaves it, with labels of -100 or of padding, left or right."""
     tokenizer = tokenizers["m2m100"]

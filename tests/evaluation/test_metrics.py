@@ -139,6 +139,20 @@ def test_ter_of_a_language_without_spaces_warns_too():
         assert score(["สวัสดี ครับ"], ["สวัสดี นะ"], "ter", "en-th").value == pytest.approx(50)
 
 
+@pytest.mark.parametrize(("metric", "tokenizer"), [("bleu", "13a"), ("ter", None)])
+@pytest.mark.parametrize(("pair", "says"), [("en-cn", "'cn' is no such"), (None, "no pair names")])
+def test_text_without_spaces_under_a_code_that_does_not_tell_is_noticed(metric, tokenizer, pair, says):
+    """One of two characters is wrong, but to these tokenizers the whole sentence is one word."""
+    with pytest.warns(UserWarning, match=rf"references are written without spaces.*{says}.*chrf"):
+        found = score(["今天天气好", "我"], ["今天天气很好", "你"], metric, pair)
+    assert (found.tokenizer, found.value) == (tokenizer, 0 if metric == "bleu" else 100)
+
+
+def test_text_with_spaces_and_some_foreign_characters_passes(recwarn):
+    score(["the character 好 is good"], ["the character 好 is nice"], "bleu", "zh-xx")
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("sentences", [[None, "a"], ["a", None], ["a", 3]])
 def test_what_is_no_text_is_named_with_its_number(sentences):
     number = next(i for i, each in enumerate(sentences) if not isinstance(each, str))

@@ -5,6 +5,7 @@ import fcntl
 import json
 import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -499,6 +500,26 @@ def test_run_then_run_again_gives_the_same_weights(family, prepare, tmp_path):
     third = prepare(make)
     assert train(third, tokenizer(), corpus(), config(steps=2), tmp_path).updates == 2
     assert same_weights(trained, third)
+
+
+def test_adapters_of_another_factor_are_another_run(tmp_path):
+    """Their weights have the same names and shapes."""
+    peft = pytest.importorskip("peft")
+    for factor in (2, 8):
+        torch.manual_seed(5)
+        settings = peft.LoraConfig(target_modules=["q_proj"], r=2, lora_alpha=factor)
+        network = peft.get_peft_model(with_ids(SIX_ARCHITECTURES["m2m100"]), settings)
+        refused = pytest.raises(ConfigError, match=r"adapters.default.lora_alpha: 2 then, 8 now")
+        with refused if factor == 8 else nullcontext():
+            train(network, tokenizer(), corpus(), config(steps=1), tmp_path)
+
+
+def test_a_model_of_which_other_weights_are_frozen_is_another_run(tmp_path):
+    for frozen in (False, True):
+        network = model()
+        network.get_encoder().requires_grad_(not frozen)
+        with pytest.raises(ConfigError, match=r"\(frozen: ") if frozen else nullcontext():
+            train(network, tokenizer(), corpus(), config(steps=1), tmp_path)
 
 
 def survives(folder, number, expected):

@@ -1,6 +1,7 @@
 """What would train another model than asked for is refused before the first batch, with what to do."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import (
     default_data_collator,
 )
 
-from nspec_hf.core import NotFiniteError, TrainingSetupError
+from nspec_hf.core import ConfigError, NotFiniteError, TrainingSetupError
 from nspec_hf.data import EncodedCorpus, PairCollator
 from nspec_hf.gating import NeuronGate
 from nspec_hf.masks import NeuronMasks
@@ -170,6 +171,37 @@ def llama(seed=0):
     return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=2)).eval()
 
 
+@pytest.mark.parametrize("way", ["callback", "gated trainer", "trainer without a gate", "loop"])
+@pytest.mark.parametrize("make", [tiny_mbart, tiny_bart])
+def test_a_decoder_that_would_read_the_source_is_refused(tmp_path, make, way):
+    """Tokenized with padding="max_length" for both sides, which no shape of the logits tells."""
+    from tests.training.test_trainer import arguments
+
+    ids = torch.randint(3, 40, (4, 2, 6), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [{"input_ids": one, "labels": other, "pair_ids": i % 2} for i, (one, other) in enumerate(ids)]
+    network = make()
+    source = default_data_collator(rows)["input_ids"]
+    read = list[torch.Tensor]()
+    hook = network.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, given: read.append(given["input_ids"]), with_kwargs=True
+    )
+    network(input_ids=source)
+    hook.remove()
+    assert torch.equal(read[0][:, 1:], source[:, :-1])  # the trap
+    gate = NeuronGate(network, NeuronMasks.random(find_sites(network), ["en-de", "de-en"], 0.5, seed=1))
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=4)
+    data = {"model": network, "args": args, "train_dataset": rows, "data_collator": default_data_collator}
+    if way == "callback":
+        callback = SpecializationCallback(gate)
+        run = Seq2SeqTrainer(callbacks=[callback], compute_loss_func=callback.loss, **data).train
+    elif way == "loop":
+        run = partial(gate.attach().model, input_ids=source, pair_ids=torch.zeros(4, dtype=torch.long))
+    else:
+        run = SpecializationTrainer(gate=gate if way == "gated trainer" else None, **data).train
+    with pytest.raises(ConfigError, match=r"neither decoder_input_ids nor labels.*PairCollator"):
+        run()
+
+
 def test_pairs_of_source_and_target_do_not_fit_a_decoder_only_model():
     with pytest.raises(TrainingSetupError, match="in a decoder-only model labels stand at the places"):
         check_decoder_inputs(llama(), PairCollator(tokenizer(), PAIRS))
@@ -264,6 +296,24 @@ def test_labels_that_are_not_the_input_s_tokens_are_refused(tmp_path):
     rows = [{"input_ids": torch.full((6,), 5), "labels": torch.full((6,), 7)}] * 4
     trainer = SpecializationTrainer(model=llama(), args=arguments(tmp_path), train_dataset=rows)
     with pytest.raises(TrainingSetupError, match="are not the tokens of its input_ids at the same places"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_decoder_that_is_shown_what_it_is_to_write_is_refused(tmp_path, gated):
+    from tests.training.test_trainer import arguments
+
+    network, batch = tiny_t5(), random_batch(pairs=2)
+    gate = NeuronGate(network, NeuronMasks.random(find_sites(network), ["en-de", "de-en"], 0.5, seed=1))
+    batch["decoder_input_ids"] = batch["labels"].masked_fill(batch["labels"] == -100, 1)
+    trainer = SpecializationTrainer(
+        model=network,
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=[{}] * 8,
+        data_collator=lambda rows: dict(batch),
+        gate=gate if gated else None,
+    )
+    with pytest.raises(TrainingSetupError, match=r"decoder_input_ids are the labels.*one to the right"):
         trainer.train()
 
 

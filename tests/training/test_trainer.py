@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTraining
 
 from nspec_hf.core import NotFiniteError, TrainingSetupError
 from nspec_hf.data import IGNORED, BatchConfig, EncodedCorpus, PairCollator
-from nspec_hf.gating import MASKS_FOLDER, NeuronGate, attachment_of
+from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import token_losses
 from nspec_hf.training import SpecializationCallback, SpecializationTrainer
@@ -736,6 +736,30 @@ def test_resuming_from_a_checkpoint_of_another_folder_is_checked_too(tmp_path):
     )
     with pytest.raises(TrainingSetupError, match="trained with other masks"):
         other.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+
+
+@pytest.mark.parametrize(
+    ("trained", "goes_on", "fits"),
+    [
+        ({}, {"silence": "weights"}, False),
+        ({}, {"mode": "gradient"}, False),
+        ({"mode": "gradient"}, {"mode": "slice"}, False),
+        ({}, {"mode": "slice", "multiple_of": 4}, True),
+    ],
+)
+def test_a_checkpoint_goes_on_under_a_gate_that_acts_as_its_own_did(tmp_path, trained, goes_on, fits):
+    def trainer(settings, steps):
+        network = model()
+        gate = NeuronGate(network, masks(network), GateConfig(**settings))
+        saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": steps}
+        return build(SpecializationTrainer, network, tmp_path, gate=gate, **saving)
+
+    trainer(trained, 1).train()
+    again = trainer(goes_on, 2)
+    refused = pytest.raises(TrainingSetupError, match=r"masks that act as .* these act")
+    with nullcontext() if fits else refused:
+        again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == (2 if fits else 1)
 
 
 def test_a_plain_trainer_checks_the_masks_of_the_checkpoint_that_it_goes_on_from_wherever_it_lies(tmp_path):
