@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from nspec_hf.core import ConfigError, NotFiniteError, Pair, warn
 from nspec_hf.data import LanguageTags, half_a_character
@@ -59,6 +59,18 @@ class ScoreCheck(LogitsProcessor):
         broken = ~(scores.amax(dim=-1) < torch.inf).all()  # NaN is not; where all is forbidden is -inf
         self._broken = broken if self._broken is None else self._broken | broken
         return scores
+
+
+class RowLength(StoppingCriteria):
+    """Ends each row at its own longest length; `longest_B` counts the prompt."""
+
+    def __init__(self, longest_B: Tensor) -> None:
+        self.longest_B = longest_B
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Return which rows of `input_ids` [B·N, T] have reached it; a sample's beams are adjacent."""
+        beams = input_ids.shape[0] // self.longest_B.shape[0]
+        return input_ids.shape[1] >= self.longest_B.repeat_interleave(beams)
 
 
 def check_texts(texts: Sequence[str], pair: str | Sequence[str]) -> list[Pair]:

@@ -18,12 +18,13 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from nspec_hf.core import ConfigError, NspecError, Pair, as_often, as_pairs, generating, is_spread, warn
 from nspec_hf.data import LanguageTags, PairText, as_tags, is_blank
 from nspec_hf.evaluation.config import TranslateConfig
 from nspec_hf.evaluation.requests import (
+    RowLength,
     ScoreCheck,
     check_generation,
     check_texts,
@@ -294,7 +295,7 @@ class Translator:
         prompt = len(self.tags.decoder_prefix(batch[0].pair, 0))
         if not {"max_new_tokens", "max_length"} & asked.keys():
             longest = [self._longest_output(row, prompt) for row in batch]
-            row_length = _RowLength(torch.tensor(longest, device=self.model.device) + prompt)
+            row_length = RowLength(torch.tensor(longest, device=self.model.device) + prompt)
             given = settings.get("stopping_criteria") or []
             settings |= {"max_new_tokens": max(longest), "max_length": None}
             settings["stopping_criteria"] = StoppingCriteriaList([*given, row_length])
@@ -339,15 +340,3 @@ class Translator:
         # A tokenizer's own clean-up would make "Bonjour !" into "Bonjour!", since English has no space there.
         how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         return self.tokenizer.batch_decode(written_BT, **how), ended
-
-
-class _RowLength(StoppingCriteria):
-    """Ends each row at its own longest length; `longest_B` counts the prompt."""
-
-    def __init__(self, longest_B: Tensor) -> None:
-        self.longest_B = longest_B
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """Return which rows of `input_ids` [B·N, T] have reached it; a sample's beams are adjacent."""
-        beams = input_ids.shape[0] // self.longest_B.shape[0]
-        return input_ids.shape[1] >= self.longest_B.repeat_interleave(beams)
