@@ -5,7 +5,8 @@
 Multi30k has every caption in all of its languages, so that a model sees an English sentence once a language.
 Here the first language beside English gets the first lines, the second the next ones, and so on: as many rows
 a pair, three times the English. Validation and test text stay as they are.
-`recipes/configs/multi30k_all/disjoint.yaml` trains on it what `overfit.yaml` trains on repeated English.
+`recipes/configs/multi30k_all/disjoint.yaml` trains on it what `low_english.yaml`, or `overfit.yaml`, trains
+on repeated English.
 """
 
 import argparse
@@ -20,8 +21,8 @@ LANGUAGES = ("de", "fr", "cs")
 EVALUATED = ("val", "test_2016_flickr", "test_2018_flickr")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe."""
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     first_line, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=first_line, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -30,11 +31,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="Folder that is written.")
     parser.add_argument("--lines", type=int, default=8000, help="Rows of training text a pair.")
     parser.add_argument("--languages", nargs="+", default=LANGUAGES, help="Languages beside English.")
-    args = parser.parse_args(argv)
-    files = list(disjoint(args.source, args.languages, args.lines))
-    args.output.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe."""
+    options = read_options(argv)
+    files = list(disjoint(options.source, options.languages, options.lines))
+    options.output.mkdir(parents=True, exist_ok=True)
     for name, lines in files:
-        write_lines(args.output / name, lines)
+        write_lines(options.output / name, lines)
 
 
 def disjoint(source: Path, languages: Sequence[str], count: int) -> Iterator[tuple[str, list[str]]]:

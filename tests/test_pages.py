@@ -71,7 +71,7 @@ def loaded(name):
     return module
 
 
-_WITH_OPTIONS = "exports frontier lab lab_diagram serve_load smaller smaller_shapes".split()
+_WITH_OPTIONS = "disjoint_english exports frontier lab lab_diagram serve_load smaller smaller_shapes".split()
 
 
 def every(program):
@@ -188,6 +188,7 @@ def test_the_recipe_commands_of_a_page_run_one_after_the_other(page, tmp_path, m
     tiny_text.write_text(text, train=40, val=8, test_2016_flickr=4, test_2018_flickr=4)
     for split in ("train", "val", "test_2016_flickr", "test_2018_flickr"):
         shutil.copy(text / f"{split}.de", text / f"{split}.cs")
+    shutil.copytree(text, tmp_path / "data" / "multi30k_disjoint")
     verses = tmp_path / "data" / "bible"
     tiny_text.write_text(verses, train=40, dev=8, test=4)
     for split in ("train", "dev", "test"):
