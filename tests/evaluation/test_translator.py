@@ -119,8 +119,14 @@ def test_one_text_gives_one_translation_and_no_text_none():
 
 def test_a_blank_text_has_a_blank_translation_and_keeps_its_place():
     translator = Translator(model(), tokenizer(), config=BEAMS)
-    found = translator.translate(["", "one two", " \t ", "\u200b \ufeff\u2060"], "en-de")
-    assert found == ["", translator.translate("one two", "en-de"), "", ""]
+    found = translator.translate(["", "one two", " \t "], "en-de")
+    assert found == ["", translator.translate("one two", "en-de"), ""]
+
+
+def test_text_without_width_is_blank_and_no_model_is_asked(monkeypatch):
+    translator = Translator(model(), tokenizer(), config=BEAMS)
+    monkeypatch.setattr(translator.model, "generate", None)
+    assert translator.translate(["\u200b", "\ufeff \u2060", "\u00ad"], "en-de") == ["", "", ""]
 
 
 def test_batches_keep_to_the_budget_and_hold_every_row_once():
