@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.analysis.result import Result as Result
+    from nspec_hf.analysis.result import Result as Result, site_label as site_label
     from nspec_hf.analysis.mask_overlap import (
         find_pivot as find_pivot,
         overlap as overlap,

@@ -13,8 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nspec_hf import data, export as exporting, gating, masks as masks_room, recording, serving, training
-from nspec_hf.analysis.result import site_label
+from nspec_hf import (
+    analysis,
+    data,
+    export as exporting,
+    gating,
+    masks as masks_room,
+    recording,
+    serving,
+    training,
+)
 from nspec_hf.core import (
     ArtifactError,
     ConfigError,
@@ -316,12 +324,8 @@ def _density_table(masks: "masks_room.NeuronMasks") -> Table:
     rows = tuple(
         (str(pair), *(float(masks.density(pair, name)) for name in (*names, None))) for pair in masks.pairs
     )
-    columns = (
-        "pair",
-        *(site.side[:3] + site_label(site).removeprefix(site.side) for site in masks.sites),
-        "all",
-    )
-    return Table(title="Share of neurons kept", columns=columns, rows=rows, digits=3)
+    sites = [site.side[:3] + analysis.site_label(site).removeprefix(site.side) for site in masks.sites]
+    return Table(title="Share of neurons kept", columns=("pair", *sites, "all"), rows=rows, digits=3)
 
 
 def _stats_table(stats: "recording.ActivationStats") -> Table:
