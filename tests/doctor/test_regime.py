@@ -141,6 +141,9 @@ def test_what_it_says_of_multi30k_is_what_the_results_have():
     own, drawn = (mean_gain("m30k_overfit", row) for row in ("ns_06", "random_06"))
     said = f"lost {-own:.2f} by --coverage 0.6 and gained {drawn:.2f} by random masks"
     assert said in regime.REGIMES[1].advice
+    gains = [f"{mean_gain('m30k_disjoint', row):.2f}" for row in ("ns_06", "random_06")]
+    assert "share no English gained {} and {}".format(*gains) in regime.REGIMES[1].advice
+    assert max(mean_gain("m30k_low", row) for row in ("ns_06", "random_06")) < 0.05  # "by none"
     sizes = ("d192", "d128", "d64")
     lost, random = (
         [f"{-mean_gain(f'm30k_restart_{size}', row):.2f}" for size in sizes] for row in ("ns_06", "random_06")
