@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 from nspec_hf.core.lazy import attach
 
 if TYPE_CHECKING:
-    from nspec_hf.gating.config import GateConfig as GateConfig, GateMode as GateMode, Silence as Silence
+    from nspec_hf.gating.config import (
+        MADE_BY_FILE as MADE_BY_FILE,
+        GateConfig as GateConfig,
+        GateMode as GateMode,
+        Silence as Silence,
+        facts_of_training as facts_of_training,
+        stated_config as stated_config,
+    )
     from nspec_hf.gating.internals import (
         bounds_with_prompt as bounds_with_prompt,
         generation_setting as generation_setting,

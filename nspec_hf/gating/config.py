@@ -1,9 +1,14 @@
 """How masks act on a model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
-from nspec_hf.core import require, require_count, warn_unused
+from nspec_hf.core import ArtifactError, NspecError, read_json, require, require_count, warn_unused
+
+MADE_BY_FILE = "made_by.json"
+"""What decided the weights beside which it lies: base, text, gate, arguments."""
 
 GateMode = Literal["mask", "slice", "gradient"]
 """The modes; what one does stands in the file with its name, `mask_mode.py` for `mask`."""
@@ -57,3 +62,29 @@ class GateConfig:
             require_count("multiple_of", self.multiple_of)
         require_count("cache_bytes", self.cache_bytes, least=0)
         warn_unused(self, _NEEDS, "gate.")
+
+
+def facts_of_training(folder: Path) -> Mapping[str, Any]:
+    """Return the facts of what was on the model in a folder when a run trained it; of nothing, none.
+
+    Raises:
+        ArtifactError: If the file of it cannot be read.
+    """
+    path = folder / MADE_BY_FILE
+    content = read_json(path, ArtifactError) if path.is_file() else {}
+    return (content.get("gate") if isinstance(content, dict) else None) or {}
+
+
+def stated_config(stated: Any, path: Path) -> GateConfig | None:
+    """Return how masks acted, from what a file says; None where it says nothing.
+
+    Raises:
+        ArtifactError: If the file states what cannot be.
+    """
+    if not stated:
+        return None
+    try:
+        known = {each.name for each in fields(GateConfig)}
+        return GateConfig(**{name: value for name, value in stated.items() if name in known})
+    except (NspecError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} states a gate that cannot be: {error}") from error

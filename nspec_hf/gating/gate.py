@@ -28,7 +28,13 @@ from nspec_hf.core import (
     pivot_of,
 )
 from nspec_hf.gating.attachment import Attachment
-from nspec_hf.gating.config import GateConfig, GateMode
+from nspec_hf.gating.config import (
+    MADE_BY_FILE,
+    GateConfig,
+    GateMode,
+    facts_of_training,
+    stated_config,
+)
 from nspec_hf.gating.entry_points import TakenOver
 from nspec_hf.gating.mask_mode import GatedSite
 from nspec_hf.gating.routing import Routing
@@ -99,7 +105,8 @@ class NeuronGate(Attachment):
     Args:
         model: A Hugging Face model; wrappers of DDP, `torch.compile` and PEFT are looked through.
         masks: Which neurons each pair keeps.
-        config: Mode, meaning of silence, zero-shot pairs.
+        config: Mode, meaning of silence, zero-shot pairs. None: as in the training of the model, where the
+            folder that it was loaded from says that it had these masks; else the defaults.
 
     Raises:
         SiteMismatchError: If the masks name other sites than the model has, or other widths.
@@ -109,14 +116,14 @@ class NeuronGate(Attachment):
 
     def __init__(self, model: nn.Module, masks: NeuronMasks, config: GateConfig | None = None) -> None:
         """Check that masks and model fit; the model is not touched before `attach`."""
-        self.masks = masks
-        self.config = config or GateConfig()
-        if not isinstance(masks, NeuronMasks) or not isinstance(self.config, GateConfig):
+        if not isinstance(masks, NeuronMasks) or not isinstance(config, GateConfig | None):
             raise ConfigError(
                 "a gate takes NeuronMasks (NeuronMasks.from_pretrained reads saved ones) and a GateConfig, "
-                f"got {type(masks).__name__} and {type(self.config).__name__}"
+                f"got {type(masks).__name__} and {type(config).__name__}"
             )
         plain = plain_model(model)
+        self.masks = masks
+        self.config = config or _as_in_training(plain, masks) or GateConfig()
         model_sites = find_sites(plain, {site.kind for site in masks.sites})
         masks.check_model(model_sites)
         own = {site: masks.keep.at(site.name) for site in model_sites if site.name in masks.keep}
@@ -249,3 +256,12 @@ def composes(masks: NeuronMasks, pair: str, config: GateConfig) -> bool:
     pair, pivot = Pair(pair), pivot_of(languages_of(masks.pairs), config.pivot)
     halves = Pair(pair.source, pivot), Pair(pivot, pair.target)
     return config.zero_shot == "compose" and all(half in masks for half in halves)
+
+
+def _as_in_training(model: nn.Module, masks: NeuronMasks) -> GateConfig | None:
+    """Return how masks acted in the training of a model; None where its folder says nothing of these."""
+    name = str(getattr(model, "name_or_path", ""))  # empty where it was made from a config
+    facts = facts_of_training(Path(name)) if name else {}
+    if facts.get("masks") != masks.fingerprint():
+        return None
+    return stated_config(facts.get("gate"), Path(name) / MADE_BY_FILE)

@@ -11,22 +11,26 @@ how they acted, is read from what training and publishing wrote.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nspec_hf.core import (
     ArtifactError,
-    NspecError,
     UnsupportedModelError,
     adapters_and_base,
     read_json,
     warn,
 )
 from nspec_hf.export import REPORT_FILE
-from nspec_hf.gating import MASKS_FOLDER, GateConfig
+from nspec_hf.gating import (
+    MADE_BY_FILE,
+    MASKS_FOLDER,
+    GateConfig,
+    facts_of_training,
+    stated_config,
+)
 from nspec_hf.masks import CONFIG_FILE, MASKS_FILE, NeuronMasks
-from nspec_hf.training import MADE_BY_FILE
 
 _MODEL, _MASKS = "model", "masks"
 SMALL_FILES = (
@@ -141,7 +145,7 @@ def recognized(here: Path, place: Place, given: Place | None) -> Parts:
     is_model = _is_model(here)
     if (here / MASKS_FILE).is_file() and not is_model:
         masks = NeuronMasks.from_pretrained(here)
-        stated = _gate_config(config.get("gate"), here / CONFIG_FILE)
+        stated = stated_config(config.get("gate"), here / CONFIG_FILE)
         named, fingerprint = (given, "") if given is not None else _named(config, masks, place)
         trained, acted = _trained_with(Path(named.name))
         _warn_of_other_masks(named.name, trained, masks)
@@ -190,16 +194,15 @@ def _warn_of_other_masks(model: Path | str, trained: str, masks: NeuronMasks) ->
 
 def _trained_with(model: Path) -> tuple[str, GateConfig | None]:
     """Return the fingerprint of the masks that a run trained its model with, and how they acted."""
-    path = model / MADE_BY_FILE
-    facts = _content(path).get("gate")
-    if facts is None:
+    facts = facts_of_training(model)
+    if not facts:
         return "", None
     if not isinstance(facts, dict) or "masks" not in facts or "gate" not in facts:
         raise UnsupportedModelError(
             f"{model} was trained with more than masks ({', '.join(facts)}), which would be left out here; "
             "translate with the system that trained it"
         )
-    return str(facts["masks"]), _gate_config(facts["gate"], path)
+    return str(facts["masks"]), stated_config(facts["gate"], model / MADE_BY_FILE)
 
 
 def _named(config: Mapping[str, Any], masks: NeuronMasks, place: Place) -> tuple[Place, str]:
@@ -222,14 +225,3 @@ def _content(path: Path) -> dict[str, Any]:
     """Return what a JSON file holds; nothing where there is none."""
     content = read_json(path, ArtifactError) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
-
-
-def _gate_config(stated: Any, path: Path) -> GateConfig | None:
-    """Return how masks acted, from what a file says; None where it says nothing."""
-    if not stated:
-        return None
-    try:
-        known = {each.name for each in fields(GateConfig)}
-        return GateConfig(**{name: value for name, value in stated.items() if name in known})
-    except (NspecError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} states a gate that cannot be: {error}") from error

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     )
     from nspec_hf.training.loss import TokenLoss as TokenLoss
     from nspec_hf.training.checkpoints import (
-        MADE_BY_FILE as MADE_BY_FILE,
         last_checkpoint as last_checkpoint,
         load_weights as load_weights,
     )

@@ -22,7 +22,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from nspec_hf.core import ArtifactError, ConfigError, TrainingSetupError, plain, read_json, require, warn
 from nspec_hf.data import BatchConfig
-from nspec_hf.training.checkpoints import MADE_BY_FILE, last_checkpoint
+from nspec_hf.gating import MADE_BY_FILE
+from nspec_hf.training.checkpoints import last_checkpoint
 from nspec_hf.training.config import TrainConfig
 
 THE_RESULT = frozenset(

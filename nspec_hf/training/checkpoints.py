@@ -22,11 +22,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from nspec_hf.core import ArtifactError, digest, read_json, warn, whole
-from nspec_hf.gating import attachment_of
+from nspec_hf.gating import MADE_BY_FILE, attachment_of
 from nspec_hf.recording import OWN_WEIGHTS, plain_model, refuse_integers
 
-MADE_BY_FILE = "made_by.json"
-"""What decided the weights beside which it lies: base, text, gate, arguments."""
 STATE_FILE = "trainer_state.json"  # the Trainer writes it after everything else
 STATE_NAME = "nspec_hf"  # under which it keeps what the gate was
 _DECISIVE = "drop|activation|feed_forward_proj|norm|scale"  # fields of a config that decide what is trained

@@ -38,11 +38,10 @@ from nspec_hf.core import (
     write_json,
 )
 from nspec_hf.data import BatchConfig, EncodedCorpus, LanguageTags, PairBatchSampler, PairCollator, as_tags
-from nspec_hf.gating import Attachment, NeuronGate
+from nspec_hf.gating import MADE_BY_FILE, Attachment, NeuronGate
 from nspec_hf.recording import ActivationStats, RecordConfig, record
 from nspec_hf.training.arguments import result_settings, training_arguments
 from nspec_hf.training.checkpoints import (
-    MADE_BY_FILE,
     STATE_FILE,
     RunClock,
     base_facts,

@@ -39,6 +39,7 @@ from nspec_hf.core import (
 )
 from nspec_hf.data import LanguageTags, as_tags
 from nspec_hf.gating import (
+    MADE_BY_FILE,
     MASKS_FOLDER,
     GateConfig,
     NeuronGate,
@@ -56,7 +57,6 @@ from nspec_hf.recording import (
     plain_model,
     record,
 )
-from nspec_hf.training.checkpoints import MADE_BY_FILE
 from nspec_hf.training.setup_checks import check_forced_start
 from nspec_hf.training.trainer import SpecializationTrainer
 from nspec_hf.training.trainer_hooks import keep_ties

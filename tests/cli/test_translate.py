@@ -32,12 +32,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def translated(folder, pair, masks=True):
+def translated(folder, pair, masks=True, gate=None):
     """Return what a translator of that pair alone returns."""
     model = load_model(folder / "runs" / "mine" / "model")
     chosen = NeuronMasks.from_pretrained(folder / "masks") if masks else None
     config = TranslateConfig(num_beams=1, length_ratio=0.5, length_extra=6)
-    translator = Translator(model, load_tokenizer(folder / "runs" / "mine" / "model"), chosen, config)
+    tokenizer = load_tokenizer(folder / "runs" / "mine" / "model")
+    translator = Translator(model, tokenizer, chosen, config, gate)
     source = (folder / "data" / f"test.{pair.split('-')[0]}").read_text(encoding="utf-8")
     return translator.translate(source.splitlines(), pair)
 
@@ -129,7 +130,9 @@ def test_masks_act_as_they_did_in_training(folder, flags, recwarn):
     masks = trained_by(folder, silence="weights")
     assert main([*ALL, "--pair", "en-de", *flags]) == 0
     found = read_outputs(folder / "outputs" / "mine")["en-de"]
-    assert found == with_own_bias(folder, masks, "en-de") != translated(folder, "en-de")
+    assert found == with_own_bias(folder, masks, "en-de")
+    assert found == translated(folder, "en-de")  # which are given no settings of the gate either
+    assert found != translated(folder, "en-de", gate=GateConfig(silence="neuron"))
     assert not [each for each in recwarn.list if "was trained with" in str(each.message)]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForSeq2SeqLM
 
-from nspec_hf.core import ConfigError, Pair, RoutingError, SiteMismatchError
+from nspec_hf.core import ConfigError, Pair, RoutingError, SiteMismatchError, write_json
 from nspec_hf.gating import GateConfig, NeuronGate, attachment_of
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, find_sites, record, weight_fingerprint
@@ -568,3 +568,20 @@ def test_a_gate_composes_pairs_of_mbart_through_its_english():
     assert gate.include("de_DE-fr_XX") == 3
     for site, keep_F in usual.compose("de-fr")["de-fr"].items():
         assert torch.equal(gate.masks["de_DE-fr_XX"][site], keep_F)
+
+
+@pytest.mark.parametrize(("others", "silence"), [(False, "weights"), (True, "neuron")])
+def test_a_gate_without_settings_acts_as_these_masks_did_in_the_training_of_the_model(
+    tmp_path, monkeypatch, others, silence
+):
+    model = tiny_m2m100()
+    masks = random_masks(model)
+    model.save_pretrained(tmp_path)
+    facts = NeuronGate(model, masks, GateConfig(silence="weights")).facts()
+    write_json(tmp_path / "made_by.json", {"gate": facts})
+    monkeypatch.chdir(tmp_path)  # whose file says nothing of a model that was made from a config
+    assert NeuronGate(model, masks).config == GateConfig()
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    gate = NeuronGate(loaded, random_masks(model, seed=9) if others else masks)
+    assert gate.config == GateConfig(silence=silence)
+    assert NeuronGate(loaded, masks, GateConfig(mode="slice")).config == GateConfig(mode="slice")
