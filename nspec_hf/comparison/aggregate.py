@@ -138,19 +138,34 @@ class _Aggregation:
             for metric, by_pair in tests.items()
         }
 
-    def doubts(self) -> tuple[str, ...]:
-        """Say what is not compared on equal terms, as far as the results tell."""
-        doubts, bases = [], dict[str, list[str]]()
-        runs = [
-            run for row in self.rows if not (row.plan.base or row.system.from_scratch) for run in row.runs
-        ]
-        for run in runs:
+    def _bases(self, seed: int) -> dict[str, list[str]]:
+        """Return the weights that runs of a seed, and what they are compared with, go on from; with the runs."""
+        bases: dict[str, list[str]] = {}
+        for row in self.rows:
+            run = None if row.plan.base or row.system.from_scratch else row.run(seed)
+            if run is None or not (run.seed == seed or row.system.name in REFERENCES):
+                continue
             weights = self.results[run.name].facts.get("base_weights") if run.name in self.results else None
             if weights is not None:
                 bases.setdefault(weights, []).append(run.name)
-        if len(bases) > 1:
+        return bases
+
+    def doubts(self) -> tuple[str, ...]:
+        """Say what is not compared on equal terms, as far as the results tell."""
+        doubts = []
+        by_seed = {
+            seed: self._bases(seed) for seed in sorted({run.seed for row in self.rows for run in row.runs})
+        }
+        unequal = {seed: bases for seed, bases in by_seed.items() if len(bases) > 1}
+        for seed, bases in unequal.items():
             told = "; ".join(f"{weights}: {', '.join(names)}" for weights, names in bases.items())
-            doubts.append(f"runs go on from different weights of the base, which differ too ({told})")
+            doubts.append(
+                f"runs of seed {seed} go on from different weights of the base, which differ too ({told})"
+            )
+        own = {seed: next(iter(bases)) for seed, bases in by_seed.items() if len(bases) == 1}
+        if not unequal and len(set(own.values())) > 1:
+            told = ", ".join(f"seed {seed}: {weights}" for seed, weights in own.items())
+            doubts.append(f"seeds go on from bases of their own ({told})")
         if self.not_scored:
             shown = "; ".join(self.not_scored[:3]) + (" …" if self.not_scored[3:] else "")
             doubts.append(

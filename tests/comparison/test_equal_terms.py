@@ -52,11 +52,34 @@ def test_rows_of_different_bases_are_told_and_rows_that_have_none_of_it_are_not(
     config, rows, _ = finished(tmp_path, plan, facts)
     notes = averages_table(compare_rows(config, rows), "bleu").notes
     assert [note for note in notes if "different weights" in note] == [
-        "runs go on from different weights of the base, which differ too (finetune: finetune s1; ns: ns s1)"
+        "runs of seed 1 go on from different weights of the base, which differ too "
+        "(finetune: finetune s1; ns: ns s1)"
     ]
     same = {name: {"base_weights": "one"} for name in plan}
     config, rows, _ = finished(tmp_path / "same", plan, same)
     assert not compare_rows(config, rows).doubts
+
+
+def test_seeds_may_have_bases_of_their_own_as_long_as_what_is_compared_has_one(tmp_path):
+    plan = {
+        "baseline": RowPlan(seeds=[1]),
+        "finetune": RowPlan(seeds=[1, 2]),
+        "ns": RowPlan(system="neuron_specialization", seeds=[1, 2]),
+    }
+    config = experiment(tmp_path, plan)
+    rows = planned_rows(config)
+    for row in rows[1:]:
+        for run in row.runs:
+            finish(run, 0.2, base_weights=f"base{run.seed}")
+    assert compare_rows(config, rows).doubts == (
+        "seeds go on from bases of their own (seed 1: base1, seed 2: base2)",
+    )
+    finish(rows[0].runs[0], 0.2, base_weights="base1")  # and seed 2 is set beside it too
+    (told,) = compare_rows(config, rows).doubts
+    assert told == (
+        "runs of seed 2 go on from different weights of the base, which differ too "
+        "(base1: baseline s1; base2: finetune s2, ns s2)"
+    )
 
 
 def test_a_row_is_compared_with_fine_tuning_of_its_own_dropout_in_whatever_order_rows_stand(tmp_path):
