@@ -139,7 +139,7 @@ class _Aggregation:
         }
 
     def _bases(self, seed: int) -> dict[str, list[str]]:
-        """Return the weights that runs of a seed, and what they are compared with, go on from; with the runs."""
+        """Return base weights → the runs of a seed, and what they are compared with, that go on from them."""
         bases: dict[str, list[str]] = {}
         for row in self.rows:
             run = None if row.plan.base or row.system.from_scratch else row.run(seed)
