@@ -200,8 +200,9 @@ class Translator:
     def _gate_for(self, masks: NeuronMasks, config: GateConfig | None) -> NeuronGate:
         """Return the gate on the model if it does what is asked for, as after training; else a new one."""
         there = attachment_of(self.model)
-        if isinstance(there, NeuronGate) and there.masks == masks and config in (None, there.config):
-            return there
+        if isinstance(there, NeuronGate) and config in (None, there.config):
+            if masks in (there.own_masks, there.masks):
+                return there
         return NeuronGate(self.model, masks, config)
 
     def _encode(self, texts: Sequence[str], pairs: Sequence[Pair], blank: bool = False) -> list[_Row]:

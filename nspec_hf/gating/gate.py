@@ -99,6 +99,9 @@ class NeuronGate(Attachment):
             model.generate(**batch, pair_ids=pair_ids)
             gate.use("en-de")                        # for all calls without pair_ids
 
+    `masks` are those that it applies now, in the order of `pair_ids`; `own_masks` those that it was given,
+    without pairs that it has composed since.
+
     Trap: under gradient checkpointing the backward pass runs layers again, so it must happen before
     `detach`; the gate raises otherwise.
 
@@ -122,7 +125,7 @@ class NeuronGate(Attachment):
                 f"got {type(masks).__name__} and {type(config).__name__}"
             )
         plain = plain_model(model)
-        self.masks = masks
+        self.masks = self.own_masks = masks
         self.config = config or _as_in_training(plain, masks) or GateConfig()
         model_sites = find_sites(plain, {site.kind for site in masks.sites})
         masks.check_model(model_sites)
@@ -187,16 +190,16 @@ class NeuronGate(Attachment):
             raise UnknownPairError(f"{error}{hint}") from None
 
     def facts(self) -> dict[str, Any]:
-        """Return the masks' fingerprint and how they act."""
-        return {"masks": self.masks.fingerprint(), "gate": dataclasses.asdict(self.config)}
+        """Return the fingerprint of its own masks and how they act, whichever pairs were composed of them."""
+        return {"masks": self.own_masks.fingerprint(), "gate": dataclasses.asdict(self.config)}
 
     def measures(self) -> dict[str, float]:
         """Return the share of neurons kept, over all pairs and gated sites."""
         return {"density": round(self.masks.density(), 4)}
 
     def save_beside(self, checkpoint: Path) -> None:
-        """Put the masks into a checkpoint."""
-        self.masks.save_pretrained(checkpoint / MASKS_FOLDER)
+        """Put its own masks into a checkpoint."""
+        self.own_masks.save_pretrained(checkpoint / MASKS_FOLDER)
 
     def check_beside(self, checkpoint: Path) -> None:
         """Check that a checkpoint was trained with the gate's masks; one that holds none passes.
@@ -204,7 +207,7 @@ class NeuronGate(Attachment):
         Raises:
             TrainingSetupError: If it was not, or its masks cannot be read.
         """
-        folder, own = checkpoint / MASKS_FOLDER, self.masks
+        folder, own = checkpoint / MASKS_FOLDER, self.own_masks
         if not folder.is_dir():
             return
         try:
@@ -214,7 +217,7 @@ class NeuronGate(Attachment):
                 f"the masks of {checkpoint} cannot be read: {error}. Go on from an older checkpoint, or "
                 f"delete {folder} if you know that it was trained with the gate's masks"
             ) from error
-        # The masks of pairs that were composed during the run may have come in addition.
+        # Earlier versions saved the masks that had been composed in addition.
         if not set(own.pairs) <= set(saved.pairs) or saved.subset(own.pairs) != own:
             raise TrainingSetupError(
                 f"{checkpoint} was trained with other masks ({saved.fingerprint()}) than the gate has "
@@ -229,12 +232,13 @@ class NeuronGate(Attachment):
         Raises:
             ConfigError: If pairs or sites differ.
         """
-        count = len(masks.pairs)
+        own, count = self.own_masks.pairs, len(masks.pairs)
         if count < len(self.masks.pairs) and masks.pairs == self.masks.pairs[:count]:
             masks = masks.compose_like(self.masks)
         if masks.pairs != self.masks.pairs or set(masks.keep) != set(self.masks.keep):
             raise ConfigError("other masks must be for the same pairs and sites; make a new gate for others")
         self._take(masks)
+        self.own_masks = masks if masks.pairs == own else masks.subset(own)
 
     def _take(self, masks: NeuronMasks) -> None:
         for site in self._sites:

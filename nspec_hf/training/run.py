@@ -187,7 +187,7 @@ def train(
 
 def _levels(gate: Attachment | None) -> dict[str, str]:
     """Return the fingerprint of each level's masks, which those of the gate's own leave out."""
-    masks = gate.masks if isinstance(gate, NeuronGate) else None
+    masks = gate.own_masks if isinstance(gate, NeuronGate) else None
     return {} if masks is None else {f"{each:g}": masks.at(each).fingerprint() for each in masks.levels}
 
 

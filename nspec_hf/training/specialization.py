@@ -68,10 +68,10 @@ class ScriptGate(NeuronGate):
     def shape_as(self, folder: Path) -> None:
         """Take the masks beside a checkpoint's weights, with a warning where they differ from the gate's."""
         saved = _masks_beside(folder)
-        if saved is not None and saved != self.masks:
+        if saved is not None and saved != self.own_masks:
             warn(
                 f"{folder} was trained with other masks ({saved.fingerprint()}) than were recorded now "
-                f"({self.masks.fingerprint()}); training goes on with the checkpoint's"
+                f"({self.own_masks.fingerprint()}); training goes on with the checkpoint's"
             )
             self.replace_masks(saved)
 

@@ -110,6 +110,17 @@ def test_a_composed_pair_equals_a_model_of_both_halves():
     assert found[4] == by_hand(zeroed_copy(network, chosen, "en-de"), "one two", "en-de", BEAMS)
 
 
+def test_the_gate_on_a_model_is_that_of_its_masks_after_it_has_composed_pairs_too():
+    network = model()
+    chosen = masks(network, ["en-de", "de-en", "en-fr", "fr-en"])
+    with NeuronGate(network, chosen, GateConfig(zero_shot="compose")) as gate:
+        gate.include("de-fr")
+        translator = Translator(network, tokenizer(), chosen, BEAMS)
+        assert translator.gate is gate
+        found = translator.translate("one two", "en-de")
+    assert found == by_hand(zeroed_copy(network, chosen, "en-de"), "one two", "en-de", BEAMS)
+
+
 def test_one_text_gives_one_translation_and_no_text_none():
     translator = Translator(model(), tokenizer(), config=BEAMS)
     assert translator.translate("one two", "en-de") == translator.translate(["one two"], ["en-de"])[0]

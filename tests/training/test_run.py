@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
-from nspec_hf.core import ArtifactError, ConfigError, EmptyPairError, FolderInUseError
+from nspec_hf.core import ArtifactError, ConfigError, EmptyPairError, FolderInUseError, read_json
 from nspec_hf.data import BatchConfig, EncodedCorpus, LanguageTags, PairCollator
-from nspec_hf.gating import MASKS_FOLDER, NeuronGate
+from nspec_hf.evaluation import TranslateConfig, Translator
+from nspec_hf.gating import MASKS_FOLDER, GateConfig, NeuronGate
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, record
 from nspec_hf.training import SpecializationTrainer, TrainConfig, record_corpus, train, training_arguments
@@ -532,6 +534,34 @@ def survives(folder, number, expected):
     assert result.updates == 4
     assert same_weights(network, type(network).from_pretrained(folder / "model"))
     return was_killed
+
+
+class TranslatesZeroShot(TrainerCallback):
+    """Translates a pair that no text trains, after every evaluation."""
+
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        Translator(model, tokenizer(), config=TranslateConfig(num_beams=1)).translate(["eins"], "de-fr")
+
+
+def test_pairs_that_were_composed_in_a_run_do_not_make_it_another_run(tmp_path):
+    def sitting(steps, gate_seed=3):
+        network = model(dropout=0.2)
+        gate = NeuronGate(network, masks(network, seed=gate_seed), GateConfig(zero_shot="compose"))
+        more = {"gate": gate, "validation": corpus(count=4, seed=1), "callbacks": [TranslatesZeroShot()]}
+        return gate, train(network, tokenizer(), corpus(), config(steps), tmp_path, **more)
+
+    own = masks(model())
+    gate, _ = sitting(2)
+    assert "de-fr" in gate.masks
+    assert gate.own_masks == own
+    for folder in ("model", "checkpoint-2"):
+        assert read_json(tmp_path / folder / "made_by.json")["gate"]["masks"] == own.fingerprint()
+    gate, result = sitting(4)
+    assert result.updates == 4
+    gate.replace_masks(masks(model(), seed=5).compose("de-fr"))
+    assert gate.own_masks == masks(model(), seed=5)
+    with pytest.raises(ConfigError, match=r"gate.masks"):
+        sitting(6, gate_seed=4)
 
 
 @pytest.mark.parametrize("number", [0, 7, 29])
