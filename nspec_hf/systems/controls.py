@@ -2,7 +2,7 @@
 
 Random masks (`masked.py`) ask whether it matters which neurons are kept; these two ask whether it matters
 that they are a pair's own. One shared mask is generic pruning: all pairs keep the neurons that are most
-active over all of them. Swapped masks are the specialized ones, each given to another pair.
+active over all of them. Swapped masks are the specialized ones, each given to a pair that shares few of them.
 
 Shape letters: P = pairs, F = neurons of a site.
 """
@@ -10,11 +10,14 @@ Shape letters: P = pairs, F = neurons of a site.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 
-from nspec_hf.core import require
+from nspec_hf.analysis import overlap
+from nspec_hf.core import in_short, require, warn
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import ActivationStats
+from nspec_hf.recording import SIDES, ActivationStats
 from nspec_hf.systems.masked import NeuronSpecialization, activation_shares
 from nspec_hf.systems.run import Run
 
@@ -59,11 +62,30 @@ class SwappedMasks(NeuronSpecialization):
         )
 
     def select(self, stats: ActivationStats, run: Run) -> NeuronMasks:
-        """Return the masks in an order drawn with the run's seed that leaves no pair its own."""
+        """Return the masks in the order that leaves no pair its own and as few of its neurons as can be.
+
+        An order drawn at random will not do: pairs with a source in common have nearly the same encoder's
+        neurons (the same, where they were counted on the same sentences), those with a target the decoder's.
+        What overlaps is the mean IoU over sites; the seed decides between orders that are as good.
+
+        Warns:
+            UserWarning: If pairs keep all their own neurons on a side, since any other pair has the same.
+        """
         specialized = super().select(stats, run)
-        generator = torch.Generator().manual_seed(run.seed)
-        order_P = torch.randperm(len(specialized.pairs), generator=generator)
-        # One cycle through all pairs: each takes the masks of the next in a random order.
-        taken_P = torch.empty_like(order_P).scatter(0, order_P, order_P.roll(-1))
-        keep = {name: keep_PF[taken_P] for name, keep_PF in specialized.keep.items()}
-        return NeuronMasks(specialized.pairs, keep, recipe=specialized.recipe)
+        pairs, keep = specialized.pairs, specialized.keep
+        shared_PP = np.nan_to_num(overlap(specialized).iou).mean(axis=0)
+        np.fill_diagonal(shared_PP, len(pairs))  # more than all others together
+        order_P = np.random.default_rng(run.seed).permutation(len(pairs))
+        rows, columns = linear_sum_assignment(shared_PP[np.ix_(order_P, order_P)])
+        taken_P = torch.empty(len(pairs), dtype=torch.long)
+        taken_P[order_P[rows]] = torch.from_numpy(order_P[columns])
+        for side in SIDES:
+            sites = [site.name for site in specialized.sites if site.side == side]
+            same_P = torch.stack([(keep[name][taken_P] == keep[name]).all(dim=1) for name in sites]).all(
+                dim=0
+            )
+            own = [pair for pair, same in zip(pairs, same_P.tolist(), strict=True) if same]
+            if own:
+                warn(f"masks are swapped, and still {in_short(own)} keep their own neurons in the {side}")
+        swapped = {name: keep_PF[taken_P] for name, keep_PF in keep.items()}
+        return NeuronMasks(pairs, swapped, recipe=specialized.recipe)
