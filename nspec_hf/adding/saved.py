@@ -48,7 +48,8 @@ def save_added(added: AddedPairs, folder: str | os.PathLike, *, repo: str | None
         repo: Id that the card's snippet loads it from; the folder's name if not given.
 
     Raises:
-        OSError: If a file cannot be written; what was added before is then still whole.
+        OSError: If a file cannot be written; what was added before is then still whole, or, if other masks
+            came that far, refused by `load_added`.
     """
     folder = Path(folder)
     tensors = {
@@ -65,7 +66,7 @@ def save_added(added: AddedPairs, folder: str | os.PathLike, *, repo: str | None
         "layouts": layouts,
         "base_weights": base,
         "all_weights": _digest_of_all(added.model),
-        "masks": added.masks is not None,
+        "masks": "" if added.masks is None else added.masks.fingerprint(),
         "gate": gate,
     }
     write_artifact(folder / ADDED_FILE, tensors, stated, KIND)
@@ -118,7 +119,7 @@ def load_added(
     tensors, stated = read_artifact(folder / ADDED_FILE, KIND)
     try:
         layouts = [Layout(**layout) for layout in stated["layouts"]]
-        base, has_masks = stated["base_weights"], stated["masks"]
+        base, fingerprint = stated["base_weights"], stated["masks"]  # True in older ones that have masks
         gate = stated.get("gate")  # not in older ones
         gate_config = gate_config or (GateConfig(**gate) if gate else None)
     except (KeyError, TypeError) as error:
@@ -144,7 +145,12 @@ def load_added(
             raise ArtifactError(
                 f"the weights in {folder / ADDED_FILE} are not those that it describes: {error}"
             ) from error
-    masks = NeuronMasks.from_pretrained(folder) if has_masks else None
+    masks = NeuronMasks.from_pretrained(folder) if fingerprint else None
+    if masks is not None and fingerprint not in (True, masks.fingerprint()):
+        raise ArtifactError(
+            f"the masks in {folder} are {masks.fingerprint()}, not {fingerprint}, which were saved with what "
+            "was added: a save was interrupted, or they were replaced; save it again (save_added)"
+        )
     if coverage is not None:
         if masks is None:
             raise ConfigError(

@@ -20,6 +20,8 @@ from typing import IO
 
 from nspec_hf.core import try_lock
 
+_COMMAND = "$ "  # what the line of a log begins with that says how the program was called
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -130,7 +132,7 @@ def _locked(path: Path) -> IO | None:
 def _start(job: Job, environment: Mapping[str, str], lock: IO) -> _Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "a", encoding="utf-8") as log:
-        log.write(f"$ {shlex.join(job.command)}\n")
+        log.write(f"{_COMMAND}{shlex.join(job.command)}\n")
         log.flush()
         process = subprocess.Popen(
             list(job.command),
@@ -151,10 +153,15 @@ def _ended(held: _Running, show: Callable[[str, bool], None]) -> list[Failure]:
         show(f"{held.job.name}: done after {minutes:.1f} minutes", True)
         return []
     reason = f"exit code {code}" if code else "it ended without its result"
+    if code < 0:
+        reason = f"killed by signal {-code}"
+    if code == -9:
+        reason += ", as the system does where memory is short (fewer jobs at a time need less)"
     lines = held.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "")
-    show(f"{held.job.name}: FAILED, {reason}: {last} (log {held.job.log})", True)
-    return [Failure(job=held.job, reason=f"{reason}: {last}")]
+    reason += "" if last.startswith(_COMMAND) else f": {last}"  # else it said nothing
+    show(f"{held.job.name}: FAILED, {reason} (log {held.job.log})", True)
+    return [Failure(job=held.job, reason=reason)]
 
 
 def _stop(processes: Sequence[subprocess.Popen]) -> None:

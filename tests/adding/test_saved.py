@@ -1,18 +1,20 @@
 """What was added goes to the Hub and comes back, with the real client; its card runs."""
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from torch.utils.data import DataLoader
 
 from nspec_hf.adding import AddConfig, AddedPairs, Addition, layout_for, load_added, save_added
 from nspec_hf.cli.main import main
-from nspec_hf.core import ConfigError
+from nspec_hf.core import ArtifactError, ConfigError
 from nspec_hf.data import PairCollator
 from nspec_hf.evaluation import Translator
 from nspec_hf.masks import NeuronMasks
 from nspec_hf.recording import RecordConfig, record
 from tests.helpers import tiny_text
 from tests.helpers.hub_stand_in import HubStandIn, run
+from tests.helpers.kills import killed_at
 
 PUSH_PULL_AND_RUN_THE_CARD = """
 import json, re, sys
@@ -96,3 +98,28 @@ def test_a_coverage_without_masks_of_old_pairs_is_refused(tmp_path):
     save_added(AddedPairs(model, [Addition(model, layout).draw(model, 1, {})]), tmp_path)
     with pytest.raises(ConfigError, match="holds no masks of old pairs"):
         load_added(tmp_path, model, coverage=0.5)
+
+
+@pytest.mark.parametrize("changes", range(12))
+def test_a_save_over_another_that_is_killed_leaves_the_old_the_new_or_what_is_refused(changes, tmp_path):
+    """Killed before each change of files in turn: never masks of one save with the weights of the other."""
+    model, both = tiny_text.model(), []
+    for seed in (1, 2):
+        layout = layout_for(model, ["en-fr"], AddConfig(), 0.5, ids=[4, 9])
+        masks = tiny_text.masks(model, ["en-de"], seed=seed)
+        both.append(AddedPairs(model, [Addition(model, layout).draw(model, seed, {})], masks))
+    save_added(both[0], tmp_path)
+    killed_at(changes, tmp_path, lambda: save_added(both[1], tmp_path))
+    try:
+        found = load_added(tmp_path, model)
+    except ArtifactError:
+        with pytest.raises(ArtifactError, match="save it again"):
+            load_added(tmp_path, model)
+    else:
+        weights = found.own.state_dict()
+        (same,) = [
+            one for one in both if all(torch.equal(weights[n], w) for n, w in one.own.state_dict().items())
+        ]
+        assert found.masks == same.masks
+    save_added(both[1], tmp_path)
+    assert load_added(tmp_path, model).masks == both[1].masks

@@ -35,6 +35,12 @@ def test_tiers_stand_from_high_to_low_within_each_group():
     }
 
 
+def test_a_group_that_stands_alone_has_no_second_average_of_the_same_directions():
+    alone = {pair: value for pair, value in VALUES.items() if pair.startswith("en-")}
+    table = grouped_table(board(values=alone, tiers=TIERS), by="tier")
+    assert table.columns == ("system", "one-to-many high", "one-to-many low", "one-to-many all")
+
+
 def test_thresholds_are_for_bleu_of_zero_shot_directions():
     assert "≥" not in "".join(grouped_table(board(metric="chrf++"), "chrf++").columns)
     supervised = {pair: value for pair, value in VALUES.items() if "en" in pair}
@@ -54,6 +60,8 @@ def test_wrong_language_is_averaged_over_the_zero_shot_directions_that_have_a_sh
     table = grouped_table(looked)
     assert table.columns[-1] == "zero-shot wrong language %"
     assert table.rows[0][-1] == pytest.approx(50.0)
+    some = board(off_target={Pair(pair): off_target_of(pair, {"de-da": 0.25}.get(pair)) for pair in shares})
+    assert wrong_language(some) == pytest.approx(25.0)
     unknown = board(off_target={Pair("de-da"): off_target_of("de-da", None)})
     assert wrong_language(unknown) is None
     assert "zero-shot wrong language %" not in grouped_table(unknown).columns

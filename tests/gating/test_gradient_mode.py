@@ -106,16 +106,17 @@ def test_the_input_gets_the_dense_gradient():
         torch.testing.assert_close(embedding_gradient(batch), expected, rtol=0, atol=1e-7)
 
 
-def test_under_autocast_forward_and_kept_rows_are_those_of_the_dense_model():
+@pytest.mark.parametrize("backward_inside", [True, False])  # as scripts do, and as accelerate does
+def test_under_autocast_forward_and_kept_rows_are_those_of_the_dense_model(backward_inside):
     model = tiny_m2m100()
     masks, batch = random_masks(model), random_batch()
     batch["pair_ids"] = torch.zeros_like(batch["pair_ids"])
     dense = copy.deepcopy(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = dense(**without_ids(batch))
-        expected.loss.backward()
-        with NeuronGate(model, masks, GRADIENT):
-            output = model(**batch)
+    with NeuronGate(model, masks, GRADIENT):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, output = dense(**without_ids(batch)), model(**batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward_inside):
+            expected.loss.backward()
             output.loss.backward()
     assert torch.equal(output.logits, expected.logits)
     for name, parameter in model.named_parameters():
@@ -179,3 +180,11 @@ def test_a_linear_with_a_forward_of_its_own_is_refused_and_nothing_is_changed():
     assert "forward" not in vars(model.model.encoder.layers[0].fc1)
     assert not model._forward_pre_hooks
     assert "generate" not in vars(model)
+
+
+def test_the_other_branch_of_a_gated_block_with_a_forward_of_its_own_is_refused_too():
+    model = tiny_t5(gated=True)
+    masks = random_masks(model)
+    model.get_submodule(masks.sites[0].up).__class__ = _Scaled
+    with pytest.raises(UnsupportedModelError, match="_Scaled"):
+        NeuronGate(model, masks, GRADIENT).attach()

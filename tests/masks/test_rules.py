@@ -161,6 +161,12 @@ def test_importance_of_low_precision_or_whole_numbers_is_compared_exactly():
         keep_PF, general_F = allocate_by_importance(torch.tensor(importance, dtype=dtype), 0.34, 0.7)
         assert general_F.tolist() == common == [False, True, False]
         assert keep_PF.tolist() == keep
+    # Differences that float32 does not know count too: of two means, and above half of the maximum.
+    keep_PF, general_F = allocate_by_importance(
+        torch.tensor([[2.0, 2.0, 1.0], [2.0, 2.0 + 1e-12, 0.5 + 1e-12]], dtype=torch.float64), 0.34, 0.5
+    )
+    assert general_F.tolist() == [False, True, False]
+    assert keep_PF.tolist() == [[True, True, True], [True, True, True]]
 
 
 def test_general_neurons_are_those_of_highest_mean_and_belong_to_all():

@@ -250,6 +250,13 @@ def test_random_masks_keep_exactly_the_density_everywhere_and_differ():
     assert masks.keep[ENCODER].sum(dim=1).tolist() == [round(0.7 * 24)] * 4
     assert masks.keep[DECODER].sum(dim=1).tolist() == [21] * 4
     assert len({tuple(row.tolist()) for row in masks.keep[DECODER]}) == 4
+    chosen = NeuronMasks.from_config(made_up_stats(), SelectConfig(method="random", density=0.7, seed=5))
+    assert {name: keep_PF.sum(dim=1).tolist() for name, keep_PF in chosen.keep.items()} == {
+        ENCODER: [17] * 4,  # 16.8 of 24
+        DECODER: [14] * 4,
+        CROSS_KEYS: [11] * 4,  # 11.2 of 16
+    }
+    assert torch.equal(chosen.keep[ENCODER], masks.keep[ENCODER])
 
 
 def test_a_random_mask_depends_on_seed_site_and_pair_alone():
