@@ -59,8 +59,8 @@ _ADVICE = (
     "0.38 by fine-tuning without dropout and 0.07 by random masks",
     "train both, with random masks as dense beside, and let validation text decide: on Multi30k a base with "
     "47 % gained 0.44 BLEU by --coverage 0.6, 0.68 with --select.temperature 0.3 and 0.71 by random masks; "
-    "one with 43 % lost 0.15 by --coverage 0.6 and gained 0.22 by random masks; of two with 36 %, one whose "
-    "six directions share no English gained 0.48 and 0.37, and one of twelve directions by none",
+    "two with 43 and 42 % lost 0.02 by --coverage 0.6 and gained 0.19 by random masks; of two with 36 %, one "
+    "whose six directions share no English gained 0.48 and 0.37, and one of twelve directions by none",
     "expect speed and size, not quality: on the whole of Multi30k bases with 22, 14 and 6 % lost 0.49, 0.80 "
     "and 0.55 BLEU at coverage 0.6, which keeps less than a third of their neurons, random ones 0.86 to 1.20 "
     "BLEU; fine-tune, with its best dropout, or keep more of them",
