@@ -1,6 +1,5 @@
 """How masks act on a model."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -64,15 +63,15 @@ class GateConfig:
         warn_unused(self, _NEEDS, "gate.")
 
 
-def facts_of_training(folder: Path) -> Mapping[str, Any]:
-    """Return the facts of what was on the model in a folder when a run trained it; of nothing, none.
+def facts_of_training(folder: Path) -> Any:
+    """Return the facts of what was on the model in a folder when a run trained it; None of nothing.
 
     Raises:
         ArtifactError: If the file of it cannot be read.
     """
     path = folder / MADE_BY_FILE
     content = read_json(path, ArtifactError) if path.is_file() else {}
-    return (content.get("gate") if isinstance(content, dict) else None) or {}
+    return content.get("gate") if isinstance(content, dict) else None
 
 
 def stated_config(stated: Any, path: Path) -> GateConfig | None:

@@ -265,7 +265,7 @@ def composes(masks: NeuronMasks, pair: str, config: GateConfig) -> bool:
 def _as_in_training(model: nn.Module, masks: NeuronMasks) -> GateConfig | None:
     """Return how masks acted in the training of a model; None where its folder says nothing of these."""
     name = str(getattr(model, "name_or_path", ""))  # empty where it was made from a config
-    facts = facts_of_training(Path(name)) if name else {}
-    if facts.get("masks") != masks.fingerprint():
+    facts = facts_of_training(Path(name)) if name else None
+    if not isinstance(facts, dict) or facts.get("masks") != masks.fingerprint():
         return None
     return stated_config(facts.get("gate"), Path(name) / MADE_BY_FILE)

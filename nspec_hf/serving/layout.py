@@ -195,7 +195,7 @@ def _warn_of_other_masks(model: Path | str, trained: str, masks: NeuronMasks) ->
 def _trained_with(model: Path) -> tuple[str, GateConfig | None]:
     """Return the fingerprint of the masks that a run trained its model with, and how they acted."""
     facts = facts_of_training(model)
-    if not facts:
+    if facts is None:
         return "", None
     if not isinstance(facts, dict) or "masks" not in facts or "gate" not in facts:
         raise UnsupportedModelError(

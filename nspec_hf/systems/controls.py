@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from nspec_hf.analysis import overlap
 from nspec_hf.core import in_short, require, warn
 from nspec_hf.masks import NeuronMasks
-from nspec_hf.recording import SIDES, ActivationStats
+from nspec_hf.recording import ActivationStats
 from nspec_hf.systems.masked import NeuronSpecialization, activation_shares
 from nspec_hf.systems.run import Run
 
@@ -79,13 +79,11 @@ class SwappedMasks(NeuronSpecialization):
         rows, columns = linear_sum_assignment(shared_PP[np.ix_(order_P, order_P)])
         taken_P = torch.empty(len(pairs), dtype=torch.long)
         taken_P[order_P[rows]] = torch.from_numpy(order_P[columns])
-        for side in SIDES:
-            sites = [site.name for site in specialized.sites if site.side == side]
-            same_P = torch.stack([(keep[name][taken_P] == keep[name]).all(dim=1) for name in sites]).all(
-                dim=0
-            )
-            own = [pair for pair, same in zip(pairs, same_P.tolist(), strict=True) if same]
+        swapped = {name: keep_PF[taken_P] for name, keep_PF in keep.items()}
+        for side in dict.fromkeys(site.side for site in specialized.sites):
+            names = [site.name for site in specialized.sites if site.side == side]
+            differs_P = torch.stack([(swapped[name] != keep[name]).any(dim=1) for name in names]).any(dim=0)
+            own = [pair for pair, differs in zip(pairs, differs_P.tolist(), strict=True) if not differs]
             if own:
                 warn(f"masks are swapped, and still {in_short(own)} keep their own neurons in the {side}")
-        swapped = {name: keep_PF[taken_P] for name, keep_PF in keep.items()}
         return NeuronMasks(pairs, swapped, recipe=specialized.recipe)

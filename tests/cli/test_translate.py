@@ -169,6 +169,11 @@ def test_what_a_model_was_trained_with_beside_masks_is_not_left_out(folder, caps
     for command in (ALL, ["export", *ALL[1:5], "--pairs", "en-de", "--output", "small"]):
         assert main(command) == 2
         assert "was trained with more than masks (adapters)" in capsys.readouterr().err
+    write_json(
+        folder / "runs" / "mine" / "model" / "made_by.json", {"gate": {}}
+    )  # of units that none has apart
+    assert main(ALL) == 2
+    assert "was trained with more than masks" in capsys.readouterr().err
 
 
 def test_an_export_that_silences_otherwise_than_training_did_is_told(folder):

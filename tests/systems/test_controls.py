@@ -80,6 +80,17 @@ def test_pairs_that_keep_their_own_neurons_on_a_side_although_masks_are_swapped_
         make_system("swapped", {"coverage": 0.95}).select(stats, run)
 
 
+def test_masks_of_one_side_are_swapped_too(based, tmp_path):
+    config, _ = read_settings(ExperimentConfig, [based[1], "--select.sides", '["encoder"]'])
+    run = Run(config=config, folder=tmp_path, seed=1)
+    swapped = make_system("swapped", {"coverage": 0.95}).select(kin_stats(), run)
+    own = NeuronMasks.from_coverage(kin_stats(), coverage=0.95, sides=["encoder"])
+    assert swapped.keep.keys() == own.keep.keys()
+    assert not any(
+        torch.equal(swapped[pair][site], own[pair][site]) for pair in own.pairs for site in own.keep
+    )
+
+
 def test_a_single_pair_has_nothing_to_swap_with(based, tmp_path):
     config, _ = read_settings(ExperimentConfig, [based[1], "--data.pairs", '["en-de"]'])
     run = Run(config=config, folder=tmp_path, seed=1)
